@@ -1,0 +1,5 @@
+"""litheseg: one segmentation network, every budget."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,69 @@
+"""The exceptions that users meet.
+
+Every message names what was wrong (the file, the value) and the remedy. Anything else that escapes litheseg is a bug
+in litheseg; the command line therefore prints a `LithesegError` as one line and everything else as a traceback.
+
+Usage:
+    >>> raise DataError("masks/a.png: label 12 is outside the 11 classes; add it to 'ignore' in classes.yaml")
+    Traceback (most recent call last):
+    litheseg.errors.DataError: masks/a.png: label 12 is outside the 11 classes; add it to 'ignore' in classes.yaml
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BundleError",
+    "DataError",
+    "LithesegError",
+    "MissingExtraError",
+    "ModelError",
+    "RecipeError",
+    "TrainingError",
+    "WidthError",
+    "did_you_mean",
+]
+
+
+class LithesegError(Exception):
+    """Base of all errors that a user can mend; the message says how."""
+
+
+class BundleError(LithesegError):
+    """A model file that is corrupted, truncated, foreign or too new."""
+
+
+class DataError(LithesegError):
+    """Images, masks or class lists that cannot be used as they are."""
+
+
+class MissingExtraError(LithesegError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'litheseg[{extra}]'")
+
+
+class ModelError(LithesegError):
+    """An architecture that cannot be built, slimmed or extracted as asked."""
+
+
+class RecipeError(LithesegError):
+    """A recipe key or value that does not exist or does not fit."""
+
+
+class TrainingError(LithesegError):
+    """A training run that cannot go on."""
+
+
+class WidthError(LithesegError):
+    """A width outside (0, 1], or one that the model was not trained or calibrated for."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A hint such as ``" Did you mean 'ddrnet'?"``, or the list of choices when nothing is near."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" Choose from: {', '.join(known)}."
