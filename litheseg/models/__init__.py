@@ -1,1 +1,32 @@
-"""."""
+"""The architectures, by name.
+
+Usage:
+    >>> model = build_model("ddrnet", num_classes=11, boundary_head=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from litheseg.errors import ModelError, did_you_mean
+from litheseg.models.base import SegmentationModel
+from litheseg.models.ddrnet import ddrnet
+
+__all__ = ["MODELS", "SegmentationModel", "build_model"]
+
+MODELS: dict[str, Callable[..., SegmentationModel]] = {"ddrnet": ddrnet}
+
+
+def build_model(name: str, num_classes: int, **arguments: Any) -> SegmentationModel:
+    """Build a registered architecture with fresh weights.
+
+    Raises:
+        ModelError: `name` is not registered, or an argument is not one of the architecture's.
+    """
+    if name not in MODELS:
+        raise ModelError(f"unknown model '{name}'.{did_you_mean(name, MODELS)}")
+    try:
+        return MODELS[name](num_classes, **arguments)
+    except TypeError as error:
+        raise ModelError(f"model '{name}': {error}; see `litheseg models {name}`") from error
