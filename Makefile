@@ -1,0 +1,49 @@
+# Two commands matter: `make demo` shows what litheseg does, `make test` is what CI runs. Both build .venv first.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Test processes; each uses one thread, so that tiny tensors do not fight over the cores.
+JOBS   ?= 2
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format slow clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp makes a second run instant; a change of pyproject.toml installs again into the same environment.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "litheseg needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/pip || { $(PYTHON) -c 'import ensurepip, venv' && $(PYTHON) -m venv --clear $(VENV); } || \
+		{ echo "'$(PYTHON)' cannot make a virtual environment." >&2; \
+		  echo "On Debian and Ubuntu:  sudo apt install python3-venv   and run make again." >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## create .venv and install litheseg with its development tools
+
+demo: $(STAMP)  ## train, measure and report a small model on procedural scenes
+	$(BIN)/litheseg demo
+
+test: lint  ## everything that CI checks: ruff, mypy, pytest (without the slow tests)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+lint: $(STAMP)  ## ruff and mypy only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## mend formatting and what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+slow: $(STAMP)  ## the slow tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow
+
+clean:  ## remove .venv and caches (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
