@@ -1,0 +1,231 @@
+"""DeepLabV3+ on any timm CNN encoder, at a true output stride of 16 or 8.
+
+The encoder is timm's, with its last stages dilated instead of strided; a pyramid of dilated convolutions (ASPP) and a
+small decoder at stride 4 follow. It does not know of widths or losses, nor which encoder it is given: whatever timm can
+return as features with the asked output stride will do; `ENCODERS` are those that the tests vouch for.
+
+Paper: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
+
+Usage:
+    >>> model = deeplabv3plus(num_classes=21, encoder="mobilenetv2_100", output_stride=16, pretrained=True)
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from litheseg.errors import ModelError, did_you_mean
+from litheseg.models.base import SegmentationModel, resize
+
+__all__ = ["ASPP", "ENCODERS", "DeepLabV3Plus", "deeplabv3plus"]
+
+ENCODERS = (
+    "efficientnet_lite0",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "regnety_002",
+    "resnet101",
+    "resnet18",
+    "resnet50",
+    "wide_resnet50_2",
+)
+# Sec. 4: rates for output stride 16; they double at 8, where the same context spans twice the pixels.
+_RATES = (6, 12, 18)
+_LOW_LEVEL_STRIDE = 4
+_LOW_LEVEL_CHANNELS = 48
+_BOUNDARY_CHANNELS = 64
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Sequential:
+    """Convolution that keeps the size, BN, ReLU."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def _head(in_channels: int, channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(_conv_norm_relu(in_channels, channels, 3), nn.Conv2d(channels, out_channels, 1))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: 1x1, dilated 3x3s and the image's mean side by side, merged by a 1x1.
+
+    In training it needs two images a batch: BN cannot normalise the mean of one.
+
+    Args:
+        in_channels: of the encoder.
+        channels: of each branch and of the output.
+        rates: dilation of each 3x3.
+        dropout: probability in [0, 1) after the merge.
+    """
+
+    def __init__(self, in_channels: int, channels: int, rates: tuple[int, ...], dropout: float) -> None:
+        super().__init__()
+        self.point = _conv_norm_relu(in_channels, channels, 1)
+        self.dilated = nn.ModuleList(_conv_norm_relu(in_channels, channels, 3, rate) for rate in rates)
+        self.image = nn.Sequential(nn.AdaptiveAvgPool2d(1), _conv_norm_relu(in_channels, channels, 1))
+        self.merge = _conv_norm_relu(channels * (len(rates) + 2), channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x in x H x W -> N x channels x H x W."""
+        branches = [self.point(x), *(branch(x) for branch in self.dilated), resize(self.image(x), x.shape[-2:])]
+        return self.dropout(self.merge(torch.cat(branches, dim=1)))
+
+
+def _build_encoder(name: str, output_stride: int, pretrained: bool) -> nn.Module:
+    """The feature network of timm: image -> list of feature maps, the last at `output_stride`."""
+    if output_stride not in (8, 16):
+        raise ModelError(f"output_stride {output_stride}: DeepLabV3+ uses 16 or 8")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ModelError(f"timm has no encoder '{name}'.{did_you_mean(name, near or ENCODERS)}")
+    try:
+        encoder: nn.Module = timm.create_model(name, features_only=True, output_stride=output_stride)
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        message = f"encoder '{name}' has no features at output stride {output_stride} in timm"
+        raise ModelError(f"{message}; use one of {', '.join(ENCODERS)}, or another dilatable CNN of timm") from error
+    strides = _strides(encoder)
+    if strides[-1] != output_stride or _LOW_LEVEL_STRIDE not in strides:
+        raise ModelError(
+            f"encoder '{name}' has strides {strides} where {_LOW_LEVEL_STRIDE} and a last one of {output_stride} "
+            f"are needed; use one of {', '.join(ENCODERS)}, or another dilatable CNN of timm"
+        )
+    return _fetch_pretrained(name, output_stride) if pretrained else encoder
+
+
+def _strides(encoder: nn.Module) -> list[int]:
+    return list(encoder.feature_info.reduction())  # type: ignore[union-attr, operator]
+
+
+def _fetch_pretrained(name: str, output_stride: int) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=True)
+    except Exception as error:  # the download fails in as many ways as there are transports
+        message = f"the pretrained weights of encoder '{name}' could not be fetched ({error})"
+        raise ModelError(f"{message}; go online, or pass a file as encoder_weights") from error
+
+
+def _load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Fill the encoder from a state dict of the classifier it was cut from; the classifier's own head is ignored."""
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        message = f"encoder_weights {path}: not a readable state dict ({error or type(error).__name__})"
+        raise ModelError(f"{message}; give a .safetensors or a weights-only .pth file") from error
+    # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
+    found = {key.replace(".", "_"): value for key, value in state.items()}
+    needed = {key: (key.replace(".", "_"), value.shape) for key, value in encoder.state_dict().items()}
+    for key, (name, shape) in needed.items():
+        if name not in found or found[name].shape != shape:
+            has = f"has shape {tuple(found[name].shape)}" if name in found else "is missing"
+            message = f"encoder_weights {path}: '{key}' {has}, {tuple(shape)} is needed"
+            raise ModelError(f"{message}; give the weights of the same encoder")
+    encoder.load_state_dict({key: found[name] for key, (name, _) in needed.items()})
+
+
+class DeepLabV3Plus(SegmentationModel):
+    """The network around a built encoder; `deeplabv3plus` builds both.
+
+    Args:
+        num_classes: K.
+        encoder: image N x 3 x H x W -> list of feature maps, described by its `feature_info` as timm does.
+        channels: of the ASPP and the decoder.
+        dropout: after the ASPP.
+        aux_head: deep supervision on the last feature map but one (training only).
+        boundary_head: a border head on the decoder's features (training only).
+    """
+
+    training_only = ("aux_head", "boundary_head")
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder: nn.Module,
+        *,
+        channels: int = 256,
+        dropout: float = 0.1,
+        aux_head: bool = False,
+        boundary_head: bool = False,
+    ) -> None:
+        super().__init__(num_classes)
+        strides = _strides(encoder)
+        depths = list(encoder.feature_info.channels())  # type: ignore[union-attr, operator]
+        self._low = max(index for index, stride in enumerate(strides) if stride == _LOW_LEVEL_STRIDE)
+        rates = tuple(rate * 16 // strides[-1] for rate in _RATES)
+        self.encoder = encoder
+        self.aspp = ASPP(depths[-1], channels, rates, dropout)
+        self.low_level = _conv_norm_relu(depths[self._low], _LOW_LEVEL_CHANNELS, 1)
+        self.decoder = nn.Sequential(
+            _conv_norm_relu(channels + _LOW_LEVEL_CHANNELS, channels, 3), _conv_norm_relu(channels, channels, 3)
+        )
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.aux_head = _head(depths[-2], depths[-2] // 4, num_classes) if aux_head else None
+        self.boundary_head = _head(channels, _BOUNDARY_CHANNELS, 1) if boundary_head else None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Kaiming for everything but the encoder, which brings its own."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """See `SegmentationModel.outputs`; logits, features and boundary at stride 4, aux at the output stride."""
+        maps = self.encoder(image)
+        low = self.low_level(maps[self._low])
+        context = resize(self.aspp(maps[-1]), low.shape[-2:])
+        features = self.decoder(torch.cat((context, low), dim=1))
+        result = {"logits": self.classifier(features), "features": features}
+        if self.training and self.aux_head is not None:
+            result["aux"] = self.aux_head(maps[-2])
+        if self.training and self.boundary_head is not None:
+            result["boundary"] = self.boundary_head(features)
+        return result
+
+
+def deeplabv3plus(
+    num_classes: int,
+    *,
+    encoder: str = "resnet18",
+    output_stride: int = 16,
+    pretrained: bool = False,
+    encoder_weights: str | Path | None = None,
+    channels: int = 256,
+    dropout: float = 0.1,
+    aux_head: bool = False,
+    boundary_head: bool = False,
+) -> DeepLabV3Plus:
+    """DeepLabV3+ with ASPP rates 6, 12, 18 (doubled at output stride 8) and a decoder at stride 4.
+
+    Args:
+        num_classes: K.
+        encoder: name of a timm CNN; `ENCODERS` are tested.
+        output_stride: 16 or 8, of the encoder's last feature map.
+        pretrained: fetch timm's weights for the encoder (needs a network or timm's cache).
+        encoder_weights: a state dict (.safetensors or .pth) of the timm classifier to start the encoder from instead.
+        channels: of the ASPP and the decoder.
+        dropout: after the ASPP; 0.1 is the value of the authors' release, the paper gives none.
+        aux_head: deep supervision on the last feature map but one (training only).
+        boundary_head: a binary border head on the decoder's features (training only).
+
+    Raises:
+        ModelError: an encoder that timm does not have or cannot dilate, or weights that do not fit it.
+    """
+    if pretrained and encoder_weights is not None:
+        raise ModelError("pretrained and encoder_weights exclude each other; keep one")
+    network = _build_encoder(encoder, output_stride, pretrained)
+    if encoder_weights is not None:
+        _load_encoder(network, Path(encoder_weights))
+    heads = {"aux_head": aux_head, "boundary_head": boundary_head}
+    return DeepLabV3Plus(num_classes, network, channels=channels, dropout=dropout, **heads)

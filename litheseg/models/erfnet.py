@@ -1,0 +1,184 @@
+"""ERFNet: an encoder-decoder of factorised residual blocks, whose logits come out at the size of the image.
+
+Every 3x3 convolution of a residual block is a 3x1 and a 1x3; the deeper blocks are dilated. The two blocks and the
+upsampling are arguments of `ERFNet`, so that a cheaper variant is a call and not a subclass.
+
+It does not know of widths, losses or grouping schedules. Its own stride is 1: for sizes that 8 does not divide, the
+pyramid covers the image up to the next multiple and the surplus is cropped from the logits, so pixels stay aligned.
+
+Paper: Romera et al., "ERFNet: Efficient Residual Factorized ConvNet for Real-time Semantic Segmentation", IEEE T-ITS
+2018 (Table I: the layers; Fig. 2c: the block).
+
+Usage:
+    >>> logits = erfnet(num_classes=19)(torch.rand(1, 3, 512, 1024))
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litheseg.models.base import SegmentationModel
+
+__all__ = ["Block", "Down", "ERFNet", "NonBottleneck1d", "Up", "Upsampler", "erfnet"]
+
+# The authors' value: with PyTorch's 1e-5 their weights give other outputs.
+_EPS = 1e-3
+
+
+class Block(Protocol):
+    """Builds a residual block that keeps N x `channels` x H x W as it is."""
+
+    def __call__(self, channels: int, dilation: int, dropout: float) -> nn.Module:
+        """`dilation` of its second half; `dropout` in [0, 1) drops whole channels before the sum."""
+
+
+class Upsampler(Protocol):
+    """Builds what maps N x `in_channels` x H x W to N x `out_channels` x 2H x 2W."""
+
+    def __call__(self, in_channels: int, out_channels: int) -> nn.Module:
+        """A module that ends in BN and ReLU."""
+
+
+class Down(nn.Module):
+    """Halves the size: a strided 3x3 convolution beside a max-pool, concatenated, then BN and ReLU.
+
+    Args:
+        in_channels: channels of the input, which the pool passes on.
+        out_channels: channels of the output; the convolution makes the `out_channels - in_channels` others.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
+        # The padded convolution rounds odd sizes up, so the pool must as well.
+        self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+        self.norm = nn.BatchNorm2d(out_channels, eps=_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x in x H x W -> N x out x ceil(H / 2) x ceil(W / 2)."""
+        return F.relu(self.norm(torch.cat((self.conv(x), self.pool(x)), dim=1)))
+
+
+class NonBottleneck1d(nn.Module):
+    """The factorised residual block (Fig. 2c): 3x1, 1x3, BN, then the same dilated, dropout and the input added.
+
+    Args:
+        channels: of input and output.
+        dilation: of the second pair.
+        dropout: probability in [0, 1) that a channel of the residual is dropped.
+    """
+
+    def __init__(self, channels: int, dilation: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.conv2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
+        self.norm1 = nn.BatchNorm2d(channels, eps=_EPS)
+        self.conv3 = nn.Conv2d(channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1))
+        self.conv4 = nn.Conv2d(channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation))
+        self.norm2 = nn.BatchNorm2d(channels, eps=_EPS)
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W -> N x C x H x W."""
+        y = F.relu(self.norm1(self.conv2(F.relu(self.conv1(x)))))
+        y = self.norm2(self.conv4(F.relu(self.conv3(y))))
+        return F.relu(self.dropout(y) + x)
+
+
+class Up(nn.Module):
+    """Doubles the size: a strided 3x3 transposed convolution, BN and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
+        self.norm = nn.BatchNorm2d(out_channels, eps=_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x in x H x W -> N x out x 2H x 2W."""
+        return F.relu(self.norm(self.conv(x)))
+
+
+def _encoder(block: Block) -> nn.Sequential:
+    """3 x H x W -> 128 x H/8 x W/8 (Table I, layers 1 to 16)."""
+    return nn.Sequential(
+        Down(3, 16),
+        Down(16, 64),
+        *(block(64, dilation=1, dropout=0.03) for _ in range(5)),
+        Down(64, 128),
+        *(block(128, dilation=dilation, dropout=0.3) for _ in range(2) for dilation in (2, 4, 8, 16)),
+    )
+
+
+def _decoder(block: Block, up: Upsampler) -> nn.Sequential:
+    """128 x H/8 x W/8 -> 16 x H/2 x W/2 (Table I, layers 17 to 22)."""
+    return nn.Sequential(
+        up(128, 64),
+        *(block(64, dilation=1, dropout=0.0) for _ in range(2)),
+        up(64, 16),
+        *(block(16, dilation=1, dropout=0.0) for _ in range(2)),
+    )
+
+
+def _boundary_head(channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels, eps=_EPS), nn.ReLU(), nn.Conv2d(channels, 1, 1))
+
+
+class ERFNet(SegmentationModel):
+    """The network; `erfnet` builds the paper's.
+
+    Args:
+        num_classes: K.
+        aux_head: a 1x1 classifier on the encoder (training only); with it the encoder can be trained first (Sec. IV).
+        boundary_head: a border head on the decoder's features (training only).
+        encoder_block: builds the residual blocks of the encoder.
+        decoder_block: builds those of the decoder.
+        up: builds the two upsampling steps before the last, which is always a 2x2 transposed convolution.
+    """
+
+    training_only = ("aux_head", "boundary_head")
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        aux_head: bool = False,
+        boundary_head: bool = False,
+        encoder_block: Block = NonBottleneck1d,
+        decoder_block: Block = NonBottleneck1d,
+        up: Upsampler = Up,
+    ) -> None:
+        super().__init__(num_classes)
+        self.encoder = _encoder(encoder_block)
+        self.decoder = _decoder(decoder_block, up)
+        self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
+        self.aux_head = nn.Conv2d(128, num_classes, 1) if aux_head else None
+        self.boundary_head = _boundary_head(16) if boundary_head else None
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """See `SegmentationModel.outputs`; logits at stride 1, features and boundary at 2, aux at 8."""
+        encoded = self.encoder(image)
+        features = self.decoder(encoded)
+        # Cropped, not resized: the pyramid rounds sizes up to a multiple of 8, its pixels remain the image's.
+        logits = self.classifier(features)[:, :, : image.shape[-2], : image.shape[-1]]
+        result = {"logits": logits, "features": features}
+        if self.training and self.aux_head is not None:
+            result["aux"] = self.aux_head(encoded)
+        if self.training and self.boundary_head is not None:
+            result["boundary"] = self.boundary_head(features)
+        return result
+
+
+def erfnet(num_classes: int, *, aux_head: bool = False, boundary_head: bool = False) -> ERFNet:
+    """ERFNet as published (2.06 M parameters, 26.6 G MACs at 512 x 1024 with 19 classes), from scratch.
+
+    Args:
+        num_classes: K.
+        aux_head: a 1x1 classifier on the encoder's output at stride 8 (training only).
+        boundary_head: a binary border head on the decoder's features at stride 2 (training only).
+    """
+    return ERFNet(num_classes, aux_head=aux_head, boundary_head=boundary_head)
