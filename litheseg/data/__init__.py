@@ -1,1 +1,79 @@
-"""."""
+"""Data sets: where images and masks come from, and how they become batches.
+
+`SOURCES` names every data set; `open_source` opens one, or finds out which one a folder holds.
+
+Usage:
+    >>> source = open_source("auto", "data/camvid")
+    >>> source.splits()
+    ('train', 'val')
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from litheseg.data.camvid import CamVid
+from litheseg.data.classes import IGNORE_INDEX, Classes
+from litheseg.data.folder import Folder
+from litheseg.data.source import Sample, Source, existing_folder
+from litheseg.data.splits import Partition, partition
+from litheseg.errors import DataError, did_you_mean
+
+__all__ = [
+    "IGNORE_INDEX",
+    "SOURCES",
+    "Classes",
+    "Partition",
+    "Sample",
+    "Source",
+    "open_source",
+    "partition",
+]
+
+SOURCES: dict[str, type[Source]] = {
+    "camvid": CamVid,
+    "folder": Folder,
+}
+
+
+def open_source(name: str, root: str | Path | None = None, **options: Any) -> Source:
+    """Open a data set.
+
+    Args:
+        name: a key of `SOURCES`, or "auto" to detect the layout of `root`.
+        root: the folder of the data; a source that makes its own images takes none.
+        options: what the source's constructor takes.
+
+    Raises:
+        DataError: an unknown name or option, a missing root, or a folder that is not such a data set.
+    """
+    if name == "auto":
+        name = _detect(root)
+    if name not in SOURCES:
+        raise DataError(f"unknown data set '{name}'.{did_you_mean(name, [*SOURCES, 'auto'])}")
+    parameters = inspect.signature(SOURCES[name]).parameters
+    for option in options:
+        if option not in parameters:
+            raise DataError(f"data set '{name}' has no option '{option}'.{did_you_mean(option, parameters)}")
+    if "root" not in parameters:
+        if root is not None:
+            raise DataError(f"data set '{name}' makes its own images; leave out the folder {root}")
+        return SOURCES[name](**options)
+    if root is None:
+        raise DataError(f"data set '{name}' needs the folder it lies in; name it, or try 'streets', which needs none")
+    return SOURCES[name](root, **options)
+
+
+def _detect(root: str | Path | None) -> str:
+    if root is None:
+        raise DataError("'auto' looks into a folder; name it, or choose 'streets', which needs none")
+    folder = existing_folder(root)
+    # Whoever wrote a class file means it, whatever the folders are called.
+    for name, cls in (("folder", Folder),):
+        if cls.detects(folder):
+            return name
+    raise DataError(
+        f"{folder} has no layout that is known; expected e.g. images/ and masks/, or train/ and trainannot/"
+    )

@@ -1,0 +1,95 @@
+"""CamVid: 701 street frames of Cambridge, in the 11-class, 360x480 layout that SegNet made the usual one.
+
+Expects `train/ trainannot/ val/ valannot/` and, where present, `test/ testannot/` (367, 101 and 233 frames); images and index
+PNGs pair by file stem, label 11 is void. It does not read the original 960x720 colour-coded labels of 32 classes: give those
+a `classes.yaml` and open them as a `folder`.
+
+Brostow, Fauqueur and Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009; the split and classes:
+Badrinarayanan, Kendall and Cipolla, "SegNet", PAMI 2017.
+
+Usage:
+    >>> len(CamVid("data/camvid").samples("train"))
+    367
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from litheseg.data.classes import Classes, LabelScheme
+from litheseg.data.source import FileSource, Sample, existing_folder, find_images, pair_up
+from litheseg.errors import DataError
+
+__all__ = ["CAMVID_CLASSES", "CamVid"]
+
+CAMVID_CLASSES = Classes(
+    names=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign symbol",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+    colors=(
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+)
+_SPLITS = ("train", "val", "test")
+_VOID = 11
+
+
+class CamVid(FileSource):
+    """CamVid in SegNet's layout.
+
+    Args:
+        root: the folder of `train/` and `trainannot/`, or the one above, where they lie in `CamVid/`.
+        allow_unlabelled: let images without a mask be samples with `mask=None`.
+
+    Raises:
+        DataError: no such folder, or no split in it.
+    """
+
+    name = "camvid"
+    licence = "free for research use; see the CamVid page of the University of Cambridge"
+    citation = "Brostow, Fauqueur, Cipolla: Semantic object classes in video. Pattern Recognition Letters, 2009"
+
+    def __init__(self, root: str | Path, *, allow_unlabelled: bool = False) -> None:
+        root = existing_folder(root)
+        if not self.detects(root) and self.detects(root / "CamVid"):
+            root = root / "CamVid"
+        super().__init__(root, LabelScheme.build(CAMVID_CLASSES, ignore=[_VOID]), allow_unlabelled)
+        if not self.splits():
+            raise DataError(
+                f"{root} holds no CamVid: expected train/, trainannot/, val/, valannot/; give that folder, or download "
+                "the set there with litheseg.data.fetch('camvid', folder)"
+            )
+
+    @staticmethod
+    def detects(root: Path) -> bool:
+        """Whether `root` looks like this source."""
+        return any((root / split).is_dir() and (root / f"{split}annot").is_dir() for split in _SPLITS)
+
+    def splits(self) -> tuple[str, ...]:
+        """See `Source.splits`."""
+        return tuple(split for split in _SPLITS if (self.root / split).is_dir())
+
+    def _find(self, split: str) -> Iterable[Sample]:
+        images, labels = find_images(self.root / split), find_images(self.root / f"{split}annot")
+        return pair_up(images, labels, split, allow_unlabelled=self.allow_unlabelled)

@@ -1,0 +1,219 @@
+"""Any folder of images and masks, with a `classes.yaml` (see `classes`) that says what the masks mean.
+
+The layouts that are found by themselves, images and masks pairing by stem:
+
+* `images/ masks/`, with or without `train.txt`, `val.txt`, `test.txt` beside them (one stem a line);
+* `images/train/ masks/train/ images/val/ ...`, and the other way round, `train/images/ train/masks/ ...`;
+* `train/ trainannot/ val/ valannot/`;
+* list files alone, one `image mask` pair a line, relative to the folder.
+
+Other usual names serve too (`imgs`, `labels`, `annotations`, `valid`, ...). Where there is no `val`, a part of `train` is held
+out: always the same one for a seed. It does not guess classes from masks: `litheseg doctor` shows what masks hold.
+
+Usage:
+    >>> source = Folder("data/leaves", classes=["background", "leaf"], val_fraction=0.1)
+    >>> source.splits()
+    ('train', 'val')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from litheseg.data.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, read_class_file
+from litheseg.data.source import FileSource, Sample, existing_folder, find_images, pair_up
+from litheseg.data.splits import partition, read_list
+from litheseg.errors import DataError
+
+__all__ = ["Folder"]
+
+_IMAGES = ("images", "image", "imgs", "img")
+_MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt")
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+class Folder(FileSource):
+    """Images and masks of your own.
+
+    Args:
+        root: the folder.
+        classes: a class file, or the class names; default: the `classes.yaml` or `dataset.yaml` in `root`.
+        val_fraction: the share of `train` held out as `val` where there is no `val`, in [0, 1); 0 for none.
+        seed: chooses the images held out.
+        lists: the folder of `train.txt`, `val.txt`, `test.txt`; default: `root`, its `splits/` or `lists/`.
+        mask_suffix: what the stems of masks have more than those of images, e.g. "_mask".
+        allow_unlabelled: let images without a mask be samples with `mask=None`; without any class file there are then
+            no classes.
+
+    Raises:
+        DataError: no such folder, no known layout, or no usable class list.
+    """
+
+    name = "folder"
+    licence = ""
+    citation = ""
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        classes: str | Path | Sequence[str] | Classes | None = None,
+        val_fraction: float = 0.2,
+        seed: int = 0,
+        lists: str | Path | None = None,
+        mask_suffix: str = "",
+        allow_unlabelled: bool = False,
+    ) -> None:
+        root = existing_folder(root)
+        if not 0 <= val_fraction < 1:
+            raise DataError(f"val_fraction {val_fraction} is outside [0, 1); give the share to hold out, e.g. 0.2")
+        described = _class_file(root, classes, allow_unlabelled)
+        super().__init__(root, described.scheme, allow_unlabelled)
+        self.name = described.name or self.name
+        self.licence, self.citation = described.licence, described.citation
+        self.val_fraction, self.seed, self.mask_suffix = val_fraction, seed, mask_suffix
+        self._folders = {} if lists else _split_folders(root)
+        self._lists = {} if self._folders else _list_files(root, lists)
+        if not self._folders and not self._lists:
+            self._folders = _flat_folders(root)
+        if not self._folders and not self._lists:
+            raise DataError(
+                f"{root} has no layout that is known: expected images/ and masks/, or train.txt; see {__name__}"
+            )
+
+    @staticmethod
+    def detects(root: Path) -> bool:
+        """Whether `root` looks like this source."""
+        named = any((root / name).is_file() for name in CLASS_FILES)
+        return named or bool(_split_folders(root) or _list_files(root, None) or _flat_folders(root))
+
+    def splits(self) -> tuple[str, ...]:
+        """See `Source.splits`; with `val` where it is held out."""
+        present = {*self._folders, *self._lists, *(["val"] if self._holds_out() else [])}
+        return tuple(split for split in _SPLITS if split in present)
+
+    def _holds_out(self) -> bool:
+        present = {*self._folders, *self._lists}
+        return "train" in present and "val" not in present and self.val_fraction > 0
+
+    def _find(self, split: str) -> Iterable[Sample]:
+        if split not in ("train", "val") or not self._holds_out():
+            return self._present(split)
+        every = self._present("train")
+        if len(every) < 2:
+            raise DataError(
+                f"{self.root} has {len(every)} images: none can be held out; add images or pass val_fraction=0"
+            )
+        count = min(max(round(len(every) * self.val_fraction), 1), len(every) - 1)
+        held = set(partition((sample.id for sample in every), count=count, seed=self.seed).labelled)
+        return [Sample(s.id, s.image, s.mask, split) for s in every if (s.id in held) == (split == "val")]
+
+    def _present(self, split: str) -> list[Sample]:
+        if split in self._lists:
+            return self._listed(split, self._lists[split])
+        images, labels = self._folders[split]
+        found = find_images(images, recursive=True)
+        if not found:
+            raise DataError(f"{images} holds no images; add some (.png, .jpg, .tif, ...) or remove the folder")
+        masks = find_images(labels, recursive=True, suffix=self.mask_suffix) if labels else {}
+        return pair_up(found, masks, split, allow_unlabelled=self.allow_unlabelled)
+
+    def _listed(self, split: str, path: Path) -> list[Sample]:
+        images, labels = _flat_folders(self.root).get("train", (self.root, None))
+        found = find_images(images, recursive=True) if images != self.root else {}
+        masks = find_images(labels, recursive=True, suffix=self.mask_suffix) if labels else {}
+        samples: dict[str, Sample] = {}
+        for number, line in read_list(path):
+            where = f"{path}, line {number}"
+            sample = self._by_stem(line, found, masks, split) or self._by_paths(line, images, split, where)
+            if sample.mask is None and not self.allow_unlabelled:
+                raise DataError(f"{where}: {sample.image} has no mask; add it, or pass allow_unlabelled=True")
+            if sample.id in samples:
+                raise DataError(f"{where}: '{sample.id}' is listed twice; remove one")
+            samples[sample.id] = sample
+        return list(samples.values())
+
+    def _by_stem(self, line: str, images: dict[str, Path], masks: dict[str, Path], split: str) -> Sample | None:
+        key = line if line in images else line.rpartition(".")[0]
+        return Sample(key, images[key], masks.get(key), split) if key in images else None
+
+    def _by_paths(self, line: str, images: Path, split: str, where: str) -> Sample:
+        fields = line.split("\t") if "\t" in line else line.split()
+        # Some lists write "/images/a.png" and still mean the data folder.
+        files = [self.root / field.strip().lstrip("/") for field in fields]
+        if len(files) > 2:
+            raise DataError(
+                f"{where}: {len(files)} fields; write a stem or 'image mask' (a tab between paths with spaces)"
+            )
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"{where}: {file} does not exist; add the file or remove the line")
+        base = images if files[0].is_relative_to(images) else self.root
+        key = files[0].relative_to(base).with_suffix("").as_posix()
+        return Sample(key, files[0], files[1] if len(files) > 1 else None, split)
+
+
+def _class_file(root: Path, given: str | Path | Sequence[str] | Classes | None, allow_none: bool) -> ClassFile:
+    if isinstance(given, Classes):
+        return ClassFile(LabelScheme.build(given))
+    if isinstance(given, (str, Path)):
+        path = Path(given).expanduser()
+        return read_class_file(path if path.is_absolute() or path.exists() else root / path)
+    if given is not None:
+        return ClassFile(LabelScheme.build(Classes.from_names(given)))
+    found = [root / name for name in CLASS_FILES if (root / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{root} holds both {found[0].name} and {found[1].name}; keep one")
+    if not found and not allow_none:
+        raise DataError(
+            f"{root} has no classes.yaml; write one there, e.g. 'classes: [road, car]', or pass the class names "
+            "(`litheseg doctor` shows the values that masks hold)"
+        )
+    return read_class_file(found[0]) if found else ClassFile(LabelScheme.build(Classes((), ())))
+
+
+def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
+    return next((base / name for name in names if (base / name).is_dir()), None)
+
+
+def _split_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
+    """Image and mask folder by split, for the layouts where each split has folders of its own."""
+    images, masks = _first_folder(root, _IMAGES), _first_folder(root, _MASKS)
+    found: dict[str, tuple[Path, Path | None]] = {}
+    for split, names in _SPLITS.items():
+        inner = _first_folder(images, names) if images else None
+        outer = _first_folder(root, names)
+        outer_images = _first_folder(outer, _IMAGES) if outer else None
+        if inner:
+            found[split] = inner, _first_folder(masks, names) if masks else None
+        elif outer and outer_images:
+            found[split] = outer_images, _first_folder(outer, _MASKS)
+        elif outer and (annotations := outer.with_name(f"{outer.name}annot")).is_dir():
+            found[split] = outer, annotations
+    return found
+
+
+def _flat_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
+    images = _first_folder(root, _IMAGES)
+    return {"train": (images, _first_folder(root, _MASKS))} if images else {}
+
+
+def _list_files(root: Path, lists: str | Path | None) -> dict[str, Path]:
+    bases = [Path(lists).expanduser()] if lists else [root, root / "splits", root / "lists"]
+    for base in bases:
+        files = {
+            split: base / f"{name}.txt"
+            for split, names in _SPLITS.items()
+            for name in names
+            if (base / f"{name}.txt").is_file()
+        }
+        if files:
+            return files
+    if lists:
+        raise DataError(f"{lists} holds no train.txt, val.txt or test.txt; give the folder of the list files")
+    return {}

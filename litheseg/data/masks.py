@@ -1,0 +1,208 @@
+"""Image and mask files -> arrays, whatever a camera or a labelling tool made of them.
+
+Images become uint8 RGB: EXIF orientation applied, grey and CMYK converted, alpha laid over black, 16-bit grey divided by 256
+(never stretched image by image: equal values stay equal). Masks are never converted: a palette PNG keeps its indices, a 4-bit
+grey PNG its values, a 16-bit one all of its bits.
+
+It does not know which images and masks belong together: see `source`. Orientation: EXIF, JEITA CP-3451, tag 0x0112.
+
+Usage:
+    >>> image = read_image("images/a.jpg")                       # uint8 H W 3
+    >>> mask = encode(read_raw_mask("masks/a.png"), scheme, "masks/a.png")     # uint8 H W: train ids, 255 ignored
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from litheseg.data.classes import UNKNOWN_INDEX, LabelScheme
+from litheseg.errors import DataError
+
+__all__ = ["encode", "read_image", "read_mask", "read_raw_mask"]
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING = (5, 6, 7, 8)  # orientations that swap height and width
+_GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by these factors
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode an image: uint8 H W 3, RGB, upright.
+
+    Raises:
+        DataError: a file that is missing, no image, truncated, or of floating-point pixels.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        return np.array(_turn(_to_rgb(image, path), orientation))
+
+
+def read_raw_mask(path: str | Path) -> np.ndarray:
+    """Decode a mask as it lies in the file: integers H W, or uint8 H W 3 where the file holds colours; not rotated.
+
+    Raises:
+        DataError: a file that is missing, no image, truncated, a JPEG (its labels are smeared), or of floats.
+    """
+    with _opened(path) as image:
+        return _pixels(image, path)
+
+
+def read_mask(path: str | Path, scheme: LabelScheme, image: str | Path | None = None) -> np.ndarray:
+    """Decode a mask to train ids: uint8 H W, `IGNORE_INDEX` ignored, upright.
+
+    A mask follows its own EXIF tag; one without a tag follows its image's where only then the two sizes agree.
+
+    Args:
+        path: the mask.
+        scheme: what its values mean.
+        image: the image it belongs to; when given, the sizes are compared (only the image's header is read).
+
+    Raises:
+        DataError: as `read_raw_mask` and `encode`, and for sizes that differ.
+    """
+    with _opened(path) as mask:
+        orientation = _orientation(mask)
+        values = _pixels(mask, path)
+    if image is not None:
+        orientation = _agree(path, image, (values.shape[0], values.shape[1]), orientation)
+    return _turn_array(encode(values, scheme, path), orientation)
+
+
+def encode(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> np.ndarray:
+    """Map file values to train ids.
+
+    Args:
+        values: integers H W, or H W 3 for encoding "rgb".
+        scheme: what the values mean.
+        path: the file, for messages.
+
+    Returns:
+        uint8 H W; `IGNORE_INDEX` where ignored.
+
+    Raises:
+        DataError: values that the scheme does not know, or colours where indices are expected (and the reverse).
+    """
+    _check_encoding(values, scheme, path)
+    if scheme.encoding == "rgb":
+        values = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    elif values.dtype != np.uint8 and values.size and (values.min() < 0 or values.max() > 0xFFFF):
+        raise _outside(values[(values < 0) | (values > 0xFFFF)], scheme, path)
+    labels = scheme.table()[values]
+    unknown = labels == UNKNOWN_INDEX
+    if unknown.any():
+        raise _outside(values[unknown], scheme, path)
+    return labels
+
+
+def _check_encoding(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> None:
+    if scheme.encoding == "index" and values.ndim == 3:
+        grey = (values == values[..., :1]).all()
+        remedy = "save it with one channel" if grey else "set 'encoding: rgb' and each class's 'color' in classes.yaml"
+        raise DataError(f"{path}: an RGB mask where class indices are expected; {remedy}")
+    if scheme.encoding == "rgb" and values.ndim == 2:
+        raise DataError(f"{path}: an index mask where colours are expected; set 'encoding: index' in classes.yaml")
+
+
+def _outside(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> DataError:
+    found, counts = np.unique(values, return_counts=True)
+    shown = [f"{scheme.show(int(found[i]))} ({counts[i]} px)" for i in np.argsort(-counts, kind="stable")[:8]]
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return DataError(
+        f"{path}: labels outside the {len(scheme.classes)} classes: {', '.join(shown)}{more}; run `litheseg doctor`, or "
+        "name them under 'classes', 'ignore' or 'remap' in classes.yaml"
+    )
+
+
+def _agree(path: str | Path, image: str | Path, size: tuple[int, int], orientation: int) -> int:
+    """The orientation in which a mask of `size` (H, W) fits its image."""
+    with _opened(image) as opened:
+        turned, stored = _orientation(opened), (opened.height, opened.width)
+    upright = _swapped(stored, turned)
+    if _swapped(size, orientation) == upright:
+        return orientation
+    if orientation == 1 and size == stored:
+        return turned
+    height, width = _swapped(size, orientation)
+    raise DataError(
+        f"{path}: the mask is {height}x{width} (HxW), but its image {image} is {upright[0]}x{upright[1]}; "
+        "export the mask at the image's size, or run `litheseg doctor`"
+    )
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; restore it or remove its partner") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is not an image that can be read; replace or remove it") from error
+    except _BROKEN as error:
+        raise DataError(f"{path} is damaged or truncated ({error}); replace or remove it") from error
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode == "F":
+        raise DataError(f"{path}: floating-point pixels; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow clips these modes at 255 when it converts; the high byte is the picture.
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise DataError(f"{path}: 32-bit pixels outside 0..65535; save it with 8 or 16 bits")
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _pixels(image: Image.Image, path: str | Path) -> np.ndarray:
+    if image.format in ("JPEG", "MPO"):
+        raise DataError(f"{path}: a mask saved as JPEG has smeared labels; export it as PNG")
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and not image.mode.startswith("I"):
+        raise DataError(f"{path}: a mask of mode {image.mode}; export it as an index or RGB PNG")
+    # Asked before the pixels are loaded: loading empties the list of tiles.
+    step = _GREY_STEP.get(str(image.tile[0][3]), 1) if image.format == "PNG" and image.tile else 1
+    values = np.array(image)
+    if image.mode in ("LA", "PA"):
+        values = values[..., 0]
+    if values.ndim == 3:
+        return values[..., :3]
+    return values.astype(np.uint8) if values.dtype == bool else values // step if step > 1 else values
+
+
+def _orientation(image: Image.Image) -> int:
+    # Without this test Pillow decodes a whole PNG to look for a tag behind the pixels.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    orientation = image.getexif().get(0x0112, 1)
+    return int(orientation) if orientation in _TRANSPOSE else 1
+
+
+def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation in _LYING else size
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+
+
+def _turn_array(labels: np.ndarray, orientation: int) -> np.ndarray:
+    return np.array(_turn(Image.fromarray(labels), orientation)) if orientation in _TRANSPOSE else labels

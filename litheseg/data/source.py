@@ -1,0 +1,216 @@
+"""The face that every data set shows: named splits of samples, and how to read one.
+
+A `Source` lists and decodes; it does not resize, cache, batch or augment (see `datamodule`), and does not know what a model
+is. `FileSource` is the base of those that lie on disk: it reads through a `LabelScheme` and leaves only the question which
+files belong to a split.
+
+Usage:
+    >>> source = open_source("camvid", "data/camvid")
+    >>> sample = source.samples("train")[0]
+    >>> image, mask = source.read_image(sample), source.read_mask(sample)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from litheseg.data import masks
+from litheseg.data.classes import Classes, LabelScheme
+from litheseg.errors import DataError, did_you_mean
+
+__all__ = ["FileSource", "Sample", "Source", "find_images", "pair_up"]
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its mask.
+
+    Attributes:
+        id: unique in its split; does not depend on where the data lies.
+        image: the image file; None where the source makes images itself.
+        mask: the mask file; None where there is none (unlabelled) or the source makes masks itself.
+        split: "train", "val", ...
+    """
+
+    id: str
+    image: Path | None
+    mask: Path | None
+    split: str
+
+
+class Source(ABC):
+    """A data set.
+
+    Attributes:
+        name: as in `litheseg.data.SOURCES`, or as its own class file says.
+        classes: the classes that its masks hold.
+        licence: the terms of use, in one line.
+        citation: the publication to name, in one line.
+    """
+
+    name: str
+    classes: Classes
+    licence: str
+    citation: str
+
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are present, e.g. ("train", "val")."""
+
+    @abstractmethod
+    def samples(self, split: str) -> tuple[Sample, ...]:
+        """The samples of a split, sorted by id.
+
+        Raises:
+            DataError: no such split, an empty one, or an image or mask without its partner.
+        """
+
+    @abstractmethod
+    def read_image(self, sample: Sample) -> np.ndarray:
+        """Decode an image: uint8 H W 3, RGB, EXIF orientation applied.
+
+        Raises:
+            DataError: the file is missing, truncated or no image.
+        """
+
+    @abstractmethod
+    def read_mask(self, sample: Sample) -> np.ndarray:
+        """Decode a mask: uint8 H W, train ids, 255 where ignored (a mask may be all ignored).
+
+        Raises:
+            DataError: an unlabelled sample, an unreadable file, another size than the image's, labels outside the classes.
+        """
+
+    @abstractmethod
+    def raw_mask(self, sample: Sample) -> np.ndarray:
+        """Decode a mask as it lies in the file: integers H W, or uint8 H W 3 where the file holds colours.
+
+        Raises:
+            DataError: an unlabelled sample or an unreadable file.
+        """
+
+
+class FileSource(Source):
+    """A data set of files; a subclass finds them.
+
+    Args:
+        root: an existing folder.
+        scheme: what the values in the mask files mean.
+        allow_unlabelled: let images without a mask be samples with `mask=None`; otherwise they are errors.
+
+    Raises:
+        DataError: `root` is no folder.
+    """
+
+    def __init__(self, root: str | Path, scheme: LabelScheme, allow_unlabelled: bool = False) -> None:
+        self.root = existing_folder(root)
+        self.scheme = scheme
+        self.classes = scheme.classes
+        self.allow_unlabelled = allow_unlabelled
+        self._samples: dict[str, tuple[Sample, ...]] = {}
+
+    @abstractmethod
+    def _find(self, split: str) -> Iterable[Sample]:
+        """The samples of a split that is present, in any order."""
+
+    def samples(self, split: str) -> tuple[Sample, ...]:
+        """See `Source.samples`; the folders are read once."""
+        if split not in self.splits():
+            raise DataError(f"{self.root} has no split '{split}'.{did_you_mean(split, self.splits())}")
+        if split not in self._samples:
+            found = tuple(sorted(self._find(split), key=lambda sample: sample.id))
+            if not found:
+                raise DataError(f"split '{split}' of {self.root} is empty; add images or leave the split out")
+            self._samples[split] = found
+        return self._samples[split]
+
+    def read_image(self, sample: Sample) -> np.ndarray:
+        """See `Source.read_image`."""
+        if sample.image is None:
+            raise DataError(f"sample '{sample.id}' has no image file; take samples from this source's samples()")
+        return masks.read_image(sample.image)
+
+    def read_mask(self, sample: Sample) -> np.ndarray:
+        """See `Source.read_mask`."""
+        return masks.read_mask(_mask_path(sample), self.scheme, sample.image)
+
+    def raw_mask(self, sample: Sample) -> np.ndarray:
+        """See `Source.raw_mask`."""
+        return masks.read_raw_mask(_mask_path(sample))
+
+
+def existing_folder(root: str | Path) -> Path:
+    """`root` with `~` expanded.
+
+    Raises:
+        DataError: it is no folder.
+    """
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        state = "is a file" if path.exists() else "does not exist"
+        raise DataError(f"data folder {path} {state}; give the folder that holds the data set")
+    return path
+
+
+def find_images(folder: Path, *, recursive: bool = False, suffix: str = "") -> dict[str, Path]:
+    """The image files in a folder by id: the path below `folder` without its ending, "/" between folders.
+
+    Hidden files (and what macOS leaves as `._a.png`) and files of other types are passed over.
+
+    Args:
+        folder: the folder; a missing one holds nothing.
+        recursive: look into its folders too.
+        suffix: what stems must end with, and ids do not, e.g. "_mask".
+
+    Raises:
+        DataError: two files of one id, such as a.png and a.jpg.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*") if recursive else folder.glob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() not in _IMAGE_SUFFIXES or any(part.startswith(".") for part in parts) or path.is_dir():
+            continue
+        if not path.stem.endswith(suffix):
+            continue
+        key = "/".join([*parts[:-1], path.stem.removesuffix(suffix)])
+        if key in found:
+            raise DataError(f"{path} and {found[key]} have the same stem; keep one of them")
+        found[key] = path
+    return found
+
+
+def pair_up(
+    images: Mapping[str, Path], labels: Mapping[str, Path], split: str, *, allow_unlabelled: bool = False
+) -> list[Sample]:
+    """Join images and masks of equal id.
+
+    Raises:
+        DataError: a mask without an image, or (unless allowed) an image without a mask; names the first one.
+    """
+    for key in sorted(labels.keys() - images.keys()):
+        more = _more(len(labels.keys() - images.keys()))
+        raise DataError(f"{labels[key]} has no image of the same stem{more}; add the image or remove the mask")
+    lone = sorted(images.keys() - labels.keys())
+    if lone and not allow_unlabelled:
+        raise DataError(
+            f"{images[lone[0]]} has no mask of the same stem{_more(len(lone))}; add the mask, remove the image, or "
+            "pass allow_unlabelled=True to use such images without labels"
+        )
+    return [Sample(key, path, labels.get(key), split) for key, path in images.items()]
+
+
+def _more(count: int) -> str:
+    return f" (nor have {count - 1} more)" if count > 1 else ""
+
+
+def _mask_path(sample: Sample) -> Path:
+    if sample.mask is None:
+        raise DataError(f"sample '{sample.id}' ({sample.image}) has no mask; use it as an unlabelled image only")
+    return sample.mask
