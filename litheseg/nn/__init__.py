@@ -1,1 +1,24 @@
-"""."""
+"""Layers that change shape, and the transformations that put them into a network and take them out again."""
+
+from __future__ import annotations
+
+from litheseg.nn.extract import drop_training_heads, extract, fold
+from litheseg.nn.slim import add_width, available_widths, get_width, recalibrate, set_width, slim
+from litheseg.nn.width import Channels, Part, WidthDial, check_width, round_channels
+
+__all__ = [
+    "Channels",
+    "Part",
+    "WidthDial",
+    "add_width",
+    "available_widths",
+    "check_width",
+    "drop_training_heads",
+    "extract",
+    "fold",
+    "get_width",
+    "recalibrate",
+    "round_channels",
+    "set_width",
+    "slim",
+]

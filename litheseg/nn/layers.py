@@ -137,7 +137,14 @@ class SlimConvTranspose2d(_SlimConvBase):
         """N x inputs.count(width) x H x W -> N x outputs.count(width) x H' x W'."""
         weight, bias = self._sliced_weight(), self._sliced_bias()
         return F.conv_transpose2d(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation  # type: ignore[arg-type]
+            x,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,  # type: ignore[arg-type]
         )
 
     def _sliced_weight(self) -> Tensor:
@@ -229,41 +236,31 @@ class SwitchableBatchNorm2d(nn.Module):
 
     @torch.no_grad()
     def add_width(self, width: float) -> None:
-        """Give a further width a batch norm: affine and statistics interpolated between its trained neighbours.
+        """Give a width between the trained ones a batch norm, interpolated between its two neighbours.
 
         A channel that the narrower neighbour lacks takes the wider neighbour's value. The statistics are a starting
         point only; `recalibrate` measures them.
         """
-        widths = self.dial.widths
-        wider = min((i for i, known in enumerate(widths) if known >= width), key=lambda i: widths[i], default=0)
-        narrower = max((i for i, known in enumerate(widths) if known <= width), key=lambda i: widths[i], default=None)
-        norm = copy.deepcopy(self.norms[wider])
-        count = self.channels.count(width)
-        norm.num_features = count
+        wider = min((known for known in self.dial.widths if known >= width))
+        narrower = max((known for known in self.dial.widths if known <= width))
+        share = 1.0 if wider == narrower else (width - narrower) / (wider - narrower)
+        norm = copy.deepcopy(self.norms[self.dial.widths.index(wider)])
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.num_features = self.channels.count(width)
         for name in ("weight", "bias", "running_mean", "running_var"):
             tensor = getattr(norm, name)
             if tensor is not None:
-                tensor.data = self._between(name, wider, narrower, width)
+                low, high = self._spread(name, narrower), self._spread(name, wider)
+                mixed = torch.where(low.isnan(), high, share * high + (1 - share) * low)
+                tensor.data = self._fit(mixed, width).clone()
         self.calibrated[width_key(width)] = norm
 
-    def _between(self, name: str, wider: int, narrower: int | None, width: float) -> Tensor:
-        """The interpolated vector for `width`; where only a narrower neighbour exists, the rest is neutral."""
-        widths = self.dial.widths
-        value = self._spread(name, wider)
-        if narrower is not None and narrower != wider:
-            share = (width - widths[narrower]) / (widths[wider] - widths[narrower])
-            mask = self._spread(name, narrower, fill=torch.nan)
-            value = torch.where(mask.isnan(), value, share * value + (1 - share) * mask)
-        return self.channels.select(value, 0, width).clone()
-
-    def _spread(self, name: str, index: int, fill: float | None = None) -> Tensor:
-        """A width's vector laid out at full size; what it lacks is neutral (0, or 1 for scales) or `fill`."""
-        vector = getattr(self.norms[index], name)
-        if fill is None:
-            fill = 1.0 if name in ("weight", "running_var") else 0.0
-        full = vector.new_full((self.channels.full,), fill)
+    def _spread(self, name: str, width: float) -> Tensor:
+        """A width's vector laid out at full size, NaN where it has no channel."""
+        vector = getattr(self.norms[self.dial.widths.index(width)], name)
+        full = vector.new_full((self.channels.full,), torch.nan)
         positions = torch.arange(self.channels.full, device=vector.device)
-        full[self.channels.select(positions, 0, self.dial.widths[index])] = vector
+        full[self._fit(positions, width)] = vector
         return full
 
     def to_plain(self) -> nn.Module:

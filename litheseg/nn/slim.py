@@ -1,0 +1,241 @@
+"""Make any plain CNN elastic.
+
+`slim` traces how channels flow through a network, then replaces every layer whose channels may shrink by its elastic
+twin. The network's own Python code stays as it is; the image and the class logits keep their size.
+
+It does not know of architectures or training. What it cannot do exactly, it refuses, naming the layer.
+
+Papers: Yu et al., "Slimmable Neural Networks", ICLR 2019; Yu & Huang, "Universally Slimmable Networks", ICCV 2019
+(statistics recalculated after training, for any width).
+
+Usage:
+    >>> model = slim(timm.create_model("resnet18"), widths=(1.0, 0.5, 0.25))
+    >>> set_width(model, 0.25)
+    >>> model(image)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from litheseg.errors import ModelError, WidthError
+from litheseg.nn.layers import (
+    SlimConv2d,
+    SlimConvTranspose2d,
+    SlimGroupNorm,
+    SlimLayerNorm,
+    SlimLinear,
+    SwitchableBatchNorm2d,
+)
+from litheseg.nn.tracing import Segment, Sides, trace_channels
+from litheseg.nn.width import Channels, Part, WidthDial, check_width
+
+__all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
+
+
+def slim(
+    module: nn.Module,
+    widths: Sequence[float],
+    *,
+    divisor: int = 8,
+    example: Tensor | None = None,
+    call: Callable[[nn.Module, Tensor], Iterable[Tensor]] | None = None,
+) -> nn.Module:
+    """Make `module` elastic, in place, and return it.
+
+    Args:
+        module: a plain CNN; its weights are kept, and plain state dicts still load afterwards.
+        widths: those that get batch-norm statistics of their own, each in (0, 1].
+        divisor: channels are rounded to multiples of it, so that kernels stay efficient.
+        example: an image to trace with, N x 3 x H x W with N >= 2; 2 x 3 x 64 x 64 by default.
+        call: how to run the module; returns the tensors that keep their channels. By default those of
+            `module.outputs(image)` (a `SegmentationModel`: all but ``features``), or `module(image)`.
+
+    Raises:
+        ModelError: a layer cannot shrink; the message names it.
+        WidthError: a width outside (0, 1].
+    """
+    if hasattr(module, "width_dial"):
+        raise ModelError("the model is elastic already; extract a plain one first")
+    dial = WidthDial(tuple(widths), divisor)
+    image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
+    call = call or _default_call
+    probe = copy.deepcopy(module).cpu().train()
+    trace = trace_channels(probe, lambda m: call(m, image))
+    for name, sides in trace.sides.items():
+        layer = _elastic(module.get_submodule(name), sides, dial)
+        if layer is not None:
+            _replace(module, name, layer)
+    module.width_dial = dial  # type: ignore[assignment]
+    _verify(module, lambda m: call(m, image))
+    return module
+
+
+def set_width(module: nn.Module, width: float) -> None:
+    """Turn the model's dial.
+
+    Raises:
+        WidthError: the width is not available, or the model is plain and `width` is not 1.
+    """
+    dial = _dial(module)
+    if dial is not None:
+        dial.turn(width)
+    elif check_width(width) != 1.0:
+        raise WidthError(f"width {width:g} asked of a plain model; make it elastic with `slim(model, widths)`")
+
+
+def get_width(module: nn.Module) -> float:
+    """The current width; 1 for a plain model."""
+    dial = _dial(module)
+    return 1.0 if dial is None else dial.width
+
+
+def available_widths(module: nn.Module) -> tuple[float, ...]:
+    """The widths that `set_width` accepts, widest first."""
+    dial = _dial(module)
+    return (1.0,) if dial is None else dial.available
+
+
+def add_width(module: nn.Module, width: float) -> None:
+    """Make a width between the trained ones available, with interpolated batch norms; `recalibrate` measures them.
+
+    Raises:
+        WidthError: outside the trained range, or the model is plain.
+    """
+    dial = _dial(module)
+    width = check_width(width)
+    if dial is None or not dial.widths[-1] <= width <= dial.widths[0]:
+        trained = "1 only (a plain model)" if dial is None else f"{dial.widths[-1]:g} to {dial.widths[0]:g}"
+        raise WidthError(f"width {width:g} is outside what was trained: {trained}; train with a wider range of widths")
+    if width not in dial.available:
+        for layer in _switchable_norms(module):
+            layer.add_width(width)
+        dial.add([width])
+
+
+@torch.no_grad()
+def recalibrate(module: nn.Module, batches: Iterable[Tensor], widths: Sequence[float]) -> None:
+    """Measure batch-norm statistics for the given widths, making any width between the trained ones usable.
+
+    The statistics become the plain average over the batches (Universally Slimmable Networks, Sec. 3.2). Dropout stays
+    off; weights, mode and width are left as they were.
+
+    Args:
+        module: an elastic model.
+        batches: normalised images N x 3 x H x W; gone through once per width.
+        widths: each within the trained range.
+
+    Raises:
+        WidthError: as in `add_width`.
+        ModelError: no batches.
+    """
+    batches = list(batches)
+    if not batches:
+        raise ModelError("recalibration needs at least one batch of images")
+    width_before, training_before = get_width(module), module.training
+    for width in widths:
+        add_width(module, width)
+        set_width(module, width)
+        _measure_statistics(module, batches)
+    set_width(module, width_before)
+    module.train(training_before)
+
+
+def _measure_statistics(module: nn.Module, batches: list[Tensor]) -> None:
+    norms = [layer.current for layer in _switchable_norms(module)]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    for batch in batches:
+        module(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _dial(module: nn.Module) -> WidthDial | None:
+    return getattr(module, "width_dial", None)
+
+
+def _switchable_norms(module: nn.Module) -> list[SwitchableBatchNorm2d]:
+    return [layer for layer in module.modules() if isinstance(layer, SwitchableBatchNorm2d)]
+
+
+def _default_call(module: nn.Module, image: Tensor) -> list[Tensor]:
+    if hasattr(module, "outputs"):
+        return [value for name, value in module.outputs(image).items() if name != "features"]
+    result = module(image)
+    return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, dict) else result)
+
+
+def _channels(segments: list[Segment], divisor: int) -> Channels:
+    """Segments as channel rules; neighbours that never shrink become one part."""
+    pieces = [piece for segment in segments for piece in segment.resolve()]
+    parts: list[Part] = []
+    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed):
+        if fixed:
+            parts.append(Part(sum(piece.size for piece in run), elastic=False))
+        else:
+            parts += [Part(piece.size, piece.unit, divisor=divisor) for piece in run]
+    return Channels(tuple(parts))
+
+
+def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | None:
+    """The elastic twin of `layer`; None where nothing about it changes with the width."""
+    inputs, outputs = _channels(sides.inputs, dial.divisor), _channels(sides.outputs, dial.divisor)
+    if isinstance(layer, nn.BatchNorm2d):  # even at fixed channels its statistics depend on the width
+        then = nn.Sequential(layer.drop, layer.act) if isinstance(layer, BatchNormAct2d) else None
+        return SwitchableBatchNorm2d(layer, dial, channels=inputs, then=then)
+    if not inputs.elastic and not outputs.elastic:
+        return None
+    if isinstance(layer, nn.Conv2d):
+        return SlimConv2d(layer, dial, inputs=inputs, outputs=outputs)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return SlimConvTranspose2d(layer, dial, inputs=inputs, outputs=outputs)
+    if isinstance(layer, nn.Linear):
+        return SlimLinear(layer, dial, inputs=inputs, outputs=outputs)
+    if isinstance(layer, nn.GroupNorm):
+        return SlimGroupNorm(layer, dial, channels=inputs)
+    assert isinstance(layer, nn.LayerNorm)
+    return SlimLayerNorm(layer, dial, channels=inputs, channels_first=sides.channels_first)
+
+
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    layer.train(module.get_submodule(name).training)
+    setattr(module.get_submodule(parent), child, layer)
+
+
+@torch.no_grad()
+def _verify(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) -> None:
+    """Run every width once: what the trace cannot see (a size written into the code) shows here."""
+    probe = copy.deepcopy(module).cpu().train()
+    names = {child: name for name, child in probe.named_modules()}
+    stack: list[str] = []
+
+    def leave(*_: object) -> None:
+        stack.pop()
+
+    for child in names:
+        child.register_forward_pre_hook(lambda entered, _: stack.append(names[entered]))
+        child.register_forward_hook(leave)
+    for width in available_widths(probe):
+        set_width(probe, width)
+        try:
+            list(call(probe))
+        except (RuntimeError, ValueError) as error:
+            where = stack[-1] if stack else "(the model itself)"
+            message = str(error).splitlines()[0]
+            raise ModelError(
+                f"layer '{where}' cannot be slimmed to width {width:g}: {message}. "
+                "A size is written into its code; derive it from the tensor's shape"
+            ) from error
