@@ -1,0 +1,276 @@
+"""The model card: what a bundle is, what it was trained on, how good and how dear each width is, and where it ends.
+
+A card is built as `Section`s, so that the Markdown file and the HTML report say the same. It says only what the
+bundle's header (and profiles measured by the caller) hold; what is missing is called "not recorded", never guessed. It
+does not load weights and measures nothing. After "Model Cards for Model Reporting" (Mitchell et al., 2019, section 4).
+
+Usage:
+    >>> bundle = load_bundle("lithe.safetensors")
+    >>> write_card("lithe.md", bundle.header, name="lithe", file="lithe.safetensors", profiles=profiles)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from litheseg.files import atomic_path
+
+if TYPE_CHECKING:
+    from litheseg.cost.profile import Profile
+    from litheseg.deploy.bundle import BundleHeader
+
+__all__ = [
+    "Bullets",
+    "Code",
+    "Section",
+    "Table",
+    "WidthRow",
+    "card_sections",
+    "model_card",
+    "to_markdown",
+    "width_rows",
+    "width_table",
+    "write_card",
+]
+
+_UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of short statements."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Preformatted text; `language` is for Markdown's colouring."""
+
+    text: str
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column names the row."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it; a `str` is a paragraph."""
+
+    heading: str
+    blocks: tuple[str | Bullets | Code | Table, ...]
+
+
+@dataclass(frozen=True)
+class WidthRow:
+    """One width's accuracy (fractions in [0, 1]) and cost (count, MACs, milliseconds); None: not measured."""
+
+    width: float
+    miou: float | None = None
+    boundary_iou: float | None = None
+    params: float | None = None
+    macs: float | None = None
+    p50_ms: float | None = None
+
+
+def width_rows(header: BundleHeader, profiles: Iterable[Profile] = ()) -> tuple[WidthRow, ...]:
+    """What is known of each width, the widest first; a profile goes before what the header recorded.
+
+    Args:
+        header: its ``metrics`` may hold, per width, any of the fields of `WidthRow`.
+        profiles: costs measured on this machine.
+    """
+    recorded = {float(width): values for width, values in header.metrics.items()}
+    measured = {profile.width: profile for profile in profiles}
+    fields = ("miou", "boundary_iou", "params", "macs", "p50_ms")
+    rows = []
+    for width in sorted({*header.widths, *header.calibrated_widths, *recorded, *measured}, reverse=True):
+        values = {field: recorded.get(width, {}).get(field) for field in fields}
+        if width in measured:
+            values |= {field: getattr(measured[width], field) for field in ("params", "macs", "p50_ms")}
+        rows.append(WidthRow(width, **{field: _finite(value) for field, value in values.items()}))
+    return tuple(rows)
+
+
+def width_table(rows: Sequence[WidthRow]) -> Table:
+    """The rows as text; columns that nobody measured are left out."""
+    columns = [
+        ("mIoU (%)", [_show(row.miou, 100, 1) for row in rows]),
+        ("boundary IoU (%)", [_show(row.boundary_iou, 100, 1) for row in rows]),
+        ("parameters (M)", [_show(row.params, 1e-6, 2) for row in rows]),
+        ("MACs (G)", [_show(row.macs, 1e-9, 2) for row in rows]),
+        ("p50 latency (ms)", [_show(row.p50_ms, 1, 1) for row in rows]),
+    ]
+    kept = [(name, cells) for name, cells in columns if any(cell != "–" for cell in cells)]
+    body = tuple((f"{row.width:g}", *(cells[index] for _, cells in kept)) for index, row in enumerate(rows))
+    return Table(("width", *(name for name, _ in kept)), body)
+
+
+def card_sections(
+    header: BundleHeader, *, name: str, file: str = "", profiles: Iterable[Profile] = ()
+) -> tuple[Section, ...]:
+    """The card's sections after its title.
+
+    Args:
+        header: of the bundle.
+        name: of the model, for people.
+        file: path or file name of the bundle, for the example; empty: made from `name`.
+        profiles: costs measured on this machine.
+    """
+    rows = width_rows(header, profiles)
+    return (
+        _what(header, name),
+        _loading(header, file or f"{name}.safetensors"),
+        Section("Accuracy and cost", (_measured_on(header), width_table(rows))),
+        Section("Classes", (", ".join(header.classes["names"]),)),
+        _data(header),
+        Section("Limits", (Bullets(tuple(_limits(header, rows))),)),
+        *_provenance(header),
+    )
+
+
+def model_card(header: BundleHeader, *, name: str, file: str = "", profiles: Iterable[Profile] = ()) -> str:
+    """The card as Markdown; arguments as `card_sections`."""
+    return to_markdown(name, card_sections(header, name=name, file=file, profiles=profiles))
+
+
+def write_card(
+    path: str | Path, header: BundleHeader, *, name: str, file: str = "", profiles: Iterable[Profile] = ()
+) -> None:
+    """Write `model_card` to a file, whole or not at all.
+
+    Raises:
+        LithesegError: the file cannot be written.
+    """
+    text = model_card(header, name=name, file=file, profiles=profiles)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def to_markdown(title: str, sections: Iterable[Section]) -> str:
+    """A Markdown document; pipes and line ends inside table cells are escaped."""
+    parts = [f"# {title}"]
+    for section in sections:
+        parts += [f"## {section.heading}", *(_markdown(block) for block in section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(block: str | Bullets | Code | Table) -> str:
+    match block:
+        case Bullets(items):
+            return "\n".join(f"- {' '.join(item.split())}" for item in items)
+        case Code(text, language):
+            # A fence longer than any inside the text cannot be closed by it.
+            fence = "````" if "```" in text else "```"
+            return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+        case Table(head, rows):
+            lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+            return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return block
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _what(header: BundleHeader, name: str) -> Section:
+    widths = ", ".join(f"{width:g}" for width in sorted(header.widths, reverse=True))
+    height, width = header.size
+    text = (
+        f"{name} labels every pixel of an RGB image with one of {len(header.classes['names'])} classes. It is a "
+        f"{header.architecture['name']}, trained at {height} x {width} pixels; one set of weights runs at these widths "
+        f"(fraction of the channels): {widths}."
+    )
+    extra = sorted(set(header.calibrated_widths) - set(header.widths), reverse=True)
+    more = f"Recalibrated after training, without more training: {', '.join(f'{width:g}' for width in extra)}."
+    return Section("What it is", (text, more) if extra else (text,))
+
+
+def _loading(header: BundleHeader, file: str) -> Section:
+    width = min(header.widths)
+    code = f"""from litheseg.runtime import Predictor
+
+predict = Predictor({file!r}, width={width:g})
+mask = predict("image.jpg")  # uint8, the image's own height and width"""
+    return Section("How to use it", (Code(code, "python"),))
+
+
+def _measured_on(header: BundleHeader) -> str:
+    split = header.provenance.get("eval_split", "the validation split")
+    height, width = header.size
+    hardware = header.provenance.get("hardware", _UNKNOWN)
+    return (
+        f"Accuracy on {split} ({header.provenance.get('data', _UNKNOWN)}). Parameters and MACs (multiply-accumulates "
+        f"of one {height} x {width} image) are of the plain model extracted at that width. Latency is of one image; it "
+        f"holds for one machine only (hardware: {hardware})."
+    )
+
+
+def _data(header: BundleHeader) -> Section:
+    facts = header.provenance
+    return Section(
+        "Data",
+        (
+            Bullets(
+                (
+                    f"data: {facts.get('data', _UNKNOWN)}",
+                    f"licence of the data: {facts.get('data_licence', _UNKNOWN)}",
+                    f"citation: {facts.get('data_citation', _UNKNOWN)}",
+                )
+            ),
+            "The data's licence may bind this model too; read it before you share or sell what the model predicts.",
+        ),
+    )
+
+
+def _limits(header: BundleHeader, rows: Sequence[WidthRow]) -> list[str]:
+    """What a user must not expect; the statements follow from the header."""
+    height, width = header.size
+    limits = [
+        "It knows only the classes above: everything else is given one of them, with no warning.",
+        f"It saw images of {height} x {width} pixels; other sizes and other cameras shift its accuracy.",
+        "It says nothing about how sure it is, and must not be the only safeguard where people can come to harm.",
+    ]
+    blind = [f"{row.width:g}" for row in rows if row.miou is None]
+    if blind:
+        limits.append(f"No accuracy was measured at width {', '.join(blind)}.")
+    if any(row.boundary_iou is not None for row in rows):
+        limits.append("mIoU is ruled by large regions; see boundary IoU for thin objects and outlines.")
+    return limits
+
+
+def _provenance(header: BundleHeader) -> tuple[Section, Section]:
+    facts: Mapping[str, Any] = header.provenance
+    own = ("data", "data_licence", "data_citation")
+    items = tuple(f"{key}: {_plain(value)}" for key, value in sorted(facts.items()) if key not in own)
+    recipe = yaml.safe_dump(dict(header.recipe), sort_keys=False, allow_unicode=True)
+    return (
+        Section("Provenance", (Bullets(items or (_UNKNOWN,)),)),
+        Section("Recipe", (Code(recipe, "yaml") if header.recipe else _UNKNOWN,)),
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in sorted(value.items()))
+    return str(value)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _show(value: float | None, scale: float, digits: int) -> str:
+    return "–" if value is None else f"{value * scale:.{digits}f}"

@@ -1,0 +1,241 @@
+"""One HTML file that holds a whole report: tables, figures, per-class scores, the model card and how to repeat it.
+
+The file needs nothing else: images are inlined, there is no script, and a content security policy forbids everything from
+outside. It follows the reader's light or dark theme, reads well by screen reader and in print. All text is escaped. It
+does not measure, plot or load anything: figures are files that `litheseg.report.plots` wrote.
+
+Usage:
+    >>> figure = ReportFigure("frontier.png", caption="Accuracy against cost", alt="mIoU rises with MACs from 58 to 68 %")
+    >>> report = Report("lithe on CamVid", table=width_table(rows), figures=(figure,), card=card_sections(header, name="lithe"))
+    >>> write_report("report.html", report)
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+from litheseg.data.classes import Classes
+from litheseg.errors import LithesegError
+from litheseg.files import atomic_path
+from litheseg.report.card import Bullets, Code, Section, Table
+
+__all__ = ["Report", "ReportFigure", "render", "write_report"]
+
+_MIME = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+_PALE, _DEEP = (247, 251, 255), (8, 48, 107)
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1b1b1b; --page: #ffffff; --quiet: #595959; --line: #d0d0d0; --code: #f4f4f4; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e8e8e8; --page: #17191c; --quiet: #a8a8a8; --line: #444444; --code: #24272b; }
+}
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 0; }
+main { max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
+h1 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
+p, li { max-width: 46rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; }
+a { color: inherit; }
+a:focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--quiet); padding-bottom: .5rem; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child { text-align: left; font-weight: 600; }
+figure { margin: 1.5rem 0; }
+img { max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; }
+figcaption { color: var(--quiet); }
+pre { background: var(--code); padding: .9rem; overflow-x: auto; border-radius: 6px; font-size: .875rem; }
+.swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; border: 1px solid var(--quiet); }
+@media print { nav { display: none; } figure, table { break-inside: avoid; } }
+"""
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """An image file that is copied into the report.
+
+    Attributes:
+        path: .png, .svg or .jpg.
+        caption: what it shows, for everybody.
+        alt: what can be read off it, for those who do not see it; empty: the caption.
+        heading: of its section; figures in a row with the same heading share one.
+    """
+
+    path: str | Path
+    caption: str
+    alt: str = ""
+    heading: str = "Figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report holds; empty parts are left out.
+
+    Attributes:
+        title: of the page.
+        lead: one paragraph that says what was done and what came out.
+        table: the widths, such as `litheseg.report.card.width_table` makes.
+        figures: in this order.
+        class_iou: column label, such as ``"width 0.5"`` -> IoU in [0, 1] of each class; NaN: the class does not occur.
+        classes: names and colours of the rows of `class_iou`; needed where that is given.
+        card: the model card, such as `litheseg.report.card.card_sections` makes.
+        command: the shell command that makes this report again.
+    """
+
+    title: str
+    lead: str = ""
+    table: Table | None = None
+    figures: Sequence[ReportFigure] = ()
+    class_iou: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    classes: Classes | None = None
+    card: Sequence[Section] = ()
+    command: str = ""
+
+
+def write_report(path: str | Path, report: Report) -> None:
+    """Write `render(report)` to a file, whole or not at all.
+
+    Raises:
+        LithesegError: as `render`, or the file cannot be written.
+    """
+    page = render(report)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render(report: Report) -> str:
+    """The page as text.
+
+    Raises:
+        LithesegError: an empty report, a figure that is missing or of another type, or scores that do not fit the classes.
+    """
+    parts: list[tuple[str, str]] = []
+    if report.table is not None:
+        parts.append(("Widths", _block(report.table)))
+    for heading, figures in groupby(report.figures, key=lambda figure: figure.heading):
+        parts.append((heading, "\n".join(_figure(figure) for figure in figures)))
+    if report.class_iou:
+        parts.append(("IoU of each class", _heat_table(report.class_iou, report.classes)))
+    if report.card:
+        parts.append(("Model card", "\n".join(_card_section(section) for section in report.card)))
+    if report.command:
+        parts.append(("Make this report again", _block(Code(report.command))))
+    if not parts:
+        raise LithesegError(f"the report '{report.title}' is empty; give it a table, figures, scores or a card")
+    return _page(report.title, report.lead, parts)
+
+
+def _page(title: str, lead: str, parts: Sequence[tuple[str, str]]) -> str:
+    links = "\n".join(
+        f'<li><a href="#part-{index}">{escape(heading)}</a></li>' for index, (heading, _) in enumerate(parts)
+    )
+    body = "\n".join(
+        f'<section aria-labelledby="part-{index}">\n<h2 id="part-{index}">{escape(heading)}</h2>\n{content}\n</section>'
+        for index, (heading, content) in enumerate(parts)
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{_block(lead) if lead else ""}
+<nav aria-label="Contents"><ul>
+{links}
+</ul></nav>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _figure(figure: ReportFigure) -> str:
+    path = Path(figure.path)
+    kind = _MIME.get(path.suffix.lower())
+    if kind is None:
+        raise LithesegError(f"{path}: a report holds {', '.join(_MIME)}; convert the figure to one of these")
+    try:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError as error:
+        raise LithesegError(f"{path}: cannot be read ({error.strerror}); draw the figure before the report") from error
+    alt, caption = escape(figure.alt or figure.caption), escape(figure.caption)
+    return f'<figure><img src="data:{kind};base64,{data}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _heat_table(class_iou: Mapping[str, Sequence[float]], classes: Classes | None) -> str:
+    """One row per class, one column per label; a deeper cell is a better one, and the number stands in it."""
+    names = () if classes is None else classes.names
+    for label, scores in class_iou.items():
+        if len(scores) != len(names):
+            raise LithesegError(f"'{label}' has {len(scores)} scores for {len(names)} classes; give `classes` that fit")
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in ("class", *class_iou))
+    rows = []
+    for index, (name, color) in enumerate(zip(names, classes.colors if classes else (), strict=True)):
+        swatch = f'<span class="swatch" style="background:{_hex(color)}"></span>'
+        cells = "".join(_heat_cell(scores[index]) for scores in class_iou.values())
+        rows.append(f'<tr><th scope="row">{swatch}{escape(name)}</th>{cells}</tr>')
+    caption = "IoU in percent; a deeper blue is better, – marks a class that the labels do not hold."
+    return _table(caption, head, rows)
+
+
+def _heat_cell(score: float) -> str:
+    if not math.isfinite(score):
+        return "<td>–</td>"
+    share = min(max(score, 0.0), 1.0)
+    red, green, blue = (round(pale + share * (deep - pale)) for pale, deep in zip(_PALE, _DEEP, strict=True))
+    # Black on light and white on dark: the text keeps a contrast of at least 4.5 to 1 on every shade.
+    text = "#000000" if _luminance((red, green, blue)) > 0.18 else "#ffffff"
+    return f'<td style="background:{_hex((red, green, blue))};color:{text}">{100 * score:.1f}</td>'
+
+
+def _luminance(color: tuple[int, int, int]) -> float:
+    """Relative luminance in [0, 1] (WCAG 2.1, definition of relative luminance)."""
+    linear = [value / 3294.6 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in color]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _card_section(section: Section) -> str:
+    return "\n".join([f"<h3>{escape(section.heading)}</h3>", *(_block(block) for block in section.blocks)])
+
+
+def _block(block: str | Bullets | Code | Table) -> str:
+    match block:
+        case Bullets(items):
+            return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+        case Code(text):
+            return f'<pre tabindex="0"><code>{escape(text.rstrip())}</code></pre>'
+        case Table(head, rows):
+            cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+            return _table("", cells, [_row(row) for row in rows])
+        case str():
+            return f"<p>{escape(block)}</p>"
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *others = cells
+    return f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in others)}</tr>'
+
+
+def _table(caption: str, head: str, rows: Iterable[str]) -> str:
+    """A table that scrolls by itself where the page is narrow; `head` and `rows` are HTML already."""
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "\n".join(rows)
+    return f'<div class="scroll" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _hex(color: Sequence[int]) -> str:
+    return "#" + "".join(f"{value:02x}" for value in color)
