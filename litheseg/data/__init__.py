@@ -11,14 +11,18 @@ Usage:
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from litheseg.data.camvid import CamVid
-from litheseg.data.classes import IGNORE_INDEX, Classes
+from litheseg.data.cityscapes import Cityscapes
+from litheseg.data.classes import CLASS_FILES, IGNORE_INDEX, Classes
+from litheseg.data.download import fetch
 from litheseg.data.folder import Folder
 from litheseg.data.source import Sample, Source, existing_folder
 from litheseg.data.splits import Partition, partition
+from litheseg.data.voc import Voc
 from litheseg.errors import DataError, did_you_mean
 
 __all__ = [
@@ -28,13 +32,24 @@ __all__ = [
     "Partition",
     "Sample",
     "Source",
+    "fetch",
     "open_source",
     "partition",
 ]
 
 SOURCES: dict[str, type[Source]] = {
     "camvid": CamVid,
+    "cityscapes": Cityscapes,
     "folder": Folder,
+    "voc": Voc,
+}
+
+# In this order: a folder is anything.
+_DETECTORS: dict[str, Callable[[Path], bool]] = {
+    "cityscapes": Cityscapes.detects,
+    "voc": Voc.detects,
+    "camvid": CamVid.detects,
+    "folder": Folder.detects,
 }
 
 
@@ -53,17 +68,18 @@ def open_source(name: str, root: str | Path | None = None, **options: Any) -> So
         name = _detect(root)
     if name not in SOURCES:
         raise DataError(f"unknown data set '{name}'.{did_you_mean(name, [*SOURCES, 'auto'])}")
-    parameters = inspect.signature(SOURCES[name]).parameters
+    make: Callable[..., Source] = SOURCES[name]
+    parameters = inspect.signature(make).parameters
     for option in options:
         if option not in parameters:
             raise DataError(f"data set '{name}' has no option '{option}'.{did_you_mean(option, parameters)}")
     if "root" not in parameters:
         if root is not None:
             raise DataError(f"data set '{name}' makes its own images; leave out the folder {root}")
-        return SOURCES[name](**options)
+        return make(**options)
     if root is None:
         raise DataError(f"data set '{name}' needs the folder it lies in; name it, or try 'streets', which needs none")
-    return SOURCES[name](root, **options)
+    return make(root, **options)
 
 
 def _detect(root: str | Path | None) -> str:
@@ -71,8 +87,10 @@ def _detect(root: str | Path | None) -> str:
         raise DataError("'auto' looks into a folder; name it, or choose 'streets', which needs none")
     folder = existing_folder(root)
     # Whoever wrote a class file means it, whatever the folders are called.
-    for name, cls in (("folder", Folder),):
-        if cls.detects(folder):
+    if any((folder / name).is_file() for name in CLASS_FILES):
+        return "folder"
+    for name, detects in _DETECTORS.items():
+        if detects(folder):
             return name
     raise DataError(
         f"{folder} has no layout that is known; expected e.g. images/ and masks/, or train/ and trainannot/"

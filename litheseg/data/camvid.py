@@ -1,11 +1,11 @@
 """CamVid: 701 street frames of Cambridge, in the 11-class, 360x480 layout that SegNet made the usual one.
 
-Expects `train/ trainannot/ val/ valannot/` and, where present, `test/ testannot/` (367, 101 and 233 frames); images and index
-PNGs pair by file stem, label 11 is void. It does not read the original 960x720 colour-coded labels of 32 classes: give those
-a `classes.yaml` and open them as a `folder`.
+Expects `train/ trainannot/ val/ valannot/` and, where present, `test/ testannot/` (367, 101 and 233 frames); images
+and index PNGs pair by file stem, label 11 is void. It does not read the original 960x720 colour-coded labels of 32
+classes: give those a `classes.yaml` and open them as a `folder`.
 
-Brostow, Fauqueur and Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009; the split and classes:
-Badrinarayanan, Kendall and Cipolla, "SegNet", PAMI 2017.
+Brostow, Fauqueur and Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009; the split and
+classes: Badrinarayanan, Kendall and Cipolla, "SegNet", PAMI 2017.
 
 Usage:
     >>> len(CamVid("data/camvid").samples("train"))

@@ -1,8 +1,8 @@
 """Class lists: names, colours, and which value in a mask file means which class.
 
-`Classes` is what a model predicts; a `LabelScheme` says how a mask file spells it: by index or by colour, which values are
-ignored and which are remapped. A scheme comes from a source (CamVid, Cityscapes, ...) or from a `classes.yaml` (or
-`dataset.yaml`) beside the data::
+`Classes` is what a model predicts; a `LabelScheme` says how a mask file spells it: by index or by colour, which
+values are ignored and which are remapped. A scheme comes from a source (CamVid, Cityscapes, ...) or from a
+`classes.yaml` (or `dataset.yaml`) beside the data::
 
     classes:                        # a plain list of names, or one entry a class
       - {name: road, color: [128, 64, 128], id: 7}      # id: the value in the file; default: the position
@@ -32,13 +32,13 @@ import yaml
 
 from litheseg.errors import DataError, did_you_mean
 
-__all__ = ["CLASS_FILES", "IGNORE_INDEX", "UNKNOWN_INDEX", "Classes", "ClassFile", "LabelScheme", "read_class_file"]
+__all__ = ["CLASS_FILES", "IGNORE_INDEX", "UNKNOWN_INDEX", "ClassFile", "Classes", "LabelScheme", "read_class_file"]
 
 IGNORE_INDEX = 255
 """The label of pixels that count nowhere, inside the library."""
 
 UNKNOWN_INDEX = 254
-"""Marks, in `LabelScheme.table` only, the file values that stand for nothing; no mask that leaves the library holds it."""
+"""Marks the file values that stand for nothing, in `LabelScheme.table` only: no mask that is handed out holds it."""
 
 CLASS_FILES = ("classes.yaml", "classes.yml", "dataset.yaml", "dataset.yml")
 _ENCODINGS = ("index", "rgb")
@@ -76,7 +76,7 @@ class Classes:
     def from_names(cls, names: Iterable[str]) -> Classes:
         """Classes in the colours of the PASCAL VOC colour map (its black, which reads as void, is left out)."""
         names = tuple(names)
-        return cls(names, tuple(_voc_color(index + 1) for index in range(len(names))))
+        return cls(names, tuple(voc_color(index + 1) for index in range(len(names))))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,13 +137,13 @@ class LabelScheme:
         for index, name in enumerate(classes.names):
             if index not in table.values():
                 raise DataError(
-                    f"class '{name}' can never occur: its value {show_value(own[index], encoding)} is ignored or remapped; "
-                    "give the classes the values that the masks hold ('id'), or take it out of 'ignore' or 'remap'"
+                    f"class '{name}' can never occur: its value {show_value(own[index], encoding)} is ignored or "
+                    "remapped; give classes the values that masks hold ('id'), or take it out of 'ignore' or 'remap'"
                 )
         return cls(classes, encoding, tuple(sorted(table.items())))
 
     def table(self) -> np.ndarray:
-        """Train ids by file value: uint8 (65536,) for "index", (2**24,) for "rgb"; read-only, `UNKNOWN_INDEX` elsewhere."""
+        """Train ids by file value, `UNKNOWN_INDEX` elsewhere: uint8 (65536,), or (2**24,) for "rgb"; read-only."""
         return _table(self)
 
     def show(self, value: int) -> str:
@@ -216,7 +216,7 @@ def _class_entries(entries: list[Any], encoding: Any) -> tuple[Classes, list[int
                 f"class '{entry['name']}' has no 'color', but the encoding is rgb; give its colour in the masks"
             )
         names.append(entry["name"])
-        colors.append(_color(entry["color"]) if "color" in entry else _voc_color(index + 1))
+        colors.append(_color(entry["color"]) if "color" in entry else voc_color(index + 1))
         ids.append(entry.get("id"))
     return Classes(tuple(names), tuple(colors)), ids
 
@@ -286,7 +286,7 @@ def _color(entry: Any) -> Color:
     return channels[0], channels[1], channels[2]
 
 
-def _voc_color(index: int) -> Color:
+def voc_color(index: int) -> Color:
     """Colour `index` of the PASCAL VOC map: the index's bits dealt in turn to red, green, blue, highest bit first."""
     channels = [0, 0, 0]
     for bit in range(8):

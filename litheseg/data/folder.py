@@ -7,8 +7,9 @@ The layouts that are found by themselves, images and masks pairing by stem:
 * `train/ trainannot/ val/ valannot/`;
 * list files alone, one `image mask` pair a line, relative to the folder.
 
-Other usual names serve too (`imgs`, `labels`, `annotations`, `valid`, ...). Where there is no `val`, a part of `train` is held
-out: always the same one for a seed. It does not guess classes from masks: `litheseg doctor` shows what masks hold.
+Other usual names serve too (`imgs`, `labels`, `annotations`, `valid`, ...). Where there is no `val`, a part of
+`train` is held out: always the same one for a seed. It does not guess classes from masks: `litheseg doctor` shows
+what masks hold.
 
 Usage:
     >>> source = Folder("data/leaves", classes=["background", "leaf"], val_fraction=0.1)

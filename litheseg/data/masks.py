@@ -1,8 +1,8 @@
 """Image and mask files -> arrays, whatever a camera or a labelling tool made of them.
 
-Images become uint8 RGB: EXIF orientation applied, grey and CMYK converted, alpha laid over black, 16-bit grey divided by 256
-(never stretched image by image: equal values stay equal). Masks are never converted: a palette PNG keeps its indices, a 4-bit
-grey PNG its values, a 16-bit one all of its bits.
+Images become uint8 RGB: EXIF orientation applied, grey and CMYK converted, alpha laid over black, 16-bit grey divided
+by 256 (never stretched image by image: equal values stay equal). Masks are never converted: a palette PNG keeps its
+indices, a 4-bit grey PNG its values, a 16-bit one all of its bits.
 
 It does not know which images and masks belong together: see `source`. Orientation: EXIF, JEITA CP-3451, tag 0x0112.
 
@@ -123,8 +123,8 @@ def _outside(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> DataE
     shown = [f"{scheme.show(int(found[i]))} ({counts[i]} px)" for i in np.argsort(-counts, kind="stable")[:8]]
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
     return DataError(
-        f"{path}: labels outside the {len(scheme.classes)} classes: {', '.join(shown)}{more}; run `litheseg doctor`, or "
-        "name them under 'classes', 'ignore' or 'remap' in classes.yaml"
+        f"{path}: labels outside the {len(scheme.classes)} classes: {', '.join(shown)}{more}; run `litheseg doctor`, "
+        "or name them under 'classes', 'ignore' or 'remap' in classes.yaml"
     )
 
 
@@ -179,7 +179,8 @@ def _pixels(image: Image.Image, path: str | Path) -> np.ndarray:
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and not image.mode.startswith("I"):
         raise DataError(f"{path}: a mask of mode {image.mode}; export it as an index or RGB PNG")
     # Asked before the pixels are loaded: loading empties the list of tiles.
-    step = _GREY_STEP.get(str(image.tile[0][3]), 1) if image.format == "PNG" and image.tile else 1
+    tiles = getattr(image, "tile", None) if image.format == "PNG" else None
+    step = _GREY_STEP.get(str(tiles[0][3]), 1) if tiles else 1
     values = np.array(image)
     if image.mode in ("LA", "PA"):
         values = values[..., 0]

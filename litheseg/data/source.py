@@ -1,8 +1,8 @@
 """The face that every data set shows: named splits of samples, and how to read one.
 
-A `Source` lists and decodes; it does not resize, cache, batch or augment (see `datamodule`), and does not know what a model
-is. `FileSource` is the base of those that lie on disk: it reads through a `LabelScheme` and leaves only the question which
-files belong to a split.
+A `Source` lists and decodes; it does not resize, cache, batch or augment (see `datamodule`), and does not know what a
+model is. `FileSource` is the base of those that lie on disk: it reads through a `LabelScheme` and leaves only the
+question which files belong to a split.
 
 Usage:
     >>> source = open_source("camvid", "data/camvid")
@@ -85,7 +85,7 @@ class Source(ABC):
         """Decode a mask: uint8 H W, train ids, 255 where ignored (a mask may be all ignored).
 
         Raises:
-            DataError: an unlabelled sample, an unreadable file, another size than the image's, labels outside the classes.
+            DataError: an unlabelled sample, an unreadable file, a size that is not the image's, unknown labels.
         """
 
     @abstractmethod

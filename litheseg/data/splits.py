@@ -1,8 +1,8 @@
 """Which images are labelled: deterministic, nested partitions of a list of ids.
 
-An id's rank is the SHA-256 of the seed and the id, and a partition takes the first ranks. So it depends on nothing else (not
-on the order of the ids, the platform or Python's hash seed), and for one seed the 1/16 set lies inside the 1/8 set. It knows
-neither images nor classes: small sets may miss a rare class; use a list file to choose by hand.
+An id's rank is the SHA-256 of the seed and the id, and a partition takes the first ranks. So it depends on nothing
+else (not on the order of the ids, the platform or Python's hash seed), and for one seed the 1/16 set lies inside the
+1/8 set. It knows neither images nor classes: small sets may miss a rare class; use a list file to choose by hand.
 
 The ratios 1/16, 1/8, 1/4 and 1/2 are those of Qin et al., "Multi-granularity distillation scheme towards lightweight
 semi-supervised semantic segmentation", 2022; halves round up, so that CamVid's 367 give 23, 46, 92 and 184.
@@ -17,6 +17,7 @@ Usage:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def partition(
         DataError: repeated ids, not exactly one of the three, a count of none or of more than there are, unknown ids.
     """
     every = sorted(ids)
-    for first, second in zip(every, every[1:], strict=False):
+    for first, second in itertools.pairwise(every):
         if first == second:
             raise DataError(f"id '{first}' occurs twice; ids must differ to be split")
     if sum(option is not None for option in (ratio, count, list_file)) != 1:

