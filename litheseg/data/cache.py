@@ -1,0 +1,155 @@
+"""Samples decoded once, in parallel threads, and kept in RAM as uint8 tensors (or decoded again each time).
+
+It does not know batches, epochs or devices. Besides the tensors it learns, from the same pass over the files, what
+later needs every mask: their sizes and the label histogram.
+
+Usage:
+    >>> samples = DecodedSamples(source, source.samples("train"), size=(360, 480), resize_masks=True)
+    >>> image, mask = samples[0]  # uint8 3HW and HW
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from litheseg.data.source import Sample, Source
+from litheseg.data.transforms import resize_image, resize_mask
+from litheseg.errors import DataError
+
+__all__ = ["DecodedSamples", "SampleSize"]
+
+_PROGRESS_FROM = 200  # samples; fewer are decoded before a bar would be worth reading
+_MOST_THREADS = 16
+_T = TypeVar("_T")
+
+
+class SampleSize(NamedTuple):
+    """(H, W) of a decoded sample, in pixels."""
+
+    image: tuple[int, int]
+    mask: tuple[int, int]
+
+
+class DecodedSamples:
+    """A sequence of (uint8 3HW RGB, uint8 HW train ids) pairs.
+
+    Args:
+        source: decodes the samples.
+        samples: what to hold, in this order.
+        size: (H, W) that images are resized to (antialiased); None leaves them as they are.
+        resize_masks: resize masks to `size` too (nearest); otherwise they stay at their own size.
+        keep: hold everything in RAM from the first use on; otherwise each access decodes.
+        quiet: no progress bar.
+
+    Raises (on use):
+        DataError: what the source raises, or a label outside its classes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        samples: Sequence[Sample],
+        *,
+        size: tuple[int, int] | None,
+        resize_masks: bool,
+        keep: bool = True,
+        quiet: bool = False,
+    ) -> None:
+        self.samples = tuple(samples)
+        self._source, self._size, self._resize_masks = source, size, resize_masks
+        self._keep, self._quiet = keep, quiet
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self._sizes: list[SampleSize] | None = None
+        self._histogram: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """The pair at `index`; kept tensors are handed out themselves and must not be written to."""
+        if not self._keep:
+            return self._decode(self.samples[index])[:2]
+        if self._kept is None:
+            self._survey()
+        assert self._kept is not None
+        return self._kept[index]
+
+    def load(self) -> None:
+        """Decode now instead of at the first access; nothing to do where nothing is kept."""
+        if self._keep and self._kept is None:
+            self._survey()
+
+    def sizes(self) -> list[SampleSize]:
+        """The size of each sample; reads every file once, unless `size` says it all."""
+        if self._sizes is None and self._size is not None and self._resize_masks:
+            return [SampleSize(self._size, self._size)] * len(self)
+        if self._sizes is None:
+            self._survey()
+        assert self._sizes is not None
+        return self._sizes
+
+    def histogram(self) -> np.ndarray:
+        """int64 [K]: pixels per class over all masks at their own resolution, ignored pixels left out."""
+        if self._histogram is None:
+            self._survey()
+        assert self._histogram is not None
+        return self._histogram
+
+    def _survey(self) -> None:
+        """One pass over all samples, which fills everything that is known about them."""
+        histogram = np.zeros(256, np.int64)
+        sizes, kept = [], []
+        for image, mask, counts in _parallel(self._decode, self.samples, quiet=self._quiet):
+            histogram += counts
+            sizes.append(SampleSize((image.shape[-2], image.shape[-1]), (mask.shape[-2], mask.shape[-1])))
+            if self._keep:
+                kept.append((image, mask))
+        self._sizes, self._histogram = sizes, histogram[: len(self._source.classes)]
+        self._kept = kept if self._keep else None
+
+    def _decode(self, sample: Sample) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Image, mask, and the label counts [256] of the mask before it was resized."""
+        image = torch.from_numpy(_owned(self._source.read_image(sample))).permute(2, 0, 1).contiguous()
+        labels = _owned(self._source.read_mask(sample))
+        counts = np.bincount(labels.ravel(), minlength=256)
+        self._check_labels(sample, counts)
+        mask = torch.from_numpy(labels)
+        if self._size is None:
+            return image, mask, counts
+        image = resize_image(image, self._size)
+        return image, resize_mask(mask, self._size) if self._resize_masks else mask, counts
+
+    def _check_labels(self, sample: Sample, counts: np.ndarray) -> None:
+        known = len(self._source.classes)
+        if counts[known:255].any():
+            label = known + int(np.flatnonzero(counts[known:255])[0])
+            raise DataError(
+                f"{sample.mask or sample.id}: label {label} is outside the {known} classes; map it to a class or to 255"
+            )
+
+
+def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quiet: bool) -> Iterator[_T]:
+    """Decode in threads (PIL and torch free the interpreter while they work), in order, with a bar for many samples."""
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    try:
+        results: Iterable[_T] = pool.map(decode, samples)
+        if len(samples) > _PROGRESS_FROM and not quiet:
+            results = track(results, f"Decoding {len(samples)} images", total=len(samples), transient=True)
+        yield from results
+    finally:
+        # A broken file is reported at once, not after the thousands that wait behind it.
+        pool.shutdown(cancel_futures=True)
+
+
+def _owned(array: np.ndarray) -> np.ndarray:
+    """uint8, contiguous and writable, as torch wants it."""
+    return np.require(array, np.uint8, ["C", "W"])

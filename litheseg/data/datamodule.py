@@ -1,0 +1,260 @@
+"""Batches for Lightning: decoded once, cached as uint8, augmented on the device, the same on every run.
+
+Everything random depends on (seed, epoch, batch index) alone: a resumed run repeats exactly, also from the middle of an
+epoch. `batch_size` is that of the *global* batch: each of `world` processes gets its own batch_size / world samples of
+it, with the views that a single process would have given them. The global random generators are left alone.
+
+It knows neither models nor losses, and does not download. In a distributed run each process decodes its own cache.
+
+Usage:
+    >>> data = SegmentationData(open_source("camvid", "data/camvid"), size=(360, 480), batch_size=8)
+    >>> L.Trainer(max_epochs=10).fit(task, data)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from litheseg.data.batches import CalibrationBatches, EvalBatches, TrainBatches, make_loader, stateless_generator
+from litheseg.data.cache import DecodedSamples
+from litheseg.data.source import Sample, Source
+from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views
+from litheseg.errors import DataError, did_you_mean
+
+__all__ = ["SegmentationData"]
+
+_CALIBRATION = 2  # a stream of chance apart from those in `batches`
+
+
+class SegmentationData(L.LightningDataModule):
+    """Training and validation batches of one source.
+
+    Training batches reach the task as {"image": float32 N3hw normalised, "mask": int64 Nhw} at `crop`; validation
+    batches as {"image": float32 N3HW, "mask": int64 NHW}, the image at `size`, the mask at its own full resolution.
+
+    Args:
+        source: images and masks.
+        size: (H, W) that images and training masks are resized to when decoded; None: their own size.
+        batch_size: images per step over all processes; their number divides it.
+        eval_batch_size: images per validation batch and process; only images of equal size share a batch.
+        crop: (H, W) of training views; None: `size`, or the images' own size where it is the same for all.
+        augment: how training views differ from their images.
+        cache: "ram": keep samples in RAM; "device": and training samples on the device; "none": decode each time.
+        workers: processes that make batches; worth it for cache="none" only.
+        train_split: name of the training split.
+        val_split: name of the validation split.
+        train_ids: the training samples to use; None: all.
+        seed: of order and augmentation, >= 0.
+        mean: per channel, for values in [0, 1].
+        std: likewise.
+
+    Raises:
+        DataError: a value outside its range; on use, what does not fit the source.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 4,
+        crop: tuple[int, int] | None = None,
+        augment: Augment | None = None,
+        cache: Literal["ram", "device", "none"] = "ram",
+        workers: int = 0,
+        train_split: str = "train",
+        val_split: str = "val",
+        train_ids: Sequence[str] | None = None,
+        seed: int = 0,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        _check(batch_size=batch_size, eval_batch_size=eval_batch_size, size=size, crop=crop, cache=cache, seed=seed)
+        self.source, self.size, self.augment = source, size, augment or Augment()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.mean, self.std, self.seed = mean, std, seed
+        self._crop, self._cache, self._workers = crop, cache, 0 if cache == "device" else workers
+        self._splits, self._train_ids = {"train": train_split, "val": val_split}, train_ids
+        self._decoded: dict[str, DecodedSamples] = {}
+        self._on_device: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def classes(self) -> Any:
+        """The source's classes."""
+        return self.source.classes
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """(H, W) of training views.
+
+        Raises:
+            DataError: images differ in size, and neither `size` nor `crop` is given.
+        """
+        if self._crop is None:
+            self._crop = self.size or self._common_size()
+        return self._crop
+
+    def setup(self, stage: str | None = None) -> None:
+        """Decode and check what the stage needs; called by Lightning."""
+        for split in ("train", "val") if stage in (None, "fit") else ("val",):
+            self._samples(split).load()
+        if stage in (None, "fit"):
+            self._train_batches()
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Batches before augmentation, which `on_after_batch_transfer` adds on the device."""
+        return make_loader(self._train_batches(), workers=self._workers, pin_memory=self._on_cuda())
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Batches as the task gets them; over all processes each sample comes exactly once."""
+        samples, (rank, world) = self._samples("val"), self._rank_of_world()
+        if len(samples) < world:
+            raise DataError(f"{len(samples)} validation images for {world} processes; use at most {len(samples)}")
+        batches = EvalBatches(
+            samples, batch_size=self.eval_batch_size, rank=rank, world=world, mean=self.mean, std=self.std
+        )
+        return make_loader(batches, workers=self._workers, pin_memory=self._on_cuda())
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Make the views of a training batch where it is now; other batches pass."""
+        if not isinstance(batch, dict) or "parameters" not in batch:
+            return batch
+        image, mask = self._gathered(batch["index"]) if "index" in batch else (batch["image"], batch["mask"])
+        with torch.no_grad():
+            view, labels = apply_views(image, mask, batch["parameters"], crop=self.crop, mean=self.mean, std=self.std)
+        return {"image": view, "mask": labels}
+
+    def train_batch(self, epoch: int, index: int) -> dict[str, Tensor]:
+        """This process's slice of a training batch, augmented, on the CPU; the one that training sees there."""
+        return self.on_after_batch_transfer(self._train_batches()[epoch, index])
+
+    def calibration_batches(self, count: int) -> Sequence[Tensor]:
+        """At most `count` batches of normalised training images without augmentation, each float32 N3HW on the CPU.
+
+        A fixed random choice, the same in every process, at `size` (images of unequal sizes: the middle `crop`); made
+        when read, so it can be read again for the next width. There are fewer when the training images run out.
+        """
+        samples = self._samples("train")
+        order = torch.randperm(len(samples), generator=stateless_generator(self.seed, 0, _CALIBRATION)).tolist()
+        last = min(count * self.batch_size, max(len(samples) // self.batch_size, 1) * self.batch_size)
+        batches = [order[i : i + self.batch_size] for i in range(0, last, self.batch_size)]
+        return CalibrationBatches(batches, samples, crop=self.crop, mean=self.mean, std=self.std)
+
+    def class_histogram(self) -> np.ndarray:
+        """int64 [K]: pixels per class over the training masks at their own resolution, ignored ones left out."""
+        return self._samples("train").histogram().copy()
+
+    def _samples(self, part: str) -> DecodedSamples:
+        """The decoded samples of "train" or "val", made at first use."""
+        if part not in self._decoded:
+            samples = self.source.samples(self._splits[part])
+            if part == "train" and self._train_ids is not None:
+                samples = _select(samples, self._train_ids, self._splits[part])
+            if not samples:
+                raise DataError(f"split '{self._splits[part]}' holds no samples; add images or name another split")
+            self._decoded[part] = DecodedSamples(
+                self.source,
+                samples,
+                size=self.size,
+                resize_masks=part == "train",
+                keep=self._cache != "none",
+                quiet=self._rank_of_world()[0] > 0,
+            )
+        return self._decoded[part]
+
+    def _common_size(self) -> tuple[int, int]:
+        train = self._samples("train")
+        sizes = {size.image: sample.id for size, sample in zip(train.sizes(), train.samples, strict=True)}
+        if len(sizes) > 1:
+            (one, first), (other, second) = list(sizes.items())[:2]
+            raise DataError(
+                f"training images differ in size ('{first}' is {one[0]}x{one[1]}, '{second}' is {other[0]}x{other[1]}, "
+                "height x width); give `size` to resize them or `crop` to cut views of one size"
+            )
+        return next(iter(sizes))
+
+    def _train_batches(self) -> TrainBatches:
+        samples, (rank, world) = self._samples("train"), self._rank_of_world()
+        if len(samples) < self.batch_size:
+            raise DataError(
+                f"batch_size is {self.batch_size}, but there are only {len(samples)} training images; "
+                f"use a batch_size of at most {len(samples)}, or more images"
+            )
+        if self.batch_size % world:
+            raise DataError(
+                f"batch_size {self.batch_size} (of all processes) must be a multiple of the {world} processes"
+            )
+        _check_pairs(samples)
+        crop, same = self.crop, len({size.image for size in samples.sizes()}) == 1
+        if self._cache == "device" and not same:
+            raise DataError("cache='device' needs images of one size; give `size`, or use cache='ram'")
+        return TrainBatches(
+            samples,
+            batch_size=self.batch_size,
+            augment=self.augment,
+            crop=crop,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            gather=self._cache != "device",
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def _gathered(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples out of the cache on the device of `index`, which is filled at the first call."""
+        if self._on_device is None or self._on_device[0].device != index.device:
+            images, masks = zip(*(self._samples("train")[i] for i in range(len(self._samples("train")))), strict=True)
+            self._on_device = (torch.stack(images).to(index.device), torch.stack(masks).to(index.device))
+        return self._on_device[0].index_select(0, index), self._on_device[1].index_select(0, index)
+
+    def _rank_of_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _check(*, batch_size: int, eval_batch_size: int, size: Any, crop: Any, cache: str, seed: int) -> None:
+    """Refuse what cannot work whatever the source is."""
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("eval_batch_size", eval_batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise DataError(f"{name} is {value}; give an integer >= {least}")
+    for name, value in (("size", size), ("crop", crop)):
+        if value is not None and (len(value) != 2 or min(value) < 1):
+            raise DataError(f"{name} is {value}; give (height, width) in pixels, such as (360, 480)")
+    if cache not in ("ram", "device", "none"):
+        raise DataError(f"cache is '{cache}'.{did_you_mean(cache, ('ram', 'device', 'none'))}")
+
+
+def _select(samples: Sequence[Sample], ids: Sequence[str], split: str) -> tuple[Sample, ...]:
+    """The samples of these ids, in the split's order, so that the order of a list file does not matter."""
+    known = {sample.id for sample in samples}
+    for name in ids:
+        if name not in known:
+            raise DataError(f"train_ids: '{name}' is not in split '{split}'.{did_you_mean(name, known)}")
+    chosen = set(ids)
+    return tuple(sample for sample in samples if sample.id in chosen)
+
+
+def _check_pairs(samples: DecodedSamples) -> None:
+    """Training geometry is drawn once for image and mask, so they must have one size."""
+    for sample, size in zip(samples.samples, samples.sizes(), strict=True):
+        if size.image != size.mask:
+            raise DataError(
+                f"{sample.mask or sample.id}: the mask is {size.mask[0]}x{size.mask[1]}, its image "
+                f"{size.image[0]}x{size.image[1]} (height x width); mend the file, or give `size` to resize both"
+            )
