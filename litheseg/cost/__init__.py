@@ -1,1 +1,1 @@
-"""."""
+"""What a model costs: parameters, MACs, activation memory and measured milliseconds."""

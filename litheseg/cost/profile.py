@@ -1,0 +1,144 @@
+"""The price list of an elastic model: what every width costs on paper and on this machine.
+
+Each width is extracted first, so that what is counted and timed is the plain network that gets deployed, not the elastic
+one with its slices. It does not know accuracy (see `litheseg.evaluation`) nor which width fits a latency budget.
+
+Usage:
+    >>> profiles = profile(load_bundle("model.safetensors"), size=(512, 1024), threads=1)
+    >>> rich.print(render(profiles))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from litheseg.cost.counting import Cost, Layer, count, layer_table
+from litheseg.cost.latency import Latency, measure_latency
+from litheseg.deploy.bundle import Bundle
+from litheseg.errors import LithesegError
+from litheseg.nn import available_widths, extract
+
+__all__ = ["Cost", "Layer", "Profile", "count", "layer_table", "profile", "render"]
+
+_DEFAULT_SIZE = (512, 1024)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cost of one width at one input size and batch 1.
+
+    Attributes:
+        width: fraction of channels.
+        params: parameters of the plain model of this width.
+        macs: multiply-accumulates of its convolutions and linear layers.
+        peak_bytes: peak activation memory in float32 (definition: `litheseg.cost.counting`).
+        p50_ms: median latency in milliseconds; None where it was not measured.
+        p95_ms: 95th percentile, likewise.
+        mean_ms: mean, likewise.
+    """
+
+    width: float
+    params: int
+    macs: int
+    peak_bytes: int
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    mean_ms: float | None = None
+
+
+def profile(
+    model: Bundle | nn.Module,
+    widths: Iterable[float] | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    latency: bool = True,
+    repeats: int = 20,
+    warmup: int = 3,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    channels_last: bool = False,
+) -> list[Profile]:
+    """Count and time a model at several widths, widest first.
+
+    Args:
+        model: a bundle, an elastic module, or a plain one (then the only width is 1). It is left as it was.
+        widths: which ones; None for all that are available.
+        size: height and width of the input; None for the bundle's own, 512x1024 for a module.
+        latency: False counts only.
+        repeats: timed passes per width.
+        warmup: untimed passes per width.
+        device: where to measure.
+        threads: intra-op CPU threads while measuring; None leaves them as they are.
+        channels_last: measure in this memory format, which is often the faster one on CPU and tensor cores.
+
+    Raises:
+        WidthError: a width that the model does not have.
+        LithesegError: a number out of range.
+    """
+    if size is None:
+        size = model.header.size if isinstance(model, Bundle) else _DEFAULT_SIZE
+    if min(size) < 1:
+        raise LithesegError(f"size {size} is not positive; give height and width in pixels, such as (512, 1024)")
+    plain = _plain_models(model.model() if isinstance(model, Bundle) else model, widths)
+    costs = {width: count(module, size) for width, module in plain.items()}
+    measured: dict[str, Latency] = {}
+    if latency:
+        placed = {str(width): _placed(module, device, channels_last) for width, module in plain.items()}
+        measured = measure_latency(
+            placed,
+            size,
+            repeats=repeats,
+            warmup=warmup,
+            device=device,
+            threads=threads,
+            channels_last=channels_last,
+        )
+    return [_profile(width, cost, measured.get(str(width))) for width, cost in costs.items()]
+
+
+def render(profiles: Sequence[Profile], title: str | None = None) -> Table:
+    """A table of profiles, one row a width; the relative columns refer to the first row."""
+    table = Table(title=title)
+    for name in ("width", "params", "MACs", "vs first", "peak memory", "p50 ms", "p95 ms"):
+        table.add_column(name, justify="right")
+    for row in profiles:
+        table.add_row(
+            f"{row.width:g}",
+            f"{row.params / 1e6:.3f} M",
+            f"{row.macs / 1e9:.3f} G",
+            f"{row.macs / profiles[0].macs:.2f}x" if profiles[0].macs else "-",
+            f"{row.peak_bytes / 2**20:.1f} MiB",
+            *("-" if value is None else f"{value:.2f}" for value in (row.p50_ms, row.p95_ms)),
+        )
+    return table
+
+
+def _plain_models(model: nn.Module, widths: Iterable[float] | None) -> dict[float, nn.Module]:
+    if not hasattr(model, "width_dial"):
+        if widths is not None and set(widths) != {1.0}:
+            raise LithesegError("a plain module has no widths; make it elastic with `litheseg.nn.slim` or profile width 1")
+        return {1.0: model}
+    chosen = available_widths(model) if widths is None else set(widths)
+    return {width: extract(model, width) for width in sorted(chosen, reverse=True)}
+
+
+def _placed(module: nn.Module, device: str | torch.device, channels_last: bool) -> nn.Module:
+    module = module.to(device)
+    return module.to(memory_format=torch.channels_last) if channels_last else module  # type: ignore[call-overload]
+
+
+def _profile(width: float, cost: Cost, latency: Latency | None) -> Profile:
+    return Profile(
+        width=width,
+        params=cost.params,
+        macs=cost.macs,
+        peak_bytes=cost.peak_activation_bytes,
+        p50_ms=latency.p50 if latency else None,
+        p95_ms=latency.p95 if latency else None,
+        mean_ms=latency.mean if latency else None,
+    )
