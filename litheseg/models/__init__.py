@@ -12,10 +12,16 @@ from typing import Any
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.models.base import SegmentationModel
 from litheseg.models.ddrnet import ddrnet
+from litheseg.models.deeplabv3plus import deeplabv3plus
+from litheseg.models.erfnet import erfnet
 
 __all__ = ["MODELS", "SegmentationModel", "build_model"]
 
-MODELS: dict[str, Callable[..., SegmentationModel]] = {"ddrnet": ddrnet}
+MODELS: dict[str, Callable[..., SegmentationModel]] = {
+    "ddrnet": ddrnet,
+    "deeplabv3plus": deeplabv3plus,
+    "erfnet": erfnet,
+}
 
 
 def build_model(name: str, num_classes: int, **arguments: Any) -> SegmentationModel:

@@ -1,0 +1,268 @@
+"""What every registered architecture must do. `models/test_contract.py` runs it for all entries of `MODELS`.
+
+A check takes a `Case` and asserts; `CHECKS` lists them. Sizes are tiny: a check costs well under a second.
+
+Usage:
+    >>> extract_equals_slice(Case("erfnet"))
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from litheseg.cost import counting
+from litheseg.models import SegmentationModel, build_model
+from litheseg.nn import available_widths, extract, get_width, set_width, slim
+
+CLASSES = 5
+SIZE = (64, 96)
+ODD_SIZE = (65, 97)
+WIDTHS = (1.0, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An architecture at a size that a test can afford.
+
+    Attributes:
+        name: its entry in `MODELS`.
+        arguments: for its factory, beside the number of classes and the two heads.
+        divisor: of the channel counts; small where the network is.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    divisor: int = 8
+
+    def plain(self, heads: bool = True, seed: int = 0) -> SegmentationModel:
+        """The model in eval mode, with norms that are not the identity."""
+        torch.manual_seed(seed)
+        model = build_model(self.name, CLASSES, aux_head=heads, boundary_head=heads, **self.arguments)
+        return shake(model).eval()
+
+    def elastic(self, heads: bool = True, seed: int = 0) -> SegmentationModel:
+        """The slimmed model in eval mode; every width has norms of its own."""
+        return shake(slim(self.plain(heads, seed), WIDTHS, divisor=self.divisor)).eval()
+
+
+def shake(model: nn.Module) -> nn.Module:
+    """Give batch norms statistics and affine parameters that a mix-up would show."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for low, values in ((0.5, (module.weight, module.running_var)), (-0.2, (module.bias, module.running_mean))):
+                for value in values:
+                    value.data.uniform_(low, low + 1 if low > 0 else -low)
+    return model
+
+
+def image(size: tuple[int, int] = SIZE, batch: int = 2) -> Tensor:
+    """Reproducible noise, N x 3 x H x W."""
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def same(actual: Tensor, expected: Tensor) -> None:
+    """Equal up to float32 rounding of a deep network."""
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def no_grad() -> AbstractContextManager[None]:
+    return torch.no_grad()
+
+
+class Used(TorchFunctionMode):
+    """Counts what a forward pass really touches: elements of weights, and multiply-accumulates from their shapes.
+
+    It looks at the operands that reach the operators and so owes nothing to the code that slices them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters = self.macs = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.conv2d, torch.conv_transpose2d, nn.functional.linear):
+            pixels = args[0] if func is torch.conv_transpose2d else result
+            self.macs += args[1].numel() * pixels.shape[0] * pixels[0, 0].numel()
+            bias = args[2] if len(args) > 2 else None
+            self.parameters += args[1].numel() + (0 if bias is None else bias.numel())
+        if func is nn.functional.batch_norm:  # scale and shift
+            self.parameters += 2 * args[0].shape[1]
+        return result
+
+
+def plain_forward_and_backward(case: Case) -> None:
+    """All outputs have the promised shapes, and every parameter learns."""
+    model = case.plain().train()
+    outputs = model.outputs(image())
+    assert set(outputs) == {"logits", "features", "aux", "boundary"}
+    assert outputs["logits"].shape[:2] == outputs["aux"].shape[:2] == (2, CLASSES)
+    assert outputs["boundary"].shape[:2] == (2, 1)
+    assert outputs["features"].shape[0] == 2
+    assert model(image()).shape == (2, CLASSES, *SIZE)
+    sum(outputs[name].square().mean() for name in ("logits", "aux", "boundary")).backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
+    assert all(bool(value.grad.isfinite().all()) for value in model.parameters())
+
+
+def heads_are_for_training(case: Case) -> None:
+    """In eval mode and without heads there are logits and features, and `training_only` names the heads."""
+    model = case.plain()
+    assert set(model.outputs(image())) == {"logits", "features"}
+    without = case.plain(heads=False)
+    assert set(without.train().outputs(image())) == {"logits", "features"}
+    children = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert children - {name.split(".")[0] for name, _ in without.named_parameters()} == set(model.training_only)
+
+
+def odd_sizes_at_every_width(case: Case) -> None:
+    """Sizes that no stride divides come back as they went in."""
+    model = case.elastic()
+    with no_grad():
+        for width in WIDTHS:
+            set_width(model, width)
+            for size in (ODD_SIZE, (63, 95)):
+                assert model(image(size, 1)).shape == (1, CLASSES, *size)
+
+
+def every_width_learns(case: Case) -> None:
+    """Each width trains; only features shrink; the other widths' norms do not move."""
+    model = case.elastic().train()
+    assert available_widths(model) == WIDTHS
+    depths = []
+    for width in WIDTHS:
+        others = {other: extract(model, other).eval() for other in WIDTHS if other != width}
+        set_width(model, width)
+        assert get_width(model) == width
+        model.zero_grad(set_to_none=True)
+        outputs = model.outputs(image())
+        assert outputs["logits"].shape[:2] == outputs["aux"].shape[:2] == (2, CLASSES)
+        depths.append(outputs["features"].shape[1])
+        sum(outputs[name].square().mean() for name in ("logits", "aux", "boundary")).backward()
+        assert any(bool(value.grad.any()) for value in model.parameters() if value.grad is not None)
+        for other, before in others.items():
+            after = extract(model, other).state_dict()
+            assert all(torch.equal(value, after[key]) for key, value in before.state_dict().items())
+    assert depths == sorted(depths, reverse=True)
+    assert depths[-1] < depths[0]
+
+
+def full_width_equals_the_plain_model(case: Case) -> None:
+    """Slimming changes nothing at width 1, whether weights are loaded before or after."""
+    plain, state = case.plain(), case.plain(seed=7).state_dict()
+    elastic = slim(copy.deepcopy(plain), WIDTHS, divisor=case.divisor).eval()
+    with no_grad():
+        assert torch.equal(elastic(image()), plain(image()))
+        plain.load_state_dict(state)
+        elastic.load_state_dict(state)
+        assert torch.equal(elastic(image()), plain(image()))
+
+
+def extract_equals_slice(case: Case) -> None:
+    """The stand-alone network of a width computes what the elastic one does at that width."""
+    model = case.elastic()
+    with no_grad():
+        for width in WIDTHS:
+            set_width(model, width)
+            small = extract(model, width)
+            assert not small.training
+            assert not any(hasattr(module, "dial") for module in small.modules())
+            assert not [name for name in small.state_dict() if name.startswith(model.training_only)]
+            for size in (SIZE, ODD_SIZE):
+                same(small(image(size)), model(image(size)))
+
+
+def extract_is_a_copy(case: Case) -> None:
+    """Training the extraction leaves the elastic model alone, and extracting leaves its width alone."""
+    model = case.elastic()
+    set_width(model, 1.0)
+    before = copy.deepcopy(model.state_dict())
+    small = extract(model, 0.5)
+    assert get_width(model) == 1.0
+    for parameter in small.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def state_dict_round_trip(case: Case) -> None:
+    """A fresh elastic model takes over every width."""
+    model, fresh = case.elastic(seed=0), case.elastic(seed=3)
+    fresh.load_state_dict(model.state_dict())
+    with no_grad():
+        for width in WIDTHS:
+            set_width(model, width)
+            set_width(fresh, width)
+            assert torch.equal(fresh(image()), model(image()))
+
+
+def costs_equal_what_is_used(case: Case) -> None:
+    """Parameters and MACs of each extraction are those that the elastic model touches, by three counters."""
+    model = case.elastic()
+    folds = any(hasattr(module, "fold") for module in model.modules())
+    macs = []
+    for width in WIDTHS:
+        set_width(model, width)
+        small = extract(model, width)
+        with no_grad(), Used() as used:  # where blocks fold, the elastic model touches more
+            (small if folds else model)(image(batch=1))
+        with no_grad(), FlopCounterMode(display=False) as flops:
+            small(image(batch=1))
+        cost = counting.count(small, SIZE)
+        assert sum(parameter.numel() for parameter in small.parameters()) == used.parameters == cost.params
+        assert flops.get_total_flops() == 2 * used.macs == 2 * cost.macs
+        macs.append(used.macs)
+    assert macs[0] > 2 * macs[1] > 4 * macs[2]
+
+
+def extraction_has_no_idle_parameter(case: Case) -> None:
+    """Every parameter of an extraction takes part: backward reaches it."""
+    model = case.elastic()
+    for width in WIDTHS:
+        small = extract(model, width).train()
+        small(image()).square().mean().backward()
+        assert [name for name, value in small.named_parameters() if value.grad is None] == []
+
+
+def extraction_exports(case: Case) -> None:
+    """`torch.export` takes the extraction and computes the same."""
+    small = extract(case.elastic(), 0.5)
+    program = torch.export.export(small, (image(batch=1),))
+    with no_grad():
+        same(program.module()(image(batch=1)), small(image(batch=1)))
+
+
+def compiles(case: Case) -> None:
+    """`torch.compile` takes the extraction and, at each width, the elastic model (slow)."""
+    model = case.elastic()
+    with no_grad():
+        small = extract(model, 0.5)
+        same(torch.compile(small)(image(batch=1)), small(image(batch=1)))
+        compiled = torch.compile(model)
+        for width in WIDTHS:
+            set_width(model, width)
+            same(compiled(image(batch=1)), model(image(batch=1)))
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    plain_forward_and_backward,
+    heads_are_for_training,
+    odd_sizes_at_every_width,
+    every_width_learns,
+    full_width_equals_the_plain_model,
+    extract_equals_slice,
+    extract_is_a_copy,
+    state_dict_round_trip,
+    costs_equal_what_is_used,
+    extraction_has_no_idle_parameter,
+    extraction_exports,
+)
+SLOW_CHECKS: tuple[Callable[[Case], None], ...] = (compiles,)

@@ -1,0 +1,47 @@
+"""Every registered architecture keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from contract import CHECKS, SLOW_CHECKS, Case
+
+from litheseg.errors import ModelError
+from litheseg.models import MODELS, build_model
+
+# Smaller than their defaults, so that the whole file takes seconds; others run as they are.
+SMALL = {
+    "ddrnet": Case("ddrnet", {"base": 16, "head_channels": 32}, divisor=4),
+    "deeplabv3plus": Case("deeplabv3plus", {"encoder": "mobilenetv3_small_100", "channels": 32}),
+}
+CASES = [SMALL.get(name, Case(name)) for name in MODELS]
+CASES.append(Case("ddrnet", {"base": 16, "head_channels": 32, "rep_blocks": True}, divisor=4))
+CASES.append(Case("deeplabv3plus", {"encoder": "resnet18", "channels": 32, "output_stride": 8}))
+
+
+def _id(value: object) -> str:
+    if isinstance(value, Case):
+        return "-".join([value.name, *(f"{key}={option}" for key, option in value.arguments.items())])
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=_id)
+@pytest.mark.parametrize("case", CASES, ids=_id)
+def test_contract(case: Case, check: Callable[[Case], None]) -> None:
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SLOW_CHECKS, ids=_id)
+@pytest.mark.parametrize("case", CASES, ids=_id)
+def test_slow_contract(case: Case, check: Callable[[Case], None]) -> None:
+    check(case)
+
+
+def test_unknown_names_and_arguments_are_refused() -> None:
+    with pytest.raises(ModelError, match="Did you mean 'erfnet'"):
+        build_model("erfnett", 5)
+    for name in MODELS:
+        with pytest.raises(ModelError, match="no_such_option"):
+            build_model(name, 5, no_such_option=1)
