@@ -61,8 +61,8 @@ class Brush:
 
     def jitter(self, color: Rgb, spread: float) -> Rgb:
         """The colour, a little brighter or darker and a little off in hue."""
-        common, r, g, b = self.rng.normal(0, (spread, spread / 3, spread / 3, spread / 3))
-        return (color[0] + common + r, color[1] + common + g, color[2] + common + b)
+        common, r, g, b = (self.rng.standard_normal(4) * spread).tolist()
+        return (color[0] + common + r / 3, color[1] + common + g / 3, color[2] + common + b / 3)
 
     def pick(self, colors: Sequence[Rgb], spread: float) -> Rgb:
         """One of the colours, jittered."""
@@ -93,7 +93,9 @@ def tree(brush: Brush, x: float, z: float) -> None:
     bark = brush.flat(TREE, brush.jitter((72, 62, 54), 12), z)
     crown = height * float(rng.uniform(0.3, 0.55))
     brush.painter.line((x, 0, z), (x + float(rng.normal(0, 0.2)), height - crown * 0.8, z), trunk, bark)
-    brush.cast([(x - crown * 0.5, z), (x + crown * 0.5, z), (x, z + crown * 0.5)], height, 190 if not brush.bare else 70)
+    brush.cast(
+        [(x - crown * 0.5, z), (x + crown * 0.5, z), (x, z + crown * 0.5)], height, 190 if not brush.bare else 70
+    )
     if brush.bare and rng.random() < 0.8:
         _branches(brush, x, height - crown * 1.3, z, crown, trunk, bark)
         return
@@ -103,7 +105,11 @@ def tree(brush: Brush, x: float, z: float) -> None:
     angle, reach = rng.uniform(0, 2 * np.pi, count), np.sqrt(rng.uniform(0.0, 1.0, count))
     for i in range(count):
         size = crown * (0.5 - 0.3 * reach[i]) * (1.6 if count == 7 else 1.0)
-        centre = (x + crown * squash * reach[i] * np.cos(angle[i]) * 0.85, middle + crown * reach[i] * np.sin(angle[i]) * 0.85, z)
+        centre = (
+            x + crown * squash * reach[i] * np.cos(angle[i]) * 0.85,
+            middle + crown * reach[i] * np.sin(angle[i]) * 0.85,
+            z,
+        )
         # The upper side of a crown is the brighter one.
         brush.painter.disc(centre, size, tones[i % 4], squash=1.15)
 
@@ -170,7 +176,9 @@ def sign(brush: Brush, x: float, z: float) -> None:
         text = brush.flat(SIGN, brush.jitter(white if sum(board) < 420 else (60, 60, 60), 10), z)
         for level in (-0.4, 0.1, 0.5):
             end = wide * float(rng.uniform(0.0, 0.8))
-            brush.upright(x - wide * 0.8, x + end, height + tall * (level - 0.1), height + tall * (level + 0.1), z, text)
+            brush.upright(
+                x - wide * 0.8, x + end, height + tall * (level - 0.1), height + tall * (level + 0.1), z, text
+            )
 
 
 def traffic_light(brush: Brush, x: float, z: float) -> None:
@@ -199,7 +207,9 @@ def fence(brush: Brush, x: float, near: float, far: float, *, railing: bool = Fa
         slope = (x1 - x0) / (z1 - z0)
         facade = Facade(x0 - slope * z0, slope, frontal=False, eaves=height, storey=1.0 if see_through else 0.0,
                         pitch=0.14 if see_through else float(rng.choice([0.15, 1.8])))  # fmt: skip
-        number = brush.painter.surface(FENCE, (color[0] * light, color[1] * light, color[2] * light), z0, Kind.FENCE, facade)
+        number = brush.painter.surface(
+            FENCE, (color[0] * light, color[1] * light, color[2] * light), z0, Kind.FENCE, facade
+        )
         points = [(x, 0.0, z0), (x, height, z0), (x, height, z1), (x, 0.0, z1)]
         (brush.painter.railing if see_through else brush.painter.polygon)(points, number)
         if not see_through:
@@ -210,20 +220,28 @@ def car(brush: Brush, x: float, z: float, *, sideways: bool = False) -> None:
     """A car, van or bus seen from behind, ahead or (`sideways`) from the side."""
     rng = brush.rng
     kind = rng.choice(["car", "van", "bus"], p=[0.8, 0.14, 0.06])
-    length, width, height, floor = {"car": (4.2, 1.72, 1.45, 0.3), "van": (5.0, 1.95, 2.2, 0.35), "bus": (9.5, 2.5, 3.0, 0.4)}[
-        str(kind)
-    ]
+    length, width, height, floor = {
+        "car": (4.2, 1.72, 1.45, 0.3),
+        "van": (5.0, 1.95, 2.2, 0.35),
+        "bus": (9.5, 2.5, 3.0, 0.4),
+    }[str(kind)]
     height *= float(rng.uniform(0.94, 1.1))
     paint = brush.pick(PAINTS, 12)
     if sideways:
         # The long side faces the camera: the same box, turned.
-        _body_side(brush, [(x - length / 2, z), (x + length / 2, z)], floor, height, paint, brush.lit(0, -1), kind != "car")
-        brush.cast([(x - length / 2, z), (x + length / 2, z), (x + length / 2, z + width), (x - length / 2, z + width)], height)
+        _body_side(
+            brush, [(x - length / 2, z), (x + length / 2, z)], floor, height, paint, brush.lit(0, -1), kind != "car"
+        )
+        brush.cast(
+            [(x - length / 2, z), (x + length / 2, z), (x + length / 2, z + width), (x - length / 2, z + width)], height
+        )
         return
     left, right = x - width / 2, x + width / 2
     brush.cast([(left, z), (right, z), (right, z + length), (left, z + length)], height)
     for inner in (left, right):
-        brush.painter.shadow([(left - 0.1, 0, z - 0.15), (right + 0.1, 0, z - 0.15), (right, 0, z + length), (left, 0, z + length)], 235)
+        brush.painter.shadow(
+            [(left - 0.1, 0, z - 0.15), (right + 0.1, 0, z - 0.15), (right, 0, z + length), (left, 0, z + length)], 235
+        )
         if (inner == left and x > width / 2) or (inner == right and x < -width / 2):
             light = brush.lit(-1 if inner == left else 1, 0)
             _body_side(brush, [(inner, z), (inner, z + length)], floor, height, paint, light, kind != "car")
@@ -249,7 +267,11 @@ def _body_side(
     def shape(points: list[tuple[float, float]], number: int) -> None:
         painter.polygon([at(1 - s if flip else s, y) for s, y in points], number)
 
-    top = [(0.0, height), (0.98, height)] if boxy else [(0.02, waist * 1.02), (0.14, height * 0.97), (0.2, height), (0.55, height), (0.72, waist)]
+    top = (
+        [(0.0, height), (0.98, height)]
+        if boxy
+        else [(0.02, waist * 1.02), (0.14, height * 0.97), (0.2, height), (0.55, height), (0.72, waist)]
+    )
     shape([(0.0, floor), (0.0, waist), *top, (1.0, waist * (1.0 if boxy else 0.88)), (1.0, floor)], body)
     shape([(0.0, floor), (0.0, floor + 0.25), (1.0, floor + 0.25), (1.0, floor)], lower)
     if boxy:
@@ -280,11 +302,24 @@ def _body_end(
     tyre = brush.flat(CAR, (22, 22, 23), z)
     for side in (left + 0.05, right - 0.27):
         brush.upright(side, side + 0.22, 0.0, floor + 0.1, z + 0.1, tyre)
-    painter.polygon([(left, waist, glass_depth), (right, waist, glass_depth), (b, height, top_z), (a, height, top_z)], body)
+    painter.polygon(
+        [(left, waist, glass_depth), (right, waist, glass_depth), (b, height, top_z), (a, height, top_z)], body
+    )
     m, w = 0.06 * width, waist + 0.05
-    painter.polygon([(left + m, w, glass_depth), (right - m, w, glass_depth), (b - m, height * 0.95, top_z), (a + m, height * 0.95, top_z)], glass)
+    painter.polygon(
+        [
+            (left + m, w, glass_depth),
+            (right - m, w, glass_depth),
+            (b - m, height * 0.95, top_z),
+            (a + m, height * 0.95, top_z),
+        ],
+        glass,
+    )
     hood = brush.flat(CAR, paint, z, min(light * 1.15, 1.25))
-    painter.polygon([(left, waist * 0.95, z), (right, waist * 0.95, z), (right, waist, glass_depth), (left, waist, glass_depth)], hood)
+    painter.polygon(
+        [(left, waist * 0.95, z), (right, waist * 0.95, z), (right, waist, glass_depth), (left, waist, glass_depth)],
+        hood,
+    )
     painter.polygon(
         [(left + 0.08, floor, z), (left, floor + 0.15, z), (left, waist * 0.9, z), (left + 0.12, waist * 0.97, z),
          (right - 0.12, waist * 0.97, z), (right, waist * 0.9, z), (right, floor + 0.15, z), (right - 0.08, floor, z)], body
@@ -316,13 +351,23 @@ def _upper_body(brush: Brush, label: int, x: float, z: float, hip: float, height
     coat = brush.flat(label, brush.pick(_CLOTHES, 14), z)
     shoulder, half = height - head * 2.5, float(rng.uniform(0.19, 0.27))
     brush.painter.polygon(
-        [(x - half * 0.8, hip, z), (x + half * 0.8, hip, z), (x + half + lean, shoulder, z), (x - half + lean, shoulder, z)], coat
+        [
+            (x - half * 0.8, hip, z),
+            (x + half * 0.8, hip, z),
+            (x + half + lean, shoulder, z),
+            (x - half + lean, shoulder, z),
+        ],
+        coat,
     )
     for side in (-1, 1):
         hand = x + side * (half + float(rng.uniform(0.0, 0.18)))
         brush.painter.line((x + lean + side * half * 0.9, shoulder, z), (hand, hip + 0.05, z), 0.1, coat)
-    brush.painter.disc((x + lean, height - head, z), head * 1.25, brush.flat(label, brush.pick(_SKIN, 10), z), squash=0.8)
-    hair = brush.flat(label, brush.pick(((40, 32, 28), (96, 70, 44), (30, 28, 28), (150, 120, 80), (180, 40, 40)), 10), z)
+    brush.painter.disc(
+        (x + lean, height - head, z), head * 1.25, brush.flat(label, brush.pick(_SKIN, 10), z), squash=0.8
+    )
+    hair = brush.flat(
+        label, brush.pick(((40, 32, 28), (96, 70, 44), (30, 28, 28), (150, 120, 80), (180, 40, 40)), 10), z
+    )
     brush.painter.disc((x + lean, height - head * 0.4, z), head * 0.8, hair)
 
 
@@ -346,7 +391,13 @@ def cyclist(brush: Brush, x: float, z: float) -> None:
         for start, end in zip(ring[:-1], ring[1:], strict=True):
             brush.painter.line(start, end, 0.05, tyre)
     saddle, crank, head = (x - 0.2 * ahead, 0.9, z), (x, 0.3, z), (x + 0.42 * ahead, 0.92, z)
-    for start, end in ((saddle, crank), (crank, head), (saddle, head), (saddle, (x - 0.52 * ahead, 0.34, z)), (head, (x + 0.52 * ahead, 0.34, z))):
+    for start, end in (
+        (saddle, crank),
+        (crank, head),
+        (saddle, head),
+        (saddle, (x - 0.52 * ahead, 0.34, z)),
+        (head, (x + 0.52 * ahead, 0.34, z)),
+    ):
         brush.painter.line(start, end, 0.06, frame)
     knee = (x + 0.15 * ahead, 0.72, z)
     brush.painter.line(saddle, knee, 0.16, legs)

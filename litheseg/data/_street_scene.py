@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from litheseg.data import _street_objects as objects
 from litheseg.data._street_objects import BUILDING, PAVEMENT, ROAD, SKY, TREE, Brush
@@ -96,6 +97,7 @@ def plan(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     _traffic(brush, layout, jobs)
     for _, job in sorted(jobs, key=lambda item: -item[0]):
         job()
+    painter.roughen(_leaves(rng, size))
     return Scene(painter, layout, sun, haze=float(rng.choice([0.001, 0.003, 0.006, 0.012], p=[0.35, 0.35, 0.2, 0.1])))
 
 
@@ -116,7 +118,7 @@ def _layout(rng: np.random.Generator) -> Layout:
     sides = rng.choice(["street", "park", "wall"], size=2, p=[0.68, 0.2, 0.12])
     return Layout(
         half_road=half_road,
-        pavement=float(rng.uniform(1.6, 4.0)),
+        pavement=float(rng.uniform(1.8, 5.0)),
         verge=float(rng.choice([0.0, rng.uniform(1.0, 4.0)], p=[0.65, 0.35])),
         lanes=2 if half_road < 5 else int(rng.integers(2, 5)),
         crossing=float(rng.uniform(12, 45)) if rng.random() < 0.45 else FAR + 1,
@@ -132,6 +134,15 @@ def _sun(rng: np.random.Generator) -> Sun:
     angle, stretch = float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.3, 1.6))
     direct = float(rng.choice([0.0, rng.uniform(0.3, 1.0)], p=[0.35, 0.65]))
     return Sun(float(np.cos(angle)) * stretch, float(np.sin(angle)) * stretch, direct)
+
+
+def _leaves(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.int32]:
+    """Random steps of up to 4 fine pixels (of a 360 rows high map) in the flattened map, int32 H W."""
+    reach = max(round(size[0] / 90), 1)
+    rows, columns = rng.integers(-reach, reach + 1, (2, *(-(-edge // 2) for edge in size)), dtype=np.int32)
+    steps = rows * size[1] + columns
+    # One step for 2 x 2 fine pixels: leaves, not dust.
+    return steps.repeat(2, 0).repeat(2, 1)[: size[0], : size[1]]
 
 
 def _ground(painter: Painter, layout: Layout) -> None:
@@ -224,9 +235,18 @@ def _building(brush: Brush, sun: Sun, side: int, x: float, near: float, far: flo
         if pitched:
             roof = brush.painter.surface(BUILDING, style["roof"], near)  # type: ignore[arg-type]
             middle = x + side * 2.5
-            brush.painter.polygon([(x, eaves, near), (deep, eaves, near), (deep, height, near), (middle, height, near)], roof)
+            brush.painter.polygon(
+                [(x, eaves, near), (deep, eaves, near), (deep, height, near), (middle, height, near)], roof
+            )
     wall = _facade(
-        brush, style, (z0 + z1) / 2, brush.lit(-side, 0), offset=x0 - slope * z0, slope=slope, frontal=False, eaves=eaves
+        brush,
+        style,
+        (z0 + z1) / 2,
+        brush.lit(-side, 0),
+        offset=x0 - slope * z0,
+        slope=slope,
+        frontal=False,
+        eaves=eaves,
     )
     brush.painter.polygon([(x, 0, z0), (x, height, z0), (x, height, z1), (x, 0, z1)], wall)
     if pitched:
@@ -238,9 +258,7 @@ def _building(brush: Brush, sun: Sun, side: int, x: float, near: float, far: flo
         brush.cast([(x, z0), (x, z1), (deep, z1), (deep, z0)], height)
 
 
-def _frontage(
-    brush: Brush, layout: Layout, sun: Sun, side: int, jobs: list[tuple[float, Callable[[], None]]]
-) -> None:
+def _frontage(brush: Brush, layout: Layout, sun: Sun, side: int, jobs: list[tuple[float, Callable[[], None]]]) -> None:
     """What stands behind the pavement of one side: a row of houses, a park, or a wall with trees behind it."""
     rng, kind = brush.rng, layout.sides[0 if side < 0 else 1]
     z, typical = float(rng.uniform(-4, 6)), float(rng.uniform(5, 14))

@@ -9,7 +9,7 @@ Usage:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -22,10 +22,13 @@ from litheseg.data._street_world import Camera, Facade, Kind, Rgb, Surface
 __all__ = ["label_map", "shade"]
 
 Floats = NDArray[np.float32]
+_FIELDS = tuple(field.name for field in fields(Facade))
 _TILE = 256  # pixels of a noise tile; a power of two, so that wrapping is a bit mask
 
 
-def label_map(numbers: NDArray[np.int32], overlay: NDArray[np.int32] | None, surfaces: list[Surface]) -> NDArray[np.uint8]:
+def label_map(
+    numbers: NDArray[np.int32], overlay: NDArray[np.int32] | None, surfaces: list[Surface]
+) -> NDArray[np.uint8]:
     """Class numbers from surface numbers; a railing counts as fence between its bars too, as annotators draw it."""
     labels = np.array([surface.label for surface in surfaces], dtype=np.uint8)
     mask = labels[numbers]
@@ -44,9 +47,8 @@ def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     """
     numbers, overlay, shadow = scene.painter.maps()
     view = _View.of(scene, numbers)
-    picture, depth = view.colors[numbers], view.depths[numbers]
+    picture, depth, kinds = (table.take(numbers, axis=0) for table in (view.colors, view.depths, view.kinds))
     sky = _Sky.random(rng)
-    kinds = view.kinds[numbers]
     offset = rng.integers(_TILE, size=8)
     _paint_sky(picture, view, kinds == Kind.SKY, sky, offset)
     _paint_ground(picture, depth, view, kinds == Kind.GROUND, numbers, shadow, scene, rng)
@@ -55,13 +57,12 @@ def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     _paint_fences(picture, view, kinds == Kind.FENCE, numbers)
     if overlay is not None:
         _paint_fences(picture, view, overlay > 0, overlay)
-    grain = _tile(1.2)[np.ix_(*((np.arange(n) + offset[0]) % _TILE for n in numbers.shape))]
-    picture *= 1 + 0.07 * grain[..., None]
-    height, width = numbers.shape
-    picture = picture.reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
+    picture = picture[::2] + picture[1::2]
+    picture = (picture[:, ::2] + picture[:, 1::2]) * np.float32(0.25)
     clear = np.exp(-scene.haze * np.minimum(depth[::2, ::2], 2 * FAR))[..., None].astype(np.float32)
     clear[kinds[::2, ::2] == Kind.SKY] = 1
-    picture = picture * clear + np.array(sky.horizon, np.float32) * (1 - clear)
+    grain = _tile(1.2)[np.ix_(*((np.arange(n) + offset[0]) % _TILE for n in clear.shape[:2]))]
+    picture = picture * clear * (1 + 0.06 * grain[..., None]) + np.array(sky.horizon, np.float32) * (1 - clear)
     return _sensor(picture, rng)
 
 
@@ -84,7 +85,7 @@ def _noise(slope: float, x: Floats, y: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _View:
-    """The table as arrays over surface numbers, and the ray of each pixel."""
+    """The table as arrays over the S surface numbers, and the ray of each pixel."""
 
     camera: Camera
     surfaces: list[Surface]
@@ -93,6 +94,7 @@ class _View:
     kinds: NDArray[np.uint8]  # S
     across: Floats  # H W
     down: Floats  # H W
+    textures: dict[str, Floats]  # fields of `Facade`, S or S 3
 
     @staticmethod
     def of(scene: Scene, numbers: NDArray[np.int32]) -> _View:
@@ -100,13 +102,17 @@ class _View:
         colors = np.array([surface.color for surface in surfaces], dtype=np.float32)
         depths = np.array([surface.z for surface in surfaces], dtype=np.float32)
         kinds = np.array([surface.kind for surface in surfaces], dtype=np.uint8)
-        return _View(camera, surfaces, colors, depths, kinds, *camera.rays(numbers.shape))
+        textured = [i for i, surface in enumerate(surfaces) if surface.facade]
+        textures = {}
+        for name in _FIELDS:
+            values = np.array([getattr(surfaces[i].facade, name) for i in textured], dtype=np.float32)
+            textures[name] = np.zeros((len(surfaces), *values.shape[1:]), dtype=np.float32)
+            textures[name][textured] = values
+        return _View(camera, surfaces, colors, depths, kinds, *camera.rays((len(numbers), numbers.shape[1])), textures)
 
     def facades(self, numbers: NDArray[np.int32], *names: str) -> tuple[Floats, ...]:
         """The named `Facade` fields of each pixel in `numbers`, [P] or [P 3]."""
-        plain = Facade(0.0, 0.0, frontal=True)
-        rows = [surface.facade or plain for surface in self.surfaces]
-        return tuple(np.array([getattr(row, name) for row in rows], dtype=np.float32)[numbers] for name in names)
+        return tuple(self.textures[name].take(numbers, axis=0) for name in names)
 
     def on_plane(self, where: NDArray[np.bool_], numbers: NDArray[np.int32]) -> tuple[Floats, Floats, Floats]:
         """Metres along the wall, metres above the ground and depth of the pixels `where`, [P] each."""
@@ -142,9 +148,7 @@ class _Sky:
         )  # fmt: skip
 
 
-def _paint_sky(
-    picture: Floats, view: _View, where: NDArray[np.bool_], sky: _Sky, offset: NDArray[np.int64]
-) -> None:
+def _paint_sky(picture: Floats, view: _View, where: NDArray[np.bool_], sky: _Sky, offset: NDArray[np.int64]) -> None:
     up = np.clip(-view.down[where], 0.0, 1.0)
     mix = np.minimum(up * 1.6, 1.0)[:, None]
     color = np.array(sky.horizon, np.float32) * (1 - mix) + np.array(sky.zenith, np.float32) * mix
@@ -152,7 +156,9 @@ def _paint_sky(
     reach = 1.0 / (up + 0.12)
     cover = _noise(1.7, view.across[where] * reach * 24 + offset[1], reach * 30 + offset[2])
     white = np.clip(cover * 0.8 + 0.1, -0.6, 1.0)[:, None] * sky.clouds
-    picture[where] = color + (np.array((250, 250, 252), np.float32) - color) * np.maximum(white, 0) + 60 * np.minimum(white, 0)
+    picture[where] = (
+        color + (np.array((250, 250, 252), np.float32) - color) * np.maximum(white, 0) + 60 * np.minimum(white, 0)
+    )
 
 
 def _paint_ground(
@@ -166,7 +172,9 @@ def _paint_ground(
     tint = rng.normal(0, 4, 3)
     # A pavement is often just another asphalt.
     slab = gray + float(rng.uniform(-8, 22)) if rng.random() < 0.45 else float(rng.uniform(110, 175))
-    colors = np.array([(0, 0, 0), gray + tint, slab + rng.normal(0, 7, 3) + (5, 1, -4), rng.normal((84, 100, 54), 14)], np.float32)
+    colors = np.array(
+        [(0, 0, 0), gray + tint, slab + rng.normal(0, 7, 3) + (5, 1, -4), rng.normal((84, 100, 54), 14)], np.float32
+    )
     color = colors[number]
     fine = np.minimum(8 / z, 1.0)
     rough = 0.05 * fine * _noise(0.5, x * 30, z * 12) + 0.06 * _noise(1.4, x * 9, z * 4)
@@ -243,6 +251,7 @@ def _paint_facades(
     framed = (h < 1.22) & (v < 1.16) & upper & ~window
     front = (above < shop - 0.7) & (above > 0.4) & ((along + phase) % (pitch * 2) > 0.35)
     fascia = (above < shop) & (above >= shop - 0.7)
+    framed |= ((along + phase * 3) % (pitch * 4) < 0.13) & ~window  # drainpipes, thin as poles
     (glass,) = view.facades(number[window | front], "glass")
     # Each pane has its own brightness: curtains, lamps, reflections of the sky.
     pane = _noise(0.0, np.floor(column) * 7 + number * 13, np.floor(row) * 11 + offset[4])[window | front]
@@ -282,12 +291,12 @@ def _paint_fences(picture: Floats, view: _View, where: NDArray[np.bool_], number
 def _sensor(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Exposure, white balance, contrast, vignette, blur and noise."""
     height, width = picture.shape[:2]
-    exposure = float(np.exp(rng.normal(0.0, 0.28))) * (0.45 if rng.random() < 0.1 else 1.0)
+    exposure = float(np.exp(rng.normal(0.2, 0.25))) * (0.45 if rng.random() < 0.1 else 1.0)
     balance = rng.normal(1.0, 0.045, 3)
     y, x = np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32)
     vignette = 1 - float(rng.uniform(0, 0.22)) * (y[:, None] ** 2 + x[None, :] ** 2) / 2
     picture = picture * (vignette[..., None] * (exposure * balance).astype(np.float32) / 255)
-    gamma = float(rng.uniform(0.85, 1.3))
+    gamma = float(rng.uniform(0.8, 1.15))
     picture = np.clip(picture, 0, 1.6) ** np.float32(gamma)
     # A soft shoulder instead of hard clipping of the lights.
     picture = np.where(picture > 0.8, 0.8 + 0.2 * np.tanh((picture - 0.8) * 5), picture) * 255
@@ -295,5 +304,5 @@ def _sensor(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
     if blur:
         soft = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
         picture = np.asarray(soft, dtype=np.float32)
-    noise = rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, 7.0))
+    noise = rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, 6.0))
     return np.clip(picture + noise + 0.5, 0, 255).astype(np.uint8)

@@ -135,9 +135,7 @@ class Painter:
         self._shadow = Image.new("L", (width, height), 0)
         self._shadow_draw = ImageDraw.Draw(self._shadow)
 
-    def surface(
-        self, label: int, color: Rgb, z: float, kind: Kind = Kind.FLAT, facade: Facade | None = None
-    ) -> int:
+    def surface(self, label: int, color: Rgb, z: float, kind: Kind = Kind.FLAT, facade: Facade | None = None) -> int:
         """Add a row to the table and return its number."""
         self.surfaces.append(Surface(label, color, z, kind, facade))
         return len(self.surfaces) - 1
@@ -184,6 +182,23 @@ class Painter:
         """Paint a see-through polygon above what is there."""
         self._overlay_used = True
         self._overlay_draw.polygon([self.camera.project(point) for point in points], fill=number)
+
+    def roughen(self, shift: NDArray[np.int32]) -> None:
+        """Fray the borders between foliage and the sky or houses behind it.
+
+        Args:
+            shift: int H W, where in the flattened map each pixel looks for its surface.
+        """
+        numbers = np.asarray(self._map, dtype=np.int32).ravel()
+        kinds = np.array([surface.kind for surface in self.surfaces], dtype=np.uint8)
+        loose = np.isin(kinds, (Kind.SKY, Kind.FOLIAGE, Kind.FACADE))
+        where = np.flatnonzero(loose.take(numbers))
+        moved = numbers.take(where + shift.ravel()[where], mode="clip")
+        was, now = kinds.take(numbers[where]), kinds.take(moved)
+        frayed = loose.take(moved) & ((was == Kind.FOLIAGE) | (now == Kind.FOLIAGE))
+        numbers = numbers.copy()
+        numbers[where[frayed]] = moved[frayed]
+        self.fill(numbers.reshape(self.size))
 
     def shadow(self, points: Sequence[Point], strength: int = 255) -> None:
         """Darken the ground inside the polygon."""

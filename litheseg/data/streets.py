@@ -74,7 +74,9 @@ class Streets(Source):
         self, root: object = None, *, train: int = 300, val: int = 60, size: tuple[int, int] = (180, 240), seed: int = 0
     ) -> None:
         if root is not None:
-            raise DataError(f"streets are generated, but a folder was given: {root}; leave it out, or name its data set")
+            raise DataError(
+                f"streets are generated, but a folder was given: {root}; leave it out, or name its data set"
+            )
         if min(train, val) < 0 or train + val == 0:
             raise DataError(f"streets with train={train}, val={val}; give at least one scene and no negative number")
         if len(size) != 2 or not all(_SMALLEST <= edge <= _LARGEST for edge in size):
@@ -110,7 +112,9 @@ class Streets(Source):
 
     def _render(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         if sample.split not in _SPLITS or not sample.id.isdigit():
-            raise DataError(f"sample '{sample.split}/{sample.id}' is no street; take samples from this source's samples()")
+            raise DataError(
+                f"sample '{sample.split}/{sample.id}' is no street; take samples from this source's samples()"
+            )
         return _render(self.seed, _SPLITS[sample.split], int(sample.id), self.size)
 
 
