@@ -1,0 +1,162 @@
+"""What happens at label borders: the boundary mask and two losses that look there.
+
+Widths of one network differ mostly near semantic borders, which is why SlimSeg-style training adds a loss there. Two
+forms: `band_weighted_cross_entropy` on the ordinary logits, and `boundary_head_loss` for a binary head that exists in
+training only. The formulas are a reconstruction: only the paper's abstract was read. A boundary lies between two
+different labels; the frame's edge and ignored regions are none, and the numbers of the classes do not matter.
+
+Knows nothing of networks; the mask may be computed once per batch and handed to both losses (`band`).
+
+Papers: SlimSeg (Xue et al., ACM MM 2022, arXiv 2207.06242), abstract; class-balanced BCE from HED (Xie and Tu,
+ICCV 2015, equation 2); Dice next to it for thin boundaries from Deng et al. (ECCV 2018).
+
+Usage:
+    >>> band = boundary_mask(mask, radius=3)
+    >>> loss = cross_entropy(logits, mask) + band_weighted_cross_entropy(logits, mask, band=band)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from litheseg.data.classes import IGNORE_INDEX
+from litheseg.errors import LithesegError
+from litheseg.losses.segmentation import (
+    pixel_cross_entropy,
+    pixel_weights,
+    require_same_size,
+    weighted_mean,
+)
+
+__all__ = ["band_weighted_cross_entropy", "boundary_head_loss", "boundary_mask", "dilate"]
+
+
+def boundary_mask(mask: Tensor, radius: int = 0) -> Tensor:
+    """Pixels near a border between two labels.
+
+    A pixel is on the boundary when one of its 4 neighbours has another label and neither is ignored. The boundary is
+    then dilated by a square of `radius` pixels to each side (so a straight border gives 2 * (radius + 1) pixels
+    across), and ignored pixels are taken out.
+
+    Args:
+        mask: integer N H W (or H W), labels in 0..255.
+        radius: pixels, 0 or more.
+
+    Returns:
+        Bool, shape of `mask`.
+
+    Raises:
+        LithesegError: a negative radius.
+    """
+    labels = mask.to(torch.uint8)  # an eighth of the memory traffic
+    valid = labels != IGNORE_INDEX
+    edge = torch.zeros_like(valid)
+    for axis in (-1, -2):
+        length = labels.shape[axis] - 1
+        if length < 1:
+            continue
+        differs = labels.narrow(axis, 0, length) != labels.narrow(axis, 1, length)
+        differs &= valid.narrow(axis, 0, length)
+        differs &= valid.narrow(axis, 1, length)
+        edge.narrow(axis, 0, length).logical_or_(differs)
+        edge.narrow(axis, 1, length).logical_or_(differs)
+    return dilate(edge, radius) & valid
+
+
+def dilate(image: Tensor, radius: int) -> Tensor:
+    """The maximum over the (2 * radius + 1)^2 window around each pixel; the frame's outside counts as 0.
+
+    Args:
+        image: bool or uint8, ... H W.
+        radius: pixels, 0 or more.
+
+    Returns:
+        Same shape and type as `image`.
+
+    Raises:
+        LithesegError: a negative radius.
+    """
+    if radius < 0:
+        raise LithesegError(f"a radius of {radius} pixels is not possible; use 0 or more")
+    grown = image.to(torch.uint8)
+    for axis in (-1, -2):
+        grown = _window_maximum(grown, min(radius, image.shape[axis]), axis)
+    return grown.to(image.dtype)
+
+
+def band_weighted_cross_entropy(
+    logits: Tensor,
+    mask: Tensor,
+    weight: Tensor | None = None,
+    radius: int = 3,
+    factor: float = 1.0,
+    *,
+    band: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy over the boundary band, times `factor`: an addition to the cross entropy over all pixels.
+
+    Together, `cross_entropy + band_weighted_cross_entropy` is a cross entropy whose band pixels weigh more: by how
+    much depends on `factor` and on the band's share of the image, not on the image's size.
+
+    Args:
+        logits: N K H W.
+        mask: int64 N H W.
+        weight: [K] class weights; the mean is normalised by them.
+        radius: of the band, pixels.
+        factor: scale of the result.
+        band: bool N H W, `boundary_mask(mask, radius)` if it is already known.
+
+    Returns:
+        Scalar, 0 where the band is empty.
+    """
+    band = boundary_mask(mask, radius) if band is None else band
+    weights = pixel_weights(mask, weight, logits.shape[1]) * band
+    return factor * weighted_mean(pixel_cross_entropy(logits, mask), weights)
+
+
+def boundary_head_loss(logits: Tensor, mask: Tensor, radius: int = 1, *, band: Tensor | None = None) -> Tensor:
+    """Class-balanced BCE + Dice for a head that tells boundary from the rest.
+
+    Balanced as in HED, each side weighs by the other's share; normalised, this is the mean over boundary pixels and the
+    mean over the others, averaged. Ignored pixels count for neither.
+
+    Args:
+        logits: N 1 H W, positive where the head sees a boundary.
+        mask: int64 N H W.
+        radius: of the band that is to be found, pixels.
+        band: bool N H W, `boundary_mask(mask, radius)` if it is already known.
+
+    Returns:
+        Scalar, 0 where the band is empty: a batch without a border says little about what one looks like.
+
+    Raises:
+        LithesegError: logits with more than one channel, or of another size than the mask.
+    """
+    require_same_size(logits, mask)
+    if logits.shape[1] != 1:
+        raise LithesegError(
+            f"a boundary head has 1 output channel, this one {logits.shape[1]}; pass its N 1 H W logits"
+        )
+    band = boundary_mask(mask, radius) if band is None else band
+    scores = logits[:, 0] if logits.dtype == torch.float64 else logits[:, 0].float()
+    target, valid = band.to(scores.dtype), (mask != IGNORE_INDEX).to(scores.dtype)
+    positives, pixels = target.sum(), valid.sum()
+    balance = torch.where(band, 0.5 / positives.clamp_min(1), 0.5 / (pixels - positives).clamp_min(1)) * valid
+    bce = F.binary_cross_entropy_with_logits(scores, target, balance, reduction="sum")
+    probability = torch.sigmoid(scores) * valid
+    dice = 1.0 - 2.0 * (probability * target).sum() / (probability.sum() + positives).clamp_min(1)
+    return (bce + dice) * (positives > 0)
+
+
+def _window_maximum(image: Tensor, radius: int, axis: int) -> Tensor:
+    """Running maximum over 2 * radius + 1 pixels along -1 or -2, in log2 passes by doubling the window."""
+    padding = (radius, radius) if axis == -1 else (0, 0, radius, radius)
+    grown, span, done = F.pad(image, padding), 2 * radius + 1, 1
+    while done < span:
+        step = min(done, span - done)
+        length = grown.shape[axis] - step
+        grown = torch.maximum(grown.narrow(axis, 0, length), grown.narrow(axis, step, length))
+        done += step
+    return grown

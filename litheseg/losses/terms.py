@@ -1,0 +1,259 @@
+"""Loss terms: the losses of this package as modules that a training task adds up, once per width and step.
+
+A term takes a `StepContext`, which holds what one width produced, what its teacher said, and the labels. It does not
+know which width this is, who the teacher is, or which other terms there are. The sum over terms is the training task's
+business; `TERMS` names them for recipes.
+
+Papers: see the functions that each term calls.
+
+Usage:
+    >>> terms = [CrossEntropyTerm(weights), KLTerm(temperature=2.0), BoundaryBandTerm(radius=3, scale=0.5)]
+    >>> context = StepContext(outputs, teacher, mask, width=0.5)
+    >>> loss = sum(term(context) for term in terms)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from litheseg.errors import ModelError, TrainingError
+from litheseg.losses.boundary import band_weighted_cross_entropy, boundary_head_loss, boundary_mask
+from litheseg.losses.distillation import channel_wise_distillation, kl_divergence
+from litheseg.losses.segmentation import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
+
+__all__ = [
+    "TERMS",
+    "AuxTerm",
+    "BoundaryBandTerm",
+    "BoundaryHeadTerm",
+    "ChannelWiseTerm",
+    "CrossEntropyTerm",
+    "DiceTerm",
+    "KLTerm",
+    "LovaszTerm",
+    "OhemTerm",
+    "StepContext",
+    "Term",
+]
+
+
+@dataclass
+class StepContext:
+    """What one width of one step hands to its loss terms.
+
+    Attributes:
+        outputs: the student's tensors by name; "logits" N K H W and "aux" N K H W and "boundary" N 1 H W, if there,
+            at the mask's size.
+        teacher: the same from the teacher, or None for a width that has none (the widest, in stepwise distillation).
+        mask: int64 N H W, 255 ignored.
+        width: the student's fraction of channels, in (0, 1].
+        bands: boundary masks by radius. Hand one dict to all contexts of a step (`dataclasses.replace` does), and each
+            band is computed once per batch rather than once per width and term.
+    """
+
+    outputs: dict[str, Tensor]
+    teacher: dict[str, Tensor] | None
+    mask: Tensor
+    width: float = 1.0
+    bands: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def output(self, name: str) -> Tensor:
+        """The student's tensor `name`; a `ModelError` if the model gave none."""
+        return _named(self.outputs, name, "the model")
+
+    def taught(self, name: str) -> Tensor:
+        """The teacher's tensor `name`; a `ModelError` if it gave none, a `TrainingError` if there is no teacher."""
+        if self.teacher is None:
+            raise TrainingError(f"width {self.width} has no teacher to take '{name}' from; set one, or drop this term")
+        return _named(self.teacher, name, "the teacher")
+
+    def band(self, radius: int) -> Tensor:
+        """`boundary_mask(mask, radius)`, bool N H W, computed at the first call."""
+        if radius not in self.bands:
+            self.bands[radius] = boundary_mask(self.mask, radius)
+        return self.bands[radius]
+
+
+class Term(nn.Module, ABC):
+    """One addend of the training loss; calling it gives `scale * loss(context)`, a scalar.
+
+    Attributes:
+        name: its name in logs and in `TERMS`.
+        needs_teacher: whether it reads `StepContext.teacher`; it then gives 0 for a context without one.
+        scale: factor of this term in the sum.
+    """
+
+    name: str
+    needs_teacher: bool = False
+
+    def __init__(self, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    @abstractmethod
+    def loss(self, context: StepContext) -> Tensor:
+        """The unscaled loss, scalar."""
+
+    def forward(self, context: StepContext) -> Tensor:
+        if self.needs_teacher and context.teacher is None:
+            return context.mask.new_zeros((), dtype=torch.float32)
+        return self.scale * self.loss(context)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
+class _WeightedTerm(Term, ABC):
+    """A term with class weights, kept as a buffer so that they move with the model but stay out of checkpoints."""
+
+    class_weights: Tensor | None
+
+    def __init__(self, class_weights: Tensor | None = None, *, scale: float = 1.0) -> None:
+        super().__init__(scale=scale)
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+
+class CrossEntropyTerm(_WeightedTerm):
+    """`cross_entropy` of the logits; `class_weights` [K] come from `litheseg.losses.class_weights`."""
+
+    name = "ce"
+
+    def loss(self, context: StepContext) -> Tensor:
+        return cross_entropy(context.output("logits"), context.mask, self.class_weights)
+
+
+class OhemTerm(_WeightedTerm):
+    """`ohem_cross_entropy` of the logits; see there for `threshold` and `min_kept`."""
+
+    name = "ohem"
+
+    def __init__(
+        self,
+        class_weights: Tensor | None = None,
+        threshold: float = 0.7,
+        min_kept: int | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(class_weights, scale=scale)
+        self.threshold, self.min_kept = threshold, min_kept
+
+    def loss(self, context: StepContext) -> Tensor:
+        return ohem_cross_entropy(
+            context.output("logits"), context.mask, self.class_weights, self.threshold, self.min_kept
+        )
+
+
+class DiceTerm(Term):
+    """`dice_loss` of the logits."""
+
+    name = "dice"
+
+    def loss(self, context: StepContext) -> Tensor:
+        return dice_loss(context.output("logits"), context.mask)
+
+
+class LovaszTerm(Term):
+    """`lovasz_softmax` of the logits."""
+
+    name = "lovasz"
+
+    def loss(self, context: StepContext) -> Tensor:
+        return lovasz_softmax(context.output("logits"), context.mask)
+
+
+class AuxTerm(_WeightedTerm):
+    """`cross_entropy` of the auxiliary head's logits, by default at 0.4 (PSPNet and DDRNet)."""
+
+    name = "aux"
+
+    def __init__(self, class_weights: Tensor | None = None, *, scale: float = 0.4) -> None:
+        super().__init__(class_weights, scale=scale)
+
+    def loss(self, context: StepContext) -> Tensor:
+        return cross_entropy(context.output("aux"), context.mask, self.class_weights)
+
+
+class BoundaryBandTerm(_WeightedTerm):
+    """`band_weighted_cross_entropy` of the logits within `radius` pixels of a label border; added to another term."""
+
+    name = "band"
+
+    def __init__(self, class_weights: Tensor | None = None, radius: int = 3, *, scale: float = 1.0) -> None:
+        super().__init__(class_weights, scale=scale)
+        self.radius = radius
+
+    def loss(self, context: StepContext) -> Tensor:
+        band = context.band(self.radius)
+        return band_weighted_cross_entropy(context.output("logits"), context.mask, self.class_weights, band=band)
+
+
+class BoundaryHeadTerm(Term):
+    """`boundary_head_loss` of the model's boundary head."""
+
+    name = "boundary"
+
+    def __init__(self, radius: int = 1, *, scale: float = 1.0) -> None:
+        super().__init__(scale=scale)
+        self.radius = radius
+
+    def loss(self, context: StepContext) -> Tensor:
+        return boundary_head_loss(context.output("boundary"), context.mask, band=context.band(self.radius))
+
+
+class KLTerm(Term):
+    """`kl_divergence` to the teacher's logits, over the labelled pixels."""
+
+    name = "kl"
+    needs_teacher = True
+
+    def __init__(self, temperature: float = 1.0, *, scale: float = 1.0) -> None:
+        super().__init__(scale=scale)
+        self.temperature = temperature
+
+    def loss(self, context: StepContext) -> Tensor:
+        return kl_divergence(context.output("logits"), context.taught("logits"), context.mask, self.temperature)
+
+
+class ChannelWiseTerm(Term):
+    """`channel_wise_distillation` of the logits, over the labelled pixels; the paper scales it by 3."""
+
+    name = "cwd"
+    needs_teacher = True
+
+    def __init__(self, temperature: float = 4.0, *, scale: float = 1.0) -> None:
+        super().__init__(scale=scale)
+        self.temperature = temperature
+
+    def loss(self, context: StepContext) -> Tensor:
+        student, teacher = context.output("logits"), context.taught("logits")
+        return channel_wise_distillation(student, teacher, self.temperature, context.mask)
+
+
+TERMS: dict[str, type[Term]] = {
+    term.name: term
+    for term in (
+        CrossEntropyTerm,
+        OhemTerm,
+        DiceTerm,
+        LovaszTerm,
+        AuxTerm,
+        BoundaryBandTerm,
+        BoundaryHeadTerm,
+        KLTerm,
+        ChannelWiseTerm,
+    )
+}
+
+
+def _named(tensors: dict[str, Tensor], name: str, owner: str) -> Tensor:
+    if name not in tensors:
+        raise ModelError(
+            f"{owner} gives no '{name}', only {', '.join(sorted(tensors))}; "
+            f"build it with that head, run it in training mode, or drop the loss term that needs '{name}'"
+        )
+    return tensors[name]
