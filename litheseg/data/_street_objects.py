@@ -9,6 +9,7 @@ Usage:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -125,7 +126,7 @@ def _branches(brush: Brush, x: float, y: float, z: float, crown: float, trunk: f
                 x1, y1 = x0 + length * 0.6 * np.sin(angle), y0 + length * 0.6 * np.cos(angle)
                 brush.painter.line((x0, y0, z), (x1, y1, z), max(width, 0.04), bark)
                 grown.append((x1, y1, angle, length * 0.75, width * 0.6))
-        tips = grown if depth else grown + [(x, y + crown * 0.5, 0.0, crown * 0.7, trunk * 0.5)]
+        tips = grown if depth else [*grown, (x, y + crown * 0.5, 0.0, crown * 0.7, trunk * 0.5)]
     if z < 60:
         twigs = brush.painter.surface(TREE, brush.jitter((92, 82, 70), 10), z, Kind.FOLIAGE)
         for x0, y0, *_ in tips[::3]:
@@ -202,7 +203,7 @@ def fence(brush: Brush, x: float, near: float, far: float, *, railing: bool = Fa
     step = 12.0
     # Short pieces follow the bend of the street; far ones first, because a bent fence can hide itself.
     edges = [far - i * step for i in range(int((far - near) / step) + 1) if far - i * step > near + 0.1] + [near]
-    for z1, z0 in zip(edges[:-1], edges[1:], strict=True):
+    for z1, z0 in itertools.pairwise(edges):
         x0, x1 = x + camera.curve * z0 * z0, x + camera.curve * z1 * z1
         slope = (x1 - x0) / (z1 - z0)
         facade = Facade(x0 - slope * z0, slope, frontal=False, eaves=height, storey=1.0 if see_through else 0.0,
@@ -322,7 +323,8 @@ def _body_end(
     )
     painter.polygon(
         [(left + 0.08, floor, z), (left, floor + 0.15, z), (left, waist * 0.9, z), (left + 0.12, waist * 0.97, z),
-         (right - 0.12, waist * 0.97, z), (right, waist * 0.9, z), (right, floor + 0.15, z), (right - 0.08, floor, z)], body
+         (right - 0.12, waist * 0.97, z), (right, waist * 0.9, z), (right, floor + 0.15, z), (right - 0.08, floor, z)],
+        body,
     )  # fmt: skip
     bumper = brush.flat(CAR, paint if rng.random() < 0.5 else (60, 60, 62), z, light * 0.75)
     brush.upright(left + 0.02, right - 0.02, floor, floor + 0.2, z, bumper)
@@ -388,7 +390,7 @@ def cyclist(brush: Brush, x: float, z: float) -> None:
     ahead = float(rng.choice([-1, 1]))
     for centre in (x - 0.52, x + 0.52):
         ring = [(centre + 0.34 * np.cos(a), 0.34 + 0.34 * np.sin(a), z) for a in np.arange(13) * np.pi / 6]
-        for start, end in zip(ring[:-1], ring[1:], strict=True):
+        for start, end in itertools.pairwise(ring):
             brush.painter.line(start, end, 0.05, tyre)
     saddle, crank, head = (x - 0.2 * ahead, 0.9, z), (x, 0.3, z), (x + 0.42 * ahead, 0.92, z)
     for start, end in (
