@@ -88,11 +88,20 @@ def fetch(
     root = Path(root).expanduser()
     if CamVid.detects(root):
         return root
+    for folder in _CAMVID_FOLDERS:
+        if (root / folder).exists():
+            raise DataError(f"{root / folder} is in the way; choose an empty folder")
     suffix = "".join(PurePosixPath(urllib.parse.urlsplit(url).path).suffixes[-2:])
     archive = download(url, root / f"camvid{suffix}", sha256=sha256, progress=progress)
-    with _scratch(root) as scratch:
-        extract(archive, scratch / "tree")
-        _adopt_camvid(scratch / "tree", root, url)
+    try:
+        with _scratch(root) as scratch:
+            extract(archive, scratch / "tree")
+            _adopt_camvid(scratch / "tree", root, url)
+    except DataError:
+        # Left there, an archive that nobody vouched for would be taken again, even for another address.
+        if sha256 is None:
+            archive.unlink(missing_ok=True)
+        raise
     archive.unlink()
     return root
 
@@ -134,7 +143,7 @@ def download(
         part.replace(target)
         _validator_file(part).unlink(missing_ok=True)
     elif sha256 is not None and sha256_of(target) != sha256.lower():
-        raise DataError(f"{target} exists, but its SHA-256 is {sha256_of(target)}, not {sha256}; remove it and retry")
+        raise DataError(f"{target} exists, but its SHA-256 is not {sha256}: look at it, or remove it")
     return target
 
 
@@ -337,9 +346,6 @@ def _adopt_camvid(tree: Path, root: Path, url: str) -> None:
     found = next((path.parent for path in sorted(tree.rglob("trainannot")) if CamVid.detects(path.parent)), None)
     if found is None:
         raise DataError(f"the archive of {url} holds no train/ and trainannot/; give the address of a CamVid archive")
-    for name in _CAMVID_FOLDERS:
-        if (root / name).exists():
-            raise DataError(f"{root / name} is in the way; choose an empty folder")
     for name in _CAMVID_FOLDERS:
         if (found / name).is_dir():
             (found / name).replace(root / name)

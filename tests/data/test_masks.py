@@ -1,0 +1,320 @@
+"""Files of every kind that cameras and labelling tools write, and their damaged forms."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from litheseg.data.classes import Classes, LabelScheme, read_class_file
+from litheseg.data.masks import encode, read_image, read_mask, read_raw_mask
+from litheseg.errors import DataError
+
+TWO = Classes(("road", "car"), ((128, 64, 128), (0, 0, 230)))
+INDEX = LabelScheme.build(TWO, ignore=[11])
+RGB = LabelScheme.build(TWO, ignore=["#000000"], encoding="rgb")
+LABELS = np.array([[0, 1, 11], [1, 255, 0]], np.uint8)
+ENCODED = np.array([[0, 1, 255], [1, 255, 0]], np.uint8)
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def save_grey_png(path, rows, depth):
+    """A grey PNG of `depth` bits a pixel, which Pillow reads but does not write."""
+    height, width = rows.shape
+    lines = b""
+    for row in rows:
+        bits = "".join(format(int(value), f"0{depth}b") for value in row)
+        bits += "0" * (-len(bits) % 8)
+        lines += b"\0" + bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+# Masks
+
+
+def test_index_png(tmp_path):
+    labels = read_mask(save(tmp_path / "a.png", LABELS), INDEX)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, ENCODED)
+
+
+def test_palette_png_keeps_its_indices(tmp_path):
+    image = Image.fromarray(LABELS).convert("L")
+    palette = Image.new("P", (3, 2))
+    palette.putdata(list(image.tobytes()))
+    palette.putpalette([7, 7, 7] * 256)  # all colours equal: only the indices can tell the classes apart
+    palette.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", INDEX), ENCODED)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_grey_png_of_few_bits_is_not_stretched(tmp_path, depth):
+    rows = np.arange(5).reshape(1, 5) % (1 << depth)
+    path = save_grey_png(tmp_path / "a.png", rows, depth)
+    np.testing.assert_array_equal(read_raw_mask(path), rows)
+
+
+def test_16_bit_index_png(tmp_path):
+    scheme = LabelScheme.build(TWO, ids=[300, 40_000], ignore=[65_535])
+    path = save(tmp_path / "a.png", np.array([[300, 40_000, 65_535]], np.uint16))
+    np.testing.assert_array_equal(read_mask(path, scheme), [[0, 1, 255]])
+
+
+def test_rgb_mask(tmp_path):
+    palette = np.array([*TWO.colors, (0, 0, 0)], np.uint8)
+    path = save(tmp_path / "a.png", palette[[[0, 1, 2]]])
+    np.testing.assert_array_equal(read_mask(path, RGB), [[0, 1, 255]])
+    assert read_raw_mask(path).shape == (1, 3, 3)
+
+
+def test_rgb_mask_with_alpha(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[(*TWO.colors[1], 0)]], np.uint8))
+    np.testing.assert_array_equal(read_mask(path, RGB), [[1]])
+
+
+def test_bilevel_mask_of_0_and_255(tmp_path):
+    scheme = LabelScheme.build(Classes.from_names(["ground", "leaf"]), ids=[0, 255])
+    path = save(tmp_path / "a.png", np.array([[0, 255]], np.uint8))
+    np.testing.assert_array_equal(read_mask(path, scheme), [[0, 1]])
+
+
+def test_all_ignored_mask_is_read(tmp_path):
+    path = save(tmp_path / "a.png", np.full((2, 2), 11, np.uint8))
+    assert (read_mask(path, INDEX) == 255).all()
+
+
+def test_one_pixel(tmp_path):
+    image, mask = save(tmp_path / "a.png", np.zeros((1, 1, 3), np.uint8)), save(tmp_path / "m.png", LABELS[:1, :1])
+    assert read_image(image).shape == (1, 1, 3)
+    assert read_mask(mask, INDEX, image).shape == (1, 1)
+
+
+def test_labels_outside_the_classes_are_named(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 7, 7, 9]], np.uint8))
+    with pytest.raises(
+        DataError, match=r"a\.png: labels outside the 2 classes: 7 \(2 px\), 9 \(1 px\).*litheseg doctor"
+    ):
+        read_mask(path, INDEX)
+
+
+def test_colours_outside_the_classes_are_named(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[(1, 2, 3)]], np.uint8))
+    with pytest.raises(DataError, match=r"#010203 \(1 px\)"):
+        read_mask(path, RGB)
+
+
+def test_negative_and_huge_values_are_named():
+    with pytest.raises(DataError, match=r"-1 \(1 px\), 70000"):
+        encode(np.array([[0, -1, 70_000]], np.int32), INDEX, "a.tif")
+
+
+def test_rgb_where_indices_are_expected(tmp_path):
+    with pytest.raises(DataError, match=r"a\.png: an RGB mask where class indices.*encoding: rgb"):
+        read_mask(save(tmp_path / "a.png", np.array([[(1, 2, 3)]], np.uint8)), INDEX)
+    with pytest.raises(DataError, match="save it with one channel"):
+        read_mask(save(tmp_path / "b.png", np.ones((2, 2, 3), np.uint8)), INDEX)
+
+
+def test_indices_where_colours_are_expected(tmp_path):
+    with pytest.raises(DataError, match="encoding: index"):
+        read_mask(save(tmp_path / "a.png", LABELS), RGB)
+
+
+def test_jpeg_mask_is_refused(tmp_path):
+    with pytest.raises(DataError, match="smeared"):
+        read_mask(save(tmp_path / "a.jpg", LABELS), INDEX)
+
+
+def test_size_mismatch_names_both_files(tmp_path):
+    image = save(tmp_path / "image.png", np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(DataError, match=r"mask\.png: the mask is 2x3 .*image\.png is 4x6"):
+        read_mask(save(tmp_path / "mask.png", LABELS), INDEX, image)
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_as_pillow_applies_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    image = save(tmp_path / "a.png", stored, exif=exif)
+    with Image.open(image) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(read_image(image), expected)
+
+
+def test_mask_follows_the_image_it_fits_only_when_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    image = save(tmp_path / "a.jpg", np.zeros((2, 3, 3), np.uint8), exif=exif)
+    assert read_image(image).shape == (3, 2, 3)
+    turned = np.rot90(ENCODED, -1)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "stored.png", LABELS), INDEX, image), turned)
+    upright = save(tmp_path / "upright.png", np.ascontiguousarray(np.rot90(LABELS, -1)))
+    np.testing.assert_array_equal(read_mask(upright, INDEX, image), turned)
+    tagged = save(tmp_path / "tagged.png", LABELS, exif=exif)
+    np.testing.assert_array_equal(read_mask(tagged, INDEX, image), turned)
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "expected"),
+    [
+        ("L", 90, (90, 90, 90)),
+        ("1", 1, (255, 255, 255)),
+        ("RGB", (1, 2, 3), (1, 2, 3)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (0, 0, 0)),
+        ("LA", (90, 255), (90, 90, 90)),
+        ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
+        ("I;16", 0x1234, (0x12, 0x12, 0x12)),
+        ("I;16", 0xFFFF, (255, 255, 255)),
+    ],
+)
+def test_image_modes(tmp_path, mode, pixel, expected):
+    Image.new(mode, (3, 2), pixel).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif")
+    assert image.shape == (2, 3, 3) and image.dtype == np.uint8
+    assert tuple(image[0, 0].tolist()) == expected
+
+
+def test_16_bit_png_image(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 0x8000]], np.uint16))
+    np.testing.assert_array_equal(read_image(path)[..., 0], [[0, 128]])
+
+
+def test_float_image_is_refused(tmp_path):
+    with pytest.raises(DataError, match="floating-point"):
+        read_image(save(tmp_path / "a.tif", np.zeros((2, 2), np.float32)))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_image(tmp_path, ending, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = save(tmp_path / f"a.{ending}", noise)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=rf"a\.{ending}"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
+def test_file_that_is_no_image(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png is not an image"):
+        read_image(tmp_path / "a.png")
+
+
+def test_missing_image(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        read_image(tmp_path / "a.png")
+
+
+# Class files
+
+
+def write(tmp_path, text):
+    (tmp_path / "classes.yaml").write_text(text, encoding="utf-8")
+    return tmp_path / "classes.yaml"
+
+
+def test_plain_list(tmp_path):
+    scheme = read_class_file(write(tmp_path, "- road\n- car\n")).scheme
+    assert scheme.classes.names == ("road", "car") and dict(scheme.values) == {0: 0, 1: 1, 255: 255}
+
+
+def test_full_class_file(tmp_path):
+    text = """
+    name: streets of Bonn
+    licence: CC BY 4.0
+    classes:
+      - {name: road, color: [128, 64, 128], id: 7}
+      - {name: car, color: "#0000e6", id: 26}
+    ignore: [0, 255]
+    remap: {27: car, 28: 26, 29: ignore, 30: 0}
+    """
+    content = read_class_file(write(tmp_path, text))
+    assert content.scheme.classes == Classes(("road", "car"), ((128, 64, 128), (0, 0, 230)))
+    assert (content.name, content.licence, content.citation) == ("streets of Bonn", "CC BY 4.0", "")
+    assert dict(content.scheme.values) == {7: 0, 26: 1, 0: 255, 255: 255, 27: 1, 28: 1, 29: 255, 30: 255}
+
+
+def test_remap_wins_over_ignore_and_ids(tmp_path):
+    text = "{classes: [road, car], ignore: [0, 1, 2], remap: {7: 0, 8: 1}}"
+    assert dict(read_class_file(write(tmp_path, text)).scheme.values) == {0: 255, 1: 255, 2: 255, 255: 255, 7: 0, 8: 1}
+
+
+def test_rgb_class_file(tmp_path):
+    text = "{classes: [{name: a, color: '#010203'}], ignore: [[0, 0, 0]], remap: {'#040506': a}, encoding: rgb}"
+    assert dict(read_class_file(write(tmp_path, text)).scheme.values) == {0x010203: 0, 0: 255, 0x040506: 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{classes: [a], ingore: [3]}", "unknown key 'ingore'. Did you mean 'ignore'"),
+        ("{classes: [{name: a, colour: [1, 2, 3]}]}", "unknown key 'colour'. Did you mean 'color'"),
+        ("{classes: [{id: 3}]}", "has no 'name'"),
+        ("{names: [a]}", "no 'classes'"),
+        ("{classes: a}", "must be a list"),
+        ("", "no 'classes'"),
+        ("{classes: [a", "not readable YAML"),
+        ("{classes: [a, a]}", "occurs twice"),
+        ("{classes: [yes]}", "quote it"),
+        ("{classes: [{name: a, color: [1, 2, 300]}]}", "three numbers"),
+        ("{classes: [{name: a, color: 3}]}", "three numbers"),
+        ("{classes: [{name: a, id: 2}, {name: b, id: 2}]}", "share the value 2"),
+        ("{classes: [{name: a, id: 70000}]}", "0..65535"),
+        ("{classes: [a, b], ignore: [0]}", "class 'a' can never occur"),
+        ("{classes: [a, b], remap: {1: a}}", "class 'b' can never occur"),
+        ("{classes: [a], remap: {5: aa}}", "no class. Did you mean 'a'"),
+        ("{classes: [a], remap: {5: 6}}", "neither a class nor ignored"),
+        ("{classes: [a], remap: [5]}", "must map"),
+        ("{classes: [a], encoding: rbg}", "Did you mean 'rgb'"),
+        ("{classes: [a], encoding: rgb}", "no 'color'"),
+        ("{classes: [{name: a, color: [0, 0, 0], id: 3}], encoding: rgb}", "no meaning"),
+        ("{classes: [{name: a, color: [0, 0, 0]}], ignore: [255], encoding: rgb}", "three numbers"),
+    ],
+)
+def test_class_files_that_are_refused(tmp_path, text, message):
+    with pytest.raises(DataError) as caught:
+        read_class_file(write(tmp_path, text))
+    assert "classes.yaml" in str(caught.value) and message in str(caught.value)
+
+
+def test_missing_class_file(tmp_path):
+    with pytest.raises(DataError, match="cannot read"):
+        read_class_file(tmp_path / "classes.yaml")
+
+
+def test_palette():
+    palette = TWO.palette()
+    assert palette.shape == (256, 3) and palette.dtype == np.uint8
+    assert tuple(palette[1]) == (0, 0, 230) and not palette[2:].any()
+
+
+def test_default_colours_differ():
+    classes = Classes.from_names(str(index) for index in range(254))
+    assert len(set(classes.colors)) == 254 and (0, 0, 0) not in classes.colors
+    with pytest.raises(DataError, match="at most 254"):
+        Classes.from_names(str(index) for index in range(255))
