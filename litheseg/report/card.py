@@ -96,10 +96,11 @@ def width_rows(header: BundleHeader, profiles: Iterable[Profile] = ()) -> tuple[
     measured = {profile.width: profile for profile in profiles}
     fields = ("miou", "boundary_iou", "params", "macs", "p50_ms")
     rows = []
-    for width in sorted({*header.widths, *header.calibrated_widths, *recorded, *measured}, reverse=True):
+    for width in sorted({*header.available_widths, *recorded, *measured}, reverse=True):
         values = {field: recorded.get(width, {}).get(field) for field in fields}
         if width in measured:
-            values |= {field: getattr(measured[width], field) for field in ("params", "macs", "p50_ms")}
+            costs = {field: getattr(measured[width], field) for field in ("params", "macs", "p50_ms")}
+            values |= {field: cost for field, cost in costs.items() if cost is not None}
         rows.append(WidthRow(width, **{field: _finite(value) for field, value in values.items()}))
     return tuple(rows)
 
@@ -134,7 +135,7 @@ def card_sections(
         _what(header, name),
         _loading(header, file or f"{name}.safetensors"),
         Section("Accuracy and cost", (_measured_on(header), width_table(rows))),
-        Section("Classes", (", ".join(header.classes["names"]),)),
+        Section("Classes", (", ".join(header.classes.names),)),
         _data(header),
         Section("Limits", (Bullets(tuple(_limits(header, rows))),)),
         *_provenance(header),
@@ -186,15 +187,15 @@ def _cell(text: str) -> str:
 
 
 def _what(header: BundleHeader, name: str) -> Section:
-    widths = ", ".join(f"{width:g}" for width in sorted(header.widths, reverse=True))
+    widths = ", ".join(f"{width:g}" for width in header.widths)
     height, width = header.size
     text = (
-        f"{name} labels every pixel of an RGB image with one of {len(header.classes['names'])} classes. It is a "
+        f"{name} labels every pixel of an RGB image with one of {header.num_classes} classes. It is a "
         f"{header.architecture['name']}, trained at {height} x {width} pixels; one set of weights runs at these widths "
         f"(fraction of the channels): {widths}."
     )
-    extra = sorted(set(header.calibrated_widths) - set(header.widths), reverse=True)
-    more = f"Recalibrated after training, without more training: {', '.join(f'{width:g}' for width in extra)}."
+    extra = ", ".join(f"{width:g}" for width in header.calibrated_widths)
+    more = f"Widths that were not trained but had their batch-norm statistics measured afterwards: {extra}."
     return Section("What it is", (text, more) if extra else (text,))
 
 

@@ -1,12 +1,12 @@
 """One HTML file that holds a whole report: tables, figures, per-class scores, the model card and how to repeat it.
 
-The file needs nothing else: images are inlined, there is no script, and a content security policy forbids everything from
-outside. It follows the reader's light or dark theme, reads well by screen reader and in print. All text is escaped. It
-does not measure, plot or load anything: figures are files that `litheseg.report.plots` wrote.
+The file needs nothing else: images are inlined, there is no script, and a content security policy forbids everything
+from outside. It follows the reader's light or dark theme, reads well by screen reader and in print. All text is
+escaped. It does not measure, plot or load anything: figures are files that `litheseg.report.plots` wrote.
 
 Usage:
-    >>> figure = ReportFigure("frontier.png", caption="Accuracy against cost", alt="mIoU rises with MACs from 58 to 68 %")
-    >>> report = Report("lithe on CamVid", table=width_table(rows), figures=(figure,), card=card_sections(header, name="lithe"))
+    >>> figure = ReportFigure("frontier.png", caption="Accuracy against cost", alt="mIoU rises from 58 to 68 %")
+    >>> report = Report("lithe", table=width_table(rows), figures=(figure,), command="litheseg demo")
     >>> write_report("report.html", report)
 """
 
@@ -31,7 +31,7 @@ _MIME = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".j
 _PALE, _DEEP = (247, 251, 255), (8, 48, 107)
 
 _STYLE = """
-:root { color-scheme: light dark; --text: #1b1b1b; --page: #ffffff; --quiet: #595959; --line: #d0d0d0; --code: #f4f4f4; }
+:root { color-scheme: light dark; --text: #1b1b1b; --page: #fff; --quiet: #595959; --line: #d0d0d0; --code: #f4f4f4; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e8e8e8; --page: #17191c; --quiet: #a8a8a8; --line: #444444; --code: #24272b; }
 }
@@ -114,7 +114,8 @@ def render(report: Report) -> str:
     """The page as text.
 
     Raises:
-        LithesegError: an empty report, a figure that is missing or of another type, or scores that do not fit the classes.
+        LithesegError: an empty report, a figure that is missing or of another type, or scores that do not fit the
+            classes.
     """
     parts: list[tuple[str, str]] = []
     if report.table is not None:
@@ -233,8 +234,9 @@ def _row(cells: Sequence[str]) -> str:
 def _table(caption: str, head: str, rows: Iterable[str]) -> str:
     """A table that scrolls by itself where the page is narrow; `head` and `rows` are HTML already."""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    body = "\n".join(rows)
-    return f'<div class="scroll" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    body = "\n".join(("<tbody>", *rows, "</tbody>"))
+    table = f"<table>{title}<thead><tr>{head}</tr></thead>\n{body}</table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _hex(color: Sequence[int]) -> str:

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from litheseg.cost.profile import Profile
+from litheseg.data.classes import Classes
+from litheseg.deploy.bundle import BundleHeader
+from litheseg.errors import LithesegError
+from litheseg.report.card import (
+    Bullets,
+    Code,
+    Section,
+    Table,
+    model_card,
+    to_markdown,
+    width_rows,
+    width_table,
+    write_card,
+)
+
+CLASSES = Classes(names=("road", "car"), colors=((200, 0, 0), (0, 0, 100)))
+PROFILES = [Profile(0.5, 1_500_000, 1_200_000_000, 1, p50_ms=12.34), Profile(1.0, 5_700_000, 4_700_000_000, 1)]
+
+
+def header(**changes: Any) -> BundleHeader:
+    parts: dict[str, Any] = {
+        "architecture": {"name": "ddrnet", "args": {"base": 32}},
+        "classes": CLASSES,
+        "widths": (1.0, 0.5),
+        "calibrated_widths": (0.75,),
+        "size": (360, 480),
+        "metrics": {"1.0": {"miou": 0.684, "boundary_iou": 0.5, "p50_ms": 40.0}, "0.5": {"miou": 0.612}},
+        "recipe": {"epochs": 3, "model": {"name": "ddrnet"}},
+        "provenance": {"seed": 7, "data": "CamVid", "data_licence": "research only", "versions": {"torch": "2.11"}},
+    }
+    return BundleHeader(**(parts | changes))
+
+
+def test_rows_join_what_was_recorded_and_what_was_measured() -> None:
+    wide, middle, narrow = width_rows(header(), PROFILES)
+    assert (wide.width, wide.miou, wide.macs, wide.p50_ms) == (1.0, 0.684, 4.7e9, 40.0)
+    assert (middle.width, middle.miou, middle.macs) == (0.75, None, None)
+    assert (narrow.width, narrow.miou, narrow.p50_ms) == (0.5, 0.612, 12.34)
+
+
+def test_table_has_units_and_leaves_out_what_nobody_measured() -> None:
+    table = width_table(width_rows(header(metrics={"1": {"miou": 0.5}}), ()))
+    assert table == Table(("width", "mIoU (%)"), (("1", "50.0"), ("0.75", "–"), ("0.5", "–")))
+    full = width_table(width_rows(header(), PROFILES))
+    assert full.rows[0] == ("1", "68.4", "50.0", "5.70", "4.70", "40.0")
+
+
+def test_scores_that_are_no_numbers_count_as_not_measured() -> None:
+    rows = width_rows(header(metrics={"1.0": {"miou": float("nan"), "boundary_iou": [0.1, 0.2]}}))
+    assert (rows[0].miou, rows[0].boundary_iou) == (None, None)
+
+
+def test_card_says_what_data_limits_provenance_and_how_to_load() -> None:
+    card = model_card(header(), name="lithe", file="runs/lithe.safetensors", profiles=PROFILES)
+    for text in (
+        "# lithe\n",
+        "2 classes",
+        "360 x 480",
+        "road, car",
+        "data: CamVid",
+        "licence of the data: research only",
+    ):
+        assert text in card
+    assert "Predictor('runs/lithe.safetensors', width=0.5)" in card
+    assert "No accuracy was measured at width 0.75." in card
+    assert "seed: 7" in card and "versions: torch 2.11" in card
+    assert "| 0.5 | 61.2 | – | 1.50 | 1.20 | 12.3 |" in card
+    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == header().recipe
+
+
+def test_a_bare_header_gives_a_card_that_admits_what_is_missing() -> None:
+    card = model_card(BundleHeader(architecture={"name": "erfnet", "args": {}}, classes=CLASSES), name="bare")
+    assert "licence of the data: not recorded" in card
+    assert "## Recipe\n\nnot recorded" in card
+    assert "| width |\n| --- |\n| 1 |" in card
+
+
+def test_markdown_cannot_be_broken_by_its_content() -> None:
+    blocks = (Table(("a|b", "c"), (("x\ny", "z"),)), Code("```\nrm"), Bullets(("one\n# two",)))
+    text = to_markdown("t", [Section("s", blocks)])
+    assert "| a\\|b | c |\n| --- | ---: |\n| x y | z |" in text
+    assert "````\n```\nrm\n````" in text
+    assert "- one # two" in text
+
+
+def test_card_is_written_whole(tmp_path: Path) -> None:
+    write_card(tmp_path / "out" / "card.md", header(), name="lithe")
+    assert (tmp_path / "out" / "card.md").read_text(encoding="utf-8").startswith("# lithe\n\n## What it is\n")
+    with pytest.raises(LithesegError, match="cannot write"):
+        write_card(tmp_path / "out", header(), name="lithe")
