@@ -1,0 +1,57 @@
+"""Optimizers without decay on normalisation and biases, and learning-rate schedules with a warm-up.
+
+Usage:
+    >>> optimizer = build_optimizer(model, OptimizerConfig(name="sgd", lr=0.01))
+    >>> scheduler = LambdaLR(optimizer, schedule(OptimizerConfig(), total_steps=1000))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from litheseg.errors import RecipeError
+from litheseg.training.recipe import OptimizerConfig
+
+__all__ = ["build_optimizer", "schedule"]
+
+_ONE_CYCLE_RISE = 0.3  # Smith & Topin, arXiv 1708.07120: the share of steps in which the rate rises
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """SGD or AdamW over the parameters that need gradients; vectors and scalars do not decay.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+    if config.lr <= 0 or config.weight_decay < 0 or not 0 <= config.warmup < 1:
+        raise RecipeError(
+            f"optimizer: lr {config.lr} must be > 0, weight_decay {config.weight_decay} >= 0, warmup {config.warmup} in [0, 1)"
+        )
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+
+
+def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate at each step, in [0, 1]."""
+    one_cycle = config.schedule == "one-cycle"
+    warmup = max(1, round((_ONE_CYCLE_RISE if one_cycle else config.warmup) * total_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup and (one_cycle or config.warmup > 0):
+            return (step + 1) / warmup
+        if config.schedule == "constant":
+            return 1.0
+        left = max(0.0, 1 - (step - warmup) / max(1, total_steps - warmup))
+        return left**config.power if config.schedule == "poly" else 0.5 * (1 - math.cos(math.pi * left))
+
+    return factor
