@@ -49,7 +49,8 @@ class TrainBatches(Dataset[dict[str, Tensor]]):
         mean: per channel, for values in [0, 1]; used only where views must be made here (see below).
         std: likewise.
 
-    A batch is {"image": uint8 N3HW, "mask": uint8 NHW, "parameters": float32 N x 16}, to be viewed on the device.
+    A batch is {"image": uint8 N3HW, "mask": uint8 NHW, "parameters": int32 N x 16}, to be viewed on the device
+    (with the parameters' `.view(torch.float32)`: Lightning's half-precision plugins round floats, but not integers).
     Samples of unequal sizes cannot be stacked before they are cropped: then it is {"image": float32 N3hw, "mask": int64
     Nhw}, viewed already.
     """
@@ -88,7 +89,7 @@ class TrainBatches(Dataset[dict[str, Tensor]]):
         draws = self._augment.draw(self._batch_size, generator)[self._slice]
         if not self._same_size:
             return self._viewed(chosen, draws)
-        parameters = self._augment.resolve(draws, source=self._sizes[0], crop=self._crop)
+        parameters = self._augment.resolve(draws, source=self._sizes[0], crop=self._crop).view(torch.int32)
         if not self._gather:
             return {"index": torch.tensor(chosen), "parameters": parameters}
         images, masks = zip(*(self._samples[i] for i in chosen), strict=True)

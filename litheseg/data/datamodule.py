@@ -129,8 +129,11 @@ class SegmentationData(L.LightningDataModule):
         if not isinstance(batch, dict) or "parameters" not in batch:
             return batch
         image, mask = self._gathered(batch["index"]) if "index" in batch else (batch["image"], batch["mask"])
+        parameters = batch["parameters"].view(torch.float32)
         with torch.no_grad():
-            view, labels = apply_views(image, mask, batch["parameters"], crop=self.crop, mean=self.mean, std=self.std)
+            view, labels = apply_views(image, mask, parameters, crop=self.crop, mean=self.mean, std=self.std)
+        if self.trainer is not None:  # Lightning converted the batch to a "-true" precision before the views were made
+            view = self.trainer.precision_plugin.convert_input(view)
         return {"image": view, "mask": labels}
 
     def train_batch(self, epoch: int, index: int) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """Training views of a batch, made on the device that holds it: scale, crop, flip and colour in one pass.
 
 All chance is drawn on the CPU beforehand (`Augment.parameters`): sixteen numbers per image, so that a step never waits
-for the device, and so that the same generator gives the same view on any device and in any process. `apply_views` is then
-a pure function of batch and parameters: one `grid_sample` for the images (bilinear), one for the masks (nearest) on the
-same grid, and one 3x3 colour matrix per image.
+for the device, and so that the same generator gives the same view on any device and in any process. `apply_views` is
+then a pure function of batch and parameters: one `grid_sample` for the images (bilinear), one on the same grid for the
+masks (nearest), and one 3x3 colour matrix per image.
 
 It does not know files, epochs or ranks (see `litheseg.data.datamodule`), nor how to shrink without aliasing: scales
 below about 0.5 skip source pixels, as every bilinear `grid_sample` does. `resize_image`, used when images are decoded,
@@ -156,11 +156,13 @@ def apply_views(
     Returns:
         float32 N3hw normalised, and int64 Nhw; what lies outside the image is 0 (the mean colour) and 255.
     """
-    grid, inside = _grid(parameters, crop)
-    view = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    labels = F.grid_sample(mask[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-    labels = torch.where(inside, labels, float(IGNORE_INDEX)).squeeze(1).long()
-    return _recolour(view, inside, parameters, mean, std), labels
+    # Under autocast the colour matrix would be applied in 8 bits of mantissa.
+    with torch.autocast(image.device.type, enabled=False):
+        grid, inside = _grid(parameters, crop)
+        view = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        labels = F.grid_sample(mask[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+        labels = torch.where(inside, labels, float(IGNORE_INDEX)).squeeze(1).long()
+        return _recolour(view, inside, parameters, mean, std), labels
 
 
 def normalise(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +196,28 @@ def test_training_sees_what_train_batch_says(tmp_path: Path) -> None:
         assert (float(batch["image"].double().sum()), int(batch["mask"].sum())) == (total, labels)
 
 
+class Dump(Probe):
+    """Writes what it saw to a file of its own process."""
+
+    def on_train_end(self) -> None:
+        folder = Path(self.trainer.default_root_dir)
+        torch.save((self.seen, self.validated), folder / f"{self.trainer.world_size}-{self.global_rank}.pt")
+
+
+def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
+    """The real thing: Lightning must leave our samplers alone under DDP."""
+    # In a process of its own, with one thread: forking one whose thread pools have run can hang.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, __file__, tmp_path], env=environment, check=True, capture_output=True, timeout=120)
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert len(one[0]) == len(two[0][0]) == 6
+    for whole, first, second in zip(one[0], two[0][0], two[1][0], strict=True):
+        assert whole[:2] == first[:2] == second[:2]
+        assert whole[2] == pytest.approx(first[2] + second[2], rel=1e-4, abs=1e-2)
+        assert whole[3] == first[3] + second[3]
+    assert sorted(one[1]) == sorted(two[0][1] + two[1][1]) and len(one[1]) == 10
+
+
 @pytest.mark.parametrize(("workers", "limit"), [(0, 3), (0, 4), (1, 3)])
 def test_a_resumed_run_repeats_exactly(tmp_path: Path, workers: int, limit: int) -> None:
     class Keep(L.Callback):
@@ -221,6 +246,13 @@ def test_a_resumed_run_repeats_exactly(tmp_path: Path, workers: int, limit: int)
     for checkpoint in checkpoints if workers == 0 else checkpoints[4:6]:
         step = int(checkpoint.name.split("-")[0])
         assert run([], checkpoint) == whole[step:], checkpoint.name
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_any_precision_sees_the_same_views(tmp_path: Path, precision: Any) -> None:
+    data, task = SegmentationData(FakeSource(), batch_size=4), Probe()
+    trainer(tmp_path, max_epochs=1, precision=precision).fit(task, data)
+    assert [seen[3] for seen in task.seen] == [int(data.train_batch(0, index)["mask"].sum()) for index in range(3)]
 
 
 def test_overfit_batches_repeats_one_batch(tmp_path: Path) -> None:
@@ -300,3 +332,9 @@ def test_stateless_generator_depends_on_every_part_of_its_key() -> None:
     keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     firsts = {torch.rand((), generator=batches_module.stateless_generator(*key)).item() for key in keys}
     assert len(firsts) == len(keys)
+
+
+if __name__ == "__main__":
+    for devices, strategy in ((2, "ddp_fork"), (1, "auto")):
+        runner = trainer(Path(sys.argv[1]), devices=devices, strategy=strategy, max_epochs=2)
+        runner.fit(Dump(), SegmentationData(FakeSource(), batch_size=4))

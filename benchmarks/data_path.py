@@ -1,0 +1,176 @@
+"""What fraction of a training step the data path costs, by ratio within one run.
+
+Each step is timed in two parts, one after the other, so that load from other programs falls on both alike: the data
+path (draw the batch from the cache, move it, augment it) and the training step (forward, cross entropy, backward, SGD).
+Images lie in memory from the start: what is left out is the first epoch's decoding, which a cached run pays once.
+
+    python benchmarks/data_path.py --size 180 240 --batch-size 8 --output benchmarks/results/data_path.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from litheseg.data.classes import IGNORE_INDEX, Classes
+from litheseg.data.datamodule import SegmentationData
+from litheseg.data.source import Sample, Source
+from litheseg.files import atomic_path
+from litheseg.models.ddrnet import ddrnet
+
+TARGET = 0.10
+CLASSES = 11
+
+
+class NoiseSource(Source):
+    """Random images and masks of one size; what they show does not matter here."""
+
+    name, licence, citation = "noise", "none", "none"
+
+    def __init__(self, count: int, size: tuple[int, int]) -> None:
+        self.classes = Classes(tuple(f"class {k}" for k in range(CLASSES)), ((0, 0, 0),) * CLASSES)
+        self._count, self._size = count, size
+
+    def splits(self) -> tuple[str, ...]:
+        """One split."""
+        return ("train",)
+
+    def samples(self, split: str) -> tuple[Sample, ...]:
+        """As many as asked for."""
+        return tuple(Sample(f"{i:04}", None, None, split) for i in range(self._count))
+
+    def read_image(self, sample: Sample) -> np.ndarray:
+        """Noise, the same at each call."""
+        return np.random.default_rng(int(sample.id)).integers(0, 256, (*self._size, 3), np.uint8)
+
+    def read_mask(self, sample: Sample) -> np.ndarray:
+        """Noise labels, the same at each call."""
+        return np.random.default_rng(int(sample.id)).integers(0, CLASSES, self._size, np.uint8)
+
+    def raw_mask(self, sample: Sample) -> np.ndarray:
+        """The labels: there is no file."""
+        return self.read_mask(sample)
+
+
+def main() -> None:
+    """Parse, measure each cache, print a table, write JSON."""
+    options = parse()
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    rows = [{"cache": cache} | measure(options, cache, device) for cache in options.caches]
+    show(rows)
+    if options.output:
+        report = {"target": TARGET, "rows": rows, **provenance(options, device)}
+        with atomic_path(options.output) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", type=int, nargs=2, default=(180, 240), metavar=("H", "W"), help="of images and crops")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--base", type=int, default=32, help="DDRNet's base channels")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps, after two for warming up")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads for tensor work")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--caches", nargs="+", default=["ram", "device"], choices=["ram", "device", "none"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, cache: Any, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of both parts, and the data path's fraction of their sum (median over steps, and worst)."""
+    size, batch_size = tuple(options.size), options.batch_size
+    data = SegmentationData(NoiseSource(4 * batch_size, size), batch_size=batch_size, cache=cache, seed=options.seed)
+    model = ddrnet(CLASSES, base=options.base).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    batches, times = endless(data), []
+    for _ in range(2 + options.steps):
+        started = now(device)
+        batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
+        batch = data.on_after_batch_transfer(batch)
+        loaded = now(device)
+        train_step(model, optimizer, batch)
+        times.append((loaded - started, now(device) - loaded))
+    times = times[2:]
+    fractions = [data_time / (data_time + step_time) for data_time, step_time in times]
+    return {
+        "data_ms": 1e3 * median(data_time for data_time, _ in times),
+        "step_ms": 1e3 * median(step_time for _, step_time in times),
+        "fraction": median(fractions),
+        "worst_fraction": max(fractions),
+    }
+
+
+def endless(data: SegmentationData) -> Iterator[dict[str, Tensor]]:
+    loader: Any = data.train_dataloader()
+    epoch = 0
+    while True:
+        loader.sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    F.cross_entropy(model(batch["image"]), batch["mask"], ignore_index=IGNORE_INDEX).backward()
+    optimizer.step()
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table("cache", "data path, ms", "training step, ms", "fraction", "worst", f"at most {TARGET:.0%}")
+    for row in rows:
+        milliseconds = [f"{row[key]:.1f}" for key in ("data_ms", "step_ms")]
+        fractions = [f"{row[key]:.2%}" for key in ("fraction", "worst_fraction")]
+        table.add_row(row["cache"], *milliseconds, *fractions, "yes" if row["fraction"] <= TARGET else "NO")
+    Console().print(table)
+
+
+def provenance(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False).stdout
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "commit": commit.strip() or None,
+        "hardware": hardware,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "options": {key: value for key, value in vars(options).items() if key != "output"},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
