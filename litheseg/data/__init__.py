@@ -22,6 +22,7 @@ from litheseg.data.download import fetch
 from litheseg.data.folder import Folder
 from litheseg.data.source import Sample, Source, existing_folder
 from litheseg.data.splits import Partition, partition
+from litheseg.data.streets import Streets
 from litheseg.data.voc import Voc
 from litheseg.errors import DataError, did_you_mean
 
@@ -41,6 +42,7 @@ SOURCES: dict[str, type[Source]] = {
     "camvid": CamVid,
     "cityscapes": Cityscapes,
     "folder": Folder,
+    "streets": Streets,
     "voc": Voc,
 }
 

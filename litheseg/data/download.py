@@ -164,8 +164,8 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
         `folder`.
 
     Raises:
-        DataError: no such archive, a damaged one, one that holds links, devices or paths that lead out of the folder, or
-            a folder that holds something.
+        DataError: no such archive, a damaged one, one that holds links, devices or paths that lead out of the
+            folder, or a folder that holds something.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir() and any(folder.iterdir()):

@@ -179,7 +179,8 @@ def _class_file(root: Path, given: str | Path | Sequence[str] | Classes | None, 
 
 
 def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
-    return next((base / name for name in names if (base / name).is_dir()), None)
+    spellings = (spelling for name in names for spelling in (name, name.capitalize()))
+    return next((base / name for name in spellings if (base / name).is_dir()), None)
 
 
 def _split_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:

@@ -38,7 +38,7 @@ _TRANSPOSE = {
 }
 _LYING = (5, 6, 7, 8)  # orientations that swap height and width
 _GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by these factors
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -153,6 +153,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise DataError(f"{path} does not exist; restore it or remove its partner") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image that can be read; replace or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is too large to decode ({error}); cut it into tiles") from error
     except _BROKEN as error:
         raise DataError(f"{path} is damaged or truncated ({error}); replace or remove it") from error
 

@@ -225,6 +225,13 @@ def test_file_that_is_no_image(tmp_path, content):
         read_image(tmp_path / "a.png")
 
 
+def test_image_beyond_pillows_limit(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", np.zeros((9, 9), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DataError, match=r"too large.*tiles"):
+        read_image(path)
+
+
 def test_missing_image(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_image(tmp_path / "a.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -242,6 +244,7 @@ def test_voc_without_augmented_masks(tmp_path):
         ("images/{}", "masks/{}"),
         ("{}/images", "{}/masks"),
         ("imgs/{}", "labels/{}"),
+        ("Images/{}", "Masks/{}"),
         ("{}", "{}annot"),
     ],
 )
@@ -385,6 +388,20 @@ def test_roots_that_do_not_serve(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"expected|classes\.yaml"):
         open_source(name, tmp_path / "empty")
+
+
+def test_streets_need_no_root(tmp_path):
+    check(open_source("streets", train=1, val=1, size=(32, 48)))
+    with pytest.raises(DataError, match="makes its own images"):
+        open_source("streets", tmp_path)
+
+
+def test_sources_travel_to_worker_processes(tmp_path):
+    pairs(tmp_path / "train", tmp_path / "trainannot", ["a"])
+    source = CamVid(tmp_path)
+    samples = source.samples("train")
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.samples("train") == samples and (copy.read_mask(samples[0]) == 1).all()
 
 
 def test_unknown_names():
