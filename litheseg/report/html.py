@@ -53,7 +53,7 @@ img { max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(
 figcaption { color: var(--quiet); }
 pre { background: var(--code); padding: .9rem; overflow-x: auto; border-radius: 6px; font-size: .875rem; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; border: 1px solid var(--quiet); }
-@media print { nav { display: none; } figure, table { break-inside: avoid; } }
+@media print { nav { display: none; } pre { white-space: pre-wrap; } figure, table { break-inside: avoid; } }
 """
 
 
