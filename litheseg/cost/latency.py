@@ -1,7 +1,7 @@
 """How long a forward pass takes: percentiles of several candidates measured side by side.
 
 Candidates take turns, round after round, and the order rotates: a busy machine or a throttled clock then slows all of
-them alike instead of the one that happened to be measured last. p50 is the number to compare; p95 is the one to promise.
+them alike instead of the one that happened to be measured last. Compare by p50; promise p95.
 
 It does not know models, widths or budgets: a candidate is any callable that takes the input, so an ONNX or OpenVINO
 session is measured by the same clock as a PyTorch module.

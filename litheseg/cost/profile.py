@@ -1,7 +1,7 @@
 """The price list of an elastic model: what every width costs on paper and on this machine.
 
-Each width is extracted first, so that what is counted and timed is the plain network that gets deployed, not the elastic
-one with its slices. It does not know accuracy (see `litheseg.evaluation`) nor which width fits a latency budget.
+Each width is extracted first: what is counted and timed is the plain network that gets deployed, not the elastic one
+with its slices. It does not know accuracy (see `litheseg.evaluation`) nor which width fits a latency budget.
 
 Usage:
     >>> profiles = profile(load_bundle("model.safetensors"), size=(512, 1024), threads=1)
@@ -121,7 +121,9 @@ def render(profiles: Sequence[Profile], title: str | None = None) -> Table:
 def _plain_models(model: nn.Module, widths: Iterable[float] | None) -> dict[float, nn.Module]:
     if not hasattr(model, "width_dial"):
         if widths is not None and set(widths) != {1.0}:
-            raise LithesegError("a plain module has no widths; make it elastic with `litheseg.nn.slim` or profile width 1")
+            raise LithesegError(
+                "a plain module has no widths; make it elastic with `litheseg.nn.slim` or profile width 1"
+            )
         return {1.0: model}
     chosen = available_widths(model) if widths is None else set(widths)
     return {width: extract(model, width) for width in sorted(chosen, reverse=True)}

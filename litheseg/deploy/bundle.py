@@ -1,0 +1,252 @@
+"""One file that holds a trained model: weights at all widths, classes, normalisation, metrics and where it came from.
+
+A bundle is a `.safetensors` file whose metadata carries, as JSON, a header and a SHA-256 of header and tensors. Loading
+one runs nothing that the file brings: weights are raw numbers, the header is data, and the architecture is a name that
+must be in `litheseg.models.MODELS`. Heads that only training needs are left out.
+
+It does not know how the model was trained nor how it is exported; both only hand it over.
+
+Usage:
+    >>> save_bundle("model.safetensors", model, BundleHeader({"name": "ddrnet", "args": {"base": 32}}, classes))
+    >>> module = load_bundle("model.safetensors").plain(width=0.5)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from litheseg.deploy.header import FORMAT_VERSION, BundleHeader
+from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
+from litheseg.files import atomic_path
+from litheseg.models import MODELS, SegmentationModel, build_model
+from litheseg.nn import add_width, extract, slim
+
+__all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "save_bundle"]
+
+_KEY = "litheseg"  # one metadata entry only: safetensors writes several in random order, and files would differ
+_MAX_PREAMBLE = 100_000_000  # bytes; the limit of safetensors itself
+_HEADS = {"aux_head": False, "boundary_head": False}
+_START_ARGUMENTS = ("pretrained", "encoder_weights")  # where weights come from; a bundle brings its own
+_AGAIN = "copy or download it again, or export the model anew"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model file in memory.
+
+    Attributes:
+        header: everything but the weights.
+        state_dict: the elastic model's weights, on the CPU; not to be changed.
+        path: the file, for messages; None for a bundle that was not read from one.
+    """
+
+    header: BundleHeader
+    state_dict: Mapping[str, Tensor]
+    path: Path | None = None
+
+    def model(self) -> SegmentationModel:
+        """A new elastic model with these weights, on the CPU, in eval mode, at its widest width.
+
+        Raises:
+            BundleError: an unknown architecture, arguments it does not take, or weights that do not fit it.
+        """
+        header, name = self.header, self.header.architecture["name"]
+        _check_name(name, self._label)
+        try:
+            # Fresh weights are drawn before these replace them: that must not shift the random state of a training run.
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+                model = build_model(name, num_classes=header.num_classes, **_deployed_arguments(header))
+                slim(model, header.widths, divisor=header.divisor)
+                for width in header.calibrated_widths:
+                    add_width(model, width)
+        except Exception as error:  # the arguments come from a file: whatever they break, the file is to blame
+            raise BundleError(f"{self._label}: its architecture cannot be built ({error}); {_AGAIN}") from error
+        try:
+            model.load_state_dict(dict(self.state_dict), strict=True)
+        except RuntimeError as error:
+            raise BundleError(
+                f"{self._label}: its weights do not fit its architecture '{name}' ({_first_lines(error)}); "
+                "export the model anew with this version of litheseg"
+            ) from error
+        return model.eval()
+
+    def plain(self, width: float) -> nn.Module:
+        """A new plain model of one width, in eval mode.
+
+        Raises:
+            WidthError: a width that this bundle does not have.
+            BundleError: as `model`.
+        """
+        self.check_width(width)
+        return extract(self.model(), width).eval()
+
+    def check_width(self, width: float) -> float:
+        """`width` if this bundle has it.
+
+        Raises:
+            WidthError: it does not; names those that it has.
+        """
+        if width not in self.header.available_widths:
+            known = ", ".join(f"{known:g}" for known in self.header.available_widths)
+            raise WidthError(
+                f"{self._label}: no width {width:g}; available: {known}. "
+                "Others become available with `litheseg.nn.recalibrate` before the model is saved"
+            )
+        return width
+
+    @property
+    def _label(self) -> str:
+        return str(self.path) if self.path is not None else "the bundle"
+
+
+def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader) -> Bundle:
+    """Write a model to one file, whole or not at all; the model is left as it was.
+
+    The header's architecture arguments are rewritten so that they build the model without its training-only heads and
+    without fetching initial weights. What is about to be written is loaded first: a file that exists also loads.
+
+    Args:
+        path: the file; `.safetensors` is appended to a name without it.
+        model: elastic or plain; a plain one is a model of the one width 1.0.
+        header: what the file is to say.
+
+    Returns:
+        The bundle as written.
+
+    Raises:
+        BundleError: the header does not describe the model.
+        LithesegError: the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    _check_dial(model, header)
+    if path.suffix != ".safetensors":
+        path = path.with_name(path.name + ".safetensors")
+    architecture = {"name": header.architecture["name"], "args": _deployed_arguments(header)}
+    header = replace(header, architecture=architecture, format_version=FORMAT_VERSION)
+    draft = Bundle(header, _deployed_state(model), path)
+    state = {name: value.clone() for name, value in draft.model().state_dict().items()}
+    bundle = Bundle(header, state, path)
+    text = header.to_json()
+    metadata = {_KEY: json.dumps({"header": json.loads(text), "sha256": _digest(text, state)}, sort_keys=True)}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(state, temporary, metadata)
+        except SafetensorError as error:
+            raise LithesegError(f"cannot write {path}: {error}; free space or choose another path") from error
+    return bundle
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a model file.
+
+    Raises:
+        BundleError: a file that is missing, corrupted, truncated, no bundle, newer than this litheseg, or of an
+            architecture that it does not have.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open("rb") as file:
+            text, digest = _read_preamble(file, path)
+            header = _read_header(text, path)
+            file.seek(0)
+            state = load_tensors(file.read())
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path} is corrupted or truncated ({error}); {_AGAIN}") from error
+    if _digest(text, state) != digest:
+        raise BundleError(f"{path} is corrupted: its content does not match its checksum; {_AGAIN}")
+    _check_name(header.architecture["name"], str(path))
+    return Bundle(header, state, path)
+
+
+def _deployed_arguments(header: BundleHeader) -> dict[str, Any]:
+    """The architecture's arguments without training-only heads and without a source of initial weights.
+
+    A header from elsewhere must not make this machine fetch or open other files.
+    """
+    arguments = {**header.architecture["args"], **_HEADS}
+    return {name: value for name, value in arguments.items() if name not in _START_ARGUMENTS}
+
+
+def _check_dial(model: nn.Module, header: BundleHeader) -> None:
+    """The header must say what the model is: a wrong divisor, say, might still load."""
+    dial = getattr(model, "width_dial", None)
+    actual = ((1.0,), (), header.divisor) if dial is None else (dial.widths, dial.calibrated, dial.divisor)
+    stated = (header.widths, header.calibrated_widths, header.divisor)
+    if actual != stated:
+        raise BundleError(
+            f"the header says widths {stated[0]}, calibrated {stated[1]}, divisor {stated[2]}, "
+            f"but the model has {actual[0]}, {actual[1]}, {actual[2]}; make the header from the model's `width_dial`"
+        )
+
+
+def _deployed_state(model: SegmentationModel) -> dict[str, Tensor]:
+    """The weights that inference needs: on the CPU, each with memory of its own."""
+    heads = ((name, head) for name, child in model.named_modules() for head in getattr(child, "training_only", ()))
+    dropped = tuple(f"{name}.{head}.".lstrip(".") for name, head in heads)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(dropped)}
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+
+def _digest(text: str, state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header and every tensor's name, type, shape and bytes: safetensors itself has no checksum."""
+    result = hashlib.sha256(text.encode())
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        result.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return result.hexdigest()
+
+
+def _read_preamble(file: BinaryIO, path: Path) -> tuple[str, str]:
+    """Header text and checksum from the JSON in front of the tensors: 8 bytes of length (little endian), then text."""
+    file.seek(0, 2)
+    available = file.tell() - 8
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    foreign = f"{path} is no litheseg model; give a .safetensors file written by `litheseg train` or `save_bundle`"
+    if not 2 <= length <= min(available, _MAX_PREAMBLE):
+        raise BundleError(f"{foreign} (or it is truncated: {_AGAIN})")
+    try:
+        entry = json.loads(file.read(length))["__metadata__"][_KEY]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BundleError(f"{foreign} (or it is corrupted: {_AGAIN})") from error
+    try:
+        content = json.loads(entry)
+        return json.dumps(content["header"], sort_keys=True), str(content["sha256"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is corrupted: its header cannot be read; {_AGAIN}") from error
+
+
+def _read_header(text: str, path: Path) -> BundleHeader:
+    try:
+        return BundleHeader.from_json(text)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _check_name(name: str, label: str) -> None:
+    if name not in MODELS:
+        raise BundleError(
+            f"{label}: unknown architecture '{name}'.{did_you_mean(name, MODELS)} "
+            "If it is a newer one: pip install --upgrade litheseg"
+        )
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    """The start of PyTorch's list of mismatches, on one line."""
+    lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+    more = f" ... and {len(lines) - count} more" if len(lines) > count else ""
+    return " ".join(line if len(line) <= 160 else line[:160] + "..." for line in lines[:count]) + more

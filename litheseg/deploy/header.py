@@ -1,0 +1,221 @@
+"""The header of a model file: everything that is not a weight, as JSON.
+
+It knows the fields, their types and ranges, and nothing of files or tensors; `bundle` puts it into a file. Values are
+brought to what JSON can hold when a header is made (tuples to lists, NumPy scalars to numbers, NaN to null), so that a
+header equals what comes back from the file.
+
+Usage:
+    >>> header = BundleHeader(architecture={"name": "ddrnet", "args": {}}, classes=classes, widths=(1.0, 0.5))
+    >>> BundleHeader.from_json(header.to_json()) == header
+    True
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from litheseg.data.classes import Classes
+from litheseg.errors import BundleError, DataError
+
+__all__ = ["FORMAT_VERSION", "BundleHeader"]
+
+FORMAT_VERSION = 1
+"""What this version of litheseg writes; it reads this and all earlier ones."""
+
+_REMEDY = "the file was damaged or edited by hand: copy or download it again, or export the model anew"
+_MAX_PIXELS = 1 << 16  # per side; a larger training size is a damaged number
+
+
+@dataclass(frozen=True)
+class BundleHeader:
+    """What a model file says about its model.
+
+    Attributes:
+        architecture: ``{"name": ..., "args": {...}}``, as `litheseg.models.build_model` takes them.
+        classes: names and colours; their number is the number of classes.
+        widths: with batch-norm statistics and affine parameters of their own, widest first.
+        calibrated_widths: further ones, from `litheseg.nn.recalibrate`.
+        divisor: what elastic channels are multiples of.
+        size: height and width that training images were resized to, in pixels.
+        mean: per RGB channel, of images scaled to [0, 1].
+        std: likewise; > 0.
+        metrics: width as text -> name -> value, e.g. ``{"0.5": {"miou": 0.71}}``.
+        recipe: the resolved recipe it was trained with.
+        provenance: versions, seed, data and its licence, whatever explains the weights.
+        format_version: of the file.
+
+    Raises:
+        BundleError: a value of the wrong type or out of range.
+    """
+
+    architecture: Mapping[str, Any]
+    classes: Classes
+    widths: tuple[float, ...] = (1.0,)
+    calibrated_widths: tuple[float, ...] = ()
+    divisor: int = 8
+    size: tuple[int, int] = (512, 1024)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("architecture", "metrics", "recipe", "provenance"):
+            object.__setattr__(self, name, _mapping(getattr(self, name), name))
+        for name in ("widths", "calibrated_widths"):
+            object.__setattr__(self, name, _widths(getattr(self, name), name))
+        object.__setattr__(self, "size", tuple(_whole(v, "size", _MAX_PIXELS) for v in _list(self.size, "size", 2)))
+        object.__setattr__(self, "divisor", _whole(self.divisor, "divisor", 1 << 12))
+        object.__setattr__(self, "mean", tuple(_number(v, "mean") for v in _list(self.mean, "mean", 3)))
+        object.__setattr__(self, "std", tuple(_number(v, "std") for v in _list(self.std, "std", 3)))
+        _check_architecture(self.architecture)
+        if not self.widths:
+            raise BundleError("header field 'widths' is empty; (1.0,) is a model of one width")
+        if set(self.widths) & set(self.calibrated_widths):
+            raise BundleError("header fields 'widths' and 'calibrated_widths' share a width; keep it in 'widths' only")
+        if min(self.std) <= 0:
+            raise BundleError(f"header field 'std' is {self.std}; it must be positive")
+        if not len(self.classes):
+            raise BundleError("header field 'classes' is empty; a model needs at least one class")
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def available_widths(self) -> tuple[float, ...]:
+        """All widths that the model can run at, widest first."""
+        return tuple(sorted(self.widths + self.calibrated_widths, reverse=True))
+
+    def to_json(self) -> str:
+        """The header as JSON text, fields sorted."""
+        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        content["classes"] = {"names": self.classes.names, "colors": self.classes.colors}
+        return json.dumps(content, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> BundleHeader:
+        """Read a header; unlike the constructor, it wants every field.
+
+        Raises:
+            BundleError: no JSON object, a newer format, fields that are missing or unknown, or a wrong value.
+        """
+        content = _parse(text)
+        # First of all: a newer format may well have other fields.
+        _check_version(content.get("format_version"))
+        try:
+            known = {entry.name for entry in fields(cls)}
+            for problem, names in (("lacks", known - content.keys()), ("has unknown", content.keys() - known)):
+                if names:
+                    raise BundleError(f"its header {problem} fields: {', '.join(sorted(names))}")
+            content["classes"] = _classes(content["classes"])
+            return cls(**content)
+        except BundleError as error:
+            raise BundleError(f"{error}; {_REMEDY}") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"its header is no JSON ({error}); {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"its header is no JSON object; {_REMEDY}")
+    return content
+
+
+def _check_version(version: Any) -> None:
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise BundleError(f"its header has format_version {version!r}, which is no version; {_REMEDY}")
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"it was written by a newer litheseg (format {version}; this one reads up to {FORMAT_VERSION}); "
+            "pip install --upgrade litheseg"
+        )
+
+
+def _check_architecture(architecture: Mapping[str, Any]) -> None:
+    if set(architecture) != {"name", "args"}:
+        raise BundleError("header field 'architecture' must hold exactly 'name' and 'args'")
+    if not isinstance(architecture["name"], str) or not isinstance(architecture["args"], dict):
+        raise BundleError("header field 'architecture' must hold a text 'name' and a mapping 'args'")
+
+
+def _classes(content: Any) -> Classes:
+    if not isinstance(content, dict) or set(content) != {"names", "colors"}:
+        raise BundleError("header field 'classes' must hold exactly 'names' and 'colors'")
+    names = _list(content["names"], "classes.names")
+    colors = [_list(color, "classes.colors", 3) for color in _list(content["colors"], "classes.colors")]
+    if any(isinstance(v, bool) or not isinstance(v, int) or not 0 <= v <= 255 for color in colors for v in color):
+        raise BundleError("header field 'classes.colors' must hold whole numbers from 0 to 255")
+    try:
+        return Classes(tuple(names), tuple((r, g, b) for r, g, b in colors))
+    except DataError as error:
+        raise BundleError(f"header field 'classes': {error}") from error
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise BundleError(f"header field '{name}' must be a mapping, not {type(value).__name__}")
+    plain: dict[str, Any] = _plain(value, name)
+    return plain
+
+
+def _plain(value: Any, name: str) -> Any:
+    """`value` in JSON's own types."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, name) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, name) for entry in value]
+    raise BundleError(
+        f"header field '{name}' holds a {type(value).__name__}, which JSON cannot; give numbers, texts or lists"
+    )
+
+
+def _list(value: Any, name: str, length: int | None = None) -> list[Any]:
+    if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
+        wanted = "a list" if length is None else f"{length} values"
+        raise BundleError(f"header field '{name}' must be {wanted}, not {value!r}")
+    return list(value)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53:
+        return float(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise BundleError(f"header field '{name}' must hold finite numbers, not {value!r}")
+
+
+def _whole(value: Any, name: str, limit: int) -> int:
+    number = _number(value, name)
+    if number != int(number) or not 1 <= number <= limit:
+        raise BundleError(f"header field '{name}' must hold whole numbers from 1 to {limit}, not {value!r}")
+    return int(number)
+
+
+def _widths(value: Any, name: str) -> tuple[float, ...]:
+    widths = [_number(width, name) for width in _list(value, name)]
+    if len(set(widths)) != len(widths) or not all(0 < width <= 1 for width in widths):
+        raise BundleError(f"header field '{name}' must hold different widths in (0, 1], not {widths}")
+    return tuple(sorted(widths, reverse=True))
