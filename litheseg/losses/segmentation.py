@@ -1,8 +1,8 @@
 """Losses between logits and labels: cross entropy, OHEM, Dice and Lovasz-softmax, and automatic class weights.
 
 Pure tensor functions. Every loss computes in float32 (float64 stays float64) whatever autocast says, leaves out pixels
-labelled `litheseg.data.IGNORE_INDEX` (255), and is exactly 0 with zero gradient when no pixel is labelled. They do not know networks,
-teachers or recipes; `litheseg.losses.terms` wraps them for training.
+labelled `litheseg.data.IGNORE_INDEX` (255), and is exactly 0 with zero gradient when no pixel is labelled. They do not
+know networks, teachers or recipes; `litheseg.losses.terms` wraps them for training.
 
 Papers: ENet (Paszke et al. 2016, section 5.2) and ERFNet (Romera et al. 2018) for logarithmic class weights; Eigen and
 Fergus (ICCV 2015) for median frequency; Shrivastava et al. (CVPR 2016) for OHEM; Milletari et al. (3DV 2016) for Dice;

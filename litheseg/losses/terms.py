@@ -79,7 +79,9 @@ class StepContext:
 
 
 class Term(nn.Module, ABC):
-    """One addend of the training loss; calling it gives `scale * loss(context)`, a scalar.
+    """One addend of the training loss; calling it gives the scaled loss, a scalar.
+
+    A new term implements `_loss` and gets a `name`.
 
     Attributes:
         name: its name in logs and in `TERMS`.
@@ -95,15 +97,17 @@ class Term(nn.Module, ABC):
         self.scale = scale
 
     @abstractmethod
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         """The unscaled loss, scalar."""
 
     def forward(self, context: StepContext) -> Tensor:
+        """The scaled loss, a float scalar; 0 for a teacher's term without a teacher."""
         if self.needs_teacher and context.teacher is None:
             return context.mask.new_zeros((), dtype=torch.float32)
-        return self.scale * self.loss(context)
+        return self.scale * self._loss(context)
 
     def extra_repr(self) -> str:
+        """What `print(term)` shows."""
         return f"scale={self.scale}"
 
 
@@ -122,7 +126,7 @@ class CrossEntropyTerm(_WeightedTerm):
 
     name = "ce"
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         return cross_entropy(context.output("logits"), context.mask, self.class_weights)
 
 
@@ -142,7 +146,7 @@ class OhemTerm(_WeightedTerm):
         super().__init__(class_weights, scale=scale)
         self.threshold, self.min_kept = threshold, min_kept
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         return ohem_cross_entropy(
             context.output("logits"), context.mask, self.class_weights, self.threshold, self.min_kept
         )
@@ -153,7 +157,7 @@ class DiceTerm(Term):
 
     name = "dice"
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         return dice_loss(context.output("logits"), context.mask)
 
 
@@ -162,7 +166,7 @@ class LovaszTerm(Term):
 
     name = "lovasz"
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         return lovasz_softmax(context.output("logits"), context.mask)
 
 
@@ -174,7 +178,7 @@ class AuxTerm(_WeightedTerm):
     def __init__(self, class_weights: Tensor | None = None, *, scale: float = 0.4) -> None:
         super().__init__(class_weights, scale=scale)
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         return cross_entropy(context.output("aux"), context.mask, self.class_weights)
 
 
@@ -187,7 +191,7 @@ class BoundaryBandTerm(_WeightedTerm):
         super().__init__(class_weights, scale=scale)
         self.radius = radius
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         band = context.band(self.radius)
         return band_weighted_cross_entropy(context.output("logits"), context.mask, self.class_weights, band=band)
 
@@ -201,7 +205,7 @@ class BoundaryHeadTerm(Term):
         super().__init__(scale=scale)
         self.radius = radius
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         return boundary_head_loss(context.output("boundary"), context.mask, band=context.band(self.radius))
 
 
@@ -215,7 +219,7 @@ class KLTerm(Term):
         super().__init__(scale=scale)
         self.temperature = temperature
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         return kl_divergence(context.output("logits"), context.taught("logits"), context.mask, self.temperature)
 
 
@@ -229,7 +233,7 @@ class ChannelWiseTerm(Term):
         super().__init__(scale=scale)
         self.temperature = temperature
 
-    def loss(self, context: StepContext) -> Tensor:
+    def _loss(self, context: StepContext) -> Tensor:
         student, teacher = context.output("logits"), context.taught("logits")
         return channel_wise_distillation(student, teacher, self.temperature, context.mask)
 
