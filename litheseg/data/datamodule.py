@@ -79,10 +79,13 @@ class SegmentationData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         _check(batch_size=batch_size, eval_batch_size=eval_batch_size, size=size, crop=crop, cache=cache, seed=seed)
-        self.source, self.size, self.augment = source, size, augment or Augment()
+        self.source, self.augment = source, augment or Augment()
+        # A recipe file gives lists.
+        self.size = (size[0], size[1]) if size else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mean, self.std, self.seed = mean, std, seed
-        self._crop, self._cache, self._workers = crop, cache, 0 if cache == "device" else workers
+        self._crop = (crop[0], crop[1]) if crop else None
+        self._cache, self._workers = cache, 0 if cache == "device" else workers
         self._splits, self._train_ids = {"train": train_split, "val": val_split}, train_ids
         self._decoded: dict[str, DecodedSamples] = {}
         self._on_device: tuple[Tensor, Tensor] | None = None
@@ -105,10 +108,10 @@ class SegmentationData(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Decode and check what the stage needs; called by Lightning."""
-        for split in ("train", "val") if stage in (None, "fit") else ("val",):
-            self._samples(split).load()
         if stage in (None, "fit"):
-            self._train_batches()
+            self._train_batches()  # refuses what does not fit before the long decoding
+            self._samples("train").load()
+        self._samples("val").load()
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Batches before augmentation, which `on_after_batch_transfer` adds on the device."""

@@ -129,7 +129,8 @@ def test_an_epoch_shows_each_image_once_in_a_new_order() -> None:
 
 
 def test_types_sizes_and_value_ranges() -> None:
-    data = SegmentationData(FakeSource(mask_factor=2), size=(6, 8), batch_size=4, crop=(5, 7), eval_batch_size=2)
+    size: Any = [6, 8]  # as a YAML file gives it
+    data = SegmentationData(FakeSource(mask_factor=2), size=size, batch_size=4, crop=(5, 7), eval_batch_size=2)
     raw = next(iter(data.train_dataloader()))
     assert raw["image"].dtype == raw["mask"].dtype == torch.uint8
     assert raw["image"].shape == (4, 3, 6, 8) and raw["mask"].shape == (4, 6, 8)
