@@ -24,11 +24,13 @@ from PIL import Image
 from litheseg.data.camvid import CamVid
 from litheseg.data.cityscapes import Cityscapes
 from litheseg.data.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
-from litheseg.data.folder import Folder
+from litheseg.data.folder import Folder, _flat_folders
 from litheseg.data.source import Sample, Source, find_images
+from litheseg.data.splits import read_list
+from litheseg.data.voc import Voc
 from litheseg.errors import DataError
 
-__all__ = ["THUMB", "Exam", "Trouble", "examine", "pair_by_hand", "scheme_of"]
+__all__ = ["THUMB", "Exam", "Pairing", "Trouble", "examine", "pair_by_hand", "scheme_of"]
 
 THUMB = 32
 """Edge in pixels of the thumbnail that verifies a likeness."""
@@ -77,6 +79,23 @@ class Exam:
         return _name(self.sample, mask=False)
 
 
+@dataclass(frozen=True)
+class Pairing:
+    """What fits together in a split and what does not.
+
+    Attributes:
+        pairs: images with masks.
+        images: image files without a mask.
+        masks: mask files without an image.
+        missing: list entries without any file.
+    """
+
+    pairs: tuple[Sample, ...]
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
 def scheme_of(source: Source) -> LabelScheme:
     """The source's scheme; train ids as they are for a source that has no files."""
     scheme = getattr(source, "scheme", None)
@@ -99,21 +118,47 @@ def examine(source: Source, sample: Sample) -> Exam:
     return Exam(sample, tuple(trouble), size, histogram, ignored, values, digest, bits, thumb)
 
 
-def pair_by_hand(source: Source, split: str) -> tuple[list[Sample], list[str], list[str]] | None:
-    """Pair a split that `source.samples` refuses: (pairs, images without a mask, masks without an image).
-
-    None where the source does not pair the files of two folders.
+def pair_by_hand(source: Source, split: str) -> Pairing | None:
+    """Pair a split that `source.samples` refuses; None where it is not known how.
 
     Raises:
-        DataError: two files of one stem.
+        DataError: two files of one stem, or a list file that cannot be read.
     """
+    if isinstance(source, Folder) and split in source._lists:
+        return _listed(source, split)
     found = _folders(source, split)
     if found is None:
         return None
     images, labels = found
-    pairs = [Sample(key, images[key], labels[key], split) for key in sorted(images.keys() & labels.keys())]
-    lone_images = [str(images[key]) for key in sorted(images.keys() - labels.keys())]
-    return pairs, lone_images, [str(labels[key]) for key in sorted(labels.keys() - images.keys())]
+    wanted = source._stems(split)[1] if isinstance(source, Voc) else sorted(images.keys() | labels.keys())
+    return Pairing(
+        pairs=tuple(Sample(key, images[key], labels[key], split) for key in wanted if key in images and key in labels),
+        images=tuple(str(images[key]) for key in wanted if key in images and key not in labels),
+        masks=tuple(str(labels[key]) for key in wanted if key in labels and key not in images),
+        missing=tuple(key for key in wanted if key not in images and key not in labels),
+    )
+
+
+def _listed(source: Folder, split: str) -> Pairing:
+    """Like `Folder` itself, but going on after a line that does not fit."""
+    pairs, lone, missing = [], [], []
+    folders = _flat_folders(source.root).get("train", (source.root, None))
+    images = find_images(folders[0], recursive=True) if folders[0] != source.root else {}
+    masks = find_images(folders[1], recursive=True, suffix=source.mask_suffix) if folders[1] else {}
+    path = source._lists[split]
+    for number, line in read_list(path):
+        try:
+            sample = source._by_stem(line, images, masks, split) or source._by_paths(
+                line, folders[0], split, f"{path}, line {number}"
+            )
+        except DataError:
+            missing.append(f"{path}, line {number}: {line}")
+            continue
+        if sample.mask is None:
+            lone.append(str(sample.image))
+        else:
+            pairs.append(sample)
+    return Pairing(tuple(pairs), tuple(lone), (), tuple(missing))
 
 
 def _folders(source: Source, split: str) -> tuple[dict[str, Path], dict[str, Path]] | None:
@@ -123,6 +168,8 @@ def _folders(source: Source, split: str) -> tuple[dict[str, Path], dict[str, Pat
     if isinstance(source, Cityscapes):
         images = find_images(source.root / "leftImg8bit" / split, recursive=True, suffix="_leftImg8bit")
         return images, find_images(source.root / source._annotation / split, recursive=True, suffix=source._suffix)
+    if isinstance(source, Voc) and not (source._augmented and split == "train"):
+        return find_images(source.root / "JPEGImages"), find_images(source.root / "SegmentationClass")
     if isinstance(source, Folder) and split in source._folders:
         folder, labels = source._folders[split]
         masks = find_images(labels, recursive=True, suffix=source.mask_suffix) if labels else {}

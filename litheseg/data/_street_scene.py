@@ -215,8 +215,8 @@ def _front(
 def _building(brush: Brush, sun: Sun, side: int, x: float, near: float, far: float, height: float) -> None:
     """A house: the wall along the street, the wall towards the camera, perhaps a roof and chimneys.
 
-    `side` is -1 left, 1 right; `x` of the street wall is as seen from the camera, `near` and `far` are the depths of its
-    corners, `height` includes the roof; all in metres.
+    `side` is -1 left, 1 right; `x` of the street wall is as seen from the camera, `near` and `far` are the depths of
+    its corners, `height` includes the roof; all in metres.
     """
     rng, camera, style = brush.rng, brush.painter.camera, _style(brush)
     pitched = rng.random() < 0.45

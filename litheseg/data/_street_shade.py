@@ -299,10 +299,11 @@ def _sensor(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
     gamma = float(rng.uniform(0.8, 1.15))
     picture = np.clip(picture, 0, 1.6) ** np.float32(gamma)
     # A soft shoulder instead of hard clipping of the lights.
-    picture = np.where(picture > 0.8, 0.8 + 0.2 * np.tanh((picture - 0.8) * 5), picture) * 255
+    soft = np.float32(0.8) + np.float32(0.2) * np.tanh((picture - np.float32(0.8)) * 5)
+    picture = np.where(picture > 0.8, soft, picture) * np.float32(255)
     blur = float(rng.choice([0.0, rng.uniform(0.3, 0.9)])) * (height * width / 43200) ** 0.5
     if blur:
-        soft = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
-        picture = np.asarray(soft, dtype=np.float32)
+        sharp = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+        picture = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)
     noise = rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, 6.0))
     return np.clip(picture + noise + 0.5, 0, 255).astype(np.uint8)
