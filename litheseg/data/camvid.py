@@ -53,6 +53,7 @@ CAMVID_CLASSES = Classes(
 )
 _SPLITS = ("train", "val", "test")
 _VOID = 11
+_REMEDY = ", or download the set with litheseg.data.fetch('camvid', folder)"
 
 
 class CamVid(FileSource):
@@ -71,14 +72,13 @@ class CamVid(FileSource):
     citation = "Brostow, Fauqueur, Cipolla: Semantic object classes in video. Pattern Recognition Letters, 2009"
 
     def __init__(self, root: str | Path, *, allow_unlabelled: bool = False) -> None:
-        root = existing_folder(root)
+        root = existing_folder(root, _REMEDY)
         if not self.detects(root) and self.detects(root / "CamVid"):
             root = root / "CamVid"
         super().__init__(root, LabelScheme.build(CAMVID_CLASSES, ignore=[_VOID]), allow_unlabelled)
         if not self.splits():
             raise DataError(
-                f"{root} holds no CamVid: expected train/, trainannot/, val/, valannot/; give that folder, or download "
-                "the set there with litheseg.data.fetch('camvid', folder)"
+                f"{root} holds no CamVid: expected train/, trainannot/, val/, valannot/; give that folder{_REMEDY}"
             )
 
     @staticmethod

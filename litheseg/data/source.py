@@ -146,8 +146,12 @@ class FileSource(Source):
         return masks.read_raw_mask(_mask_path(sample))
 
 
-def existing_folder(root: str | Path) -> Path:
+def existing_folder(root: str | Path, remedy: str = "") -> Path:
     """`root` with `~` expanded.
+
+    Args:
+        root: the folder.
+        remedy: what else than another folder helps, for the message.
 
     Raises:
         DataError: it is no folder.
@@ -155,7 +159,7 @@ def existing_folder(root: str | Path) -> Path:
     path = Path(root).expanduser()
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
-        raise DataError(f"data folder {path} {state}; give the folder that holds the data set")
+        raise DataError(f"data folder {path} {state}; give the folder that holds the data set{remedy}")
     return path
 
 

@@ -92,6 +92,12 @@ def test_camvid_without_test_split_and_below_a_folder(tmp_path):
         source.samples("trian")
 
 
+def test_absent_camvid_can_be_fetched(tmp_path):
+    for root in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(DataError, match=r"fetch\('camvid'"):
+            open_source("camvid", root)
+
+
 def test_camvid_label_outside_the_classes(tmp_path):
     pairs(tmp_path / "train", tmp_path / "trainannot", ["a"], value=12)
     source = CamVid(tmp_path)
