@@ -89,7 +89,8 @@ class Bundle:
             BundleError: as `model`.
         """
         self.check_width(width)
-        return extract(self.model(), width).eval()
+        with torch.inference_mode(False):
+            return extract(self.model(), width).eval()
 
     def check_width(self, width: float) -> float:
         """`width` if this bundle has it.
@@ -206,7 +207,7 @@ def _digest(text: str, state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].contiguous()
         result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        result.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        result.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return result.hexdigest()
 
 

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from litheseg.cost import count, profile, render
+from litheseg.data.classes import Classes
+from litheseg.deploy import BundleHeader, load_bundle, save_bundle
+from litheseg.errors import LithesegError, WidthError
+from litheseg.models import MODELS, SegmentationModel, build_model
+from litheseg.nn import extract, get_width, slim
+
+
+class _Tiny(SegmentationModel):
+    training_only = ("aux_head",)
+
+    def __init__(self, num_classes: int, aux_head: bool) -> None:
+        super().__init__(num_classes)
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.classifier = nn.Conv2d(32, num_classes, 1)
+        self.aux_head = nn.Conv2d(32, num_classes, 1) if aux_head else None
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.stem(image)
+        result = {"logits": self.classifier(features), "features": features}
+        if self.training and self.aux_head is not None:
+            result["aux"] = self.aux_head(features)
+        return result
+
+
+def _tiny(num_classes: int, *, aux_head: bool = True, boundary_head: bool = False) -> _Tiny:
+    return _Tiny(num_classes, aux_head)
+
+
+def test_every_width_is_counted_as_its_plain_model() -> None:
+    model = slim(_tiny(5), (1.0, 0.5))
+    rows = profile(model, size=(8, 12), latency=False)
+    assert [row.width for row in rows] == [1.0, 0.5]
+    for row, channels in zip(rows, (32, 16), strict=True):
+        assert row.params == 27 * channels + 2 * channels + 5 * channels + 5  # no auxiliary head
+        assert row.macs == 24 * (27 + 5) * channels
+        assert row.p50_ms is row.p95_ms is row.mean_ms is None
+        assert row.macs == count(extract(model, row.width), (8, 12)).macs
+    assert model.aux_head is not None and get_width(model) == 1.0
+
+
+def test_latency_of_every_width() -> None:
+    rows = profile(slim(_tiny(3), (1.0, 0.5)), [0.5], size=(8, 8), repeats=3, warmup=1, threads=1, channels_last=True)
+    (row,) = rows
+    assert row.width == 0.5 and 0 < row.p50_ms <= row.p95_ms
+
+
+def test_a_bundle_has_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", _tiny)
+    classes = Classes.from_names(["a", "b", "c"])
+    header = BundleHeader({"name": "tiny", "args": {}}, classes, widths=(1.0, 0.25), size=(8, 16))
+    model = slim(_tiny(3), (1.0, 0.25))
+    save_bundle(tmp_path / "m.safetensors", model, header)
+    rows = profile(load_bundle(tmp_path / "m.safetensors"), latency=False)
+    assert rows == profile(model, size=(8, 16), latency=False)
+
+
+def test_a_plain_module_has_one_width() -> None:
+    module = nn.Conv2d(3, 4, 1)
+    (row,) = profile(module, size=(2, 2), latency=False)
+    assert (row.width, row.params, row.macs) == (1.0, 16, 48)
+    with pytest.raises(LithesegError, match="plain module"):
+        profile(module, [0.5], size=(2, 2))
+
+
+def test_wrong_widths_and_sizes() -> None:
+    model = slim(_tiny(3), (1.0, 0.5))
+    with pytest.raises(WidthError):
+        profile(model, [0.3], size=(8, 8))
+    with pytest.raises(LithesegError, match="not positive"):
+        profile(model, size=(0, 8))
+
+
+def test_table_has_a_row_for_every_width() -> None:
+    rows = profile(slim(_tiny(3), (1.0, 0.5)), size=(64, 64), repeats=1, warmup=0)
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console.print(render(rows, title="tiny"))
+    text = console.export_text()
+    assert "tiny" in text and "0.50x" in text and "0.5 " in text and f"{rows[0].macs / 1e9:.3f} G" in text
+    assert "-" in [
+        cell for column in render(profile(nn.ReLU(), size=(2, 2), latency=False)).columns for cell in column.cells
+    ]
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5])
+def test_a_real_network_agrees_with_torch(width: float) -> None:
+    model = extract(slim(build_model("ddrnet", 11, base=16), (1.0, 0.5)), width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 64, 96))
+    assert 2 * count(model, (64, 96)).macs == counter.get_total_flops()

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from litheseg.data.classes import Classes
+from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle, save_bundle
+from litheseg.errors import DataError, LithesegError, WidthError
+from litheseg.models import MODELS, SegmentationModel
+from litheseg.nn import slim
+from litheseg.runtime.files import Summary, overlay, predict, write_mask
+from litheseg.runtime.predictor import Predictor
+
+CLASSES = Classes(("dark", "bright"), ((10, 20, 30), (200, 100, 0)))
+
+
+class _Brightness(SegmentationModel):
+    """Class 1 where the image is bright."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.features, self.classifier = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 2, 1, bias=False)
+        with torch.no_grad():
+            self.features.weight.zero_()
+            self.features.weight[0] = 1
+            self.classifier.weight.zero_()
+            self.classifier.weight[1, 0] = 1
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.features(image)
+        return {"logits": self.classifier(features), "features": features}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setitem(MODELS, "brightness", lambda num_classes, aux_head, boundary_head: _Brightness())
+    header = BundleHeader({"name": "brightness", "args": {}}, CLASSES, widths=(1.0, 0.5), size=(8, 8))
+    save_bundle(tmp_path / "model.safetensors", slim(_Brightness(), (1.0, 0.5)), header)
+    return load_bundle(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    _write(folder / "a.png")
+    _write(folder / "deep" / "b.JPG")
+    _write(folder / ".hidden.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def _pixels() -> np.ndarray:
+    image = np.zeros((12, 20, 3), np.uint8)
+    image[:, 10:] = 255
+    return image
+
+
+def _write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(_pixels()).save(path)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_folders_are_mirrored_as_palette_masks(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    summary = predict(bundle, photos, tmp_path / "out")
+    assert summary == Summary(images=2, written=2, skipped=0, failed=())
+    assert _files(tmp_path / "out") == ["a.png", "deep/b.png"]
+    with Image.open(tmp_path / "out" / "a.png") as mask:
+        assert mask.mode == "P"
+        assert np.array_equal(np.asarray(mask), _pixels()[:, :, 0] // 255)
+        assert np.array_equal(np.asarray(mask.convert("RGB"))[0, [0, 19]], CLASSES.colors)
+
+
+def test_overlays_and_both(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    predict(bundle, [photos / "a.png"], tmp_path / "one", kind="overlay", alpha=1.0)
+    assert _files(tmp_path / "one") == ["a_overlay.png"]
+    with Image.open(tmp_path / "one" / "a_overlay.png") as image:
+        assert np.array_equal(np.asarray(image)[0, [0, 19]], CLASSES.colors)
+    assert predict(bundle, photos, tmp_path / "two", kind="both").written == 4
+    assert _files(tmp_path / "two") == ["a.png", "a_overlay.png", "deep/b.png", "deep/b_overlay.png"]
+
+
+def test_bad_images_are_named_and_the_others_go_on(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    (photos / "0_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
+    truncated = photos / "1_truncated.png"
+    truncated.write_bytes((photos / "a.png").read_bytes()[:60])
+    seen: list[tuple[int, int, str]] = []
+    summary = predict(
+        bundle,
+        [photos, tmp_path / "missing.jpg", photos / "notes.txt"],
+        tmp_path / "out",
+        progress=lambda done, total, image: seen.append((done, total, image.name)),
+    )
+    assert (summary.images, summary.written) == (6, 2)
+    names = ["0_broken.png", "1_truncated.png", "missing.jpg", "notes.txt"]
+    assert [Path(name).name for name, _ in summary.failed] == names
+    assert all(Path(name).name in reason for name, reason in summary.failed)
+    assert len(seen) == 6 and seen[-1] == (6, 6, "notes.txt")
+    assert _files(tmp_path / "out") == ["a.png", "deep/b.png"]
+
+
+def test_a_network_that_fails_on_one_image(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    predictor = Predictor(bundle)
+    calls: list[int] = []
+
+    def fails_once(_module: nn.Module, _args: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+
+    predictor.module().register_forward_pre_hook(fails_once)
+    summary = predict(predictor, photos, tmp_path / "out")
+    assert summary.failed == ((str(photos / "a.png"), "out of memory"),) and summary.written == 1
+
+
+def test_nothing_is_overwritten_without_force(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_text("mine")
+    assert predict(bundle, photos, out) == Summary(images=2, written=1, skipped=1, failed=())
+    assert (out / "a.png").read_text() == "mine"
+    assert predict(bundle, photos, out, kind="both") == Summary(images=2, written=2, skipped=2, failed=())
+    assert predict(bundle, photos, out, force=True) == Summary(images=2, written=2, skipped=0, failed=())
+    assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_inputs_are_never_overwritten(bundle: Bundle, photos: Path, force: bool) -> None:
+    before = (photos / "a.png").read_bytes()
+    with pytest.raises(DataError, match="is an input folder"):
+        predict(bundle, photos, photos, force=force)
+    summary = predict(bundle, [photos / "a.png"], photos, force=force)
+    assert "is one of the inputs" in summary.failed[0][1]
+    assert (photos / "a.png").read_bytes() == before
+
+
+def test_an_output_inside_the_input_is_not_read_again(bundle: Bundle, photos: Path) -> None:
+    for _ in range(2):
+        assert predict(bundle, photos, photos / "out", force=True).images == 2
+
+
+def test_two_images_of_one_result_name(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    _write(photos / "a.jpg")
+    summary = predict(bundle, photos, tmp_path / "out")
+    assert summary.written == 2
+    assert [Path(name).name for name, _ in summary.failed] == ["a.png"]
+    assert "a.jpg; rename one" in summary.failed[0][1]
+
+
+def test_wrong_arguments(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Did you mean 'overlay'"):
+        predict(bundle, photos, tmp_path / "out", kind="overlays")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="alpha"):
+        predict(bundle, photos, tmp_path / "out", alpha=2)
+    with pytest.raises(DataError, match="is a file; give a folder"):
+        predict(bundle, photos, photos / "notes.txt")
+    with pytest.raises(WidthError, match=r"available: 1, 0\.5"):
+        predict(bundle, photos, tmp_path / "out", width=0.3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        predict(bundle, tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_stops_the_run(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    with pytest.raises(LithesegError, match=r"cannot write .*a\.png"):
+        predict(bundle, photos, tmp_path / "out", force=True)
+
+
+def test_mask_files_keep_every_label(tmp_path: Path) -> None:
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    write_mask(tmp_path / "m.png", labels, CLASSES)
+    with Image.open(tmp_path / "m.png") as mask:
+        assert np.array_equal(np.asarray(mask), labels)
+
+
+def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
+    image = np.full((1, 3, 3), 100, np.uint8)
+    mixed = overlay(image, np.array([[0, 1, 255]], np.uint8), CLASSES, alpha=0.5)
+    assert mixed.tolist() == [[[55, 60, 65], [150, 100, 50], [100, 100, 100]]]
