@@ -1,11 +1,13 @@
 """How good a model is: scores of label maps, and the ways of getting label maps from models.
 
 Usage:
-    >>> from litheseg.evaluation import SegmentationMetrics
+    >>> from litheseg.evaluation import evaluate
+    >>> evaluate(model, batches, widths=(0.5, 1.0))[0.5].miou
 """
 
 from __future__ import annotations
 
+from litheseg.evaluation.evaluate import evaluate, predict_logits
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 
-__all__ = ["Scores", "SegmentationMetrics"]
+__all__ = ["Scores", "SegmentationMetrics", "evaluate", "predict_logits"]
