@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from litheseg.data import _street_cars as cars
 from litheseg.data import _street_objects as objects
 from litheseg.data._street_objects import BUILDING, PAVEMENT, ROAD, SKY, TREE, Brush
 from litheseg.data._street_world import NEAR, Camera, Facade, Kind, Painter, Rgb
@@ -316,7 +317,7 @@ def _parked(brush: Brush, layout: Layout, side: int, jobs: list[tuple[float, Cal
     x, z = brush.seen(side * (layout.half_road - 1.1)), float(rng.uniform(2.5, 20))
     while z < 90:
         if rng.random() < 0.75 and not layout.crossing - 6 < z < layout.crossing + layout.crossing_width + 2:
-            jobs.append((z, _later(objects.car, brush, x + float(rng.normal(0, 0.1)), z)))
+            jobs.append((z, _later(cars.car, brush, x + float(rng.normal(0, 0.1)), z)))
         z += float(rng.uniform(5.2, 8.0))
 
 
@@ -325,10 +326,10 @@ def _traffic(brush: Brush, layout: Layout, jobs: list[tuple[float, Callable[[], 
     for _ in range(int(rng.integers(0, 6))):
         x = brush.seen(float(rng.choice([-0.5, 0.5])) * layout.half_road + float(rng.normal(0, 0.4)))
         z = float(4 + rng.gamma(2.0, 12.0))
-        jobs.append((z, _later(objects.car, brush, x, z)))
+        jobs.append((z, _later(cars.car, brush, x, z)))
     if layout.crossing < FAR and rng.random() < 0.6:
         z = layout.crossing + float(rng.uniform(1, layout.crossing_width - 2))
-        jobs.append((z, _later(objects.car, brush, float(rng.uniform(-14, 14)), z, sideways=True)))
+        jobs.append((z, _later(cars.car, brush, float(rng.uniform(-14, 14)), z, sideways=True)))
     for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.45, 0.3, 0.15, 0.1]))):
         x = brush.seen(float(rng.uniform(-0.9, 0.9)) * layout.half_road)
         z = float(4 + rng.gamma(2.0, 5.0))

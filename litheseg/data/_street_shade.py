@@ -47,7 +47,8 @@ def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     """
     numbers, overlay, shadow = scene.painter.maps()
     view = _View.of(scene, numbers)
-    picture, depth, kinds = (table.take(numbers, axis=0) for table in (view.colors, view.depths, view.kinds))
+    picture, depth = view.colors.take(numbers, axis=0), view.depths.take(numbers)
+    kinds = view.kinds.take(numbers)
     sky = _Sky.random(rng)
     offset = rng.integers(_TILE, size=8)
     _paint_sky(picture, view, kinds == Kind.SKY, sky, offset)
@@ -290,12 +291,13 @@ def _paint_fences(picture: Floats, view: _View, where: NDArray[np.bool_], number
 
 def _sensor(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Exposure, white balance, contrast, vignette, blur and noise."""
-    height, width = picture.shape[:2]
+    height, width, _ = picture.shape
     exposure = float(np.exp(rng.normal(0.2, 0.25))) * (0.45 if rng.random() < 0.1 else 1.0)
-    balance = rng.normal(1.0, 0.045, 3)
+    balance = rng.normal(1.0, 0.045, 3).astype(np.float32)
     y, x = np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32)
-    vignette = 1 - float(rng.uniform(0, 0.22)) * (y[:, None] ** 2 + x[None, :] ** 2) / 2
-    picture = picture * (vignette[..., None] * (exposure * balance).astype(np.float32) / 255)
+    vignette = 1 - np.float32(rng.uniform(0, 0.11)) * (y[:, None] ** 2 + x[None, :] ** 2)
+    gain = (exposure / 255 * balance).astype(np.float32)
+    picture = picture * vignette[..., None] * gain
     gamma = float(rng.uniform(0.8, 1.15))
     picture = np.clip(picture, 0, 1.6) ** np.float32(gamma)
     # A soft shoulder instead of hard clipping of the lights.

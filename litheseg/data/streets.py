@@ -5,8 +5,8 @@ random light; its mask comes from the same geometry, so it has no annotation err
 and their order are CamVid's. It is meant for trying things, for tests and for comparing widths; a network trained on it
 has not seen a photograph and will not work on one.
 
-The parts: `_street_world` (camera and painter), `_street_scene` (what stands where), `_street_objects` (the things),
-`_street_shade` (light and sensor).
+The parts: `_street_world` (camera and painter), `_street_scene` (what stands where), `_street_objects` and
+`_street_cars` (the things), `_street_shade` (light and sensor).
 
 Usage:
     >>> source = Streets(train=300, val=60, size=(180, 240))
