@@ -119,12 +119,7 @@ def render(profiles: Sequence[Profile], title: str | None = None) -> Table:
 
 
 def _plain_models(model: nn.Module, widths: Iterable[float] | None) -> dict[float, nn.Module]:
-    if not hasattr(model, "width_dial"):
-        if widths is not None and set(widths) != {1.0}:
-            raise LithesegError(
-                "a plain module has no widths; make it elastic with `litheseg.nn.slim` or profile width 1"
-            )
-        return {1.0: model}
+    """Copies: what is moved to a device or another memory format below is not the caller's."""
     chosen = available_widths(model) if widths is None else set(widths)
     return {width: extract(model, width) for width in sorted(chosen, reverse=True)}
 

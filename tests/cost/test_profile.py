@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,14 @@ def test_a_bundle_has_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows == profile(model, size=(8, 16), latency=False)
 
 
-def test_a_plain_module_has_one_width() -> None:
-    module = nn.Conv2d(3, 4, 1)
-    (row,) = profile(module, size=(2, 2), latency=False)
-    assert (row.width, row.params, row.macs) == (1.0, 16, 48)
-    with pytest.raises(LithesegError, match="plain module"):
-        profile(module, [0.5], size=(2, 2))
+def test_a_plain_model_has_one_width_and_is_left_alone() -> None:
+    model = _tiny(3)
+    (row,) = profile(model, size=(2, 2), repeats=1, warmup=0, channels_last=True)
+    assert (row.width, row.params) == (1.0, 27 * 32 + 64 + 3 * 32 + 3)  # no auxiliary head
+    assert model.training and model.aux_head is not None
+    assert not model.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(WidthError, match="plain model"):
+        profile(model, [0.5], size=(2, 2))
 
 
 def test_wrong_widths_and_sizes() -> None:
@@ -83,7 +86,7 @@ def test_wrong_widths_and_sizes() -> None:
 
 def test_table_has_a_row_for_every_width() -> None:
     rows = profile(slim(_tiny(3), (1.0, 0.5)), size=(64, 64), repeats=1, warmup=0)
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(render(rows, title="tiny"))
     text = console.export_text()
     assert "tiny" in text and "0.50x" in text and "0.5 " in text and f"{rows[0].macs / 1e9:.3f} G" in text
