@@ -68,12 +68,19 @@ def slim(
     call = call or _default_call
     probe = copy.deepcopy(module).cpu().train()
     trace = trace_channels(probe, lambda m: call(m, image))
+    plain = {name: module.get_submodule(name) for name in trace.sides}
     for name, sides in trace.sides.items():
-        layer = _elastic(module.get_submodule(name), sides, dial)
+        layer = _elastic(plain[name], sides, dial)
         if layer is not None:
             _replace(module, name, layer)
     module.width_dial = dial  # type: ignore[assignment]
-    _verify(module, lambda m: call(m, image))
+    try:
+        _verify(module, lambda m: call(m, image))
+    except ModelError:  # a refused model is handed back as it came
+        for name, original in plain.items():
+            _replace(module, name, original)
+        del module.width_dial
+        raise
     return module
 
 
