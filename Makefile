@@ -19,7 +19,7 @@ help:  ## list the commands
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "litheseg needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=python3.11 ..." >&2; exit 1; }
-	@test -x $(BIN)/pip || { $(PYTHON) -c 'import ensurepip, venv' && $(PYTHON) -m venv --clear $(VENV); } || \
+	@test -x $(BIN)/pip || { $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null && $(PYTHON) -m venv --clear $(VENV); } || \
 		{ echo "'$(PYTHON)' cannot make a virtual environment." >&2; \
 		  echo "On Debian and Ubuntu:  sudo apt install python3-venv   and run make again." >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
