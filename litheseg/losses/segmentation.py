@@ -194,7 +194,7 @@ def pixel_weights(mask: Tensor, weight: Tensor | None, num_classes: int) -> Tens
         )
     table = torch.zeros(IGNORE_INDEX + 1, device=mask.device)
     table[:num_classes] = weight.to(mask.device, torch.float32)
-    return table[mask]
+    return table[mask.long()]  # a uint8 index would select, not look up
 
 
 def require_same_size(logits: Tensor, mask: Tensor) -> None:

@@ -51,7 +51,7 @@ class StepContext:
         teacher: the same from the teacher, or None for a width that has none (the widest, in stepwise distillation).
         mask: int64 N H W, 255 ignored.
         width: the student's fraction of channels, in (0, 1].
-        bands: boundary masks by radius. Hand one dict to all contexts of a step (`dataclasses.replace` does), and each
+        bands: what `band` has computed. Hand one dict to all contexts of a step (`dataclasses.replace` does), and each
             band is computed once per batch rather than once per width and term.
     """
 
@@ -59,7 +59,7 @@ class StepContext:
     teacher: dict[str, Tensor] | None
     mask: Tensor
     width: float = 1.0
-    bands: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    bands: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def output(self, name: str) -> Tensor:
         """The student's tensor `name`; a `ModelError` if the model gave none."""
@@ -73,9 +73,11 @@ class StepContext:
 
     def band(self, radius: int) -> Tensor:
         """`boundary_mask(mask, radius)`, bool N H W, computed at the first call."""
-        if radius not in self.bands:
-            self.bands[radius] = boundary_mask(self.mask, radius)
-        return self.bands[radius]
+        mask, band = self.bands.get(radius, (None, None))
+        if band is None or mask is not self.mask:  # the dict may have come from a context with another mask
+            band = boundary_mask(self.mask, radius)
+            self.bands[radius] = self.mask, band
+        return band
 
 
 class Term(nn.Module, ABC):
