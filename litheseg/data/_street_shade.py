@@ -22,6 +22,7 @@ from litheseg.data._street_world import Camera, Facade, Kind, Rgb, Surface
 __all__ = ["label_map", "shade"]
 
 Floats = NDArray[np.float32]
+Pixels = NDArray[np.intp]  # indices into the flattened map
 _FIELDS = tuple(field.name for field in fields(Facade))
 _TILE = 256  # pixels of a noise tile; a power of two, so that wrapping is a bit mask
 
@@ -45,23 +46,27 @@ def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     Returns:
         uint8 H W 3, half the size of the surface map.
     """
-    numbers, overlay, shadow = scene.painter.maps()
-    view = _View.of(scene, numbers)
+    surfaces, overlay, shadow = scene.painter.maps()
+    # Everything is flat, and indexed by lists of pixels: several times faster than boolean masks.
+    numbers, view = surfaces.ravel(), _View.of(scene, surfaces.shape[0], surfaces.shape[1])
     picture, depth = view.colors.take(numbers, axis=0), view.depths.take(numbers)
     kinds = view.kinds.take(numbers)
+    at = {kind: np.flatnonzero(kinds == kind) for kind in Kind}
     sky = _Sky.random(rng)
     offset = rng.integers(_TILE, size=8)
-    _paint_sky(picture, view, kinds == Kind.SKY, sky, offset)
-    _paint_ground(picture, depth, view, kinds == Kind.GROUND, numbers, shadow, scene, rng)
-    _paint_facades(picture, depth, view, kinds == Kind.FACADE, numbers, offset)
-    _paint_foliage(picture, kinds == Kind.FOLIAGE, offset, rng)
-    _paint_fences(picture, view, kinds == Kind.FENCE, numbers)
+    _paint_sky(picture, view, at[Kind.SKY], sky, offset)
+    _paint_ground(picture, depth, view, at[Kind.GROUND], numbers, shadow.ravel(), scene, rng)
+    _paint_facades(picture, depth, view, at[Kind.FACADE], numbers, offset)
+    _paint_foliage(picture, at[Kind.FOLIAGE], surfaces.shape[1], offset, rng)
+    _paint_fences(picture, view, at[Kind.FENCE], numbers)
     if overlay is not None:
-        _paint_fences(picture, view, overlay > 0, overlay)
+        _paint_fences(picture, view, np.flatnonzero(overlay), overlay.ravel())
+    picture = picture.reshape(*surfaces.shape, 3)
+    depth[at[Kind.SKY]] = 0
+    depth = depth.reshape(surfaces.shape)[::2, ::2]
     picture = picture[::2] + picture[1::2]
     picture = (picture[:, ::2] + picture[:, 1::2]) * np.float32(0.25)
-    clear = np.exp(-scene.haze * np.minimum(depth[::2, ::2], 2 * FAR))[..., None].astype(np.float32)
-    clear[kinds[::2, ::2] == Kind.SKY] = 1
+    clear = np.exp(-scene.haze * np.minimum(depth, 2 * FAR))[..., None].astype(np.float32)
     grain = _tile(1.2)[np.ix_(*((np.arange(n) + offset[0]) % _TILE for n in clear.shape[:2]))]
     picture = picture * clear * (1 + 0.06 * grain[..., None]) + np.array(sky.horizon, np.float32) * (1 - clear)
     return _sensor(picture, rng)
@@ -93,29 +98,30 @@ class _View:
     colors: Floats  # S 3
     depths: Floats  # S
     kinds: NDArray[np.uint8]  # S
-    across: Floats  # H W
-    down: Floats  # H W
+    across: Floats  # H * W
+    down: Floats  # H * W
     textures: dict[str, Floats]  # fields of `Facade`, S or S 3
 
     @staticmethod
-    def of(scene: Scene, numbers: NDArray[np.int32]) -> _View:
+    def of(scene: Scene, height: int, width: int) -> _View:
         surfaces, camera = scene.painter.surfaces, scene.painter.camera
         colors = np.array([surface.color for surface in surfaces], dtype=np.float32)
         depths = np.array([surface.z for surface in surfaces], dtype=np.float32)
         kinds = np.array([surface.kind for surface in surfaces], dtype=np.uint8)
+        across, down = camera.rays((height, width))
         textured = [i for i, surface in enumerate(surfaces) if surface.facade]
         textures = {}
         for name in _FIELDS:
             values = np.array([getattr(surfaces[i].facade, name) for i in textured], dtype=np.float32)
             textures[name] = np.zeros((len(surfaces), *values.shape[1:]), dtype=np.float32)
             textures[name][textured] = values
-        return _View(camera, surfaces, colors, depths, kinds, *camera.rays((len(numbers), numbers.shape[1])), textures)
+        return _View(camera, surfaces, colors, depths, kinds, across.ravel(), down.ravel(), textures)
 
     def facades(self, numbers: NDArray[np.int32], *names: str) -> tuple[Floats, ...]:
         """The named `Facade` fields of each pixel in `numbers`, [P] or [P 3]."""
         return tuple(self.textures[name].take(numbers, axis=0) for name in names)
 
-    def on_plane(self, where: NDArray[np.bool_], numbers: NDArray[np.int32]) -> tuple[Floats, Floats, Floats]:
+    def on_plane(self, where: Pixels, numbers: NDArray[np.int32]) -> tuple[Floats, Floats, Floats]:
         """Metres along the wall, metres above the ground and depth of the pixels `where`, [P] each."""
         across, down = self.across[where], self.down[where]
         offset, slope, frontal = self.facades(numbers, "offset", "slope", "frontal")
@@ -149,7 +155,7 @@ class _Sky:
         )  # fmt: skip
 
 
-def _paint_sky(picture: Floats, view: _View, where: NDArray[np.bool_], sky: _Sky, offset: NDArray[np.int64]) -> None:
+def _paint_sky(picture: Floats, view: _View, where: Pixels, sky: _Sky, offset: NDArray[np.int64]) -> None:
     up = np.clip(-view.down[where], 0.0, 1.0)
     mix = np.minimum(up * 1.6, 1.0)[:, None]
     color = np.array(sky.horizon, np.float32) * (1 - mix) + np.array(sky.zenith, np.float32) * mix
@@ -163,7 +169,7 @@ def _paint_sky(picture: Floats, view: _View, where: NDArray[np.bool_], sky: _Sky
 
 
 def _paint_ground(
-    picture: Floats, depth: Floats, view: _View, where: NDArray[np.bool_], numbers: NDArray[np.int32],
+    picture: Floats, depth: Floats, view: _View, where: Pixels, numbers: NDArray[np.int32],
     shadow: NDArray[np.uint8], scene: Scene, rng: np.random.Generator,
 ) -> None:  # fmt: skip
     layout, number = scene.layout, numbers[where]
@@ -176,7 +182,7 @@ def _paint_ground(
     colors = np.array(
         [(0, 0, 0), gray + tint, slab + rng.normal(0, 7, 3) + (5, 1, -4), rng.normal((84, 100, 54), 14)], np.float32
     )
-    color = colors[number]
+    color = colors.take(number, axis=0)
     fine = np.minimum(8 / z, 1.0)
     rough = 0.05 * fine * _noise(0.5, x * 30, z * 12) + 0.06 * _noise(1.4, x * 9, z * 4)
     color *= (1 + np.where(number == 3, 2.2, 1.0) * rough)[:, None]
@@ -230,7 +236,7 @@ def _paint_markings(
 
 
 def _paint_facades(
-    picture: Floats, depth: Floats, view: _View, where: NDArray[np.bool_], numbers: NDArray[np.int32],
+    picture: Floats, depth: Floats, view: _View, where: Pixels, numbers: NDArray[np.int32],
     offset: NDArray[np.int64],
 ) -> None:  # fmt: skip
     number = numbers[where]
@@ -266,15 +272,15 @@ def _paint_facades(
 
 
 def _paint_foliage(
-    picture: Floats, where: NDArray[np.bool_], offset: NDArray[np.int64], rng: np.random.Generator
+    picture: Floats, where: Pixels, width: int, offset: NDArray[np.int64], rng: np.random.Generator
 ) -> None:
-    rows, columns = np.nonzero(where)
+    rows, columns = np.divmod(where, width)
     coarse = _noise(1.3, columns.astype(np.float32) + offset[5], rows.astype(np.float32) + offset[6])
     leaves = _noise(0.4, columns.astype(np.float32) + offset[6], rows.astype(np.float32) + offset[7])
     picture[where] *= (1 + float(rng.uniform(0.1, 0.28)) * leaves + 0.18 * coarse)[:, None].clip(0.25, 2.2)
 
 
-def _paint_fences(picture: Floats, view: _View, where: NDArray[np.bool_], numbers: NDArray[np.int32]) -> None:
+def _paint_fences(picture: Floats, view: _View, where: Pixels, numbers: NDArray[np.int32]) -> None:
     """Planks and walls are solid (`storey` 0); railings show what is behind them between the bars."""
     number = numbers[where]
     if not number.size:
