@@ -33,7 +33,9 @@ ENCODERS = (
     "mobilenetv3_small_100",
     "regnety_002",
     "resnet101",
+    "resnet101s",  # with the deep stem, as the teachers of MGD have it
     "resnet18",
+    "resnet18d",  # likewise, of its student
     "resnet50",
     "wide_resnet50_2",
 )

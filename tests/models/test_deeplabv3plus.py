@@ -9,6 +9,7 @@ import safetensors.torch
 import timm
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from litheseg.errors import ModelError
 from litheseg.models.deeplabv3plus import ENCODERS, deeplabv3plus
@@ -41,6 +42,17 @@ def test_channels_and_rates_are_the_papers(output_stride: int, rates: list[int])
     assert model.low_level[0].weight.shape == (48, 64, 1, 1)
     assert [block[0].weight.shape for block in model.decoder] == [(256, 304, 3, 3), (256, 256, 3, 3)]
     assert model.classifier.weight.shape == (5, 256, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "giga_macs"), [("resnet101s", 58.90), ("wide_resnet50_2", 90.95), ("resnet18d", 17.17)]
+)
+def test_encoders_cost_what_mgd_says(encoder: str, giga_macs: float) -> None:
+    """At 512 x 512 and output stride 16: its two teachers and its student."""
+    model = _meta(encoder=encoder).eval()
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        model.encoder(torch.empty(1, 3, 512, 512, device="meta"))
+    assert flops.get_total_flops() / 2e9 == pytest.approx(giga_macs, abs=0.005)
 
 
 def test_heads_exist_in_training_only() -> None:
