@@ -177,7 +177,7 @@ def lovasz_softmax(logits: Tensor, mask: Tensor) -> Tensor:
 def pixel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """Cross entropy of each pixel without weights, float N H W; 0 where the mask is `IGNORE_INDEX`."""
     require_same_size(logits, mask)
-    return F.cross_entropy(_full_precision(logits), mask, ignore_index=IGNORE_INDEX, reduction="none")
+    return F.cross_entropy(_full_precision(logits), mask.long(), ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def pixel_weights(mask: Tensor, weight: Tensor | None, num_classes: int) -> Tensor:

@@ -18,12 +18,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, TrainingError
-from litheseg.losses.boundary import band_weighted_cross_entropy, boundary_head_loss, boundary_mask
+from litheseg.losses.boundary import boundary_head_loss, boundary_mask
 from litheseg.losses.distillation import channel_wise_distillation, kl_divergence
-from litheseg.losses.segmentation import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
+from litheseg.losses.segmentation import (
+    IGNORE_INDEX,
+    cross_entropy,
+    dice_loss,
+    lovasz_softmax,
+    ohem_cross_entropy,
+    pixel_weights,
+    require_same_size,
+    weighted_mean,
+)
 
 __all__ = [
     "TERMS",
@@ -46,8 +56,8 @@ class StepContext:
     """What one width of one step hands to its loss terms.
 
     Attributes:
-        outputs: the student's tensors by name; "logits" N K H W and "aux" N K H W and "boundary" N 1 H W, if there,
-            at the mask's size.
+        outputs: the student's tensors by name: "logits" N K H W and, if there, "boundary" N 1 H W at the mask's size,
+            "aux" N K h w at its own. What terms share (`log_probabilities`, `pixel_losses`) is kept here as well.
         teacher: the same from the teacher, or None for a width that has none (the widest, in stepwise distillation).
         mask: int64 N H W, 255 ignored.
         width: the student's fraction of channels, in (0, 1].
@@ -78,6 +88,24 @@ class StepContext:
             band = boundary_mask(self.mask, radius)
             self.bands[radius] = self.mask, band
         return band
+
+    def log_probabilities(self) -> Tensor:
+        """Log-softmax of the student's logits, float N K H W; kept in `outputs`, where a narrower width finds it."""
+        return _log_probabilities(self.outputs, self.output("logits"))
+
+    def taught_log_probabilities(self) -> Tensor:
+        """Log-softmax of the teacher's logits, detached float N K H W."""
+        assert self.teacher is not None
+        return _log_probabilities(self.teacher, self.taught("logits")).detach()
+
+    def pixel_losses(self) -> Tensor:
+        """Cross entropy of each pixel, float N H W, 0 where ignored; computed once per width for all terms."""
+        if "pixel_losses" not in self.outputs:
+            require_same_size(self.output("logits"), self.mask)
+            log_probabilities = self.log_probabilities()
+            losses = F.nll_loss(log_probabilities, self.mask, ignore_index=IGNORE_INDEX, reduction="none")
+            self.outputs["pixel_losses"] = losses
+        return self.outputs["pixel_losses"]
 
 
 class Term(nn.Module, ABC):
@@ -129,7 +157,8 @@ class CrossEntropyTerm(_WeightedTerm):
     name = "ce"
 
     def _loss(self, context: StepContext) -> Tensor:
-        return cross_entropy(context.output("logits"), context.mask, self.class_weights)
+        weights = pixel_weights(context.mask, self.class_weights, context.output("logits").shape[1])
+        return weighted_mean(context.pixel_losses(), weights)
 
 
 class OhemTerm(_WeightedTerm):
@@ -173,7 +202,10 @@ class LovaszTerm(Term):
 
 
 class AuxTerm(_WeightedTerm):
-    """`cross_entropy` of the auxiliary head's logits, by default at 0.4 (PSPNet and DDRNet)."""
+    """`cross_entropy` of the auxiliary head's logits, by default at 0.4 (PSPNet and DDRNet).
+
+    At the head's own resolution, with the nearest labels: a training aid needs no full-size logits.
+    """
 
     name = "aux"
 
@@ -181,7 +213,9 @@ class AuxTerm(_WeightedTerm):
         super().__init__(class_weights, scale=scale)
 
     def _loss(self, context: StepContext) -> Tensor:
-        return cross_entropy(context.output("aux"), context.mask, self.class_weights)
+        logits = context.output("aux")
+        labels = F.interpolate(context.mask[:, None].to(torch.uint8), size=logits.shape[-2:], mode="nearest-exact")
+        return cross_entropy(logits, labels[:, 0].long(), self.class_weights)
 
 
 class BoundaryBandTerm(_WeightedTerm):
@@ -194,8 +228,8 @@ class BoundaryBandTerm(_WeightedTerm):
         self.radius = radius
 
     def _loss(self, context: StepContext) -> Tensor:
-        band = context.band(self.radius)
-        return band_weighted_cross_entropy(context.output("logits"), context.mask, self.class_weights, band=band)
+        weights = pixel_weights(context.mask, self.class_weights, context.output("logits").shape[1])
+        return weighted_mean(context.pixel_losses(), weights * context.band(self.radius))
 
 
 class BoundaryHeadTerm(Term):
@@ -222,7 +256,12 @@ class KLTerm(Term):
         self.temperature = temperature
 
     def _loss(self, context: StepContext) -> Tensor:
-        return kl_divergence(context.output("logits"), context.taught("logits"), context.mask, self.temperature)
+        if self.temperature != 1.0:
+            return kl_divergence(context.output("logits"), context.taught("logits"), context.mask, self.temperature)
+        divergence = F.kl_div(
+            context.log_probabilities(), context.taught_log_probabilities(), reduction="none", log_target=True
+        )
+        return weighted_mean(divergence.sum(1), (context.mask != IGNORE_INDEX).float())
 
 
 class ChannelWiseTerm(Term):
@@ -254,6 +293,12 @@ TERMS: dict[str, type[Term]] = {
         ChannelWiseTerm,
     )
 }
+
+
+def _log_probabilities(tensors: dict[str, Tensor], logits: Tensor) -> Tensor:
+    if "log_probabilities" not in tensors:
+        tensors["log_probabilities"] = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), 1)
+    return tensors["log_probabilities"]
 
 
 def _named(tensors: dict[str, Tensor], name: str, owner: str) -> Tensor:
