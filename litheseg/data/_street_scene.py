@@ -141,6 +141,9 @@ def _leaves(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.int32
     """Random steps of up to 4 fine pixels (of a 360 rows high map) in the flattened map, int32 H W."""
     reach = max(round(size[0] / 90), 1)
     rows, columns = rng.integers(-reach, reach + 1, (2, *(-(-edge // 2) for edge in size)), dtype=np.int32)
+    # At the sides the steps lead inwards: outwards they would reach into the next row.
+    columns[:, :reach] = np.abs(columns[:, :reach])
+    columns[:, -reach:] = -np.abs(columns[:, -reach:])
     steps = rows * size[1] + columns
     # One step for 2 x 2 fine pixels: leaves, not dust.
     return steps.repeat(2, 0).repeat(2, 1)[: size[0], : size[1]]

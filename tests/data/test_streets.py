@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from litheseg.data._street_scene import _leaves
 from litheseg.data._street_world import Camera, Kind, Painter
 from litheseg.data.source import Sample
 from litheseg.data.streets import Streets, render_street
@@ -166,3 +167,12 @@ def test_fraying_leaves_poles_alone():
     frayed = painter.maps()[0]
     assert np.array_equal(frayed == pole, numbers == pole)
     assert not np.array_equal(frayed, numbers)
+
+
+def test_leaves_do_not_wrap_around_the_sides():
+    steps = _leaves(np.random.default_rng(0), (180, 61))
+    columns = np.arange(61)[None, :]
+    # A step is rows * width + columns with few columns, so its remainder is the way sideways.
+    sideways = (steps + 30) % 61 - 30
+    assert ((columns + sideways >= 0) & (columns + sideways < 61)).all()
+    assert np.abs(sideways).max() == 2
