@@ -21,7 +21,7 @@ from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import LithesegError
 from litheseg.losses.segmentation import require_same_size, weighted_mean
 
-__all__ = ["channel_wise_distillation", "kl_divergence"]
+__all__ = ["channel_wise_distillation", "kl_divergence", "require_pair"]
 
 _NEVER = -1e30  # a logit whose softmax is exactly 0 and whose logarithm is still finite
 
@@ -44,7 +44,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None, 
     Raises:
         LithesegError: shapes that do not fit, or a temperature of 0 or less.
     """
-    _require_pair(student, teacher, temperature)
+    require_pair(student, teacher, temperature)
     if mask is not None:
         require_same_size(student, mask)
     ours = _log_softmax(student, 1, temperature)
@@ -73,7 +73,7 @@ def channel_wise_distillation(
     Raises:
         LithesegError: shapes that do not fit, or a temperature of 0 or less.
     """
-    _require_pair(student, teacher, temperature)
+    require_pair(student, teacher, temperature)
     teacher = teacher.detach()
     counted = torch.ones(len(student), device=student.device)
     if mask is not None:
@@ -87,7 +87,8 @@ def channel_wise_distillation(
     return temperature**2 * weighted_mean(divergence, counted.to(divergence.dtype))
 
 
-def _require_pair(student: Tensor, teacher: Tensor, temperature: float) -> None:
+def require_pair(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    """Raise a `LithesegError` unless both are of one shape N C H W and the temperature is above 0."""
     if student.shape != teacher.shape or student.ndim != 4:
         raise LithesegError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must both be the same N C H W; "

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import ModelError, TrainingError
 from litheseg.losses.boundary import boundary_head_loss, boundary_mask
-from litheseg.losses.distillation import channel_wise_distillation, kl_divergence
+from litheseg.losses.distillation import channel_wise_distillation, kl_divergence, require_pair
 from litheseg.losses.segmentation import (
-    IGNORE_INDEX,
     cross_entropy,
     dice_loss,
     lovasz_softmax,
@@ -57,7 +57,7 @@ class StepContext:
 
     Attributes:
         outputs: the student's tensors by name: "logits" N K H W and, if there, "boundary" N 1 H W at the mask's size,
-            "aux" N K h w at its own. What terms share (`log_probabilities`, `pixel_losses`) is kept here as well.
+            "aux" N K h w at its own. `log_probabilities` are kept here as well.
         teacher: the same from the teacher, or None for a width that has none (the widest, in stepwise distillation).
         mask: int64 N H W, 255 ignored.
         width: the student's fraction of channels, in (0, 1].
@@ -70,6 +70,8 @@ class StepContext:
     mask: Tensor
     width: float = 1.0
     bands: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    # Not handed on by `dataclasses.replace`, so it cannot outlive the mask or the logits it was computed from.
+    _pixel_losses: Tensor | None = field(default=None, init=False, repr=False)
 
     def output(self, name: str) -> Tensor:
         """The student's tensor `name`; a `ModelError` if the model gave none."""
@@ -100,12 +102,12 @@ class StepContext:
 
     def pixel_losses(self) -> Tensor:
         """Cross entropy of each pixel, float N H W, 0 where ignored; computed once per width for all terms."""
-        if "pixel_losses" not in self.outputs:
+        if self._pixel_losses is None:
             require_same_size(self.output("logits"), self.mask)
-            log_probabilities = self.log_probabilities()
-            losses = F.nll_loss(log_probabilities, self.mask, ignore_index=IGNORE_INDEX, reduction="none")
-            self.outputs["pixel_losses"] = losses
-        return self.outputs["pixel_losses"]
+            self._pixel_losses = F.nll_loss(
+                self.log_probabilities(), self.mask, ignore_index=IGNORE_INDEX, reduction="none"
+            )
+        return self._pixel_losses
 
 
 class Term(nn.Module, ABC):
@@ -258,6 +260,8 @@ class KLTerm(Term):
     def _loss(self, context: StepContext) -> Tensor:
         if self.temperature != 1.0:
             return kl_divergence(context.output("logits"), context.taught("logits"), context.mask, self.temperature)
+        require_pair(context.output("logits"), context.taught("logits"), self.temperature)
+        require_same_size(context.output("logits"), context.mask)
         divergence = F.kl_div(
             context.log_probabilities(), context.taught_log_probabilities(), reduction="none", log_target=True
         )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from litheseg import losses
-from litheseg.errors import ModelError, TrainingError
+from litheseg.errors import LithesegError, ModelError, TrainingError
 from litheseg.losses import TERMS, StepContext
 
 
@@ -51,10 +51,11 @@ def test_scale(context, name):
 @pytest.mark.parametrize("name", TERMS)
 def test_all_ignored(context, name):
     empty = replace(context, mask=torch.full_like(context.mask, 255))
+    leaves = list(context.outputs.values())
     value = TERMS[name]()(empty)
     value.backward()
     assert value.item() == 0
-    assert all(x.grad is None or not x.grad.any() for x in context.outputs.values())
+    assert all(x.grad is None or not x.grad.any() for x in leaves)
 
 
 def test_no_teacher(context):
@@ -85,3 +86,33 @@ def test_new_mask_needs_new_bands(context):
 def test_class_weights_follow_the_model_but_stay_out_of_checkpoints():
     term = losses.CrossEntropyTerm(torch.ones(3))
     assert not term.state_dict() and term.to(torch.float64).class_weights.dtype == torch.float64
+
+
+def test_shared_log_probabilities_give_the_same_kl(context):
+    expected = losses.kl_divergence(context.outputs["logits"], context.teacher["logits"], context.mask)
+    assert torch.allclose(losses.KLTerm(1.0)(context), expected)
+    wide = replace(context, outputs=context.teacher, teacher=None, width=1.0)
+    losses.CrossEntropyTerm()(wide)  # what the wider width computed is what the narrower one is taught
+    assert torch.allclose(losses.KLTerm(1.0)(context), expected)
+    assert not context.taught_log_probabilities().requires_grad
+
+
+def test_pixel_losses_are_shared_by_terms_but_not_by_masks(context):
+    assert context.pixel_losses() is context.pixel_losses()
+    other = replace(context, mask=torch.zeros_like(context.mask))
+    expected = losses.cross_entropy(context.outputs["logits"], other.mask)
+    assert torch.allclose(losses.CrossEntropyTerm()(other), expected)
+
+
+def test_teacher_of_other_classes(context):
+    other = replace(context, teacher={"logits": torch.randn(2, 5, 6, 7)})
+    for term in (losses.KLTerm(1.0), losses.KLTerm(2.0), losses.ChannelWiseTerm()):
+        with pytest.raises(LithesegError, match="same classes"):
+            term(other)
+
+
+def test_aux_at_its_own_size_learns_from_the_nearest_labels(context):
+    small = torch.randn(2, 3, 2, 7)
+    labels = context.mask[:, 1::3]  # the middle of every three rows
+    term = losses.AuxTerm(scale=1.0)(replace(context, outputs={"aux": small}))
+    assert torch.allclose(term, losses.cross_entropy(small, labels))
