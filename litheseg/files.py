@@ -36,6 +36,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise LithesegError(f"cannot write {target}: {error.strerror or error}; free space or choose another path") from error
+        raise LithesegError(
+            f"cannot write {target}: {error.strerror or error}; free space or choose another path"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -142,14 +142,17 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor], widths: Sequence[f
         WidthError: as in `add_width`.
         ModelError: no batches.
     """
+    if not widths:
+        return
     batches = list(batches)
     if not batches:
         raise ModelError("recalibration needs at least one batch of images")
+    device = next(module.parameters()).device
     width_before, training_before = get_width(module), module.training
     for width in widths:
         add_width(module, width)
         set_width(module, width)
-        _measure_statistics(module, batches)
+        _measure_statistics(module, [batch.to(device) for batch in batches])
     set_width(module, width_before)
     module.train(training_before)
 

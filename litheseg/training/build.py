@@ -168,6 +168,8 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
     if (loss.kl or loss.channel_wise) and recipe.teacher.kind == "none":
         raise RecipeError("loss.kl and loss.channel_wise need a teacher; set --teacher.kind next-wider, say")
     model = build_elastic_model(recipe.model, widths, len(data.classes), boundary_head=loss.boundary_head > 0)
+    if recipe.trainer.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weight = class_weights(data.class_histogram(), loss.class_weights, loss.class_weight_offset)
     return SegmentationTask(
         model,
@@ -179,4 +181,5 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
         hard_labels=loss.hard_labels,
         optimizer=recipe.optimizer,
         seed=recipe.trainer.seed,
+        compile=recipe.trainer.compile,
     )

@@ -89,11 +89,17 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        parts = [f"{name.removeprefix('train/')} {float(metrics[name]):.3f}" for name in sorted(metrics, reverse=True)
-                 if name.startswith("train/loss")]
+        parts = [
+            f"{name.removeprefix('train/')} {float(metrics[name]):.3f}"
+            for name in sorted(metrics, reverse=True)
+            if name.startswith("train/loss")
+        ]
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
-            parts += [f"{name.removeprefix('val/')} {100 * float(metrics[name]):.2f}" for name in sorted(metrics, reverse=True)
-                      if name.startswith("val/miou@")]
+            parts += [
+                f"{name.removeprefix('val/')} {100 * float(metrics[name]):.2f}"
+                for name in sorted(metrics, reverse=True)
+                if name.startswith("val/miou@")
+            ]
         seconds = time.monotonic() - self._start
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(parts)}  {seconds:.1f}s", flush=True)
 

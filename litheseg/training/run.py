@@ -14,7 +14,6 @@ Usage:
 
 from __future__ import annotations
 
-import math
 import platform
 import warnings
 from collections.abc import Iterator
@@ -27,16 +26,18 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from litheseg import __version__
 from litheseg.cost.profile import profile
 from litheseg.data.datamodule import SegmentationData
 from litheseg.deploy.bundle import BundleHeader, save_bundle
-from litheseg.errors import LithesegError, MissingExtraError, TrainingError
+from litheseg.errors import MissingExtraError, TrainingError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.files import atomic_path
+from litheseg.models import SegmentationModel
 from litheseg.nn import available_widths, recalibrate
 from litheseg.training.build import build_data, build_task
 from litheseg.training.callbacks import StopOnInterrupt, checkpoint_callbacks, progress_callback
@@ -81,7 +82,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> TrainR
     _set_up_torch(recipe.trainer)
     data = build_data(recipe)
     task = build_task(recipe, data)
-    trainer = _build_trainer(recipe, folder, len(data.classes))
+    trainer = _build_trainer(recipe, folder)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     with _readable_failures(recipe, folder):
         trainer.fit(task, data, ckpt_path=checkpoint if resume and checkpoint.exists() else None, weights_only=True)
@@ -89,7 +90,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> TrainR
         best = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
         task.load_state_dict(best["state_dict"])
     path = folder / "model.safetensors"
-    scores = _finish(recipe, data, task, path) if trainer.is_global_zero else {}
+    scores = _finish(recipe, data, task, path, writes=trainer.is_global_zero)
     return TrainResult(folder, path, scores)
 
 
@@ -113,7 +114,7 @@ def _set_up_torch(config: TrainerConfig) -> None:
     L.seed_everything(config.seed, workers=False, verbose=False)
 
 
-def _build_trainer(recipe: Recipe, folder: Path, num_classes: int) -> L.Trainer:
+def _build_trainer(recipe: Recipe, folder: Path) -> L.Trainer:
     config = recipe.trainer
     callbacks = checkpoint_callbacks(folder / "checkpoints")
     callbacks += [StopOnInterrupt(folder / "checkpoints" / "last.ckpt"), progress_callback()]
@@ -183,7 +184,9 @@ def _readable_failures(recipe: Recipe, folder: Path) -> Iterator[None]:
     except MemoryError as error:
         raise TrainingError(_memory_message(recipe, resume)) from error
     except OSError as error:
-        raise TrainingError(f"cannot write to {folder}: {error.strerror or error}; free some space: {resume}") from error
+        raise TrainingError(
+            f"cannot write to {folder}: {error.strerror or error}; free some space: {resume}"
+        ) from error
 
 
 def _memory_message(recipe: Recipe, resume: str) -> str:
@@ -193,52 +196,52 @@ def _memory_message(recipe: Recipe, resume: str) -> str:
     )
 
 
-def _finish(recipe: Recipe, data: SegmentationData, task: SegmentationTask, path: Path) -> dict[float, Scores]:
-    """Calibrate, score and price every width; write the bundle."""
+def _finish(
+    recipe: Recipe, data: SegmentationData, task: SegmentationTask, path: Path, *, writes: bool
+) -> dict[float, Scores]:
+    """Calibrate and score every width, in all processes; write the bundle, in one."""
     model = task.model
-    recalibrate(model, data.calibration_batches(_CALIBRATION_BATCHES), recipe.widths.calibrate) if recipe.widths.calibrate else None
+    recalibrate(model, data.calibration_batches(_CALIBRATION_BATCHES), recipe.widths.calibrate)
     widths = available_widths(model)
-    device = torch.device("cuda" if torch.cuda.is_available() and recipe.trainer.accelerator != "cpu" else "cpu")
-    scores = evaluate(model.to(device), data.val_dataloader(), widths=widths, num_classes=model.num_classes, device=device)
-    size = recipe.data.size or data.crop
-    costs = {cost.width: cost for cost in profile(model.cpu(), widths, size, latency=False)}
-    metrics = {
-        f"{width:g}": {
-            "miou": float(scores[width].miou),
-            "boundary_iou": float(scores[width].boundary_iou),
-            "band_miou": float(scores[width].band_miou),
-            "pixel_accuracy": float(scores[width].pixel_accuracy),
-            "iou": [None if math.isnan(value) else value for value in scores[width].iou.tolist()],
-            "params": costs[width].params,
-            "macs": costs[width].macs,
-        }
-        for width in widths
-    }
-    header = BundleHeader(
-        architecture={"name": recipe.model.name, "args": recipe.model.args},
-        classes=data.classes,
-        widths=task.widths,
-        calibrated_widths=tuple(width for width in widths if width not in task.widths),
-        divisor=recipe.widths.divisor,
-        size=size,
-        mean=data.mean,
-        std=data.std,
-        metrics=metrics,
-        recipe=recipe_to_dict(recipe),
-        provenance=_provenance(recipe, data),
-    )
-    save_bundle(path, model, header)
+    scores = evaluate(model, data.val_dataloader(), widths=widths, device=task.device)
+    if writes:
+        size = recipe.data.size or data.crop
+        header = BundleHeader(
+            architecture={"name": recipe.model.name, "args": recipe.model.args},
+            classes=data.classes,
+            widths=task.widths,
+            calibrated_widths=tuple(width for width in widths if width not in task.widths),
+            divisor=recipe.widths.divisor,
+            size=size,
+            mean=data.mean,
+            std=data.std,
+            metrics=_metrics(model, scores, size),
+            recipe=recipe_to_dict(recipe),
+            provenance=_provenance(recipe, data),
+        )
+        save_bundle(path, model, header)
     return scores
 
 
+def _metrics(model: SegmentationModel, scores: dict[float, Scores], size: tuple[int, int]) -> dict[str, Any]:
+    """Accuracy and cost per width, for the bundle's header; the confusion matrices stay out of it."""
+    costs = {cost.width: cost for cost in profile(model.cpu(), scores, size, latency=False)}
+    result = {}
+    for width, score in scores.items():
+        entry = {name: value for name, value in score.to_dict().items() if name != "confusion"}
+        result[f"{width:g}"] = {**entry, "params": costs[width].params, "macs": costs[width].macs}
+    return result
+
+
 def _provenance(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
-    packages = ("litheseg", "torch", "torchvision", "timm", "lightning")
+    packages = ("torch", "torchvision", "timm", "lightning")
     return {
         "data": data.source.name,
         "data_licence": data.source.licence,
         "data_citation": data.source.citation,
         "seed": recipe.trainer.seed,
         "epoch": recipe.trainer.keep,
+        "litheseg": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }

@@ -12,7 +12,7 @@ Usage:
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -58,6 +58,7 @@ class SegmentationTask(L.LightningModule):
         hard_labels: whether a width with a lesson also learns from the labels.
         optimizer: how weights move.
         seed: of everything random in a step.
+        compile: run the training passes through `torch.compile`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class SegmentationTask(L.LightningModule):
         hard_labels: bool = True,
         optimizer: OptimizerConfig | None = None,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -80,7 +82,8 @@ class SegmentationTask(L.LightningModule):
         self.widths = tuple(sorted(widths, reverse=True))
         self.sampling, self.samples, self.hard_labels = sampling, samples, hard_labels
         self.optimizer_config = optimizer or OptimizerConfig()
-        self.seed = seed
+        self.seed, self.compile_outputs = seed, compile
+        self._outputs: Callable[[Tensor], dict[str, Tensor]] = model.outputs
         self._last_loss: Tensor | None = None
         self.metrics = nn.ModuleList(SegmentationMetrics(model.num_classes) for _ in self.widths)
 
@@ -91,6 +94,11 @@ class SegmentationTask(L.LightningModule):
 
     # --- training ----------------------------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """Compile if asked; only now, because callbacks may have copied the task and compiled code cannot be."""
+        if self.compile_outputs:
+            self._outputs = torch.compile(self.model.outputs)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by step and rank, so that a resumed run repeats exactly what an unbroken one does."""
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
@@ -99,19 +107,18 @@ class SegmentationTask(L.LightningModule):
         """The mean over the planned widths of the weighted sum of terms."""
         self.teacher.begin(batch["image"])
         plan = plan_widths(self.widths, self.sampling, self.samples, seed=self.seed, step=self.global_step)
-        bands: dict[int, Tensor] = {}
+        bands: dict[int, Any] = {}
         loss = torch.stack([self._width_loss(width, batch, bands) for width in plan]).mean()
         self._last_loss = loss.detach()
         return loss
 
-    def _width_loss(self, width: float, batch: dict[str, Tensor], bands: dict[int, Tensor]) -> Tensor:
+    def _width_loss(self, width: float, batch: dict[str, Tensor], bands: dict[int, Any]) -> Tensor:
         set_width(self.model, width)
-        outputs = self._at_mask_size(self.model.outputs(batch["image"]), batch["mask"])
+        outputs = self._at_mask_size(self._outputs(batch["image"]), batch["mask"])
         lesson = self.teacher.lesson(width)
-        if lesson is not None:
+        if lesson is not None:  # of a frozen teacher at its own size; of a width of this step at the labels' already
             lesson = self._at_mask_size(lesson, batch["mask"])
         context = StepContext(outputs, lesson, batch["mask"], width, bands)
-        self.teacher.observe(width, outputs)
         total = outputs["logits"].new_zeros((), dtype=torch.float32)
         for name, term in self.terms.items():
             assert isinstance(term, Term)
@@ -119,6 +126,7 @@ class SegmentationTask(L.LightningModule):
                 value = term(context)
                 self._log_training(f"train/{name}@{width:g}", value)
                 total = total + value
+        self.teacher.observe(width, outputs)
         self._log_training(f"train/loss@{width:g}", total)
         return total
 
@@ -130,9 +138,15 @@ class SegmentationTask(L.LightningModule):
 
     @staticmethod
     def _at_mask_size(outputs: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        """Everything but the features, at the labels' size."""
-        size = mask.shape[-2:]
-        return {name: value if name == "features" else resize(value, size) for name, value in outputs.items()}
+        """Logits and border logits at the labels' size.
+
+        Made float and contiguous while they are small: softmax over the channels of a channels_last tensor is slow.
+        """
+        full = ("logits", "boundary")
+        return {
+            name: resize(value.float().contiguous(), mask.shape[-2:]) if name in full else value
+            for name, value in outputs.items()
+        }
 
     def on_train_epoch_end(self) -> None:
         """Stop when the loss is no number any more, before this epoch's weights replace the last checkpoint."""
