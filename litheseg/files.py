@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from litheseg.errors import LithesegError
@@ -40,4 +40,5 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             f"cannot write {target}: {error.strerror or error}; free space or choose another path"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

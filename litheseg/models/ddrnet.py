@@ -35,6 +35,7 @@ class RepConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
+        self.stride = stride
         self.dense = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.dense_norm = nn.BatchNorm2d(out_channels)
         self.point = nn.Conv2d(in_channels, out_channels, 1, stride, 0, bias=False)
@@ -58,7 +59,8 @@ class RepConv(nn.Module):
             torch.nn.init.dirac_(delta)
             identity, identity_bias = _fold_norm(delta, self.identity_norm)
             kernel, bias = kernel + identity, bias + identity_bias
-        conv = nn.Conv2d(self.dense.in_channels, self.dense.out_channels, 3, self.dense.stride, 1).to(kernel)
+        out_channels, in_channels = kernel.shape[:2]
+        conv = nn.Conv2d(in_channels, out_channels, 3, self.stride, 1).to(kernel)
         conv.weight.copy_(kernel)
         assert conv.bias is not None
         conv.bias.copy_(bias)

@@ -67,6 +67,7 @@ class _SlimConvBase(nn.Module):
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding = layer.padding
         self.padding_mode = layer.padding_mode
+        self._border = layer._reversed_padding_repeated_twice
 
     @property
     def groups(self) -> int:
@@ -112,8 +113,7 @@ class SlimConv2d(_SlimConvBase):
         weight, bias = self._sliced_weight(), self._sliced_bias()
         if self.padding_mode == "zeros":
             return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        top, left = self.padding  # type: ignore[misc]
-        x = F.pad(x, (left, left, top, top), mode=self.padding_mode)  # type: ignore[arg-type]
+        x = F.pad(x, self._border, mode=self.padding_mode)
         return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def _sliced_weight(self) -> Tensor:
@@ -141,10 +141,10 @@ class SlimConvTranspose2d(_SlimConvBase):
             weight,
             bias,
             self.stride,
-            self.padding,
+            self.padding,  # type: ignore[arg-type]  # a transposed convolution's padding is never a text
             self.output_padding,
             self.groups,
-            self.dilation,  # type: ignore[arg-type]
+            self.dilation,
         )
 
     def _sliced_weight(self) -> Tensor:
@@ -153,7 +153,7 @@ class SlimConvTranspose2d(_SlimConvBase):
 
     def to_plain(self) -> nn.Module:
         """The `nn.ConvTranspose2d` of the current width."""
-        plain = nn.ConvTranspose2d(**self._plain_arguments(), output_padding=self.output_padding)
+        plain = nn.ConvTranspose2d(**self._plain_arguments(), output_padding=self.output_padding)  # type: ignore[arg-type]
         return _copy_into(plain, weight=self._sliced_weight(), bias=self._sliced_bias())
 
 
@@ -241,8 +241,8 @@ class SwitchableBatchNorm2d(nn.Module):
         A channel that the narrower neighbour lacks takes the wider neighbour's value. The statistics are a starting
         point only; `recalibrate` measures them.
         """
-        wider = min((known for known in self.dial.widths if known >= width))
-        narrower = max((known for known in self.dial.widths if known <= width))
+        wider = min(known for known in self.dial.widths if known >= width)
+        narrower = max(known for known in self.dial.widths if known <= width)
         share = 1.0 if wider == narrower else (width - narrower) / (wider - narrower)
         norm = copy.deepcopy(self.norms[self.dial.widths.index(wider)])
         assert isinstance(norm, nn.BatchNorm2d)

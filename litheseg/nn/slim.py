@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -33,20 +34,22 @@ from litheseg.nn.layers import (
     SlimLinear,
     SwitchableBatchNorm2d,
 )
-from litheseg.nn.tracing import Segment, Sides, trace_channels
+from litheseg.nn.tracing import Segment, Sides, Trace, trace_channels
 from litheseg.nn.width import Channels, Part, WidthDial, check_width
 
 __all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def slim(
-    module: nn.Module,
+    module: Network,
     widths: Sequence[float],
     *,
     divisor: int = 8,
     example: Tensor | None = None,
     call: Callable[[nn.Module, Tensor], Iterable[Tensor]] | None = None,
-) -> nn.Module:
+) -> Network:
     """Make `module` elastic, in place, and return it.
 
     Args:
@@ -64,23 +67,13 @@ def slim(
     if hasattr(module, "width_dial"):
         raise ModelError("the model is elastic already; extract a plain one first")
     dial = WidthDial(tuple(widths), divisor)
-    image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
-    call = call or _default_call
-    probe = copy.deepcopy(module).cpu().train()
-    trace = trace_channels(probe, lambda m: call(m, image))
-    plain = {name: module.get_submodule(name) for name in trace.sides}
-    for name, sides in trace.sides.items():
-        layer = _elastic(plain[name], sides, dial)
-        if layer is not None:
-            _replace(module, name, layer)
-    module.width_dial = dial  # type: ignore[assignment]
-    try:
-        _verify(module, lambda m: call(m, image))
-    except ModelError:  # a refused model is handed back as it came
-        for name, original in plain.items():
-            _replace(module, name, original)
-        del module.width_dial
-        raise
+    run = call or _default_call
+    with torch.random.fork_rng(devices=[]):  # dropout and the example must not shift the caller's random state
+        image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
+        probe = copy.deepcopy(module).cpu().train()
+        trace = trace_channels(probe, lambda m: run(m, image))
+        _verify(_install(copy.deepcopy(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
+    _install(module, trace, dial)
     return module
 
 
@@ -181,8 +174,9 @@ def _switchable_norms(module: nn.Module) -> list[SwitchableBatchNorm2d]:
 
 
 def _default_call(module: nn.Module, image: Tensor) -> list[Tensor]:
-    if hasattr(module, "outputs"):
-        return [value for name, value in module.outputs(image).items() if name != "features"]
+    outputs = getattr(module, "outputs", None)
+    if callable(outputs):
+        return [value for name, value in outputs(image).items() if name != "features"]
     result = module(image)
     return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, dict) else result)
 
@@ -219,6 +213,16 @@ def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | Non
     return SlimLayerNorm(layer, dial, channels=inputs, channels_first=sides.channels_first)
 
 
+def _install(module: nn.Module, trace: Trace, dial: WidthDial) -> nn.Module:
+    """Replace, in place, every traced layer that depends on the width."""
+    for name, sides in trace.sides.items():
+        layer = _elastic(module.get_submodule(name), sides, dial)
+        if layer is not None:
+            _replace(module, name, layer)
+    module.width_dial = dial  # type: ignore[assignment]
+    return module
+
+
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     layer.train(module.get_submodule(name).training)
@@ -227,9 +231,8 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 @torch.no_grad()
 def _verify(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) -> None:
-    """Run every width once: what the trace cannot see (a size written into the code) shows here."""
-    probe = copy.deepcopy(module).cpu().train()
-    names = {child: name for name, child in probe.named_modules()}
+    """Run every width of a throw-away copy: what the trace cannot see (a size written into the code) shows here."""
+    names = {child: name for name, child in module.named_modules()}
     stack: list[str] = []
 
     def leave(*_: object) -> None:
@@ -238,10 +241,10 @@ def _verify(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) ->
     for child in names:
         child.register_forward_pre_hook(lambda entered, _: stack.append(names[entered]))
         child.register_forward_hook(leave)
-    for width in available_widths(probe):
-        set_width(probe, width)
+    for width in available_widths(module):
+        set_width(module, width)
         try:
-            list(call(probe))
+            list(call(module))
         except (RuntimeError, ValueError) as error:
             where = stack[-1] if stack else "(the model itself)"
             message = str(error).splitlines()[0]

@@ -186,7 +186,7 @@ class _Watch(TorchDispatchMode):
         kind = type(self._module.get_submodule(where)).__name__ if where else type(self._module).__name__
         return ModelError(
             f"layer '{where or '(the model itself)'}' ({kind}) cannot be slimmed: {what}. "
-            "Rewrite it so that channels are only convolved, normalised, added or concatenated, or slim the rest without it"
+            "Rewrite it so that channels are only convolved, normalised, added or concatenated"
         )
 
     # --- layers ------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class _Watch(TorchDispatchMode):
         return outputs
 
     def settle_groups(self) -> None:
-        """Grouped layers drop whole groups, so both their sides must have as many units and be fixed or elastic alike."""
+        """Grouped layers drop whole groups: both sides need as many units, and must be fixed or elastic alike."""
         for _ in range(len(self._grouped) + 1):
             for _, inputs, outputs, _ in self._grouped:
                 fixed = any(segment.fixed for segment in _resolve(inputs) + _resolve(outputs))
@@ -357,7 +357,7 @@ _RULES: dict[str, Callable[..., None]] = {
     "permute": _Watch._permute,
     "transpose": _Watch._permute,
     "t": _Watch._permute,
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _Watch._reshape),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"), _Watch._reshape),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _Watch._reduce),
     **dict.fromkeys(("slice", "narrow", "select", "split", "split_with_sizes", "unsafe_split"), _Watch._slice),
 }
