@@ -16,7 +16,6 @@ from litheseg.losses.segmentation import (
     ohem_cross_entropy,
 )
 from litheseg.losses.terms import (
-    TERMS,
     AuxTerm,
     BoundaryBandTerm,
     BoundaryHeadTerm,
@@ -31,7 +30,6 @@ from litheseg.losses.terms import (
 )
 
 __all__ = [
-    "TERMS",
     "AuxTerm",
     "BoundaryBandTerm",
     "BoundaryHeadTerm",

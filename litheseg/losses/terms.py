@@ -2,7 +2,7 @@
 
 A term takes a `StepContext`, which holds what one width produced, what its teacher said, and the labels. It does not
 know which width this is, who the teacher is, or which other terms there are. The sum over terms is the training task's
-business; `TERMS` names them for recipes.
+business, their names in recipes and logs too.
 
 Papers: see the functions that each term calls.
 
@@ -36,7 +36,6 @@ from litheseg.losses.segmentation import (
 )
 
 __all__ = [
-    "TERMS",
     "AuxTerm",
     "BoundaryBandTerm",
     "BoundaryHeadTerm",
@@ -113,15 +112,13 @@ class StepContext:
 class Term(nn.Module, ABC):
     """One addend of the training loss; calling it gives the scaled loss, a scalar.
 
-    A new term implements `_loss` and gets a `name`.
+    A new term implements `_loss`.
 
     Attributes:
-        name: its name in logs and in `TERMS`.
         needs_teacher: whether it reads `StepContext.teacher`; it then gives 0 for a context without one.
         scale: factor of this term in the sum.
     """
 
-    name: str
     needs_teacher: bool = False
 
     def __init__(self, *, scale: float = 1.0) -> None:
@@ -156,8 +153,6 @@ class _WeightedTerm(Term, ABC):
 class CrossEntropyTerm(_WeightedTerm):
     """`cross_entropy` of the logits; `class_weights` [K] come from `litheseg.losses.class_weights`."""
 
-    name = "ce"
-
     def _loss(self, context: StepContext) -> Tensor:
         weights = pixel_weights(context.mask, self.class_weights, context.output("logits").shape[1])
         return weighted_mean(context.pixel_losses(), weights)
@@ -165,8 +160,6 @@ class CrossEntropyTerm(_WeightedTerm):
 
 class OhemTerm(_WeightedTerm):
     """`ohem_cross_entropy` of the logits; see there for `threshold` and `min_kept`."""
-
-    name = "ohem"
 
     def __init__(
         self,
@@ -188,16 +181,12 @@ class OhemTerm(_WeightedTerm):
 class DiceTerm(Term):
     """`dice_loss` of the logits."""
 
-    name = "dice"
-
     def _loss(self, context: StepContext) -> Tensor:
         return dice_loss(context.output("logits"), context.mask)
 
 
 class LovaszTerm(Term):
     """`lovasz_softmax` of the logits."""
-
-    name = "lovasz"
 
     def _loss(self, context: StepContext) -> Tensor:
         return lovasz_softmax(context.output("logits"), context.mask)
@@ -208,8 +197,6 @@ class AuxTerm(_WeightedTerm):
 
     At the head's own resolution, with the nearest labels: a training aid needs no full-size logits.
     """
-
-    name = "aux"
 
     def __init__(self, class_weights: Tensor | None = None, *, scale: float = 0.4) -> None:
         super().__init__(class_weights, scale=scale)
@@ -223,8 +210,6 @@ class AuxTerm(_WeightedTerm):
 class BoundaryBandTerm(_WeightedTerm):
     """`band_weighted_cross_entropy` of the logits within `radius` pixels of a label border; added to another term."""
 
-    name = "band"
-
     def __init__(self, class_weights: Tensor | None = None, radius: int = 3, *, scale: float = 1.0) -> None:
         super().__init__(class_weights, scale=scale)
         self.radius = radius
@@ -237,8 +222,6 @@ class BoundaryBandTerm(_WeightedTerm):
 class BoundaryHeadTerm(Term):
     """`boundary_head_loss` of the model's boundary head."""
 
-    name = "boundary"
-
     def __init__(self, radius: int = 1, *, scale: float = 1.0) -> None:
         super().__init__(scale=scale)
         self.radius = radius
@@ -250,7 +233,6 @@ class BoundaryHeadTerm(Term):
 class KLTerm(Term):
     """`kl_divergence` to the teacher's logits, over the labelled pixels."""
 
-    name = "kl"
     needs_teacher = True
 
     def __init__(self, temperature: float = 1.0, *, scale: float = 1.0) -> None:
@@ -271,7 +253,6 @@ class KLTerm(Term):
 class ChannelWiseTerm(Term):
     """`channel_wise_distillation` of the logits, over the labelled pixels; the paper scales it by 3."""
 
-    name = "cwd"
     needs_teacher = True
 
     def __init__(self, temperature: float = 4.0, *, scale: float = 1.0) -> None:
@@ -281,22 +262,6 @@ class ChannelWiseTerm(Term):
     def _loss(self, context: StepContext) -> Tensor:
         student, teacher = context.output("logits"), context.taught("logits")
         return channel_wise_distillation(student, teacher, self.temperature, context.mask)
-
-
-TERMS: dict[str, type[Term]] = {
-    term.name: term
-    for term in (
-        CrossEntropyTerm,
-        OhemTerm,
-        DiceTerm,
-        LovaszTerm,
-        AuxTerm,
-        BoundaryBandTerm,
-        BoundaryHeadTerm,
-        KLTerm,
-        ChannelWiseTerm,
-    )
-}
 
 
 def _log_probabilities(tensors: dict[str, Tensor], logits: Tensor) -> Tensor:
