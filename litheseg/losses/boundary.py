@@ -27,6 +27,7 @@ from litheseg.losses.segmentation import (
     pixel_cross_entropy,
     pixel_weights,
     require_same_size,
+    sum_over_processes,
     weighted_mean,
 )
 
@@ -142,11 +143,15 @@ def boundary_head_loss(logits: Tensor, mask: Tensor, radius: int = 1, *, band: T
     band = boundary_mask(mask, radius) if band is None else band
     scores = logits[:, 0] if logits.dtype == torch.float64 else logits[:, 0].float()
     target, valid = band.to(scores.dtype), (mask != IGNORE_INDEX).to(scores.dtype)
-    positives, pixels = target.sum(), valid.sum()
+    positives, pixels = sum_over_processes(target.sum(), valid.sum())
     balance = torch.where(band, 0.5 / positives.clamp_min(1), 0.5 / (pixels - positives).clamp_min(1)) * valid
-    bce = F.binary_cross_entropy_with_logits(scores, target, balance, reduction="sum")
     probability = torch.sigmoid(scores) * valid
-    dice = 1.0 - 2.0 * (probability * target).sum() / (probability.sum() + positives).clamp_min(1)
+    bce, found, claimed = sum_over_processes(
+        F.binary_cross_entropy_with_logits(scores, target, balance, reduction="sum"),
+        (probability * target).sum(),
+        probability.sum(),
+    )
+    dice = 1.0 - 2.0 * found / (claimed + positives).clamp_min(1)
     return (bce + dice) * (positives > 0)
 
 

@@ -4,6 +4,11 @@ Pure tensor functions. Every loss computes in float32 (float64 stays float64) wh
 labelled `litheseg.data.IGNORE_INDEX` (255), and is exactly 0 with zero gradient when no pixel is labelled. They do not
 know networks, teachers or recipes; `litheseg.losses.terms` wraps them for training.
 
+In a distributed run (torch.distributed is initialised) a loss is that of the *global* batch, the same in every process:
+sums go over all processes before they are divided, so labels may be spread unevenly. Every process must then call the
+same losses in the same order. Two losses need all pixels in one place, and are the mean over the processes instead:
+Lovasz-softmax, and OHEM in how it fills up to `min_kept`.
+
 Papers: ENet (Paszke et al. 2016, section 5.2) and ERFNet (Romera et al. 2018) for logarithmic class weights; Eigen and
 Fergus (ICCV 2015) for median frequency; Shrivastava et al. (CVPR 2016) for OHEM; Milletari et al. (3DV 2016) for Dice;
 Berman et al. (CVPR 2018) for Lovasz-softmax.
@@ -21,6 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,6 +42,7 @@ __all__ = [
     "pixel_cross_entropy",
     "pixel_weights",
     "require_same_size",
+    "sum_over_processes",
     "weighted_mean",
 ]
 
@@ -148,7 +155,8 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     own = probabilities.gather(1, labels[:, None]).flatten()
     overlap = own.new_zeros(logits.shape[1]).index_add(0, labels.flatten(), own)
     labelled = torch.zeros_like(overlap).index_add(0, labels.flatten(), valid.flatten().to(own.dtype))
-    dice = 2.0 * overlap / (probabilities.sum((0, 2, 3)) + labelled).clamp_min(1.0)
+    overlap, labelled, predicted = sum_over_processes(overlap, labelled, probabilities.sum((0, 2, 3)))
+    dice = 2.0 * overlap / (predicted + labelled).clamp_min(1.0)
     return weighted_mean(1.0 - dice, (labelled > 0).to(own.dtype))
 
 
@@ -207,9 +215,30 @@ def require_same_size(logits: Tensor, mask: Tensor) -> None:
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """sum(values * weights) / sum(weights), or 0 (with zero gradient) where all weights are 0."""
-    total = weights.sum()
-    return (values * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
+    """sum(values * weights) / sum(weights), or 0 (with zero gradient) where all weights are 0.
+
+    Both sums go over all processes of a distributed run; see `sum_over_processes`.
+    """
+    weighted, total = sum_over_processes((values * weights).sum(), weights.sum())
+    return weighted / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def sum_over_processes(*values: Tensor) -> tuple[Tensor, ...]:
+    """Each value summed over the processes of a distributed run; the values themselves in a single process.
+
+    The gradient is the local one times the number of processes: data-parallel training takes the mean over processes,
+    and so arrives at the gradient of the sum. Every process must call it equally often, with values of equal shapes.
+    """
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world == 1:
+        return values
+    local = torch.cat([value.flatten() for value in values])
+    total = local.detach().clone()
+    dist.all_reduce(total)
+    scaled = local * world
+    total = total + (scaled - scaled.detach())
+    parts = total.split([value.numel() for value in values])
+    return tuple(part.view(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True))
 
 
 def _lovasz_one(probability: Tensor, foreground: Tensor) -> Tensor:

@@ -222,11 +222,11 @@ class SwitchableBatchNorm2d(nn.Module):
         return self.channels.select(value, 0, width) if value.ndim else value
 
     @property
-    def current(self) -> nn.BatchNorm2d:
-        """The batch norm of the current width."""
+    def current(self) -> nn.BatchNorm2d | nn.SyncBatchNorm:
+        """The batch norm of the current width; synchronised where a distributed run has made it so."""
         index = self.dial.index
         norm = self.calibrated[width_key(self.dial.width)] if index is None else self.norms[index]
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
         return norm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class SwitchableBatchNorm2d(nn.Module):
         narrower = max(known for known in self.dial.widths if known <= width)
         share = 1.0 if wider == narrower else (width - narrower) / (wider - narrower)
         norm = copy.deepcopy(self.norms[self.dial.widths.index(wider)])
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
         norm.num_features = self.channels.count(width)
         for name in ("weight", "bias", "running_mean", "running_var"):
             tensor = getattr(norm, name)
@@ -265,18 +265,22 @@ class SwitchableBatchNorm2d(nn.Module):
 
     def to_plain(self) -> nn.Module:
         """The batch norm of the current width, and what follows it."""
-        norm = copy.deepcopy(self.current)
-        if self.then is None:
-            return norm
-        plain = BatchNormThen(
-            norm.num_features,
-            eps=norm.eps,
-            momentum=norm.momentum,
-            affine=norm.affine,
-            then=copy.deepcopy(self.then),
+        norm = self.current
+        if self.then is None and isinstance(norm, nn.BatchNorm2d):
+            return copy.deepcopy(norm)
+        plain = (
+            nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
+            if self.then is None
+            else BatchNormThen(
+                norm.num_features,
+                eps=norm.eps,
+                momentum=norm.momentum,
+                affine=norm.affine,
+                then=copy.deepcopy(self.then),
+            )
         )
         plain.load_state_dict(norm.state_dict(), strict=False)
-        return plain
+        return plain if norm.running_mean is None else plain.to(norm.running_mean.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a plain batch norm's entries as well: every width takes its first channels of them."""
