@@ -1,5 +1,83 @@
-"""litheseg: one segmentation network, every budget."""
+"""litheseg: one segmentation network, every budget.
+
+The names below are all that most programs need; they are imported when first used, so that a program that only predicts
+never loads what only training needs.
+
+Usage:
+    >>> import litheseg
+    >>> run = litheseg.train(litheseg.load_recipe("slimseg", ["--data.root=data/camvid"]), "runs/camvid")
+    >>> litheseg.Predictor(run.bundle, width=0.5)("street.jpg")
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from litheseg.cost import profile
+    from litheseg.data import open_source
+    from litheseg.data.doctor import diagnose, diagnose_path
+    from litheseg.deploy.bundle import load_bundle, save_bundle
+    from litheseg.errors import LithesegError
+    from litheseg.evaluation import evaluate
+    from litheseg.evaluation.bundle import evaluate_bundle
+    from litheseg.models import build_model
+    from litheseg.nn import extract, recalibrate, set_width, slim
+    from litheseg.report.run_report import report_bundles, report_run
+    from litheseg.runtime import Predictor, predict
+    from litheseg.training import load_recipe, train
+
+__all__ = [
+    "LithesegError",
+    "Predictor",
+    "build_model",
+    "diagnose",
+    "diagnose_path",
+    "evaluate",
+    "evaluate_bundle",
+    "extract",
+    "load_bundle",
+    "load_recipe",
+    "open_source",
+    "predict",
+    "profile",
+    "recalibrate",
+    "report_bundles",
+    "report_run",
+    "save_bundle",
+    "set_width",
+    "slim",
+    "train",
+]
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "cost": ("profile",),
+    "data": ("open_source",),
+    "data.doctor": ("diagnose", "diagnose_path"),
+    "deploy.bundle": ("load_bundle", "save_bundle"),
+    "errors": ("LithesegError",),
+    "evaluation": ("evaluate",),
+    "evaluation.bundle": ("evaluate_bundle",),
+    "models": ("build_model",),
+    "nn": ("extract", "recalibrate", "set_width", "slim"),
+    "report.run_report": ("report_bundles", "report_run"),
+    "runtime": ("Predictor", "predict"),
+    "training": ("load_recipe", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room at first use (PEP 562)."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"litheseg.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'litheseg' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,6 +30,8 @@ HOUSE = (
     "training",
     "runtime",
     "report",
+    "demo",
+    "_cli_parser",
     "cli",
 )
 UNPICKLERS = ("cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve")

@@ -10,6 +10,7 @@ Usage:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from litheseg.cost.counting import Cost, Layer, count, layer_table
 from litheseg.cost.latency import Latency, measure_latency
 from litheseg.deploy.bundle import Bundle
 from litheseg.errors import LithesegError
-from litheseg.nn import available_widths, extract
+from litheseg.nn import add_width, available_widths, extract
 
 __all__ = ["Cost", "Layer", "Profile", "count", "layer_table", "profile", "render"]
 
@@ -67,7 +68,7 @@ def profile(
 
     Args:
         model: a bundle, an elastic module, or a plain one (then the only width is 1). It is left as it was.
-        widths: which ones; None for all that are available.
+        widths: which ones, any in the trained range; None for all that are available.
         size: height and width of the input; None for the bundle's own, 512x1024 for a module.
         latency: False counts only.
         repeats: timed passes per width.
@@ -77,7 +78,7 @@ def profile(
         channels_last: measure in this memory format, which is often the faster one on CPU and tensor cores.
 
     Raises:
-        WidthError: a width that the model does not have.
+        WidthError: a width outside the trained range.
         LithesegError: a number out of range.
     """
     if size is None:
@@ -121,6 +122,12 @@ def render(profiles: Sequence[Profile], title: str | None = None) -> Table:
 def _plain_models(model: nn.Module, widths: Iterable[float] | None) -> dict[float, nn.Module]:
     """Copies: what is moved to a device or another memory format below is not the caller's."""
     chosen = available_widths(model) if widths is None else set(widths)
+    if missing := set(chosen) - set(available_widths(model)):
+        model = copy.deepcopy(model)
+        for (
+            width
+        ) in missing:  # costs do not depend on batch-norm statistics: any width between the trained ones will do
+            add_width(model, width)
     return {width: extract(model, width) for width in sorted(chosen, reverse=True)}
 
 

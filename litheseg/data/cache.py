@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -143,7 +144,13 @@ def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quie
     try:
         results: Iterable[_T] = pool.map(decode, samples)
         if len(samples) > _PROGRESS_FROM and not quiet:
-            results = track(results, f"Decoding {len(samples)} images", total=len(samples), transient=True)
+            results = track(
+                results,
+                f"Decoding {len(samples)} images",
+                total=len(samples),
+                transient=True,
+                console=Console(stderr=True),
+            )
         yield from results
     finally:
         # A broken file is reported at once, not after the thousands that wait behind it.

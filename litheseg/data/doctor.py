@@ -18,20 +18,20 @@ Usage:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.progress import track
 
 from litheseg.data import _doctor_checks as checks
 from litheseg.data import open_source
 from litheseg.data._doctor_checks import Finding, finding
-from litheseg.data._doctor_exam import Exam, examine, pair_by_hand, scheme_of
+from litheseg.data._doctor_exam import Exam, examine, scheme_of
 from litheseg.data._doctor_render import render
-from litheseg.data.source import Sample, Source
+from litheseg.data.source import FileSource, Pairing, Sample, Source
 from litheseg.errors import DataError
 
 __all__ = ["Finding", "Report", "SplitSummary", "diagnose", "diagnose_path"]
@@ -112,14 +112,19 @@ def diagnose(
         The report; troubles with the data are findings, never exceptions.
     """
     findings: list[Finding] = []
+    refusals: set[str] = set()
     exams: dict[str, list[Exam]] = {}
     present = source.splits()
     for split in present if splits is None else splits:
         if split not in present:
             findings.append(finding("missing-split", f"split '{split}' is not there", [split]))
             continue
-        samples = _spread(_samples(source, split, findings), limit)
-        steps = track(samples, f"{source.name} {split}", transient=True) if verbose else samples
+        samples = _spread(_samples(source, split, findings, refusals), limit)
+        steps = (
+            track(samples, f"{source.name} {split}", transient=True, console=Console(stderr=True))
+            if verbose
+            else samples
+        )
         exams[split] = [examine(source, sample) for sample in steps]
     findings += checks.split_findings(present, splits)
     for check in (checks.file_findings, checks.ignore_findings, checks.likeness_findings):
@@ -153,34 +158,39 @@ def diagnose_path(root: str | Path, name: str = "auto", *, verbose: bool = False
     return Report(report.source, report.classes, checks.in_order([refused, *report.findings]), report.splits)
 
 
-def _samples(source: Source, split: str, findings: list[Finding]) -> Sequence[Sample]:
-    """The samples of a split; where the source refuses them, those that still make pairs."""
+def _samples(source: Source, split: str, findings: list[Finding], refusals: set[str]) -> Sequence[Sample]:
+    """The samples of a split; where the source refuses them, those that can be read all the same."""
     try:
         return source.samples(split)
     except DataError as error:
         refusal = str(error)
+    # A part held out of train is refused for the reason train was: once is enough.
+    known = refusal in refusals
+    refusals.add(refusal)
     try:
-        pairing = pair_by_hand(source, split)
+        pairing = source.pairing(split) if isinstance(source, FileSource) else None
     except DataError:
         pairing = None  # the source met the same error
-    if pairing is None:
-        # A part held out of train is refused for the reason train was: once is enough.
-        if not (split == "val" and any("'train'" in item.message for item in findings)):
-            findings.append(finding("unusable-split", f"'{split}': {refusal}", [split]))
+    if pairing is None or not isinstance(source, FileSource):
+        findings += [] if known else [finding("unusable-split", f"'{split}': {refusal}", [split])]
         return ()
-    lone = [] if getattr(source, "allow_unlabelled", False) else pairing.images
+    usable = pairing.samples if source.allow_unlabelled else pairing.pairs
+    found = list(_unpaired(pairing, split, source.allow_unlabelled))
+    if not usable:
+        found.append(finding("empty-split", f"'{split}': {refusal}", [split]))
+    findings += found or [finding("unusable-split", f"'{split}': {refusal}", [split])]
+    return usable
+
+
+def _unpaired(pairing: Pairing, split: str, allow_unlabelled: bool) -> Iterator[Finding]:
+    lone = () if allow_unlabelled else pairing.images
     for code, what, files in (
-        ("unpaired-image", "images of '{}' without a mask", lone),
-        ("unpaired-mask", "masks of '{}' without an image", pairing.masks),
+        ("unpaired-image", "images of '{}' without a mask", [str(sample.image) for sample in lone]),
+        ("unpaired-mask", "masks of '{}' without an image", [str(path) for path in pairing.masks]),
         ("missing-file", "list entries of '{}' without a file", pairing.missing),
     ):
         if files:
-            findings.append(finding(code, what.format(split), files))
-    if not pairing.pairs:
-        findings.append(finding("empty-split", f"'{split}': {refusal}", [split]))
-    elif not (lone or pairing.masks or pairing.missing):
-        findings.append(finding("unusable-split", f"'{split}': {refusal}", [split]))
-    return pairing.pairs
+            yield finding(code, what.format(split), files)
 
 
 def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:

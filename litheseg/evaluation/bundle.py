@@ -1,0 +1,139 @@
+"""Scoring a bundle on data, and giving it widths that it was not trained at.
+
+The data defaults to what the bundle says it was trained on. A width between the trained ones that the bundle lacks has
+its batch-norm statistics measured on training images first (`litheseg.nn.recalibrate`). It knows no command line.
+
+Usage:
+    >>> evaluation = evaluate_bundle(load_bundle("model.safetensors"), "data/camvid", widths=(1.0, 0.6))
+    >>> evaluation.scores[0.6].miou, evaluation.calibrated
+    (0.61, (0.6,))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from litheseg.data import open_source
+from litheseg.data.datamodule import SegmentationData
+from litheseg.data.source import Source
+from litheseg.deploy.bundle import Bundle
+from litheseg.errors import DataError
+from litheseg.evaluation.evaluate import evaluate
+from litheseg.evaluation.metrics import Scores
+from litheseg.nn import recalibrate
+
+__all__ = ["Evaluation", "calibrate", "evaluate_bundle", "open_bundle_data"]
+
+_CALIBRATION_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        bundle: the bundle, with the widths that were added.
+        scores: by width, in the order asked for.
+        calibrated: the widths that were added.
+        data: name of the data set.
+        split: what was scored.
+    """
+
+    bundle: Bundle
+    scores: dict[float, Scores]
+    calibrated: tuple[float, ...]
+    data: str
+    split: str
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    data: str | Path | Source | None = None,
+    *,
+    source: str = "auto",
+    split: str = "val",
+    widths: Iterable[float] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Score every width of a bundle on a split, labels at their own resolution.
+
+    Args:
+        bundle: a loaded one; it is left as it was.
+        data: the folder of the data, or an open source; None for what the bundle was trained on.
+        source: a key of `litheseg.data.SOURCES`, or "auto" to detect the layout of `data`.
+        split: the split to score; training images calibrate missing widths.
+        widths: which ones; None for all that the bundle has.
+        options: those of `litheseg.evaluation.evaluate`: device, band_radius, mode, window, flip, scales, ...
+
+    Raises:
+        DataError: data that is missing, cannot be read, or has other classes.
+        WidthError: a width outside (0, 1] or outside the trained range.
+    """
+    chosen = tuple(bundle.header.available_widths if widths is None else dict.fromkeys(widths))
+    images = open_bundle_data(bundle, data, source=source, split=split)
+    missing = tuple(width for width in chosen if width not in bundle.header.available_widths)
+    bundle = calibrate(bundle, images, missing)
+    scores = evaluate(bundle.model(), images.val_dataloader(), widths=chosen, **options)
+    return Evaluation(bundle, scores, missing, images.source.name, split)
+
+
+def calibrate(bundle: Bundle, data: SegmentationData, widths: Sequence[float]) -> Bundle:
+    """The bundle with further widths, whose batch-norm statistics are measured on training images.
+
+    Hand the result to `litheseg.deploy.bundle.save_bundle` to keep it.
+
+    Raises:
+        WidthError: a width outside (0, 1] or outside the trained range.
+    """
+    if not widths:
+        return bundle
+    model = bundle.model()
+    recalibrate(model, data.calibration_batches(_CALIBRATION_BATCHES), widths)
+    calibrated = tuple(sorted({*bundle.header.calibrated_widths, *widths}, reverse=True))
+    header = replace(bundle.header, calibrated_widths=calibrated)
+    return Bundle(header, model.state_dict(), bundle.path)
+
+
+def open_bundle_data(
+    bundle: Bundle, data: str | Path | Source | None = None, *, source: str = "auto", split: str = "val"
+) -> SegmentationData:
+    """Images and labels as the bundle wants them: its size, its normalisation, its classes.
+
+    Raises:
+        DataError: data that is missing or has other classes; a bundle that does not say what it was trained on.
+    """
+    header, recipe = bundle.header, dict(bundle.header.recipe.get("data", {}))
+    if isinstance(data, Source):
+        opened = data
+    else:
+        opened = _recorded_source(recipe) if data is None and source == "auto" else open_source(source, data)
+    if opened.classes.names != header.classes.names:
+        raise DataError(
+            f"the data's classes ({', '.join(opened.classes.names)}) are not the model's "
+            f"({', '.join(header.classes.names)}); evaluate on data with the same classes in the same order"
+        )
+    size = recipe["size"] if "size" in recipe else header.size
+    return SegmentationData(
+        opened,
+        size=size,
+        crop=None if size else header.size,
+        batch_size=min(8, len(opened.samples("train"))) if "train" in opened.splits() else 1,
+        val_split=split,
+        mean=header.mean,
+        std=header.std,
+    )
+
+
+def _recorded_source(recipe: dict[str, Any]) -> Source:
+    """The data that the bundle's recipe names."""
+    if not recipe.get("source"):
+        raise DataError("the bundle does not say which data it was trained on; name the data's folder with --data")
+    try:
+        return open_source(recipe["source"], recipe.get("root"), **recipe.get("options", {}))
+    except DataError as error:
+        raise DataError(
+            f"the data that the bundle was trained on: {error} (name another folder with --data)"
+        ) from error

@@ -1,0 +1,225 @@
+"""The report of a run, and of several bundles side by side: figures, HTML page, model card.
+
+It loads bundles, reads a few labelled images and runs the model on them; drawing and writing is done by the rest of the
+room. Scores and costs come from the bundles' headers unless the caller measured them anew.
+
+Usage:
+    >>> report_run("runs/slimseg")
+    PosixPath('runs/slimseg/report.html')
+    >>> report_bundles({"slimseg": first, "supervised": second}, "compare.html")
+    PosixPath('compare.html')
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from litheseg.cost.profile import Profile, profile
+from litheseg.data.source import Sample, Source
+from litheseg.deploy.bundle import Bundle, load_bundle
+from litheseg.errors import LithesegError
+from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
+from litheseg.losses.boundary import boundary_mask
+from litheseg.report.card import Table, WidthRow, card_sections, width_rows, width_table, write_card
+from litheseg.report.html import Report, ReportFigure, write_report
+from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves
+from litheseg.runtime.predictor import Predictor
+
+__all__ = ["report_bundles", "report_run"]
+
+_IMAGES = 4
+_BAND = 3  # pixels, as in `litheseg evaluate`
+
+
+def report_run(
+    folder: str | Path,
+    *,
+    source: Source | None = None,
+    profiles: Sequence[Profile] = (),
+    command: str = "",
+    title: str = "",
+) -> Path:
+    """Write figures, `report.html` and `MODEL_CARD.md` into the folder of a finished run.
+
+    Args:
+        folder: of `litheseg.training.train`.
+        source: where the pictures come from; None for the data of the run's recipe.
+        profiles: costs measured on this machine.
+        command: the shell command that makes the run again.
+        title: of the report; empty for the folder's name.
+
+    Returns:
+        The HTML report.
+
+    Raises:
+        LithesegError: no finished run, or a file that cannot be written.
+    """
+    folder = Path(folder)
+    bundle = load_bundle(folder / "model.safetensors")
+    name, header = title or folder.resolve().name, bundle.header
+    rows = width_rows(header, profiles)
+    source = source or open_bundle_data(bundle).source
+    figures = _accuracy_figures(folder / "figures", {name: rows})
+    if (folder / "metrics.csv").exists():
+        learning_curves(folder / "figures" / "curves.png", folder / "metrics.csv")
+        figures.append(
+            ReportFigure(folder / "figures" / "curves.png", "Loss and mIoU on val, per width.", heading="Training")
+        )
+    figures.append(_pictures(folder / "figures" / "gallery.png", bundle, source))
+    write_card(folder / "MODEL_CARD.md", header, name=name, file="model.safetensors", profiles=profiles)
+    report = Report(
+        name,
+        lead=_lead(rows, source),
+        table=width_table(rows),
+        figures=figures,
+        class_iou={f"width {row.width:g}": iou for row in rows if (iou := _class_iou(bundle, row.width))},
+        classes=header.classes,
+        card=card_sections(header, name=name, file="model.safetensors", profiles=profiles),
+        command=command,
+    )
+    write_report(folder / "report.html", report)
+    return folder / "report.html"
+
+
+def report_bundles(
+    bundles: Mapping[str, Bundle],
+    output: str | Path,
+    *,
+    data: str | Path | None = None,
+    source: str = "auto",
+    split: str = "val",
+    latency: bool = True,
+    command: str = "",
+) -> Path:
+    """Score and measure bundles on the same images, and write one HTML page that sets them side by side.
+
+    Args:
+        bundles: name -> bundle.
+        output: the .html file.
+        data: the folder of the data; None for what the first bundle was trained on.
+        source: a key of `litheseg.data.SOURCES`, or "auto".
+        split: the images to score.
+        latency: whether to measure milliseconds too.
+        command: the shell command that makes the report again.
+
+    Returns:
+        The page.
+
+    Raises:
+        LithesegError: nothing to compare, data that does not fit a bundle, or a file that cannot be written.
+    """
+    output = Path(output)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise LithesegError(f"{output}: a report is an HTML page; give a name that ends in .html")
+    if not bundles:
+        raise LithesegError("no bundles to compare; give at least one")
+    images = open_bundle_data(next(iter(bundles.values())), data, source=source, split=split).source
+    rows = {name: _measured_rows(bundle, images, split, latency) for name, bundle in bundles.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = _accuracy_figures(Path(scratch), rows)
+        for index, (name, bundle) in enumerate(bundles.items()):
+            figures.append(_pictures(Path(scratch) / f"gallery{index}.png", bundle, images, split, f"{name}: "))
+        table = _joined({name: width_table(entry) for name, entry in rows.items()})
+        title = "Accuracy and cost of " + ", ".join(rows)
+        lead = f"Scored on the same images ({images.name}, {split}), labels at their own resolution."
+        write_report(output, Report(title, lead=lead, table=table, figures=figures, command=command))
+    return output
+
+
+def _measured_rows(bundle: Bundle, source: Source, split: str, latency: bool) -> tuple[WidthRow, ...]:
+    scores = evaluate_bundle(bundle, source, split=split).scores
+    metrics = {
+        f"{width:g}": {"miou": score.miou, "boundary_iou": score.boundary_iou} for width, score in scores.items()
+    }
+    return width_rows(replace(bundle.header, metrics=metrics), profile(bundle, latency=latency))
+
+
+def _accuracy_figures(folder: Path, rows: Mapping[str, Sequence[WidthRow]]) -> list[ReportFigure]:
+    """Accuracy against MACs, and against milliseconds where they were measured."""
+    costs: tuple[tuple[str, str, str, Callable[[WidthRow], float | None]], ...] = (
+        ("frontier.png", "MACs of one image", "multiply-accumulates", lambda row: row.macs),
+        ("latency.png", "milliseconds of one image (p50)", "measured milliseconds", lambda row: row.p50_ms),
+    )
+    figures = []
+    for file, label, what, cost in costs:
+        curves = {name: _points(entry, cost) for name, entry in rows.items()}
+        if not all(curves.values()):
+            continue
+        frontier(folder / file, curves, cost_label=label, score_label="mIoU (%)")
+        caption = f"Accuracy against {what}; each point is one width."
+        figures.append(ReportFigure(folder / file, caption, _alt(curves), "Accuracy and cost"))
+    return figures
+
+
+def _points(rows: Iterable[WidthRow], cost: Callable[[WidthRow], float | None]) -> list[FrontierPoint]:
+    known = ((row.width, cost(row), row.miou) for row in rows)
+    return [
+        FrontierPoint(width, price, score) for width, price, score in known if price is not None and score is not None
+    ]
+
+
+def _alt(curves: Mapping[str, Sequence[FrontierPoint]]) -> str:
+    parts = [f"{name} width {point.width:g}: {100 * point.score:.1f} %" for name in curves for point in curves[name]]
+    return "mIoU. " + "; ".join(parts)
+
+
+def _pictures(path: Path, bundle: Bundle, source: Source, split: str = "val", prefix: str = "") -> ReportFigure:
+    """A few images of a split at the widest and the narrowest width."""
+    predictor = Predictor(bundle)
+    widest, narrowest = max(bundle.header.widths), min(bundle.header.widths)
+    rows = []
+    for sample in _spread(source.samples(split)):
+        image, mask = source.read_image(sample), source.read_mask(sample)
+        band = boundary_mask(torch.from_numpy(mask)[None].long(), _BAND)[0].numpy()
+        predictions = {
+            f"width {width:g}": predictor(image, width=width) for width in dict.fromkeys((widest, narrowest))
+        }
+        rows.append(GalleryRow(image, mask, predictions, band, sample.id))
+    gallery(path, rows, bundle.header.classes)
+    caption = (
+        f"{prefix}image, labels, predictions and the errors of width {widest:g}; the band is {_BAND} pixels around "
+        "label borders."
+    )
+    return ReportFigure(path, caption, heading="Pictures")
+
+
+def _spread(samples: Sequence[Sample]) -> list[Sample]:
+    """A few, evenly spread."""
+    count = min(_IMAGES, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]
+
+
+def _class_iou(bundle: Bundle, width: float) -> list[float]:
+    values = bundle.header.metrics.get(f"{width:g}", {}).get("iou") or ()
+    return [float("nan") if value is None else value for value in values]
+
+
+def _lead(rows: Sequence[WidthRow], source: Source) -> str:
+    scored = [row for row in rows if row.miou is not None]
+    if not scored:
+        return f"Trained on {source.name}."
+    first, last = scored[0], scored[-1]
+    text = f"One set of weights, trained on {source.name}, runs at any of these widths."
+    if first is not last and first.macs and last.macs:
+        text += (
+            f" Width {last.width:g} needs {100 * last.macs / first.macs:.0f} % of the multiply-accumulates of width "
+            f"{first.width:g} and reaches {100 * (last.miou or 0):.1f} % mIoU "
+            f"instead of {100 * (first.miou or 0):.1f} %."
+        )
+    return text
+
+
+def _joined(tables: Mapping[str, Table]) -> Table:
+    """Tables below each other, with a first column that names them; columns are those of all."""
+    heads = [name for name in next(iter(tables.values())).head if all(name in table.head for table in tables.values())]
+    rows = [
+        (label, *(row[table.head.index(name)] for name in heads))
+        for label, table in tables.items()
+        for row in table.rows
+    ]
+    return Table(("model", *heads), tuple(rows))

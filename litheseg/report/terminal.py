@@ -1,0 +1,59 @@
+"""Tables for the terminal, made from the same rows as those of card and report.
+
+It prints nothing: it returns what `rich` prints.
+
+Usage:
+    >>> rich.print(terminal_table(width_table(width_rows(header))))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table as RichTable
+
+from litheseg.cost.counting import Layer
+from litheseg.evaluation.metrics import Scores
+from litheseg.report.card import Table
+
+__all__ = ["class_table", "layers_table", "scores_table", "terminal_table"]
+
+
+def terminal_table(table: Table, title: str | None = None) -> RichTable:
+    """A table of text: the first column to the left, the others to the right."""
+    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for index, name in enumerate(table.head):
+        result.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in table.rows:
+        result.add_row(*row)
+    return result
+
+
+def scores_table(scores: Mapping[float, Scores]) -> Table:
+    """One row a width, in percent."""
+    head = ("width", "mIoU (%)", "boundary IoU (%)", "band mIoU (%)", "pixel accuracy (%)")
+    names = ("miou", "boundary_iou", "band_miou", "pixel_accuracy")
+    rows = tuple((f"{width:g}", *(_percent(getattr(row, name)) for name in names)) for width, row in scores.items())
+    return Table(head, rows)
+
+
+def class_table(scores: Mapping[float, Scores], classes: Sequence[str]) -> Table:
+    """IoU in percent, one row a class and one column a width; a class that the labels lack has a dash."""
+    head = ("IoU (%)", *(f"{width:g}" for width in scores))
+    rows = [(name, *(_percent(row.iou[index]) for row in scores.values())) for index, name in enumerate(classes)]
+    return Table(head, tuple(rows))
+
+
+def layers_table(layers: Sequence[Layer]) -> Table:
+    """One row a layer."""
+    rows = [
+        (layer.name, layer.type, "x".join(map(str, layer.output)), f"{layer.params:,}", f"{layer.macs / 1e6:.2f}")
+        for layer in layers
+    ]
+    return Table(("layer", "kind", "output", "params", "MACs (M)"), tuple(rows))
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
