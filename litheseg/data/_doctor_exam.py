@@ -1,4 +1,4 @@
-"""What the doctor looks at: one sample at a time, and which files have partners.
+"""What the doctor looks at, one sample at a time.
 
 It measures and classifies; what a measurement means for the data set is for `doctor` to say.
 
@@ -15,22 +15,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from litheseg.data.camvid import CamVid
-from litheseg.data.cityscapes import Cityscapes
 from litheseg.data.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
-from litheseg.data.folder import Folder, _flat_folders
-from litheseg.data.source import Sample, Source, find_images
-from litheseg.data.splits import read_list
-from litheseg.data.voc import Voc
+from litheseg.data.source import FileSource, Sample, Source
 from litheseg.errors import DataError
 
-__all__ = ["THUMB", "Exam", "Pairing", "Trouble", "examine", "pair_by_hand", "scheme_of"]
+__all__ = ["THUMB", "Exam", "Trouble", "examine", "scheme_of"]
 
 THUMB = 32
 """Edge in pixels of the thumbnail that verifies a likeness."""
@@ -79,27 +73,9 @@ class Exam:
         return _name(self.sample, mask=False)
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """What fits together in a split and what does not.
-
-    Attributes:
-        pairs: images with masks.
-        images: image files without a mask.
-        masks: mask files without an image.
-        missing: list entries without any file.
-    """
-
-    pairs: tuple[Sample, ...]
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
-    missing: tuple[str, ...]
-
-
 def scheme_of(source: Source) -> LabelScheme:
     """The source's scheme; train ids as they are for a source that has no files."""
-    scheme = getattr(source, "scheme", None)
-    return scheme if isinstance(scheme, LabelScheme) else LabelScheme.build(source.classes)
+    return source.scheme if isinstance(source, FileSource) else LabelScheme.build(source.classes)
 
 
 def examine(source: Source, sample: Sample) -> Exam:
@@ -116,65 +92,6 @@ def examine(source: Source, sample: Sample) -> Exam:
         bits, thumb = _fingerprint(image)
     histogram, ignored, values = _examine_mask(source, sample, size, trouble)
     return Exam(sample, tuple(trouble), size, histogram, ignored, values, digest, bits, thumb)
-
-
-def pair_by_hand(source: Source, split: str) -> Pairing | None:
-    """Pair a split that `source.samples` refuses; None where it is not known how.
-
-    Raises:
-        DataError: two files of one stem, or a list file that cannot be read.
-    """
-    if isinstance(source, Folder) and split in source._lists:
-        return _listed(source, split)
-    found = _folders(source, split)
-    if found is None:
-        return None
-    images, labels = found
-    wanted = source._stems(split)[1] if isinstance(source, Voc) else sorted(images.keys() | labels.keys())
-    return Pairing(
-        pairs=tuple(Sample(key, images[key], labels[key], split) for key in wanted if key in images and key in labels),
-        images=tuple(str(images[key]) for key in wanted if key in images and key not in labels),
-        masks=tuple(str(labels[key]) for key in wanted if key in labels and key not in images),
-        missing=tuple(key for key in wanted if key not in images and key not in labels),
-    )
-
-
-def _listed(source: Folder, split: str) -> Pairing:
-    """Like `Folder` itself, but going on after a line that does not fit."""
-    pairs, lone, missing = [], [], []
-    folders = _flat_folders(source.root).get("train", (source.root, None))
-    images = find_images(folders[0], recursive=True) if folders[0] != source.root else {}
-    masks = find_images(folders[1], recursive=True, suffix=source.mask_suffix) if folders[1] else {}
-    path = source._lists[split]
-    for number, line in read_list(path):
-        try:
-            sample = source._by_stem(line, images, masks, split) or source._by_paths(
-                line, folders[0], split, f"{path}, line {number}"
-            )
-        except DataError:
-            missing.append(f"{path}, line {number}: {line}")
-            continue
-        if sample.mask is None:
-            lone.append(str(sample.image))
-        else:
-            pairs.append(sample)
-    return Pairing(tuple(pairs), tuple(lone), (), tuple(missing))
-
-
-def _folders(source: Source, split: str) -> tuple[dict[str, Path], dict[str, Path]] | None:
-    """Images and masks by id, of the sources that pair two folders by stem."""
-    if isinstance(source, CamVid):
-        return find_images(source.root / split), find_images(source.root / f"{split}annot")
-    if isinstance(source, Cityscapes):
-        images = find_images(source.root / "leftImg8bit" / split, recursive=True, suffix="_leftImg8bit")
-        return images, find_images(source.root / source._annotation / split, recursive=True, suffix=source._suffix)
-    if isinstance(source, Voc) and not (source._augmented and split == "train"):
-        return find_images(source.root / "JPEGImages"), find_images(source.root / "SegmentationClass")
-    if isinstance(source, Folder) and split in source._folders:
-        folder, labels = source._folders[split]
-        masks = find_images(labels, recursive=True, suffix=source.mask_suffix) if labels else {}
-        return find_images(folder, recursive=True), masks
-    return None
 
 
 def _name(sample: Sample, *, mask: bool) -> str:

@@ -14,11 +14,10 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from litheseg.data.classes import Classes, LabelScheme
-from litheseg.data.source import FileSource, Sample, existing_folder, find_images, pair_up
+from litheseg.data.source import FileSource, Pairing, existing_folder, find_images, pair_up
 from litheseg.errors import DataError
 
 __all__ = ["CAMVID_CLASSES", "CamVid"]
@@ -69,6 +68,7 @@ class CamVid(FileSource):
 
     name = "camvid"
     licence = "free for research use; see the CamVid page of the University of Cambridge"
+    layout = "{split}/ and {split}annot/"
     citation = "Brostow, Fauqueur, Cipolla: Semantic object classes in video. Pattern Recognition Letters, 2009"
 
     def __init__(self, root: str | Path, *, allow_unlabelled: bool = False) -> None:
@@ -90,6 +90,6 @@ class CamVid(FileSource):
         """See `Source.splits`."""
         return tuple(split for split in _SPLITS if (self.root / split).is_dir())
 
-    def _find(self, split: str) -> Iterable[Sample]:
+    def _pair(self, split: str) -> Pairing:
         images, labels = find_images(self.root / split), find_images(self.root / f"{split}annot")
         return pair_up(images, labels, split, allow_unlabelled=self.allow_unlabelled)

@@ -15,11 +15,10 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from litheseg.data.classes import Classes, LabelScheme
-from litheseg.data.source import FileSource, Sample, existing_folder, find_images, pair_up
+from litheseg.data.source import FileSource, Pairing, existing_folder, find_images, pair_up
 from litheseg.errors import DataError, did_you_mean
 
 __all__ = ["CITYSCAPES_CLASSES", "Cityscapes"]
@@ -66,6 +65,7 @@ class Cityscapes(FileSource):
 
     name = "cityscapes"
     licence = "non-commercial use after registration; see https://www.cityscapes-dataset.com/license"
+    layout = "leftImg8bit/{split}/ and gtFine/{split}/"
     citation = "Cordts et al.: The Cityscapes dataset for semantic urban scene understanding. CVPR 2016"
 
     def __init__(
@@ -99,7 +99,7 @@ class Cityscapes(FileSource):
         """See `Source.splits`."""
         return tuple(split for split in _SPLITS if (self.root / "leftImg8bit" / split).is_dir())
 
-    def _find(self, split: str) -> Iterable[Sample]:
+    def _pair(self, split: str) -> Pairing:
         images = find_images(self.root / "leftImg8bit" / split, recursive=True, suffix="_leftImg8bit")
         labels = find_images(self.root / self._annotation / split, recursive=True, suffix=self._suffix)
         return pair_up(images, labels, split, allow_unlabelled=self.allow_unlabelled)

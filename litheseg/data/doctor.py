@@ -171,21 +171,24 @@ def _samples(source: Source, split: str, findings: list[Finding], refusals: set[
         pairing = source.pairing(split) if isinstance(source, FileSource) else None
     except DataError:
         pairing = None  # the source met the same error
-    if pairing is None or not isinstance(source, FileSource):
-        findings += [] if known else [finding("unusable-split", f"'{split}': {refusal}", [split])]
+    unusable = finding("unusable-split", f"'{split}': {refusal}", [split])
+    if pairing is None:
+        if not known:
+            findings.append(unusable)
         return ()
-    usable = pairing.samples if source.allow_unlabelled else pairing.pairs
-    found = list(_unpaired(pairing, split, source.allow_unlabelled))
-    if not usable:
+    if getattr(source, "allow_unlabelled", False):
+        pairing = Pairing(pairing.samples, (), pairing.masks, pairing.missing)
+    found = list(_unpaired(pairing, split))
+    if not pairing.pairs:
         found.append(finding("empty-split", f"'{split}': {refusal}", [split]))
-    findings += found or [finding("unusable-split", f"'{split}': {refusal}", [split])]
-    return usable
+    findings += found or [unusable]
+    return pairing.pairs
 
 
-def _unpaired(pairing: Pairing, split: str, allow_unlabelled: bool) -> Iterator[Finding]:
-    lone = () if allow_unlabelled else pairing.images
+def _unpaired(pairing: Pairing, split: str) -> Iterator[Finding]:
+    """Files without a partner, one finding a kind."""
     for code, what, files in (
-        ("unpaired-image", "images of '{}' without a mask", [str(sample.image) for sample in lone]),
+        ("unpaired-image", "images of '{}' without a mask", [str(sample.image) for sample in pairing.images]),
         ("unpaired-mask", "masks of '{}' without an image", [str(path) for path in pairing.masks]),
         ("missing-file", "list entries of '{}' without a file", pairing.missing),
     ):

@@ -20,10 +20,11 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from litheseg.data.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, read_class_file
-from litheseg.data.source import FileSource, Sample, existing_folder, find_images, pair_up
+from litheseg.data.source import FileSource, Pairing, Sample, existing_folder, find_images, pair_up
 from litheseg.data.splits import partition, read_list
 from litheseg.errors import DataError
 
@@ -36,6 +37,7 @@ _SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_Folders = tuple[Path, Path | None]  # of images, and of masks where there is one
 
 
 class Folder(FileSource):
@@ -58,6 +60,7 @@ class Folder(FileSource):
     name = "folder"
     licence = ""
     citation = ""
+    layout = "images/{split}/ and masks/{split}/, or a list {split}.txt"
 
     def __init__(
         self,
@@ -80,8 +83,9 @@ class Folder(FileSource):
         self.val_fraction, self.seed, self.mask_suffix = val_fraction, seed, mask_suffix
         self._folders = {} if lists else _split_folders(root)
         self._lists = {} if self._folders else _list_files(root, lists)
-        if not self._folders and not self._lists:
-            self._folders = _flat_folders(root)
+        self._flat = _flat_folders(root)
+        if not self._folders and not self._lists and self._flat:
+            self._folders = {"train": self._flat}
         if not self._folders and not self._lists:
             raise DataError(
                 f"{root} has no layout that is known: expected images/ and masks/, or train.txt; see {__name__}"
@@ -102,48 +106,70 @@ class Folder(FileSource):
         present = {*self._folders, *self._lists}
         return "train" in present and "val" not in present and self.val_fraction > 0
 
-    def _find(self, split: str) -> Iterable[Sample]:
+    def _pair(self, split: str) -> Pairing:
         if split not in ("train", "val") or not self._holds_out():
             return self._present(split)
-        every = self._present("train")
-        if len(every) < 2:
-            raise DataError(
-                f"{self.root} has {len(every)} images: none can be held out; add images or pass val_fraction=0"
-            )
-        count = min(max(round(len(every) * self.val_fraction), 1), len(every) - 1)
-        held = set(partition((sample.id for sample in every), count=count, seed=self.seed).labelled)
-        return [Sample(s.id, s.image, s.mask, split) for s in every if (s.id in held) == (split == "val")]
+        whole = self._present("train")
+        count = len(whole.samples)
+        if count < 2 and not whole.refusal:
+            refusal = f"{self.root} has {count} images: none can be held out; add images or pass val_fraction=0"
+            whole = replace(whole, refusal=refusal)
+        if not whole.refusal:
+            return self._part(whole, split)
+        if split == "val":
+            raise DataError(whole.refusal)
+        return whole
 
-    def _present(self, split: str) -> list[Sample]:
+    def _part(self, whole: Pairing, split: str) -> Pairing:
+        """What is held out as "val", or the rest as "train"."""
+        ids = [sample.id for sample in whole.samples]
+        count = min(max(round(len(ids) * self.val_fraction), 1), len(ids) - 1)
+        held = set(partition(ids, count=count, seed=self.seed).labelled)
+        chosen = (sample for sample in whole.samples if (sample.id in held) == (split == "val"))
+        return Pairing.of(replace(sample, split=split) for sample in chosen)
+
+    def _present(self, split: str) -> Pairing:
         if split in self._lists:
             return self._listed(split, self._lists[split])
-        images, labels = self._folders[split]
-        found = find_images(images, recursive=True)
-        if not found:
-            raise DataError(f"{images} holds no images; add some (.png, .jpg, .tif, ...) or remove the folder")
-        masks = find_images(labels, recursive=True, suffix=self.mask_suffix) if labels else {}
-        return pair_up(found, masks, split, allow_unlabelled=self.allow_unlabelled)
+        folder, _ = self._folders[split]
+        images, masks = self._files(self._folders[split])
+        pairing = pair_up(images, masks, split, allow_unlabelled=self.allow_unlabelled)
+        if images:
+            return pairing
+        refusal = f"{folder} holds no images; add some (.png, .jpg, .tif, ...) or remove the folder"
+        return replace(pairing, refusal=refusal)
 
-    def _listed(self, split: str, path: Path) -> list[Sample]:
-        images, labels = _flat_folders(self.root).get("train", (self.root, None))
-        found = find_images(images, recursive=True) if images != self.root else {}
-        masks = find_images(labels, recursive=True, suffix=self.mask_suffix) if labels else {}
+    def _files(self, folders: _Folders) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Images and masks by id."""
+        images, masks = folders
+        found = find_images(masks, recursive=True, suffix=self.mask_suffix) if masks else {}
+        return find_images(images, recursive=True), found
+
+    def _listed(self, split: str, path: Path) -> Pairing:
+        """The lines of a list; refused is the first one that does not fit."""
+        images, masks = self._files(self._flat) if self._flat else ({}, {})
         samples: dict[str, Sample] = {}
+        missing, refusals = [], []
         for number, line in read_list(path):
             where = f"{path}, line {number}"
-            sample = self._by_stem(line, found, masks, split) or self._by_paths(line, images, split, where)
+            try:
+                sample = self._by_stem(line, images, masks, split) or self._by_paths(line, split, where)
+            except DataError as error:
+                missing.append(f"{where}: {line}")
+                refusals.append(str(error))
+                continue
             if sample.mask is None and not self.allow_unlabelled:
-                raise DataError(f"{where}: {sample.image} has no mask; add it, or pass allow_unlabelled=True")
+                refusals.append(f"{where}: {sample.image} has no mask; add it, or pass allow_unlabelled=True")
             if sample.id in samples:
-                raise DataError(f"{where}: '{sample.id}' is listed twice; remove one")
-            samples[sample.id] = sample
-        return list(samples.values())
+                refusals.append(f"{where}: '{sample.id}' is listed twice; remove one")
+            samples.setdefault(sample.id, sample)
+        return Pairing.of(samples.values(), missing=missing, refusal=next(iter(refusals), ""))
 
     def _by_stem(self, line: str, images: dict[str, Path], masks: dict[str, Path], split: str) -> Sample | None:
         key = line if line in images else line.rpartition(".")[0]
         return Sample(key, images[key], masks.get(key), split) if key in images else None
 
-    def _by_paths(self, line: str, images: Path, split: str, where: str) -> Sample:
+    def _by_paths(self, line: str, split: str, where: str) -> Sample:
         fields = line.split("\t") if "\t" in line else line.split()
         # Some lists write "/images/a.png" and still mean the data folder.
         files = [self.root / field.strip().lstrip("/") for field in fields]
@@ -154,7 +180,7 @@ class Folder(FileSource):
         for file in files:
             if not file.is_file():
                 raise DataError(f"{where}: {file} does not exist; add the file or remove the line")
-        base = images if files[0].is_relative_to(images) else self.root
+        base = self._flat[0] if self._flat and files[0].is_relative_to(self._flat[0]) else self.root
         key = files[0].relative_to(base).with_suffix("").as_posix()
         return Sample(key, files[0], files[1] if len(files) > 1 else None, split)
 
@@ -183,10 +209,10 @@ def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
     return next((base / name for name in spellings if (base / name).is_dir()), None)
 
 
-def _split_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
+def _split_folders(root: Path) -> dict[str, _Folders]:
     """Image and mask folder by split, for the layouts where each split has folders of its own."""
     images, masks = _first_folder(root, _IMAGES), _first_folder(root, _MASKS)
-    found: dict[str, tuple[Path, Path | None]] = {}
+    found: dict[str, _Folders] = {}
     for split, names in _SPLITS.items():
         inner = _first_folder(images, names) if images else None
         outer = _first_folder(root, names)
@@ -200,9 +226,9 @@ def _split_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
     return found
 
 
-def _flat_folders(root: Path) -> dict[str, tuple[Path, Path | None]]:
+def _flat_folders(root: Path) -> _Folders | None:
     images = _first_folder(root, _IMAGES)
-    return {"train": (images, _first_folder(root, _MASKS))} if images else {}
+    return (images, _first_folder(root, _MASKS)) if images else None
 
 
 def _list_files(root: Path, lists: str | Path | None) -> dict[str, Path]:

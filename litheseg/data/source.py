@@ -2,7 +2,7 @@
 
 A `Source` lists and decodes; it does not resize, cache, batch or augment (see `datamodule`), and does not know what a
 model is. `FileSource` is the base of those that lie on disk: it reads through a `LabelScheme` and leaves only the
-question which files belong to a split.
+question which files belong to a split. The answer is a `Pairing`, which also tells what has no partner.
 
 Usage:
     >>> source = open_source("camvid", "data/camvid")
@@ -23,7 +23,7 @@ from litheseg.data import masks
 from litheseg.data.classes import Classes, LabelScheme
 from litheseg.errors import DataError, did_you_mean
 
-__all__ = ["FileSource", "Sample", "Source", "find_images", "pair_up"]
+__all__ = ["FileSource", "Pairing", "Sample", "Source", "existing_folder", "find_images", "join", "pair_up"]
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -43,6 +43,39 @@ class Sample:
     image: Path | None
     mask: Path | None
     split: str
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which files of a split belong together, and which have no partner.
+
+    Attributes:
+        pairs: images with masks.
+        images: images without a mask.
+        masks: masks without an image.
+        missing: what a list names and is not there: the entries, with their lines where that helps.
+        refusal: why the split cannot be used as it is; "" where it can.
+    """
+
+    pairs: tuple[Sample, ...]
+    images: tuple[Sample, ...] = ()
+    masks: tuple[Path, ...] = ()
+    missing: tuple[str, ...] = ()
+    refusal: str = ""
+
+    @classmethod
+    def of(
+        cls, samples: Iterable[Sample], *, masks: Iterable[Path] = (), missing: Iterable[str] = (), refusal: str = ""
+    ) -> Pairing:
+        """From images with and without masks."""
+        every = tuple(samples)
+        pairs, images = (tuple(s for s in every if (s.mask is not None) == paired) for paired in (True, False))
+        return cls(pairs, images, tuple(masks), tuple(missing), refusal)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All images, with or without a mask, sorted by id."""
+        return tuple(sorted((*self.pairs, *self.images), key=lambda sample: sample.id))
 
 
 class Source(ABC):
@@ -100,6 +133,9 @@ class Source(ABC):
 class FileSource(Source):
     """A data set of files; a subclass finds them.
 
+    Attributes:
+        layout: where the files of a split are, with "{split}" for its name; for messages.
+
     Args:
         root: an existing folder.
         scheme: what the values in the mask files mean.
@@ -109,6 +145,8 @@ class FileSource(Source):
         DataError: `root` is no folder.
     """
 
+    layout = ""
+
     def __init__(self, root: str | Path, scheme: LabelScheme, allow_unlabelled: bool = False) -> None:
         self.root = existing_folder(root)
         self.scheme = scheme
@@ -117,18 +155,31 @@ class FileSource(Source):
         self._samples: dict[str, tuple[Sample, ...]] = {}
 
     @abstractmethod
-    def _find(self, split: str) -> Iterable[Sample]:
-        """The samples of a split that is present, in any order."""
+    def _pair(self, split: str) -> Pairing:
+        """The files of a split that is present, as they are now; see `pairing`."""
+
+    def pairing(self, split: str) -> Pairing:
+        """All files of a split, also of one that `samples` refuses; the folders are read anew.
+
+        Raises:
+            DataError: no such split, two files of one id, or a list that cannot be read.
+        """
+        if split not in self.splits():
+            hint = did_you_mean(split, self.splits())
+            if self.layout and "Did you mean" not in hint:
+                hint += f" Its files would be in {self.layout.format(split=split)}."
+            raise DataError(f"{self.root} has no split '{split}'.{hint}")
+        return self._pair(split)
 
     def samples(self, split: str) -> tuple[Sample, ...]:
         """See `Source.samples`; the folders are read once."""
-        if split not in self.splits():
-            raise DataError(f"{self.root} has no split '{split}'.{did_you_mean(split, self.splits())}")
         if split not in self._samples:
-            found = tuple(sorted(self._find(split), key=lambda sample: sample.id))
-            if not found:
+            pairing = self.pairing(split)
+            if pairing.refusal:
+                raise DataError(pairing.refusal)
+            if not pairing.samples:
                 raise DataError(f"split '{split}' of {self.root} is empty; add images or leave the split out")
-            self._samples[split] = found
+            self._samples[split] = pairing.samples
         return self._samples[split]
 
     def read_image(self, sample: Sample) -> np.ndarray:
@@ -192,22 +243,32 @@ def find_images(folder: Path, *, recursive: bool = False, suffix: str = "") -> d
 
 def pair_up(
     images: Mapping[str, Path], labels: Mapping[str, Path], split: str, *, allow_unlabelled: bool = False
-) -> list[Sample]:
-    """Join images and masks of equal id.
-
-    Raises:
-        DataError: a mask without an image, or (unless allowed) an image without a mask; names the first one.
-    """
-    for key in sorted(labels.keys() - images.keys()):
-        more = _more(len(labels.keys() - images.keys()))
-        raise DataError(f"{labels[key]} has no image of the same stem{more}; add the image or remove the mask")
-    lone = sorted(images.keys() - labels.keys())
-    if lone and not allow_unlabelled:
-        raise DataError(
+) -> Pairing:
+    """Join images and masks of equal id; refused are masks without an image and, unless allowed, the reverse."""
+    orphans, lone, refusal = sorted(labels.keys() - images.keys()), sorted(images.keys() - labels.keys()), ""
+    if orphans:
+        refusal = (
+            f"{labels[orphans[0]]} has no image of the same stem{_more(len(orphans))}; add the image or remove the mask"
+        )
+    elif lone and not allow_unlabelled:
+        refusal = (
             f"{images[lone[0]]} has no mask of the same stem{_more(len(lone))}; add the mask, remove the image, or "
             "pass allow_unlabelled=True to use such images without labels"
         )
-    return [Sample(key, path, labels.get(key), split) for key, path in images.items()]
+    return join(images.keys() | labels.keys(), images, labels, split, refusal)
+
+
+def join(
+    ids: Iterable[str], images: Mapping[str, Path], labels: Mapping[str, Path], split: str, refusal: str = ""
+) -> Pairing:
+    """The files of the given ids, sorted; what the folders hold beyond them is not looked at."""
+    ids = sorted(ids)
+    return Pairing.of(
+        (Sample(key, images[key], labels.get(key), split) for key in ids if key in images),
+        masks=(labels[key] for key in ids if key in labels and key not in images),
+        missing=(key for key in ids if key not in labels and key not in images),
+        refusal=refusal,
+    )
 
 
 def _more(count: int) -> str:

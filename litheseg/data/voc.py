@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from litheseg.data.classes import Classes, LabelScheme, voc_color
-from litheseg.data.source import FileSource, Sample, existing_folder, find_images
+from litheseg.data.source import FileSource, Pairing, existing_folder, find_images, join
 from litheseg.data.splits import read_list
 from litheseg.errors import DataError
 
@@ -75,6 +75,7 @@ class Voc(FileSource):
 
     name = "voc"
     licence = "images from Flickr, under Flickr's terms; see http://host.robots.ox.ac.uk/pascal/VOC/voc2012"
+    layout = "the list ImageSets/Segmentation/{split}.txt"
     citation = "Everingham et al.: The PASCAL visual object classes challenge: a retrospective. IJCV 2015"
 
     def __init__(
@@ -102,23 +103,25 @@ class Voc(FileSource):
         """See `Source.splits`."""
         return tuple(split for split in _SPLITS if (self.root / _LISTS / f"{split}.txt").is_file())
 
-    def _find(self, split: str) -> Iterable[Sample]:
+    def _pair(self, split: str) -> Pairing:
         augmented = bool(self._augmented) and split == "train"
-        where = self.root / (_AUGMENTED if augmented else "SegmentationClass")
-        images, masks = find_images(self.root / "JPEGImages"), find_images(where)
+        folder = self.root / (_AUGMENTED if augmented else "SegmentationClass")
+        images, masks = find_images(self.root / "JPEGImages"), find_images(folder)
         listing, stems = self._augmented_stems(masks) if augmented else self._stems(split)
+        refusal = ""
         for stem in stems:
             if stem not in images:
-                raise DataError(f"{self.root}/JPEGImages/{stem}.jpg does not exist, but {listing} lists it; restore it")
-            if stem not in masks and not self.allow_unlabelled:
-                raise DataError(
-                    f"{where}/{stem}.png does not exist, but {listing} lists it; add it, or pass allow_unlabelled=True"
+                refusal = f"{self.root}/JPEGImages/{stem}.jpg does not exist, but {listing} lists it; restore it"
+            elif stem not in masks and not self.allow_unlabelled:
+                refusal = (
+                    f"{folder}/{stem}.png does not exist, but {listing} lists it; add it, or pass allow_unlabelled=True"
                 )
-        return [Sample(stem, images[stem], masks.get(stem), split) for stem in stems]
+            if refusal:
+                break
+        return join(stems, images, masks, split, refusal)
 
     def _stems(self, split: str) -> tuple[Path, list[str]]:
         path = self.root / _LISTS / f"{split}.txt"
-        # The first field's stem serves both "2007_000032" and "/JPEGImages/2007_000032.jpg /SegmentationClassAug/...".
         return path, _stems_of(path)
 
     def _augmented_stems(self, masks: Iterable[str]) -> tuple[Path, list[str]]:
@@ -133,6 +136,7 @@ class Voc(FileSource):
 
 
 def _stems_of(path: Path) -> list[str]:
+    # The first field's stem serves both "2007_000032" and "/JPEGImages/2007_000032.jpg /SegmentationClassAug/...".
     # dict, not set: a stem listed twice counts once, and the order stays.
     return list(dict.fromkeys(PurePosixPath(line.split()[0]).stem for _, line in read_list(path)))
 

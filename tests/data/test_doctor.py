@@ -132,6 +132,50 @@ def test_voc_lists_without_files(tmp_path):
     assert the(report, "missing-file").files == ("7",)
 
 
+def test_unpaired_augmented_voc(tmp_path):
+    for index in range(4):
+        put(tmp_path / "JPEGImages" / f"{index}.jpg", picture(index))
+        put(tmp_path / "SegmentationClass" / f"{index}.png", np.arange(24 * 32).reshape(SIZE).astype(np.uint8) % 21)
+        put(tmp_path / "SegmentationClassAug" / f"{index}.png", np.arange(24 * 32).reshape(SIZE).astype(np.uint8) % 21)
+    (tmp_path / "JPEGImages/1.jpg").unlink()
+    (tmp_path / "SegmentationClassAug/2.png").unlink()
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0\n")
+    (lists / "trainaug.txt").write_text("0\n1\n2\n7\n")
+    (lists / "val.txt").write_text("3\n")
+    report = diagnose_path(tmp_path, augmented=True)
+    assert codes(report) == ["unpaired-image", "unpaired-mask", "missing-file"]
+    assert the(report, "unpaired-image").files == (str(tmp_path / "JPEGImages/2.jpg"),)
+    assert the(report, "unpaired-mask").files == (str(tmp_path / "SegmentationClassAug/1.png"),)
+    assert the(report, "missing-file").files == ("7",)
+    assert (report.splits["train"].samples, report.splits["val"].samples) == (1, 1)
+
+
+def test_a_line_that_stands_twice(data):
+    (data / "train.txt").write_text("images/train/0.png masks/train/0.png\n" * 2)
+    (data / "val.txt").write_text("images/val/0.png masks/val/0.png\n")
+    report = diagnose(Folder(data, lists=data))
+    assert "listed twice" in only(report, "unusable-split").message
+    assert report.splits["train"].samples == 1
+
+
+def test_trouble_in_train_hides_none_in_val(data):
+    (data / "masks/train/0.png").unlink()
+    put(data / "images/val/0.bmp", picture(0))
+    report = diagnose_path(data)
+    assert "'val'" in the(report, "unusable-split").message
+    assert the(report, "unpaired-image").count == 1
+
+
+def test_a_mask_without_image_where_unlabelled_images_are_allowed(data):
+    (data / "masks/train/0.png").unlink()
+    put(data / "masks/train/extra.png", labels())
+    report = diagnose_path(data, allow_unlabelled=True)
+    assert codes(report) == ["unpaired-mask", "unlabelled"]
+    assert (report.splits["train"].samples, report.splits["train"].labelled) == (4, 3)
+
+
 def test_unlabelled_images_are_no_error_where_they_are_allowed(data):
     (data / "masks/train/0.png").unlink()
     report = diagnose_path(data, allow_unlabelled=True)

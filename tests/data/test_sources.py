@@ -92,6 +92,19 @@ def test_camvid_without_test_split_and_below_a_folder(tmp_path):
         source.samples("trian")
 
 
+def test_camvid_without_val_says_where_it_would_be(tmp_path):
+    pairs(tmp_path / "train", tmp_path / "trainannot", ["a"])
+    pairs(tmp_path / "test", tmp_path / "testannot", ["a"])
+    source = open_source("camvid", tmp_path)
+    assert source.splits() == ("train", "test")
+    message = r"no split 'val'\. Choose from: test, train\. Its files would be in val/ and valannot/"
+    with pytest.raises(DataError, match=message):
+        source.samples("val")
+    image(tmp_path / "val/a.png")
+    with pytest.raises(DataError, match=r"val.a\.png has no mask of the same stem"):
+        source.samples("val")
+
+
 def test_absent_camvid_can_be_fetched(tmp_path):
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(DataError, match=r"fetch\('camvid'"):
@@ -156,6 +169,33 @@ def test_sample_without_files(tmp_path):
     pairs(tmp_path / "train", tmp_path / "trainannot", ["a"])
     with pytest.raises(DataError, match="no image file"):
         CamVid(tmp_path).read_image(Sample("x", None, None, "train"))
+
+
+def test_a_refused_split_is_paired_all_the_same(tmp_path):
+    pairs(tmp_path / "train", tmp_path / "trainannot", ["a", "b", "c"])
+    (tmp_path / "trainannot/c.png").unlink()
+    image(tmp_path / "train/b2.png")
+    (tmp_path / "train/a.png").unlink()
+    source = CamVid(tmp_path)
+    pairing = source.pairing("train")
+    assert [sample.id for sample in pairing.pairs] == ["b"]
+    assert [(sample.id, sample.mask) for sample in pairing.images] == [("b2", None), ("c", None)]
+    assert pairing.masks == (tmp_path / "trainannot/a.png",) and pairing.missing == ()
+    with pytest.raises(DataError) as refused:
+        source.samples("train")
+    assert str(refused.value) == pairing.refusal
+    with pytest.raises(DataError, match="no split 'val'"):
+        source.pairing("val")
+
+
+def test_a_mended_split_is_read_anew(tmp_path):
+    image(tmp_path / "train/a.png")
+    mask(tmp_path / "trainannot/b.png")
+    source = CamVid(tmp_path)
+    with pytest.raises(DataError, match="no image"):
+        source.samples("train")
+    (tmp_path / "trainannot/b.png").rename(tmp_path / "trainannot/a.png")
+    assert ids(source, "train") == ["a"] and source.pairing("train").samples == source.samples("train")
 
 
 # Cityscapes
@@ -232,6 +272,25 @@ def test_voc_missing_files(tmp_path):
     (tmp_path / "JPEGImages/2007_3.jpg").unlink()
     with pytest.raises(DataError, match=r"2007_3\.jpg does not exist"):
         Voc(tmp_path, allow_unlabelled=True).samples("val")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_augmented_voc_is_paired_all_the_same(tmp_path, listed):
+    voc(tmp_path, ("1", "2", "3", "4", "9"))
+    (tmp_path / "JPEGImages/1.jpg").unlink()
+    (tmp_path / "SegmentationClassAug/2.png").unlink()
+    if listed:
+        text(tmp_path / "ImageSets/Segmentation/train_aug.txt", "4", "2", "1", "7")
+    source = Voc(tmp_path, augmented=True)
+    pairing = source.pairing("train")
+    assert [sample.id for sample in pairing.pairs] == (["4"] if listed else ["3", "4"])
+    assert pairing.pairs[0].mask.parent.name == "SegmentationClassAug"
+    assert [sample.id for sample in pairing.images] == (["2"] if listed else [])
+    assert pairing.masks == (tmp_path / "SegmentationClassAug/1.png",)
+    assert pairing.missing == (("7",) if listed else ())
+    with pytest.raises(DataError, match=r"Aug.2\.png does not exist" if listed else r"1\.jpg does not exist"):
+        source.samples("train")
+    assert source.pairing("val").refusal == ""
 
 
 def test_voc_without_augmented_masks(tmp_path):
@@ -341,6 +400,28 @@ def test_lists_refused(tmp_path, line, message):
     text(tmp_path / "val.txt", "a")
     with pytest.raises(DataError, match=message):
         Folder(tmp_path, classes=TWO).samples("train")
+
+
+def test_refused_lists_are_paired_all_the_same(tmp_path):
+    pairs(tmp_path / "images", tmp_path / "masks", ["a", "b", "c"])
+    (tmp_path / "masks/b.png").unlink()
+    lines = "c", "z", "b", "a", "a", "images/a.png masks/z.png", "x y z"
+    text(tmp_path / "train.txt", *lines)
+    source = Folder(tmp_path, classes=TWO)
+    pairing = source.pairing("train")
+    assert [sample.id for sample in pairing.pairs] == ["c", "a"]
+    assert [sample.id for sample in pairing.images] == ["b"]
+    listing = tmp_path / "train.txt"
+    assert pairing.missing == tuple(f"{listing}, line {line}: {lines[line - 1]}" for line in (2, 6, 7))
+    assert "line 2" in pairing.refusal and "does not exist" in pairing.refusal
+    # What cannot be used is not divided either.
+    with pytest.raises(DataError, match="line 2"):
+        source.pairing("val")
+    text(listing, "a", "b", "c")
+    source = Folder(tmp_path, classes=TWO, allow_unlabelled=True)
+    parts = [source.pairing(split) for split in ("train", "val")]
+    assert sorted(sample.id for part in parts for sample in part.samples) == ["a", "b", "c"]
+    assert [sample.id for part in parts for sample in part.images] == ["b"]
 
 
 def test_unlabelled_folder(tmp_path):
