@@ -34,7 +34,15 @@ from litheseg.losses.terms import (
 )
 from litheseg.models import SegmentationModel, build_model
 from litheseg.nn import slim
-from litheseg.training.recipe import DataConfig, LossConfig, ModelConfig, Recipe, WidthConfig
+from litheseg.training.recipe import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    Recipe,
+    TeacherConfig,
+    WidthConfig,
+    check_recipe,
+)
 from litheseg.training.task import SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, NextWider, Nobody, Teacher, Widest
 
@@ -70,7 +78,7 @@ def _labelled_ids(config: DataConfig, source: Source, seed: int) -> tuple[str, .
     text = config.labelled
     if text.isdigit():
         return partition(ids, count=int(text), seed=seed).labelled
-    if "/" in text and text.replace("/", "").isdigit() or text.replace(".", "", 1).isdigit():
+    if ("/" in text and text.replace("/", "").isdigit()) or text.replace(".", "", 1).isdigit():
         return partition(ids, ratio=text, seed=seed).labelled
     return partition(ids, list_file=text, seed=seed).labelled
 
@@ -110,7 +118,7 @@ def build_teacher(recipe: Recipe, model: SegmentationModel) -> Teacher:
     """The recipe's teacher.
 
     Raises:
-        RecipeError: a frozen teacher without a bundle, or of other classes.
+        RecipeError: a frozen teacher of other classes.
         BundleError: the bundle cannot be read.
     """
     config = recipe.teacher
@@ -121,18 +129,21 @@ def build_teacher(recipe: Recipe, model: SegmentationModel) -> Teacher:
     if config.kind == "ema":
         return Ema(model, config.decay, config.width)
     if config.kind == "frozen":
-        if config.bundle is None:
-            raise RecipeError("teacher.kind is 'frozen' but teacher.bundle names no model; give the path of a bundle")
-        bundle = load_bundle(config.bundle)
-        if bundle.header.num_classes != model.num_classes:
-            raise RecipeError(
-                f"teacher {config.bundle} knows {bundle.header.num_classes} classes, the data has {model.num_classes}; "
-                "choose a teacher that was trained on the same classes"
-            )
-        plain = bundle.plain(config.width)
-        assert isinstance(plain, SegmentationModel)
-        return Frozen(plain)
+        return _frozen(config, model.num_classes)
     return Nobody()
+
+
+def _frozen(config: TeacherConfig, num_classes: int) -> Frozen:
+    assert config.bundle is not None, "the recipe was checked"
+    bundle = load_bundle(config.bundle)
+    if bundle.header.num_classes != num_classes:
+        raise RecipeError(
+            f"teacher {config.bundle} knows {bundle.header.num_classes} classes, the data has {num_classes}; "
+            "choose a teacher that was trained on the same classes"
+        )
+    plain = bundle.plain(config.width)
+    assert isinstance(plain, SegmentationModel)
+    return Frozen(plain)
 
 
 def build_terms(config: LossConfig, weight: Tensor | None, *, aux: bool) -> dict[str, Term]:
@@ -164,9 +175,8 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
     Raises:
         LithesegError: whatever part cannot be built.
     """
+    check_recipe(recipe)
     loss, widths = recipe.loss, recipe.widths
-    if (loss.kl or loss.channel_wise) and recipe.teacher.kind == "none":
-        raise RecipeError("loss.kl and loss.channel_wise need a teacher; set --teacher.kind next-wider, say")
     model = build_elastic_model(recipe.model, widths, len(data.classes), boundary_head=loss.boundary_head > 0)
     if recipe.trainer.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

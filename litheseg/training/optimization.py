@@ -13,7 +13,6 @@ from collections.abc import Callable
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from litheseg.errors import RecipeError
 from litheseg.training.recipe import OptimizerConfig
 
 __all__ = ["build_optimizer", "schedule"]
@@ -22,15 +21,7 @@ _ONE_CYCLE_RISE = 0.3  # Smith & Topin, arXiv 1708.07120: the share of steps in 
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """SGD or AdamW over the parameters that need gradients; vectors and scalars do not decay.
-
-    Raises:
-        RecipeError: a value out of range.
-    """
-    if config.lr <= 0 or config.weight_decay < 0 or not 0 <= config.warmup < 1:
-        raise RecipeError(
-            f"optimizer: lr {config.lr} must be > 0, weight_decay {config.weight_decay} >= 0, warmup {config.warmup} in [0, 1)"
-        )
+    """SGD or AdamW over the parameters that need gradients; vectors and scalars (norms and biases) do not decay."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},

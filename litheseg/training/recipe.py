@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from litheseg.data.transforms import Augment
 from litheseg.errors import RecipeError, did_you_mean
+from litheseg.training.checks import check_recipe
 
 __all__ = [
     "DataConfig",
@@ -31,6 +32,7 @@ __all__ = [
     "TrainerConfig",
     "WidthConfig",
     "add_recipe_arguments",
+    "check_recipe",
     "load_recipe",
     "recipe_names",
     "recipe_to_dict",
@@ -45,7 +47,7 @@ class ModelConfig:
     Attributes:
         name: one of `litheseg models`.
         args: its keyword arguments, such as {base: 16}.
-        weights: a state dict (.safetensors, or .pt without code) to start from, of the plain model or of the elastic one.
+        weights: a state dict (.safetensors, or .pt without code) to start from, of the plain or of the elastic model.
     """
 
     name: str = "ddrnet"
@@ -316,9 +318,11 @@ def _folder() -> Any:
 
 
 def _instantiate(parser: ArgumentParser, config: Namespace) -> Recipe:
-    from_config = parser.instantiate_classes(config)
-    values = {item.name: getattr(from_config, item.name) for item in dataclasses.fields(Recipe)}
-    return Recipe(**values)
+    instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # the old name goes in jsonargparse 5
+    from_config = instantiate(config)
+    recipe = Recipe(**{item.name: getattr(from_config, item.name) for item in dataclasses.fields(Recipe)})
+    check_recipe(recipe)
+    return recipe
 
 
 def _known_keys(kind: Any) -> dict[str, Any]:

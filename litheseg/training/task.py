@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from litheseg.errors import TrainingError
 from litheseg.evaluation.metrics import SegmentationMetrics
 from litheseg.losses.terms import StepContext, Term
 from litheseg.models import SegmentationModel
@@ -28,7 +27,7 @@ from litheseg.models.base import resize
 from litheseg.nn import set_width
 from litheseg.training.optimization import build_optimizer, schedule
 from litheseg.training.recipe import OptimizerConfig
-from litheseg.training.teachers import Nobody, Teacher
+from litheseg.training.teachers import Nobody, Teacher, at_size
 
 __all__ = ["SegmentationTask", "plan_widths"]
 
@@ -79,12 +78,11 @@ class SegmentationTask(L.LightningModule):
         self.model = model
         self.teacher = teacher if teacher is not None else Nobody()
         self.terms = nn.ModuleDict(terms)
-        self.widths = tuple(sorted(widths, reverse=True))
+        self.widths = tuple(sorted(set(widths), reverse=True))
         self.sampling, self.samples, self.hard_labels = sampling, samples, hard_labels
         self.optimizer_config = optimizer or OptimizerConfig()
         self.seed, self.compile_outputs = seed, compile
         self._outputs: Callable[[Tensor], dict[str, Tensor]] = model.outputs
-        self._last_loss: Tensor | None = None
         self.metrics = nn.ModuleList(SegmentationMetrics(model.num_classes) for _ in self.widths)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -105,19 +103,15 @@ class SegmentationTask(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean over the planned widths of the weighted sum of terms."""
-        self.teacher.begin(batch["image"])
+        self.teacher.begin(batch["image"], batch["mask"].shape[-2:])
         plan = plan_widths(self.widths, self.sampling, self.samples, seed=self.seed, step=self.global_step)
         bands: dict[int, Any] = {}
-        loss = torch.stack([self._width_loss(width, batch, bands) for width in plan]).mean()
-        self._last_loss = loss.detach()
-        return loss
+        return torch.stack([self._width_loss(width, batch, bands) for width in plan]).mean()
 
     def _width_loss(self, width: float, batch: dict[str, Tensor], bands: dict[int, Any]) -> Tensor:
         set_width(self.model, width)
-        outputs = self._at_mask_size(self._outputs(batch["image"]), batch["mask"])
+        outputs = at_size(self._outputs(batch["image"]), batch["mask"].shape[-2:])
         lesson = self.teacher.lesson(width)
-        if lesson is not None:  # of a frozen teacher at its own size; of a width of this step at the labels' already
-            lesson = self._at_mask_size(lesson, batch["mask"])
         context = StepContext(outputs, lesson, batch["mask"], width, bands)
         total = outputs["logits"].new_zeros((), dtype=torch.float32)
         for name, term in self.terms.items():
@@ -135,27 +129,6 @@ class SegmentationTask(L.LightningModule):
 
     def _log_training(self, name: str, value: Tensor) -> None:
         self.log(name, value.detach(), on_step=False, on_epoch=True)
-
-    @staticmethod
-    def _at_mask_size(outputs: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        """Logits and border logits at the labels' size.
-
-        Made float and contiguous while they are small: softmax over the channels of a channels_last tensor is slow.
-        """
-        full = ("logits", "boundary")
-        return {
-            name: resize(value.float().contiguous(), mask.shape[-2:]) if name in full else value
-            for name, value in outputs.items()
-        }
-
-    def on_train_epoch_end(self) -> None:
-        """Stop when the loss is no number any more, before this epoch's weights replace the last checkpoint."""
-        if self._last_loss is not None and not torch.isfinite(self._last_loss):
-            raise TrainingError(
-                f"the loss became {self._last_loss.item()} in epoch {self.current_epoch + 1}; lower --optimizer.lr "
-                f"(now {self.optimizer_config.lr:g}), set --optimizer.clip 1, or train with --trainer.precision 32-true. "
-                "The checkpoint of the epoch before is intact"
-            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let a teacher that follows the student follow."""
@@ -178,8 +151,8 @@ class SegmentationTask(L.LightningModule):
             assert isinstance(metrics, SegmentationMetrics)
             scores.append(float(metrics.compute().miou))
             metrics.reset()
-            self.log(f"val/miou@{width:g}", scores[-1])
-        self.log("val/miou", sum(scores) / len(scores), prog_bar=True)
+            self.log(f"val/miou@{width:g}", scores[-1], prog_bar=True)
+        self.log("val/miou", sum(scores) / len(scores))
 
     # --- optimization ------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,14 @@
 """Who teaches: each teacher answers, for a width about to run, with the outputs that it should imitate.
 
-A teacher sees the step's images (`begin`) and what each width computed (`observe`); it never passes a gradient on. It
-does not know which loss uses its lesson.
+A teacher sees the step's images (`begin`) and what each width computed (`observe`); it never passes a gradient on. Its
+lessons are at the labels' size, and computed once per step. It does not know which loss uses them.
 
 Papers: SlimSeg (Xue et al., ACM MM 2022): the next wider width; Universally Slimmable Networks (Yu & Huang, ICCV 2019):
 the widest; Mean Teacher (Tarvainen & Valpola, NeurIPS 2017): an exponential moving average.
 
 Usage:
     >>> teacher = NextWider()
-    >>> teacher.begin(image)
+    >>> teacher.begin(image, mask.shape[-2:])
     >>> lesson = teacher.lesson(0.5)  # None for the widest
 """
 
@@ -21,18 +21,30 @@ import torch
 from torch import Tensor, nn
 
 from litheseg.models import SegmentationModel
+from litheseg.models.base import resize
 from litheseg.nn import set_width
 
-__all__ = ["Ema", "Frozen", "NextWider", "Nobody", "Outputs", "Teacher", "Widest"]
+__all__ = ["Ema", "Frozen", "NextWider", "Nobody", "Outputs", "Teacher", "Widest", "at_size"]
 
 Outputs = dict[str, Tensor]
+
+
+def at_size(outputs: Outputs, size: torch.Size) -> Outputs:
+    """Logits and border logits resampled to `size` (H, W); the others as they are.
+
+    Made float and contiguous while they are small: softmax over the channels of a channels_last tensor is slow.
+    """
+    full = ("logits", "boundary")
+    return {
+        name: resize(value.float().contiguous(), size) if name in full else value for name, value in outputs.items()
+    }
 
 
 class Teacher(nn.Module, ABC):
     """Base of all teachers; widths run widest first."""
 
-    def begin(self, image: Tensor) -> None:
-        """A step begins with these images (N x 3 x H x W, normalised)."""
+    def begin(self, image: Tensor, size: torch.Size) -> None:
+        """A step begins with these images (N x 3 x H x W, normalised); its labels are of `size` (H, W)."""
 
     @abstractmethod
     def lesson(self, width: float) -> Outputs | None:
@@ -64,7 +76,7 @@ class NextWider(Teacher):
         super().__init__()
         self._previous: Outputs | None = None
 
-    def begin(self, image: Tensor) -> None:
+    def begin(self, image: Tensor, size: torch.Size) -> None:
         """Forget the last step."""
         self._previous = None
 
@@ -84,7 +96,7 @@ class Widest(Teacher):
         super().__init__()
         self._widest: Outputs | None = None
 
-    def begin(self, image: Tensor) -> None:
+    def begin(self, image: Tensor, size: torch.Size) -> None:
         """Forget the last step."""
         self._widest = None
 
@@ -113,9 +125,9 @@ class Frozen(Teacher):
         return self
 
     @torch.no_grad()
-    def begin(self, image: Tensor) -> None:
+    def begin(self, image: Tensor, size: torch.Size) -> None:
         """Run the teacher."""
-        self._outputs = self.model.outputs(image)
+        self._outputs = at_size(self.model.outputs(image), size)
 
     def lesson(self, width: float) -> Outputs | None:
         """The same for every width."""
@@ -138,8 +150,8 @@ class Ema(Frozen):
         decay = min(self.decay, self.steps / (self.steps + 10))
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
             mine.lerp_(theirs.detach(), 1 - decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        for my_buffer, their_buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            my_buffer.copy_(their_buffer)
 
     def get_extra_state(self) -> Tensor:
         """The number of updates, so that a resumed run goes on exactly."""

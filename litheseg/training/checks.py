@@ -1,0 +1,107 @@
+"""What a recipe's values must fulfil, told before anything takes time.
+
+Types are checked where a recipe is read; what only data or a model can tell (class counts, image sizes) is checked
+there.
+
+Usage:
+    >>> check_recipe(recipe)
+"""
+
+from __future__ import annotations
+
+import math
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from litheseg.errors import RecipeError
+from litheseg.nn.width import check_width
+
+if TYPE_CHECKING:
+    from litheseg.training.recipe import Recipe, TeacherConfig, WidthConfig
+
+__all__ = ["check_recipe"]
+
+_POSITIVE = math.ulp(0.0)  # the smallest number above 0
+_BELOW_ONE = math.nextafter(1.0, 0.0)
+_RANGES: dict[str, tuple[float, float]] = {
+    "data.batch_size": (1, math.inf),
+    "data.workers": (0, math.inf),
+    "widths.samples": (0, math.inf),
+    "widths.divisor": (1, math.inf),
+    "teacher.decay": (0, _BELOW_ONE),
+    "loss.ohem_threshold": (_POSITIVE, 1),
+    "loss.class_weight_offset": (math.nextafter(1.0, 2.0), math.inf),
+    "loss.dice": (0, math.inf),
+    "loss.lovasz": (0, math.inf),
+    "loss.aux": (0, math.inf),
+    "loss.boundary_band": (0, math.inf),
+    "loss.boundary_head": (0, math.inf),
+    "loss.boundary_radius": (0, math.inf),
+    "loss.kl": (0, math.inf),
+    "loss.temperature": (_POSITIVE, math.inf),
+    "loss.channel_wise": (0, math.inf),
+    "loss.channel_wise_temperature": (_POSITIVE, math.inf),
+    "optimizer.lr": (_POSITIVE, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.momentum": (0, _BELOW_ONE),
+    "optimizer.power": (_POSITIVE, math.inf),
+    "optimizer.warmup": (0, _BELOW_ONE),
+    "optimizer.clip": (0, math.inf),
+    "trainer.epochs": (1, math.inf),
+    "trainer.seed": (0, 2**32 - 1),
+    "trainer.nodes": (1, math.inf),
+    "trainer.ema": (0, _BELOW_ONE),
+    "trainer.early_stop": (0, math.inf),
+    "trainer.val_every": (1, math.inf),
+    "trainer.threads": (0, math.inf),
+}
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check ranges, and that choices fit together.
+
+    Raises:
+        RecipeError: a value does not; the message names it and its range.
+        WidthError: a width outside (0, 1].
+    """
+    for name, (low, high) in _RANGES.items():
+        value = attrgetter(name)(recipe)
+        if not low <= value <= high:
+            raise RecipeError(f"--{name} {value} is out of range; give {_range(low, high)}")
+    _check_widths(recipe.widths)
+    _check_teacher(recipe.teacher, recipe.widths)
+    listens = recipe.loss.kl > 0 or recipe.loss.channel_wise > 0
+    if listens and recipe.teacher.kind == "none":
+        raise RecipeError("loss.kl and loss.channel_wise need a teacher; set --teacher.kind next-wider, say")
+    if not listens and recipe.teacher.kind != "none":
+        raise RecipeError(
+            f"teacher.kind is {recipe.teacher.kind}, but no term learns from it; set --loss.kl 1 or "
+            "--loss.channel_wise 3, or --teacher.kind none"
+        )
+
+
+def _range(low: float, high: float) -> str:
+    above = "above 0" if low == _POSITIVE else f"above {low:g}" if low % 1 else f"at least {low:g}"
+    if high == math.inf:
+        return above
+    return f"{above} and {'below 1' if high == _BELOW_ONE else f'at most {high:g}'}"
+
+
+def _check_widths(config: WidthConfig) -> None:
+    if not config.values:
+        raise RecipeError("widths.values is empty; [1] is the full network")
+    low, high = (end(check_width(width) for width in config.values) for end in (min, max))
+    for width in config.calibrate:
+        if not low <= check_width(width) <= high:
+            raise RecipeError(
+                f"widths.calibrate has {width:g}, but only widths within those trained, {low:g} to {high:g}, can be "
+                "calibrated; add a narrower or wider one to widths.values"
+            )
+
+
+def _check_teacher(config: TeacherConfig, widths: WidthConfig) -> None:
+    if config.kind == "frozen" and config.bundle is None:
+        raise RecipeError("teacher.kind is 'frozen' but teacher.bundle names no model; give the path of a bundle")
+    if config.kind == "ema" and config.width not in widths.values:
+        known = ", ".join(f"{width:g}" for width in widths.values)
+        raise RecipeError(f"teacher.width {config.width:g} is not among the widths that are trained: {known}")

@@ -1,0 +1,99 @@
+"""The end of a run: calibrate further widths, score every width, write the bundle.
+
+It knows nothing of how the weights came about.
+
+Usage:
+    >>> scores = finish(recipe, data, task, Path("runs/slimseg/model.safetensors"), device=device, writes=True)
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litheseg import __version__
+from litheseg.cost.profile import profile
+from litheseg.data.datamodule import SegmentationData
+from litheseg.deploy.bundle import BundleHeader, save_bundle
+from litheseg.evaluation.evaluate import evaluate
+from litheseg.evaluation.metrics import Scores
+from litheseg.models import SegmentationModel
+from litheseg.nn import available_widths, recalibrate
+from litheseg.training.recipe import Recipe, recipe_to_dict
+from litheseg.training.task import SegmentationTask
+
+__all__ = ["finish"]
+
+_CALIBRATION_BATCHES = 32
+
+
+def finish(
+    recipe: Recipe, data: SegmentationData, task: SegmentationTask, path: Path, *, device: torch.device, writes: bool
+) -> dict[float, Scores]:
+    """Calibrate and score every width, in all processes; write the bundle, in one.
+
+    Args:
+        recipe: of the run.
+        data: its images.
+        task: with the weights to keep.
+        path: of the bundle.
+        device: where to compute; the model is left on the CPU.
+        writes: whether this process writes.
+
+    Returns:
+        Scores by width, the same in all processes.
+    """
+    model = task.model.to(device)
+    recalibrate(model, data.calibration_batches(_CALIBRATION_BATCHES), recipe.widths.calibrate)
+    scores = evaluate(model, data.val_dataloader(), widths=available_widths(model), device=device)
+    model.cpu()
+    if writes:
+        save_bundle(path, model, _header(recipe, data, task, scores))
+    return scores
+
+
+def _header(
+    recipe: Recipe, data: SegmentationData, task: SegmentationTask, scores: dict[float, Scores]
+) -> BundleHeader:
+    size = recipe.data.size or data.crop
+    return BundleHeader(
+        architecture={"name": recipe.model.name, "args": recipe.model.args},
+        classes=data.classes,
+        widths=task.widths,
+        calibrated_widths=tuple(width for width in scores if width not in task.widths),
+        divisor=recipe.widths.divisor,
+        size=size,
+        mean=data.mean,
+        std=data.std,
+        metrics=_metrics(task.model, scores, size),
+        recipe=recipe_to_dict(recipe),
+        provenance=_provenance(recipe, data),
+    )
+
+
+def _metrics(model: SegmentationModel, scores: dict[float, Scores], size: tuple[int, int]) -> dict[str, Any]:
+    """Accuracy and cost per width, for the bundle's header; the confusion matrices stay out of it."""
+    costs = {cost.width: cost for cost in profile(model, scores, size, latency=False)}
+    result = {}
+    for width, score in scores.items():
+        entry = {name: value for name, value in score.to_dict().items() if name != "confusion"}
+        result[f"{width:g}"] = {**entry, "params": costs[width].params, "macs": costs[width].macs}
+    return result
+
+
+def _provenance(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
+    packages = ("torch", "torchvision", "timm", "lightning")
+    return {
+        "data": data.source.name,
+        "data_licence": data.source.licence,
+        "data_citation": data.source.citation,
+        "seed": recipe.trainer.seed,
+        "epoch": recipe.trainer.keep,
+        "litheseg": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

@@ -1,0 +1,117 @@
+"""A network and a recipe that train in a second, in this process or, as a script, in another.
+
+    python tests/tiny_training.py FOLDER [--resume] [--die-at STEP] [recipe overrides]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litheseg.deploy.bundle import load_bundle
+from litheseg.models import MODELS, SegmentationModel
+from litheseg.training import Recipe, TrainResult, load_recipe, train
+from litheseg.training.task import SegmentationTask
+
+IMAGES, BATCH = 8, 2
+STEPS = IMAGES // BATCH  # per epoch
+ARGUMENTS = (
+    "--model.name=tiny",
+    "--data.source=streets",
+    f"--data.options={{train: {IMAGES}, val: 2, size: [32, 32]}}",
+    f"--data.batch_size={BATCH}",
+    "--widths.values=[1.0, 0.5]",
+    "--trainer.epochs=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.val_every=1",
+    "--trainer.threads=1",
+    "--trainer.loggers=[csv]",
+)
+
+
+class Tiny(SegmentationModel):
+    """Two convolutions, dropout (so that seeding shows), and both training heads."""
+
+    training_only = ("aux_head", "boundary_head")
+
+    def __init__(self, num_classes: int, norm: str, dropout: float, aux_head: bool, boundary_head: bool) -> None:
+        super().__init__(num_classes)
+        norms = [nn.BatchNorm2d(16) if norm == "batch" else nn.GroupNorm(2, 16) for _ in range(2)]
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), norms[0], nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), norms[1], nn.ReLU(), nn.Dropout2d(dropout))
+        self.classifier = nn.Conv2d(16, num_classes, 1)
+        self.aux_head = nn.Conv2d(16, num_classes, 1) if aux_head else None
+        self.boundary_head = nn.Conv2d(16, 1, 1) if boundary_head else None
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        early = self.stem(image)
+        features = self.body(early)
+        result = {"logits": self.classifier(features), "features": features}
+        if self.training and self.aux_head is not None:
+            result["aux"] = self.aux_head(early)
+        if self.training and self.boundary_head is not None:
+            result["boundary"] = self.boundary_head(features)
+        return result
+
+
+def tiny(
+    num_classes: int,
+    *,
+    norm: str = "batch",
+    dropout: float = 0.1,
+    aux_head: bool = True,
+    boundary_head: bool = False,
+) -> Tiny:
+    """The network, for `MODELS`."""
+    return Tiny(num_classes, norm, dropout, aux_head, boundary_head)
+
+
+MODELS["tiny"] = tiny
+
+
+def tiny_recipe(*overrides: str, name: str = "slimseg") -> Recipe:
+    return load_recipe(name, [*ARGUMENTS, *overrides])
+
+
+def train_tiny(folder: Path, *overrides: str, name: str = "slimseg", resume: bool = False) -> TrainResult:
+    return train(tiny_recipe(*overrides, name=name), folder, resume=resume)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_bundle(folder / "model.safetensors").state_dict
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def act_at(step: int, action: Any) -> Any:
+    """A `training_step` that lets `action(loss)` replace the loss from this global step on."""
+    original = SegmentationTask.training_step
+
+    def training_step(self: SegmentationTask, batch: Any, batch_idx: int) -> Tensor:
+        loss = original(self, batch, batch_idx)
+        return action(loss) if self.global_step >= step else loss
+
+    return training_step
+
+
+def main(arguments: list[str]) -> None:
+    if "--die-at" in arguments:
+        at = arguments.index("--die-at")
+        step = int(arguments[at + 1])
+        del arguments[at : at + 2]
+        SegmentationTask.training_step = act_at(step, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    resume = "--resume" in arguments
+    train_tiny(Path(arguments[0]), *(part for part in arguments[1:] if part != "--resume"), resume=resume)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
