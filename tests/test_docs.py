@@ -1,0 +1,107 @@
+"""Documents keep their word: links lead somewhere, commands parse, Python compiles, sizes are those counted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from litheseg.cost.profile import profile
+from litheseg.models import build_model
+from litheseg.nn import slim
+from litheseg.training.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PLACEHOLDERS = ("COMMAND", "TABLE", "DATA")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text())
+
+
+def commands(page: Path) -> list[str]:
+    """Every `litheseg ...` in shell blocks and between backticks."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", prose(page)) if page.name != "results.md" else []
+    return [line.strip() for line in [*lines, *inline] if re.match(r"\s*litheseg\s", line)]
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+def page(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}, which is not there"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {path or page.name} has no heading #{anchor}"
+
+
+def test_commands_parse(page: Path) -> None:
+    parser = pytest.importorskip("litheseg._cli_parser").build_parser()
+    for command in commands(page):
+        words = shlex.split(command.split(" > ")[0], comments=True)[1:]
+        if "..." in words or set(words) & set(PLACEHOLDERS) or "--help" in words or "--version" in words:
+            continue
+        arguments, rest = parser.parse_known_args(words)
+        recipe = getattr(arguments, "recipe", None) or arguments.command
+        if arguments.command in ("train", "demo"):
+            load_recipe("supervised" if recipe.endswith(".yaml") else recipe, rest)
+        else:
+            assert not rest, f"{page.name}: `{command}`: unknown {rest}"
+
+
+def test_python_compiles(page: Path) -> None:
+    for index, code in enumerate(blocks(page, "python")):
+        compile(code, f"{page.name}, Python block {index + 1}", "exec")
+
+
+def test_python_imports_exist(page: Path) -> None:
+    for code in blocks(page, "python"):
+        lines = [line for line in code.splitlines() if re.match(r"(from|import) ", line)]
+        exec("\n".join(lines), {})
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", (ROOT / "README.md").read_text()))
+    assert linked == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_every_recipe_field_that_the_training_page_names_exists() -> None:
+    sections = vars(Recipe())
+    names = re.findall(
+        r"`((?:data|loss|model|optimizer|teacher|trainer|widths)\.\w+)", prose(ROOT / "docs/training.md")
+    )
+    assert len(names) > 20
+    for name in names:
+        section, _, field = name.partition(".")
+        assert hasattr(sections[section], field), f"docs/training.md names {name}, which no recipe has"
+
+
+def test_the_example_in_elastic_networks_runs() -> None:
+    exec(blocks(ROOT / "docs/elastic.md", "python")[0], {})
+
+
+@pytest.mark.parametrize("name", ["ddrnet", "erfnet"])
+def test_sizes_in_the_models_page_are_those_counted(name: str) -> None:
+    text = (ROOT / "docs/models.md").read_text()
+    model = slim(build_model(name, num_classes=11), (1, 0.75, 0.5, 0.25))
+    for row in profile(model, size=(360, 480), latency=False):
+        assert f"| {name} | {row.width:g} | {row.params / 1e6:.3f} | {row.macs / 1e9:.3f} |" in text
