@@ -110,8 +110,8 @@ def width_table(rows: Sequence[WidthRow]) -> Table:
     columns = [
         ("mIoU (%)", [_show(row.miou, 100, 1) for row in rows]),
         ("boundary IoU (%)", [_show(row.boundary_iou, 100, 1) for row in rows]),
-        ("parameters (M)", [_show(row.params, 1e-6, 2) for row in rows]),
-        ("MACs (G)", [_show(row.macs, 1e-9, 2) for row in rows]),
+        _scaled("parameters", [row.params for row in rows], "M", "k"),
+        _scaled("MACs", [row.macs for row in rows], "G", "M"),
         ("p50 latency (ms)", [_show(row.p50_ms, 1, 1) for row in rows]),
     ]
     kept = [(name, cells) for name, cells in columns if any(cell != "–" for cell in cells)]
@@ -267,6 +267,17 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(entry)}" for key, entry in sorted(value.items()))
     return str(value)
+
+
+_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+def _scaled(name: str, values: Sequence[float | None], large: str, small: str) -> tuple[str, list[str]]:
+    """A column in the large unit, or in the small one where two digits of the large one would say nothing."""
+    known = [value for value in values if value]
+    fine = bool(known) and min(known) < 0.1 * _UNITS[large]
+    unit = small if fine else large
+    return f"{name} ({unit})", [_show(value, 1 / _UNITS[unit], 1 if fine else 2) for value in values]
 
 
 def _finite(value: Any) -> float | None:

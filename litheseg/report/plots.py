@@ -27,7 +27,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from litheseg.data.classes import Classes
 from litheseg.errors import DataError, LithesegError
@@ -194,7 +194,7 @@ def learning_curves(path: str | Path, history: str | Path | History, *, max_pane
     figure = Figure(figsize=(4.8 * columns, 3.2 * rows), layout="constrained")
     for index, name in enumerate(names):
         axes = _axes(figure, name, history.axis, "", (rows, columns, index + 1))
-        _curve_panel(axes, panels[name])
+        _curve_panel(axes, panels[name], first=1 if history.axis == "epoch" else 0)
     _save(figure, path)
 
 
@@ -272,11 +272,13 @@ def _frontier_line(axes: Axes, index: int, name: str, points: Sequence[FrontierP
         )
 
 
-def _curve_panel(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Draw one quantity; each line's width stands at its right end."""
+def _curve_panel(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], first: int) -> None:
+    """Draw one quantity, one line a width (without one: the mean). Lightning counts epochs from 0, people from 1."""
     for index, (width, points) in enumerate(lines.items()):
         style = _style(index) | {"markersize": 4, "markevery": max(1, len(points) // 8)}
-        axes.plot([at for at, _ in points], [value for _, value in points], label=f"{width}x", **style)
+        label = f"{width}x" if width else "mean"
+        axes.plot([at + first for at, _ in points], [value for _, value in points], label=label, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if any(lines):
         axes.legend(frameon=False, fontsize=9, title="width", title_fontsize=9, handlelength=3)
 

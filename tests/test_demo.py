@@ -1,0 +1,41 @@
+"""The demo in miniature; its real size is tried by `make demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from litheseg.cli import main
+from litheseg.demo import run_demo
+from litheseg.errors import TrainingError
+
+SMALL = [
+    "--data.options={train: 4, val: 2, size: [32, 48]}",
+    "--model.args={base: 4, head_channels: 4}",
+    "--widths.divisor=2",
+    "--data.batch_size=2",
+    "--trainer.epochs=1",
+    "--trainer.threads=1",
+]
+
+
+def test_demo_trains_reports_and_reuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    assert main(["demo", "--output", str(folder), *SMALL]) == 0
+    text = capsys.readouterr().out
+    for word in ("mIoU", "boundary IoU", "MACs", "ms", "0.6", "0.25", "report.html"):
+        assert word in text
+    weights = (folder / "model.safetensors").stat().st_mtime_ns
+    assert main(["demo", "--output", str(folder), *SMALL]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    assert (folder / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_force_begins_anew_but_spares_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("my only copy")
+    with pytest.raises(TrainingError, match="left alone"):
+        run_demo(tmp_path, SMALL, force=True)
+    assert (tmp_path / "thesis.txt").exists()
+    result = run_demo(tmp_path / "demo", SMALL, force=True)
+    assert not result.reused and [row.width for row in result.rows] == [1.0, 0.75, 0.6, 0.5, 0.25]
