@@ -1,6 +1,6 @@
 """A network and a recipe that train in a second, in this process or, as a script, in another.
 
-    python tests/tiny_training.py FOLDER [--resume] [--die-at STEP] [recipe overrides]
+python tests/tiny_training.py FOLDER [--resume] [--die-at STEP] [recipe overrides]
 """
 
 from __future__ import annotations
@@ -101,6 +101,13 @@ def act_at(step: int, action: Any) -> Any:
         return action(loss) if self.global_step >= step else loss
 
     return training_step
+
+
+def environment() -> dict[str, str]:
+    """For a child process: it finds the package and takes no part in a distributed run of this one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOCAL_", "MASTER_", "PL_"))}
+    places = (Path(__file__).parent, Path(__file__).parents[1])
+    return {**kept, "PYTHONPATH": os.pathsep.join([*map(str, places), *filter(None, [kept.get("PYTHONPATH")])])}
 
 
 def main(arguments: list[str]) -> None:

@@ -9,6 +9,8 @@ Usage:
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
+
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -109,7 +111,7 @@ def _load_weights(network: SegmentationModel, path: str) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (EOFError, OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
         lines = " ".join(str(error).split())[:300]
         raise ModelError(f"{path}: these weights cannot be loaded into the model ({lines})") from error
 
@@ -190,6 +192,7 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
         samples=widths.samples,
         hard_labels=loss.hard_labels,
         optimizer=recipe.optimizer,
+        total_steps=recipe.trainer.epochs * len(data.train_dataloader()),
         seed=recipe.trainer.seed,
         compile=recipe.trainer.compile,
     )

@@ -74,11 +74,12 @@ def require_finite(trainer: L.Trainer, module: L.LightningModule, outputs: Any) 
     finite = bool(torch.isfinite(sums).all())
     if trainer.strategy.reduce_boolean_decision(finite, all=True):
         return
-    rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    rate = max(group.get("initial_lr", group["lr"]) for group in groups)
     raise TrainingError(
         f"the loss became {float(loss):g} or a weight is no number any more, in epoch {trainer.current_epoch + 1}, at "
-        f"a learning rate of {rate:g}; lower --optimizer.lr, set --optimizer.clip 1, or train with --trainer.precision "
-        "32-true, with another --output. The checkpoints of earlier epochs are intact"
+        f"a peak learning rate of {rate:g}; lower --optimizer.lr, set --optimizer.clip 1, or train with "
+        "--trainer.precision 32-true, with another --output. The checkpoints of earlier epochs are intact"
     )
 
 

@@ -34,11 +34,11 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
     """The factor on the learning rate at each step, in [0, 1]."""
-    one_cycle = config.schedule == "one-cycle"
-    warmup = max(1, round((_ONE_CYCLE_RISE if one_cycle else config.warmup) * total_steps))
+    share = _ONE_CYCLE_RISE if config.schedule == "one-cycle" else config.warmup
+    warmup = max(1, round(share * total_steps)) if share > 0 else 0
 
     def factor(step: int) -> float:
-        if step < warmup and (one_cycle or config.warmup > 0):
+        if step < warmup:
             return (step + 1) / warmup
         if config.schedule == "constant":
             return 1.0

@@ -10,6 +10,7 @@ Usage:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -269,8 +270,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: an unknown recipe or key, or a value of the wrong type or range; the message names it.
     """
-    parser = _RecipeParser(prog="litheseg train", exit_on_error=False)
-    add_recipe_arguments(parser)
+    parser = _parser()
     try:
         defaults = yaml.safe_load(recipe_yaml(name)) or {}
     except yaml.YAMLError as error:
@@ -306,6 +306,13 @@ class _RecipeParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise RecipeError(_tidy(message)) from ex
+
+
+@functools.cache  # reading the docstrings takes a while
+def _parser() -> _RecipeParser:
+    parser = _RecipeParser(prog="litheseg train", exit_on_error=False)
+    add_recipe_arguments(parser)
+    return parser
 
 
 def _tidy(message: str) -> str:

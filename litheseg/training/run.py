@@ -2,8 +2,9 @@
 
 The folder holds `recipe.yaml`, `checkpoints/last.ckpt` (to resume) and `best.ckpt`, `metrics.csv` and TensorBoard logs,
 and at the end `model.safetensors` with every width's scores and costs in its header. A run that dies at any moment
-resumes from the end of its last whole epoch (from the last step after Ctrl-C) and ends with the same weights as an
-unbroken one. The folder is shared by all processes of a distributed run.
+resumes from the end of its last whole epoch and ends with the same weights as an unbroken one. After Ctrl-C it resumes
+from the very step; the losses logged for that epoch are then the mean over its other steps. The folder is shared by all
+processes of a distributed run.
 
 It knows no method and no loss; `litheseg.training.build` does the choosing.
 

@@ -56,6 +56,8 @@ class SegmentationTask(L.LightningModule):
         samples: random widths of a sandwich.
         hard_labels: whether a width with a lesson also learns from the labels.
         optimizer: how weights move.
+        total_steps: of the whole run, for the schedule; None to ask the Trainer, which then loads the training batches
+            too early to resume within an epoch.
         seed: of everything random in a step.
         compile: run the training passes through `torch.compile`.
     """
@@ -71,6 +73,7 @@ class SegmentationTask(L.LightningModule):
         samples: int = 2,
         hard_labels: bool = True,
         optimizer: OptimizerConfig | None = None,
+        total_steps: int | None = None,
         seed: int = 0,
         compile: bool = False,
     ) -> None:
@@ -80,7 +83,7 @@ class SegmentationTask(L.LightningModule):
         self.terms = nn.ModuleDict(terms)
         self.widths = tuple(sorted(set(widths), reverse=True))
         self.sampling, self.samples, self.hard_labels = sampling, samples, hard_labels
-        self.optimizer_config = optimizer or OptimizerConfig()
+        self.optimizer_config, self.total_steps = optimizer or OptimizerConfig(), total_steps
         self.seed, self.compile_outputs = seed, compile
         self._outputs: Callable[[Tensor], dict[str, Tensor]] = model.outputs
         self.metrics = nn.ModuleList(SegmentationMetrics(model.num_classes) for _ in self.widths)
@@ -159,7 +162,8 @@ class SegmentationTask(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, its rate set at every step."""
         optimizer = build_optimizer(self.model, self.optimizer_config)
-        factor = schedule(self.optimizer_config, int(self.trainer.estimated_stepping_batches))
+        steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
+        factor = schedule(self.optimizer_config, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},

@@ -1,0 +1,195 @@
+"""What a four-width training step costs, compared with four separate networks' steps in the same run.
+
+The four-width step is the recipe's: every width with labels, boundary terms and deep supervision, each but the widest
+with its teacher, one optimizer step. It is compared with the sum of one step each of four *plain* networks of these
+widths (small weights, no elastic layers) with the same terms but the teacher's, and an optimizer step each. All five are
+timed in turn, so that load from other programs falls on all alike; medians are compared. A sixth, the four widths
+without teacher, shows what the teacher costs.
+
+    python benchmarks/step_cost.py --output benchmarks/results/step_cost.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from litheseg.files import atomic_path
+from litheseg.losses.terms import Term
+from litheseg.models import SegmentationModel
+from litheseg.nn import extract
+from litheseg.training import Recipe, load_recipe
+from litheseg.training.build import build_elastic_model, build_terms
+from litheseg.training.optimization import build_optimizer
+from litheseg.training.task import SegmentationTask
+from litheseg.training.teachers import NextWider, Teacher
+
+TARGET = 1.15
+CLASSES = 11
+
+
+def main() -> None:
+    """Parse, measure, print a table, write JSON."""
+    options = parse()
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    overrides = ["--model.name", options.model, f"--loss.boundary_head={options.boundary_head}"]
+    recipe = load_recipe("slimseg", overrides + [f"--model.args={options.model_args}"])
+    times = measure(steps_of(recipe, options), options)
+    report = summary(recipe, times) | provenance(options)
+    show(report)
+    if options.output:
+        with atomic_path(options.output) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="ddrnet")
+    parser.add_argument("--model-args", default="{}", help="YAML, such as {base: 8}")
+    parser.add_argument("--size", type=int, nargs=2, default=(180, 240), metavar=("H", "W"))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--boundary-head", type=float, default=0.0, help="weight of the auxiliary border head")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="bf16 is autocast")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one for warming up")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser.parse_args()
+
+
+def steps_of(recipe: Recipe, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """Name -> one whole training step: forward, loss, backward, optimizer."""
+    model = build_elastic_model(recipe.model, recipe.widths, CLASSES, boundary_head=recipe.loss.boundary_head > 0)
+    terms = build_terms(recipe.loss, torch.linspace(1.0, 5.0, CLASSES), aux=True)
+    hard = {name: term for name, term in terms.items() if not term.needs_teacher}
+    widths, batch = recipe.widths.values, batch_of(options)
+    steps = {
+        "four": step(recipe, copy.deepcopy(model), terms, NextWider(), widths, batch, options),
+        "four without teacher": step(recipe, copy.deepcopy(model), hard, None, widths, batch, options),
+    }
+    model.training_only = ()  # else `extract` would drop the training heads
+    for width in widths:
+        plain = extract(model, width)
+        assert isinstance(plain, SegmentationModel)
+        steps[f"{width:g} alone"] = step(recipe, plain, hard, None, (1.0,), batch, options)
+    return steps
+
+
+def step(
+    recipe: Recipe,
+    model: SegmentationModel,
+    terms: dict[str, Term],
+    teacher: Teacher | None,
+    widths: tuple[float, ...],
+    batch: dict[str, Tensor],
+    options: argparse.Namespace,
+) -> Callable[[], None]:
+    """A closure over a task of its own."""
+    model = model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = SegmentationTask(model, terms=copy.deepcopy(terms), teacher=teacher, widths=widths)
+    task.to(options.device).train()
+    task.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]  # there is no Trainer
+    optimizer = build_optimizer(model, recipe.optimizer)
+
+    def run() -> None:
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = task.training_step(batch, 0)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def batch_of(options: argparse.Namespace) -> dict[str, Tensor]:
+    """Noise, and labels in blocks (so that there are borders) with some ignored pixels."""
+    height, width = options.size
+    blocks = torch.randint(0, CLASSES, (options.batch_size, 1, -(-height // 20), -(-width // 20))).float()
+    mask = F.interpolate(blocks, scale_factor=20.0, mode="nearest")[:, 0, :height, :width].long()
+    mask[:, : height // 10] = 255
+    image = torch.randn(options.batch_size, 3, height, width)
+    return {"image": image.to(options.device), "mask": mask.to(options.device).contiguous()}
+
+
+def measure(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of every step in every round, the first round left out."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(1 + options.rounds):
+        for name, run in steps.items():
+            started = now(options.device)
+            run()
+            times[name].append(now(options.device) - started)
+    return {name: values[1:] for name, values in times.items()}
+
+
+def now(device: str) -> float:
+    """Processor time of this process on a CPU, so that other programs' share is left out; else wall-clock time."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def summary(recipe: Recipe, times: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians and their ratios."""
+    medians = {name: median(values) for name, values in times.items()}
+    apart = sum(value for name, value in medians.items() if name.endswith("alone"))
+    return {
+        "target": TARGET,
+        "ratio": medians["four"] / apart,
+        "ratio_without_teacher": medians["four without teacher"] / apart,
+        "milliseconds": {name: 1e3 * value for name, value in medians.items()} | {"sum of four alone": 1e3 * apart},
+        "widths": list(recipe.widths.values),
+        "model": recipe.model.name,
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    table = Table("step", "ms", title="cost of a training step")
+    for name, value in report["milliseconds"].items():
+        table.add_row(name, f"{value:.0f}")
+    Console().print(table)
+    print(f"ratio {report['ratio']:.3f} (target {TARGET}), without teacher {report['ratio_without_teacher']:.3f}")
+
+
+def provenance(options: argparse.Namespace) -> dict[str, Any]:
+    root = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
+    shown = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    return {
+        "command": "python benchmarks/step_cost.py",
+        "options": {name: value for name, value in shown.items() if name != "output"},
+        "clock": "process time" if options.device == "cpu" else "wall-clock time",
+        "commit": commit or None,
+        "hardware": hardware(options.device),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "lightning")}},
+    }
+
+
+def hardware(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0].split(':')[1].strip() if names else platform.machine()}"
+
+
+if __name__ == "__main__":
+    main()

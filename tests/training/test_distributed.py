@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import tiny_training
+import torch
+from tiny_training import train_tiny, weights
+
+from litheseg.deploy.bundle import load_bundle
+
+OPTIONS = (
+    "--model.args={norm: group, dropout: 0}",
+    "--data.batch_size=4",
+    "--optimizer.name=sgd",
+    "--optimizer.lr=0.05",
+    "--optimizer.clip=1",
+    "--loss.dice=0.5",
+    "--loss.boundary_head=0.5",
+    "--loss.channel_wise=1",
+)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """The same global batch, dealt to two processes whose halves hold unequal numbers of labels and borders."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    expected = train_tiny(one, *OPTIONS)
+    script = [sys.executable, tiny_training.__file__, str(two), *OPTIONS, "--trainer.devices=2"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=900, env=tiny_training.environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch ") == 2  # the first process alone speaks
+    trained = weights(two)
+    assert trained.keys() == weights(one).keys()
+    for name, value in weights(one).items():
+        torch.testing.assert_close(
+            trained[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    scores = load_bundle(two / "model.safetensors").header.metrics
+    for width, score in expected.scores.items():
+        assert abs(scores[f"{width:g}"]["miou"] - score.miou) < 1e-3
+    curves = [(folder / "metrics.csv").read_text().splitlines() for folder in (one, two)]
+    assert curves[0][0] == curves[1][0]
+    for ours, theirs in zip(curves[0][1:], curves[1][1:], strict=True):
+        ours, theirs = ([float(cell) for cell in row.split(",")] for row in (ours, theirs))
+        torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours), rtol=1e-3, atol=1e-3)
