@@ -158,11 +158,11 @@ def _ground(painter: Painter, layout: Layout) -> None:
     depth = painter.camera.height / np.maximum(down, 1e-4)
     distance = np.abs(across * depth - painter.camera.curve * depth * depth + layout.seen_from)
     crossing = (depth > layout.crossing) & (depth < layout.crossing + layout.crossing_width)
-    number = np.where(distance < layout.half_road, 1, np.where(distance < layout.half_road + layout.pavement, 2, 3))
+    number = 3 - (distance < layout.half_road).astype(np.int32) - (distance < layout.half_road + layout.pavement)
     if not layout.verge:
         number[(number == 3) & (distance < layout.half_road + layout.pavement + 12)] = 2
     number[crossing] = 1
-    painter.fill(np.where(below, number, 0).astype(np.int32))
+    painter.fill(np.where(below, number, 0))
 
 
 def _skyline(brush: Brush, layout: Layout) -> None:

@@ -154,9 +154,11 @@ class Painter:
         u, v = self.camera.project(centre)
         half_v = radius * self.camera.focal / max(centre[2], NEAR)
         half_u = half_v * squash
-        if half_v < 0.4:
-            return
         box = (u - half_u, v - half_v, u + half_u, v + half_v)
+        # A third of all leaves lies outside the picture, and Pillow takes its time to find out.
+        outside = box[2] < -1 or box[0] > self.size[1] + 1 or box[3] < -1 or box[1] > self.size[0] + 1
+        if half_v < 0.4 or outside:
+            return
         self._draw.ellipse(box, fill=number)
         if self._overlay_used:
             self._overlay_draw.ellipse(box, fill=0)
@@ -193,8 +195,8 @@ class Painter:
         kinds = np.array([surface.kind for surface in self.surfaces], dtype=np.uint8)
         loose = np.isin(kinds, (Kind.SKY, Kind.FOLIAGE, Kind.FACADE))
         where = np.flatnonzero(loose.take(numbers))
-        moved = numbers.take(where + shift.ravel()[where], mode="clip")
-        was, now = kinds.take(numbers[where]), kinds.take(moved)
+        moved = numbers.take(where + shift.ravel().take(where), mode="clip")
+        was, now = kinds.take(numbers.take(where)), kinds.take(moved)
         frayed = loose.take(moved) & ((was == Kind.FOLIAGE) | (now == Kind.FOLIAGE))
         numbers = numbers.copy()
         numbers[where[frayed]] = moved[frayed]
