@@ -2,8 +2,8 @@
 
 The four-width step is the recipe's: every width with labels, boundary terms and deep supervision, each but the widest
 with its teacher, one optimizer step. It is compared with the sum of one step each of four *plain* networks of these
-widths (small weights, no elastic layers) with the same terms but the teacher's, and an optimizer step each. All five are
-timed in turn, so that load from other programs falls on all alike; medians are compared. A sixth, the four widths
+widths (small weights, no elastic layers) with the same terms but the teacher's, and an optimizer step each. All five
+are timed in turn, so that load from other programs falls on all alike; medians are compared. A sixth, the four widths
 without teacher, shows what the teacher costs.
 
     python benchmarks/step_cost.py --output benchmarks/results/step_cost.json
@@ -49,8 +49,8 @@ def main() -> None:
     options = parse()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    overrides = ["--model.name", options.model, f"--loss.boundary_head={options.boundary_head}"]
-    recipe = load_recipe("slimseg", overrides + [f"--model.args={options.model_args}"])
+    model = [f"--model.name={options.model}", f"--model.args={options.model_args}"]
+    recipe = load_recipe("slimseg", [*model, f"--loss.boundary_head={options.boundary_head}"])
     times = measure(steps_of(recipe, options), options)
     report = summary(recipe, times) | provenance(options)
     show(report)
