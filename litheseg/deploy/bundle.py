@@ -102,7 +102,8 @@ class Bundle:
             known = ", ".join(f"{known:g}" for known in self.header.available_widths)
             raise WidthError(
                 f"{self._label}: no width {width:g}; available: {known}. "
-                "Others become available with `litheseg.nn.recalibrate` before the model is saved"
+                f"Others become available with `litheseg evaluate {self._label} --widths {width:g} --save FILE` "
+                "(in Python: `litheseg.nn.recalibrate`)"
             )
         return width
 
