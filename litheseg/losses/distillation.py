@@ -13,15 +13,18 @@ Usage:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import LithesegError
 from litheseg.losses.segmentation import require_same_size, weighted_mean
 
-__all__ = ["channel_wise_distillation", "kl_divergence", "require_pair"]
+__all__ = ["channel_wise_distillation", "kl_divergence", "pixel_divergence", "require_pair"]
 
 _NEVER = -1e30  # a logit whose softmax is exactly 0 and whose logarithm is still finite
 
@@ -49,7 +52,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None, 
         require_same_size(student, mask)
     ours = _log_softmax(student, 1, temperature)
     theirs = _log_softmax(teacher.detach(), 1, temperature).to(ours.dtype)
-    divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    divergence = pixel_divergence(ours, theirs)
     weights = torch.ones_like(divergence) if mask is None else (mask != IGNORE_INDEX).to(divergence.dtype)
     return temperature**2 * weighted_mean(divergence, weights)
 
@@ -85,6 +88,32 @@ def channel_wise_distillation(
     theirs = _log_softmax(teacher.flatten(2), 2, temperature).to(ours.dtype)
     divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(2).mean(1)
     return temperature**2 * weighted_mean(divergence, counted.to(divergence.dtype))
+
+
+def pixel_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of each pixel, from log-probabilities N K H W of one float type: N H W.
+
+    No gradient reaches the teacher. The same as `F.kl_div`, in half the passes over memory: at the size of the labels,
+    these are most of what distillation costs.
+    """
+    divergence: Tensor = _PixelDivergence.apply(student, teacher.detach())
+    return divergence
+
+
+class _PixelDivergence(torch.autograd.Function):
+    """Keeps the teacher's probabilities: they are the gradient but for its sign."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        probabilities = teacher.exp()
+        ctx.save_for_backward(probabilities)
+        return (teacher - student).mul_(probabilities).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (probabilities,) = ctx.saved_tensors
+        return probabilities * gradient.neg()[:, None], None
 
 
 def require_pair(student: Tensor, teacher: Tensor, temperature: float) -> None:

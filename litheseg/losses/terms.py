@@ -24,7 +24,12 @@ from torch import Tensor, nn
 from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import ModelError, TrainingError
 from litheseg.losses.boundary import boundary_head_loss, boundary_mask
-from litheseg.losses.distillation import channel_wise_distillation, kl_divergence, require_pair
+from litheseg.losses.distillation import (
+    channel_wise_distillation,
+    kl_divergence,
+    pixel_divergence,
+    require_pair,
+)
 from litheseg.losses.segmentation import (
     cross_entropy,
     dice_loss,
@@ -244,10 +249,8 @@ class KLTerm(Term):
             return kl_divergence(context.output("logits"), context.taught("logits"), context.mask, self.temperature)
         require_pair(context.output("logits"), context.taught("logits"), self.temperature)
         require_same_size(context.output("logits"), context.mask)
-        divergence = F.kl_div(
-            context.log_probabilities(), context.taught_log_probabilities(), reduction="none", log_target=True
-        )
-        return weighted_mean(divergence.sum(1), (context.mask != IGNORE_INDEX).float())
+        divergence = pixel_divergence(context.log_probabilities(), context.taught_log_probabilities())
+        return weighted_mean(divergence, (context.mask != IGNORE_INDEX).float())
 
 
 class ChannelWiseTerm(Term):

@@ -206,5 +206,5 @@ def _names_memory(error: Exception) -> bool:
 def _kept(folder: Path) -> str:
     last = folder / "checkpoints" / "last.ckpt"
     if not last.exists():
-        return "nothing was trained yet that could be lost"
+        return "no epoch has been saved yet, so the same command begins anew"
     return f"everything up to {last} is safe, and the same command with --resume goes on from it"

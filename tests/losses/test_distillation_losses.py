@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from litheseg.errors import LithesegError
 from litheseg.losses import channel_wise_distillation, kl_divergence
+from litheseg.losses.distillation import pixel_divergence
 
 
 def softmax(x):
@@ -137,3 +139,16 @@ def test_bad_input(loss):
         loss(s, t, m[:, :2])
     with pytest.raises(LithesegError, match="temperature"):
         kl_divergence(s, t, m, 0.0)
+
+
+def test_the_lean_divergence_is_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.randn(2, 5, 4, 6, generator=generator).log_softmax(1).requires_grad_()
+    theirs = torch.randn(2, 5, 4, 6, generator=generator).log_softmax(1).requires_grad_()
+    weights = torch.rand(2, 4, 6, generator=generator)
+    expected = F.kl_div(ours, theirs.detach(), reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(pixel_divergence(ours, theirs), expected)
+    [gradient] = torch.autograd.grad((pixel_divergence(ours, theirs) * weights).sum(), ours)
+    torch.testing.assert_close(gradient, torch.autograd.grad((expected * weights).sum(), ours)[0])
+    (pixel_divergence(ours, theirs) * weights).sum().backward()
+    assert theirs.grad is None
