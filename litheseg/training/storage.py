@@ -124,7 +124,10 @@ class Curves(Logger):
 def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-        return {int(row.pop("step")): row for row in rows}
+            cells = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+        rows: dict[int, dict[str, Any]] = {}
+        for row in cells:
+            rows.setdefault(int(row.pop("step")), {}).update(row)
+        return rows
     except (csv.Error, KeyError, OSError, TypeError, UnicodeDecodeError, ValueError) as error:
         raise TrainingError(f"{path}: these learning curves cannot be gone on with; move the file away") from error

@@ -146,8 +146,10 @@ def test_a_bundle_teaches(tmp_path: Path, finished: Path) -> None:
 @pytest.mark.slow
 def test_training_can_be_compiled(tmp_path: Path) -> None:
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
-    train_tiny(plain, "--trainer.epochs=1", EMA)
-    train_tiny(compiled, "--trainer.epochs=1", EMA, "--trainer.compile=true")
+    # Compiled dropout draws other numbers, and Adam blows up rounding where gradients are near 0.
+    options = ("--trainer.epochs=1", EMA, "--model.args={dropout: 0}", "--optimizer.name=sgd")
+    train_tiny(plain, *options)
+    train_tiny(compiled, *options, "--trainer.compile=true")
     for name, value in weights(plain).items():
         torch.testing.assert_close(value, weights(compiled)[name], rtol=1e-3, atol=1e-4)
 
