@@ -117,15 +117,14 @@ def _evaluate(args: Namespace) -> None:
     bundle = load_bundle(args.bundle)
     views = {name: getattr(args, name) for name in ("mode", "window", "flip", "scales", "band_radius", "device")}
     result = evaluate_bundle(bundle, args.data, source=args.source, split=args.split, widths=args.widths, **views)
-    if args.save:
-        save_bundle(args.save, result.bundle.model(), result.bundle.header)
+    saved = save_bundle(args.save, result.bundle.model(), result.bundle.header).path if args.save else None
     if args.json:
         scores = {f"{width:g}": score.to_dict() for width, score in result.scores.items()}
         facts = {"bundle": args.bundle, "data": result.data, "split": result.split, "calibrated": result.calibrated}
         return _print_json({**facts, "scores": scores})
     if result.calibrated:
         widths = ", ".join(f"{width:g}" for width in result.calibrated)
-        kept = f"kept in {args.save}" if args.save else "not kept; --save FILE keeps it"
+        kept = f"kept in {saved}" if saved else "not kept; --save FILE keeps it"
         print(f"width {widths}: batch-norm statistics measured on training images ({kept})")
     _print_table(scores_table(result.scores), f"{args.bundle} on {result.data} {result.split}")
     _print_table(class_table(result.scores, bundle.header.classes.names))
@@ -145,7 +144,7 @@ def _profile(args: Namespace) -> None:
 
 
 def _predict(args: Namespace) -> int:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("labelling", total=None)
         summary = predict(
             args.bundle,
@@ -168,7 +167,7 @@ def _predict(args: Namespace) -> int:
 
 
 def _doctor(args: Namespace) -> int:
-    options = {"limit": args.limit, "crop": args.crop, "verbose": not args.json}
+    options = {"limit": args.limit, "crop": args.crop, "verbose": sys.stderr.isatty()}
     if args.data is None:
         report = diagnose(_open(args), **options)
     else:

@@ -23,7 +23,7 @@ _COLUMNS = 110
 
 def recipe_help(recipe: Recipe) -> str:
     """Every field with its meaning and its value in `recipe`, grouped by section."""
-    return "\n".join(_section("", recipe)).strip()
+    return "\n".join(_section("", recipe)).strip("\n")
 
 
 def _section(prefix: str, config: Any) -> list[str]:
@@ -35,7 +35,7 @@ def _section(prefix: str, config: Any) -> list[str]:
         lines += ["", f"{prefix[:-1]}: {title}"]
     for name, value in values.items():
         if not dataclasses.is_dataclass(value):
-            lines += _field(f"--{prefix}{name}", described.get(name, ""), value)
+            lines += _field(f"--{prefix}{name}", described.get(name, "how the run is called"), value)
     for name, value in values.items():
         if dataclasses.is_dataclass(value):
             lines += _section(f"{prefix}{name}.", value)
