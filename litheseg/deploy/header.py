@@ -43,7 +43,8 @@ class BundleHeader:
         widths: with batch-norm statistics and affine parameters of their own, widest first.
         calibrated_widths: further ones, from `litheseg.nn.recalibrate`.
         divisor: what elastic channels are multiples of.
-        size: height and width that training images were resized to, in pixels.
+        size: height and width of the training views, in pixels; costs refer to it.
+        resizes: whether images are resized to `size` for the network, as opposed to taken at their own size.
         mean: per RGB channel, of images scaled to [0, 1].
         std: likewise; > 0.
         metrics: width as text -> name -> value, e.g. ``{"0.5": {"miou": 0.71}}``.
@@ -61,6 +62,7 @@ class BundleHeader:
     calibrated_widths: tuple[float, ...] = ()
     divisor: int = 8
     size: tuple[int, int] = (512, 1024)
+    resizes: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class BundleHeader:
         for name in ("widths", "calibrated_widths"):
             object.__setattr__(self, name, _widths(getattr(self, name), name))
         object.__setattr__(self, "size", tuple(_whole(v, "size", _MAX_PIXELS) for v in _list(self.size, "size", 2)))
+        if not isinstance(self.resizes, bool):
+            raise BundleError(f"header field 'resizes' must be true or false, not {self.resizes!r}")
         object.__setattr__(self, "divisor", _whole(self.divisor, "divisor", 1 << 12))
         object.__setattr__(self, "mean", tuple(_number(v, "mean") for v in _list(self.mean, "mean", 3)))
         object.__setattr__(self, "std", tuple(_number(v, "std") for v in _list(self.std, "std", 3)))

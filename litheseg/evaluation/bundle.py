@@ -115,7 +115,7 @@ def open_bundle_data(
             f"the data's classes ({', '.join(opened.classes.names)}) are not the model's "
             f"({', '.join(header.classes.names)}); evaluate on data with the same classes in the same order"
         )
-    size = recipe["size"] if "size" in recipe else header.size
+    size = header.size if header.resizes else None
     return SegmentationData(
         opened,
         size=size,

@@ -42,8 +42,8 @@ class Predictor:
         bundle: a loaded bundle, or the path of one.
         width: the width to start with; None for the widest.
         device: "cpu", "cuda", "cuda:1", ...
-        size: height and width that images are resized to before the network; "training" for those the model was
-            trained at, None for the image's own.
+        size: height and width that images are resized to before the network; "training" as the model was trained (a
+            model trained on images of their own size takes them so), None for the image's own.
         channels_last: run in this memory format, which is often the faster one.
 
     Raises:
@@ -63,7 +63,9 @@ class Predictor:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.device = _checked_device(device)
-        self.size = _checked_size(self.bundle.header.size if size == "training" else size)
+        header = self.bundle.header
+        trained = header.size if header.resizes else None
+        self.size = _checked_size(trained if size == "training" else size)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._elastic = self.bundle.model()
         self._modules: dict[float, nn.Module] = {}

@@ -67,6 +67,7 @@ def _header(
         calibrated_widths=tuple(width for width in scores if width not in task.widths),
         divisor=recipe.widths.divisor,
         size=size,
+        resizes=recipe.data.size is not None,
         mean=data.mean,
         std=data.std,
         metrics=_metrics(task.model, scores, size),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,11 @@ def test_normalisation_and_resize_are_the_bundles_own(bundle: Bundle) -> None:
     predictor(np.full((3, 5, 3), 255, np.uint8))
     assert seen[0].shape == (1, 3, 8, 16)
     torch.testing.assert_close(seen[0], torch.full((1, 3, 8, 16), 2.0))
+
+
+def test_a_model_trained_on_crops_takes_whole_images_at_their_own_size(bundle: Bundle) -> None:
+    crops = Bundle(replace(bundle.header, resizes=False), bundle.state_dict)
+    assert (Predictor(crops).size, Predictor(bundle).size) == (None, (8, 16))
 
 
 def test_widths_are_extracted_when_first_used_and_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
