@@ -298,7 +298,6 @@ def readme_block(studies: Sequence[Study]) -> str:
     if not best.records:
         return "No table has been run yet; `python benchmarks/run.py --help` says how to."
     reference = f"`{best.model}`, protocol `{best.protocol}`, validation mIoU in percent, gain over (a) in brackets"
-    link = "All tables, boundary scores, targets and the command behind every row: [docs/results.md](docs/results.md)."
     link = "All tables, boundary scores, costs and the command behind every row: [docs/results.md](docs/results.md)."
     blocks = [_picture(best, "docs/images"), f"{reference}:", metric_table(best), verdicts(best), link]
     return "\n\n".join(block for block in blocks if block)
