@@ -30,6 +30,7 @@ from rich.progress import Progress
 
 from litheseg._cli_parser import COMMANDS, build_parser
 from litheseg.cost import layer_table, profile, render
+from litheseg.cost.summary import save_scored
 from litheseg.data import fetch, open_source, partition
 from litheseg.data.doctor import diagnose, diagnose_path
 from litheseg.data.download import CAMVID_URL
@@ -38,7 +39,7 @@ from litheseg.data.source import Source
 from litheseg.data.splits import write_list
 from litheseg.data.streets import Streets
 from litheseg.demo import run_demo
-from litheseg.deploy.bundle import load_bundle, save_bundle
+from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import LithesegError, ModelError, did_you_mean
 from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.models import MODELS
@@ -117,7 +118,7 @@ def _evaluate(args: Namespace) -> None:
     bundle = load_bundle(args.bundle)
     views = {name: getattr(args, name) for name in ("mode", "window", "flip", "scales", "band_radius", "device")}
     result = evaluate_bundle(bundle, args.data, source=args.source, split=args.split, widths=args.widths, **views)
-    saved = save_bundle(args.save, result.bundle.model(), result.bundle.header).path if args.save else None
+    saved = save_scored(args.save, result.bundle, result.scores).path if args.save else None
     if args.json:
         scores = {f"{width:g}": score.to_dict() for width, score in result.scores.items()}
         facts = {"bundle": args.bundle, "data": result.data, "split": result.split, "calibrated": result.calibrated}

@@ -78,7 +78,11 @@ def test_evaluate_calibrates_a_width_in_between_and_can_keep_it(
     assert run("evaluate", bundle, "--widths", "1,.6", "--save", kept, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["calibrated"] == [0.6] and set(result["scores"]) == {"1", "0.6"}
-    assert load_bundle(kept).header.available_widths == (1.0, 0.6, 0.5)
+    header = load_bundle(kept).header
+    assert header.available_widths == (1.0, 0.6, 0.5)
+    assert header.metrics["0.6"]["miou"] == result["scores"]["0.6"]["miou"]  # so that reports show it
+    assert header.metrics["0.5"] == load_bundle(bundle).header.metrics["0.5"]
+    assert header.metrics["0.5"]["macs"] < header.metrics["0.6"]["macs"] < header.metrics["1"]["macs"]
     assert run("predict", kept, "nothing.png", "--output", tmp_path / "out", "--width", ".6") == 1  # the width exists
 
 

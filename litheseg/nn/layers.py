@@ -17,7 +17,7 @@ Usage:
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from litheseg.nn.width import Channels, WidthDial
 
 __all__ = [
+    "Affine",
     "BatchNormThen",
     "ChannelLayerNorm",
     "SlimConv2d",
@@ -36,6 +37,9 @@ __all__ = [
     "SwitchableBatchNorm2d",
     "width_key",
 ]
+
+
+Affine = Literal["interpolated", "nearest"]
 
 
 def width_key(width: float) -> str:
@@ -235,8 +239,10 @@ class SwitchableBatchNorm2d(nn.Module):
         return y if self.then is None else self.then(y)
 
     @torch.no_grad()
-    def add_width(self, width: float) -> None:
-        """Give a width between the trained ones a batch norm, interpolated between its two neighbours.
+    def add_width(self, width: float, affine: Affine = "interpolated") -> None:
+        """Give a width between the trained ones a batch norm, made from its two neighbours.
+
+        Scales and shifts are interpolated between them, or those of the nearest one.
 
         A channel that the narrower neighbour lacks takes the wider neighbour's value. The statistics are a starting
         point only; `recalibrate` measures them.
@@ -244,6 +250,8 @@ class SwitchableBatchNorm2d(nn.Module):
         wider = min(known for known in self.dial.widths if known >= width)
         narrower = max(known for known in self.dial.widths if known <= width)
         share = 1.0 if wider == narrower else (width - narrower) / (wider - narrower)
+        if affine == "nearest":
+            share = float(share >= 0.5)
         norm = copy.deepcopy(self.norms[self.dial.widths.index(wider)])
         assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
         norm.num_features = self.channels.count(width)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from litheseg.errors import ModelError, WidthError
 from litheseg.nn.layers import (
+    Affine,
     SlimConv2d,
     SlimConvTranspose2d,
     SlimGroupNorm,
@@ -102,7 +103,7 @@ def available_widths(module: nn.Module) -> tuple[float, ...]:
     return (1.0,) if dial is None else dial.available
 
 
-def add_width(module: nn.Module, width: float) -> None:
+def add_width(module: nn.Module, width: float, affine: Affine = "interpolated") -> None:
     """Make a width between the trained ones available, with interpolated batch norms; `recalibrate` measures them.
 
     Raises:
@@ -115,12 +116,14 @@ def add_width(module: nn.Module, width: float) -> None:
         raise WidthError(f"width {width:g} is outside what was trained: {trained}; train with a wider range of widths")
     if width not in dial.available:
         for layer in _switchable_norms(module):
-            layer.add_width(width)
+            layer.add_width(width, affine)
         dial.add([width])
 
 
 @torch.no_grad()
-def recalibrate(module: nn.Module, batches: Iterable[Tensor], widths: Sequence[float]) -> None:
+def recalibrate(
+    module: nn.Module, batches: Iterable[Tensor], widths: Sequence[float], *, affine: Affine = "interpolated"
+) -> None:
     """Measure batch-norm statistics for the given widths, making any width between the trained ones usable.
 
     The statistics become the plain average over the batches (Universally Slimmable Networks, Sec. 3.2). Dropout stays
@@ -130,6 +133,8 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor], widths: Sequence[f
         module: an elastic model.
         batches: normalised images N x 3 x H x W; gone through once per width.
         widths: each within the trained range.
+        affine: whether a new width's scales and shifts are interpolated between its trained neighbours, or the
+            nearest one's.
 
     Raises:
         WidthError: as in `add_width`.
@@ -143,7 +148,7 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor], widths: Sequence[f
     device = next(module.parameters()).device
     width_before, training_before = get_width(module), module.training
     for width in widths:
-        add_width(module, width)
+        add_width(module, width, affine)
         set_width(module, width)
         _measure_statistics(module, [batch.to(device) for batch in batches])
     set_width(module, width_before)

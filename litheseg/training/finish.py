@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from litheseg import __version__
-from litheseg.cost.profile import profile
+from litheseg.cost.summary import header_metrics
 from litheseg.data.datamodule import SegmentationData
 from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
-from litheseg.models import SegmentationModel
 from litheseg.nn import available_widths, recalibrate
 from litheseg.training.recipe import Recipe, recipe_to_dict
 from litheseg.training.task import SegmentationTask
@@ -70,20 +69,10 @@ def _header(
         resizes=recipe.data.size is not None,
         mean=data.mean,
         std=data.std,
-        metrics=_metrics(task.model, scores, size),
+        metrics=header_metrics(task.model, scores, size),
         recipe=recipe_to_dict(recipe),
         provenance=_provenance(recipe, data),
     )
-
-
-def _metrics(model: SegmentationModel, scores: dict[float, Scores], size: tuple[int, int]) -> dict[str, Any]:
-    """Accuracy and cost per width, for the bundle's header; the confusion matrices stay out of it."""
-    costs = {cost.width: cost for cost in profile(model, scores, size, latency=False)}
-    result = {}
-    for width, score in scores.items():
-        entry = {name: value for name, value in score.to_dict().items() if name != "confusion"}
-        result[f"{width:g}"] = {**entry, "params": costs[width].params, "macs": costs[width].macs}
-    return result
 
 
 def _provenance(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:

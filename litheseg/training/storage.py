@@ -39,8 +39,9 @@ class AtomicCheckpoints(CheckpointIO):
         # Through memory: on a full disk, torch's own file writer fails with an error that does not say so.
         memory = io.BytesIO()
         torch.save(checkpoint, memory)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(memory.getbuffer())
+        # The view is closed also on failure: one that is left to the garbage collector crashes Python 3.12.1.
+        with memory.getbuffer() as content, atomic_path(path) as temporary:
+            temporary.write_bytes(content)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint into the CPU's memory; `weights_only` is always on."""

@@ -177,6 +177,17 @@ def test_batch_norm_between_two_widths_is_interpolated() -> None:
     assert torch.allclose(weight, torch.cat([shared, torch.arange(8.0, 16.0)])[: len(weight)])
 
 
+def test_batch_norm_of_the_nearest_width() -> None:
+    dial = WidthDial((1.0, 0.5))
+    norm = _batch_norm(dial, 32)
+    norm.norms[0].weight.data = torch.arange(32.0)
+    norm.norms[1].weight.data = torch.arange(16.0) + 100
+    norm.add_width(0.7, affine="nearest")  # 24 channels; 0.5 is nearer and has 16 of them
+    assert norm.calibrated["w0_7"].weight.tolist() == [*range(100, 116), *range(16, 24)]
+    norm.add_width(0.9, affine="nearest")
+    assert norm.calibrated["w0_9"].weight.tolist() == list(range(32))
+
+
 def test_a_plain_state_dict_reaches_every_width(dial: WidthDial) -> None:
     norm, plain = _batch_norm(dial), nn.BatchNorm2d(32)
     nn.init.normal_(plain.weight)
