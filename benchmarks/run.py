@@ -11,6 +11,7 @@ Usage:
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -101,7 +102,19 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
     finally:
         alarm.cancel()
         spent = _add_minutes(folder, (time.monotonic() - start) / 60)
-    return _record(row, data, load_bundle(result.bundle).header.metrics, spent)
+    metrics = {**load_bundle(result.bundle).header.metrics}
+    for width, value in last_cross_entropy(folder / "metrics.csv").items():
+        metrics[width] = {**metrics[width], "train_ce": value}
+    return _record(row, data, metrics, spent)
+
+
+def last_cross_entropy(curves: Path) -> dict[str, float]:
+    """By width: the term on the labels in the last epoch, over the training views."""
+    last: dict[str, str] = {}
+    with curves.open(newline="") as file:
+        for line in csv.DictReader(file):
+            last.update({name: value for name, value in line.items() if value and name.startswith("train/main@")})
+    return {name.removeprefix("train/main@"): float(value) for name, value in last.items()}
 
 
 def _add_minutes(folder: Path, minutes: float) -> float:

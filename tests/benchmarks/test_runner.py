@@ -33,6 +33,7 @@ class FakeTraining:
         folder.mkdir(parents=True, exist_ok=True)
         if len(self.calls) == self.interrupt_at:
             raise Interrupted("stopped in epoch 3 of 40")
+        (folder / "metrics.csv").write_text("epoch,step,train/main@1\n0,10,0.9\n1,20,0.4\n2,30,\n")
         return SimpleNamespace(bundle=folder / "model.safetensors")
 
 
@@ -113,7 +114,7 @@ def test_the_line_names_everything(training: FakeTraining, tmp_path: Path, monke
         "e-next-wider-band",
         2,
     )
-    assert line["label"] == "(e) + boundary band" and line["metrics"] == {"1": {"miou": 0.5}}
+    assert line["label"] == "(e) + boundary band" and line["metrics"] == {"1": {"miou": 0.5, "train_ce": 0.4}}
     assert line["command"].startswith("litheseg train --recipe slimseg ")
     assert "--loss.boundary_band=0.5" in line["command"] and "/data/camvid" not in json.dumps(line)
     assert set(line["versions"]) == {"torch", "torchvision", "lightning", "timm"}
