@@ -14,6 +14,7 @@ from litheseg.errors import ModelError
 from litheseg.nn import available_widths, extract, set_width, slim
 
 NAMES = (
+    "densenet121",  # dense concatenation, part by part
     "efficientnet_lite0",
     "mobilenetv2_100",
     "mobilenetv3_small_100",
