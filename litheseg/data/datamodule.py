@@ -143,7 +143,7 @@ class SegmentationData(L.LightningDataModule):
         """This process's slice of a training batch, augmented, on the CPU; the one that training sees there."""
         return self.on_after_batch_transfer(self._train_batches()[epoch, index])
 
-    def calibration_batches(self, count: int) -> Sequence[Tensor]:
+    def calibration_batches(self, count: int = 32) -> Sequence[Tensor]:
         """At most `count` batches of normalised training images without augmentation, each float32 N3HW on the CPU.
 
         A fixed random choice, the same in every process, at `size` (images of unequal sizes: the middle `crop`); made

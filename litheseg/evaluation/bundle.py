@@ -27,8 +27,6 @@ from litheseg.nn import recalibrate
 
 __all__ = ["Evaluation", "calibrate", "evaluate_bundle", "open_bundle_data"]
 
-_CALIBRATION_BATCHES = 32
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -91,7 +89,7 @@ def calibrate(bundle: Bundle, data: SegmentationData, widths: Sequence[float]) -
     if not widths:
         return bundle
     model = bundle.model()
-    recalibrate(model, data.calibration_batches(_CALIBRATION_BATCHES), widths)
+    recalibrate(model, data.calibration_batches(), widths)
     calibrated = tuple(sorted({*bundle.header.calibrated_widths, *widths}, reverse=True))
     header = replace(bundle.header, calibrated_widths=calibrated)
     return Bundle(header, model.state_dict(), bundle.path)

@@ -300,13 +300,12 @@ class SwitchableBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class SlimGroupNorm(nn.Module):
-    """Elastic `nn.GroupNorm`: a narrower layer drops whole groups, so that the others' statistics stay as they are."""
+class _SlimAffineNorm(nn.Module):
+    """What the norms without running statistics share: scale and shift of full size, and the channel rule."""
 
-    def __init__(self, layer: nn.GroupNorm, dial: WidthDial, *, channels: Channels) -> None:
+    def __init__(self, layer: nn.GroupNorm | nn.LayerNorm, dial: WidthDial, *, channels: Channels) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = layer.weight, layer.bias, layer.eps
-        self.group_size = layer.num_channels // layer.num_groups
         self.dial, self.channels = dial, channels
 
     def _sliced(self) -> tuple[Tensor | None, Tensor | None]:
@@ -314,6 +313,14 @@ class SlimGroupNorm(nn.Module):
             None if value is None else self.channels.select(value, 0, self.dial.width)
             for value in (self.weight, self.bias)
         )  # type: ignore[return-value]
+
+
+class SlimGroupNorm(_SlimAffineNorm):
+    """Elastic `nn.GroupNorm`: a narrower layer drops whole groups, so that the others' statistics stay as they are."""
+
+    def __init__(self, layer: nn.GroupNorm, dial: WidthDial, *, channels: Channels) -> None:
+        super().__init__(layer, dial, channels=channels)
+        self.group_size = layer.num_channels // layer.num_groups
 
     def forward(self, x: Tensor) -> Tensor:
         """N x channels.count(width) x ... -> the same shape."""
@@ -335,22 +342,15 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class SlimLayerNorm(nn.Module):
+class SlimLayerNorm(_SlimAffineNorm):
     """Elastic `nn.LayerNorm` over channels, last (... x C) or first (N x C x H x W).
 
     Its statistics are of the sample, so no width needs its own (Slimmable ConvNeXt, arXiv 2605.22677).
     """
 
     def __init__(self, layer: nn.LayerNorm, dial: WidthDial, *, channels: Channels, channels_first: bool) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = layer.weight, layer.bias, layer.eps
-        self.dial, self.channels, self.channels_first = dial, channels, channels_first
-
-    def _sliced(self) -> tuple[Tensor | None, Tensor | None]:
-        return tuple(
-            None if value is None else self.channels.select(value, 0, self.dial.width)
-            for value in (self.weight, self.bias)
-        )  # type: ignore[return-value]
+        super().__init__(layer, dial, channels=channels)
+        self.channels_first = channels_first
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape of `x` is kept."""

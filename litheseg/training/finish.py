@@ -27,8 +27,6 @@ from litheseg.training.task import SegmentationTask
 
 __all__ = ["finish"]
 
-_CALIBRATION_BATCHES = 32
-
 
 def finish(
     recipe: Recipe, data: SegmentationData, task: SegmentationTask, path: Path, *, device: torch.device, writes: bool
@@ -47,7 +45,7 @@ def finish(
         Scores by width, the same in all processes.
     """
     model = task.model.to(device)
-    recalibrate(model, data.calibration_batches(_CALIBRATION_BATCHES), recipe.widths.calibrate)
+    recalibrate(model, data.calibration_batches(), recipe.widths.calibrate)
     scores = evaluate(model, data.val_dataloader(), widths=available_widths(model), device=device)
     model.cpu()
     if writes:
