@@ -53,7 +53,7 @@ class Row:
     @property
     def key(self) -> str:
         """What makes the row unique, usable as a folder name."""
-        return f"{self.protocol}-{self.model}-{self.id}-seed{self.seed}"
+        return f"{self.protocol}-{self.model.replace('*', 'star')}-{self.id}-seed{self.seed}"
 
     def arguments(self, data: str) -> list[str]:
         """The overrides of protocol and row, in this order."""
@@ -62,14 +62,19 @@ class Row:
         return [*protocol, *own, *self.overrides]
 
 
-def read_rows(table: str, protocol: str, model: str, seeds: list[int]) -> list[Row]:
-    """The rows of a table for one model; all rows of the first seed come before those of the next."""
+def read_rows(table: str, protocol: str, model: str | None, seeds: list[int]) -> list[Row]:
+    """The rows of a table; all rows of the first seed come before those of the next.
+
+    A row may name its model; the others are of `model`, by default the first of the table's.
+    """
     content = yaml.safe_load((HERE / f"{table}.yaml").read_text())
-    if model not in content["models"]:
-        raise SystemExit(f"{table}.yaml has no model '{model}'; choose from {', '.join(content['models'])}")
+    models = content.get("models", [None])
+    model = model or models[0]
+    if model not in models:
+        raise SystemExit(f"{table}.yaml has no model '{model}'; choose from {', '.join(filter(None, models))}")
     return [
-        Row(table, protocol, model, row["id"], row["label"], row["recipe"], tuple(row["overrides"]), seed)
-        for seed in seeds
+        Row(table, protocol, row.get("model", model), row["id"], row["label"], row["recipe"], tuple(row["overrides"]), s)
+        for s in seeds
         for row in content["rows"]
     ]
 
@@ -170,10 +175,10 @@ def append(table: str, record: dict[str, Any]) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help="slimseg")
+    parser.add_argument("table", help="slimseg or grouping")
     parser.add_argument("--protocol", default="camvid-half", help="one of protocols.yaml")
     parser.add_argument("--data", required=True, help="the CamVid folder")
-    parser.add_argument("--model", default="ddrnet")
+    parser.add_argument("--model", help="one of the table's models; by default its first")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--minutes", type=float, default=600, help="time budget; an unfinished row is resumed next time"

@@ -13,7 +13,14 @@ from litheseg.errors import ModelError, did_you_mean
 from litheseg.models.base import SegmentationModel
 from litheseg.models.ddrnet import ddrnet
 from litheseg.models.deeplabv3plus import deeplabv3plus
-from litheseg.models.erfnet import erfnet
+from litheseg.models.erfnet import (
+    erfnet,
+    erfnet_d,
+    erfnet_d_star,
+    erfnet_dg2_star,
+    erfnet_dg4_star,
+    erfnet_dg8_star,
+)
 
 __all__ = ["MODELS", "SegmentationModel", "build_model"]
 
@@ -21,6 +28,11 @@ MODELS: dict[str, Callable[..., SegmentationModel]] = {
     "ddrnet": ddrnet,
     "deeplabv3plus": deeplabv3plus,
     "erfnet": erfnet,
+    "erfnet-d": erfnet_d,
+    "erfnet-d*": erfnet_d_star,
+    "erfnet-dg2*": erfnet_dg2_star,
+    "erfnet-dg4*": erfnet_dg4_star,
+    "erfnet-dg8*": erfnet_dg8_star,
 }
 
 

@@ -12,6 +12,7 @@ Usage:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +34,11 @@ class SegmentationModel(nn.Module, ABC):
     Attributes:
         num_classes: K, the channels of the logits.
         training_only: names of the children that only a loss needs; `extract` drops them.
+        roles: what parts of the network are called, as patterns of module names (``*`` is any text).
     """
 
     training_only: tuple[str, ...] = ()
+    roles: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, WidthError
+from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.layers import (
     Affine,
     SlimConv2d,
@@ -35,7 +36,7 @@ from litheseg.nn.layers import (
     SlimLinear,
     SwitchableBatchNorm2d,
 )
-from litheseg.nn.tracing import Segment, Sides, Trace, trace_channels
+from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
 from litheseg.nn.width import Channels, Part, WidthDial, check_width
 
 __all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
@@ -68,11 +69,13 @@ def slim(
     if hasattr(module, "width_dial"):
         raise ModelError("the model is elastic already; extract a plain one first")
     dial = WidthDial(tuple(widths), divisor)
-    run = call or _default_call
+    run = call or run_example
     with torch.random.fork_rng(devices=[]):  # dropout and the example must not shift the caller's random state
         image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
         probe = copy.deepcopy(module).cpu().train()
         trace = trace_channels(probe, lambda m: run(m, image))
+        if dial.widths[-1] < 1.0:
+            trace.settle_groups()
         _verify(_install(copy.deepcopy(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
     _install(module, trace, dial)
     return module
@@ -178,33 +181,25 @@ def _switchable_norms(module: nn.Module) -> list[SwitchableBatchNorm2d]:
     return [layer for layer in module.modules() if isinstance(layer, SwitchableBatchNorm2d)]
 
 
-def _default_call(module: nn.Module, image: Tensor) -> list[Tensor]:
-    outputs = getattr(module, "outputs", None)
-    if callable(outputs):
-        return [value for name, value in outputs(image).items() if name != "features"]
-    result = module(image)
-    return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, dict) else result)
-
-
-def _channels(segments: list[Segment], divisor: int) -> Channels:
+def _channels(segments: list[Segment], dial: WidthDial) -> Channels:
     """Segments as channel rules; neighbours that never shrink become one part."""
     pieces = [piece for segment in segments for piece in segment.resolve()]
     parts: list[Part] = []
-    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed):
+    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed or dial.widths[-1] == 1.0):
         if fixed:
             parts.append(Part(sum(piece.size for piece in run), elastic=False))
         else:
-            parts += [Part(piece.size, piece.unit, divisor=divisor) for piece in run]
+            parts += [Part(piece.size, piece.unit, divisor=dial.divisor) for piece in run]
     return Channels(tuple(parts))
 
 
 def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | None:
     """The elastic twin of `layer`; None where nothing about it changes with the width."""
-    inputs, outputs = _channels(sides.inputs, dial.divisor), _channels(sides.outputs, dial.divisor)
+    inputs, outputs = _channels(sides.inputs, dial), _channels(sides.outputs, dial)
     if isinstance(layer, nn.BatchNorm2d):  # even at fixed channels its statistics depend on the width
         then = nn.Sequential(layer.drop, layer.act) if isinstance(layer, BatchNormAct2d) else None
         return SwitchableBatchNorm2d(layer, dial, channels=inputs, then=then)
-    if not inputs.elastic and not outputs.elastic:
+    if isinstance(layer, ChannelShuffle) or not (inputs.elastic or outputs.elastic):
         return None
     if isinstance(layer, nn.Conv2d):
         return SlimConv2d(layer, dial, inputs=inputs, outputs=outputs)

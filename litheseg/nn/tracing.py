@@ -15,6 +15,7 @@ Usage:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,12 +30,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from litheseg.errors import ModelError
+from litheseg.nn.grouping import ChannelShuffle
 
-__all__ = ["Segment", "Sides", "Trace", "trace_channels"]
+__all__ = ["Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
 
 # Subclasses whose forward is the plain layer's, at most with an activation behind it that keeps the channels.
 _KNOWN_FORWARDS = (BatchNormAct2d, timm.layers.Linear)
-_LEAVES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+_LEAVES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, ChannelShuffle)
+_NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 class Segment:
@@ -61,8 +64,6 @@ class Segment:
 
     def split(self, size: int) -> None:
         """Split into the first `size` channels and the rest."""
-        if self.unit > 1:
-            raise ModelError("a grouped layer's channels meet a concatenation that divides them")
         self._halves = (Segment(size, fixed=self.fixed), Segment(self.size - size, fixed=self.fixed))
 
     def join(self, other: Segment) -> None:
@@ -118,9 +119,66 @@ class _Tag:
 
 @dataclass
 class Trace:
-    """The result: the two sides of every parametrised layer, by module name."""
+    """The result: the two sides of every parametrised layer, by module name, in the order in which they ran."""
 
     sides: dict[str, Sides]
+    grouped: list[tuple[str, list[Segment], list[Segment], int]]
+
+    @staticmethod
+    def pieces(segments: Iterable[Segment]) -> list[Segment]:
+        """What the segments have become by ties and splits."""
+        return _resolve(segments)
+
+    def producers(self, segment: Segment) -> list[str]:
+        """The layers that make these channels anew; those that keep them (norms, depthwise) are left out."""
+        return [
+            name for name, sides in self.sides.items() if segment in _resolve(sides.outputs) and not self._keeps(sides)
+        ]
+
+    def first_reader(self, segment: Segment) -> str | None:
+        """The first convolution that reads just these channels."""
+        for name, sides in self.sides.items():
+            if not isinstance(sides.module, _NORMS) and _resolve(sides.inputs) == [segment]:
+                return name
+        return None
+
+    def settle_groups(self) -> None:
+        """Grouped layers drop whole groups: both sides need as many units, and must be fixed or elastic alike."""
+        for _ in range(len(self.grouped) + 1):
+            for _, inputs, outputs, _ in self.grouped:
+                fixed = any(segment.fixed for segment in _resolve(inputs) + _resolve(outputs))
+                for segment in _resolve(inputs) + _resolve(outputs):
+                    segment.fixed = fixed
+        for name, inputs, outputs, groups in self.grouped:
+            (a, *more), (b, *most) = _resolve(inputs), _resolve(outputs)
+            if more or most or (not a.fixed and a.size // a.unit != b.size // b.unit):
+                raise ModelError(
+                    f"layer '{name}' cannot be slimmed: its {groups} groups cannot be dropped one by one, because "
+                    f"{a.unit} input and {b.unit} output channels must stay together; use a common number of groups"
+                )
+
+    @staticmethod
+    def _keeps(sides: Sides) -> bool:
+        return _resolve(sides.inputs) == _resolve(sides.outputs)
+
+
+def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
+    """Run a module; returns the tensors that keep their channels.
+
+    Those of `module.outputs(image)` (a `SegmentationModel`: all but ``features``), or `module(image)`.
+    """
+    outputs = getattr(module, "outputs", None)
+    if callable(outputs):
+        return [value for name, value in outputs(image).items() if name != "features"]
+    result = module(image)
+    return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, dict) else result)
+
+
+def trace_model(module: nn.Module) -> Trace:
+    """`trace_channels` of a copy in training mode, with a small image; the random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        image = torch.rand(2, 3, 64, 64)
+        return trace_channels(copy.deepcopy(module).cpu().train(), lambda m: run_example(m, image))
 
 
 def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) -> Trace:
@@ -139,8 +197,7 @@ def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tenso
     for tensor in outputs:
         for segment in watch.segments_of(tensor):
             segment.fixed = True
-    watch.settle_groups()
-    return Trace(watch.sides)
+    return Trace(watch.sides, watch.grouped)
 
 
 class _Watch(TorchDispatchMode):
@@ -155,7 +212,7 @@ class _Watch(TorchDispatchMode):
         self._alive: list[Tensor] = []  # ids are only unique among the living
         self._stack: list[str] = []
         self._leaf: nn.Module | None = None
-        self._grouped: list[tuple[str, list[Segment], list[Segment], int]] = []
+        self.grouped: list[tuple[str, list[Segment], list[Segment], int]] = []
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 
@@ -207,7 +264,7 @@ class _Watch(TorchDispatchMode):
         name = self._stack[-1]
         tag = self._tags.get(id(x)) or _Tag(1, [Segment(x.shape[1], fixed=True)])
         self._check_layer(module, x, tag.dim)
-        norm = isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm))
+        norm = isinstance(module, _NORMS)
         sides = self.sides.get(name)
         if sides is None:
             outputs = tag.segments if norm else self._new_outputs(name, module, tag.segments, y, tag.dim)
@@ -228,35 +285,20 @@ class _Watch(TorchDispatchMode):
             raise self._fail("it is not applied to the channels")
 
     def _new_outputs(self, name: str, module: Any, inputs: list[Segment], y: Tensor, dim: int) -> list[Segment]:
-        groups = getattr(module, "groups", 1)
         channels = y.shape[dim]
+        if isinstance(module, ChannelShuffle):
+            return [Segment(channels)]
+        groups = getattr(module, "groups", 1)
         in_channels = sum(segment.size for segment in _resolve(inputs))
         if groups == in_channels == channels:
             return inputs  # depthwise: every channel stays itself
         outputs = [Segment(channels, fixed=channels == 1)]
         if groups > 1:
-            self._grouped.append((name, inputs, outputs, groups))
+            self.grouped.append((name, inputs, outputs, groups))
             for segments, total in ((inputs, in_channels), (outputs, channels)):
                 pieces = _resolve(segments)
-                if len(pieces) > 1:
-                    raise self._fail("it is a grouped convolution of a concatenation")
                 pieces[0].unit = math.lcm(pieces[0].unit, total // groups)
         return outputs
-
-    def settle_groups(self) -> None:
-        """Grouped layers drop whole groups: both sides need as many units, and must be fixed or elastic alike."""
-        for _ in range(len(self._grouped) + 1):
-            for _, inputs, outputs, _ in self._grouped:
-                fixed = any(segment.fixed for segment in _resolve(inputs) + _resolve(outputs))
-                for segment in _resolve(inputs) + _resolve(outputs):
-                    segment.fixed = fixed
-        for name, inputs, outputs, groups in self._grouped:
-            (a, *more), (b, *most) = _resolve(inputs), _resolve(outputs)
-            if more or most or (not a.fixed and a.size // a.unit != b.size // b.unit):
-                raise ModelError(
-                    f"layer '{name}' cannot be slimmed: its {groups} groups cannot be dropped one by one, because "
-                    f"{a.unit} input and {b.unit} output channels must stay together; use a common number of groups"
-                )
 
     # --- operators ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,243 @@
+"""Cheaper convolutions laid over a network: grouped (with or without channel shuffle), separable, factorised.
+
+`make_efficient` replaces the chosen convolutions of any model, chosen by role, kernel size or name, by cheap ones with
+fresh weights. It does not know of architectures: what their parts are called is the model's `roles`. Training that
+starts dense and ends in such a network is `litheseg.nn.grouping`.
+
+Papers: Vallurupalli et al., CVPR Workshops 2018 (Sec. 3: the four kinds); Zhang et al., "ShuffleNet", CVPR 2018 (the
+shuffle); Romera et al., "ERFNet", T-ITS 2018 (factorised).
+
+Usage:
+    >>> make_efficient(model, Efficient(groups=4, where="encoder,1x1"))
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from litheseg.errors import ModelError, did_you_mean
+from litheseg.nn.grouping import ChannelShuffle
+from litheseg.nn.tracing import Trace, trace_model
+
+__all__ = ["Efficient", "choose_layers", "make_efficient"]
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Efficient:
+    """Which convolutions are replaced, and by what.
+
+    Attributes:
+        kind: grouped; separable (depthwise, BN, ReLU, 1x1); factorised (kx1, ReLU, 1xk).
+        groups: of "grouped": 1 leaves every layer as it is, 0 is as many as fit (depthwise).
+        shuffle: put a channel shuffle behind each grouped layer whose output only one layer reads.
+        where: which layers: comma-separated conditions that must all hold, each one or several alternatives joined by
+            "|": all, a role of the model (encoder), a kernel (1x1), or a pattern of names (encoder.7.*).
+    """
+
+    kind: Literal["grouped", "separable", "factorised"] = "grouped"
+    groups: int = 1
+    shuffle: bool = True
+    where: str = "all"
+
+    @property
+    def changes(self) -> bool:
+        """Whether it replaces anything."""
+        return self.kind != "grouped" or self.groups != 1
+
+
+def make_efficient(model: Network, efficient: Efficient) -> Network:
+    """Replace the chosen convolutions, in place, by cheap ones with fresh weights; returns the model.
+
+    A choice by role, kernel or "all" leaves out layers that read the image, give the logits, change the resolution or
+    are grouped already: they are cheap, or much hangs on them (the paper leaves them dense). Names choose anything.
+
+    Raises:
+        ModelError: no layer is chosen, or one cannot be replaced; the message names it and what would work.
+    """
+    if not efficient.changes:
+        return model
+    if efficient.groups < 0:
+        raise ModelError(f"efficient.groups {efficient.groups} is negative; give 2 or more, or 0 for depthwise")
+    trace = trace_model(model)
+    named = choose_layers(model, efficient.where)
+    chosen = [name for name in named if _by_pattern(model, efficient.where) or _replaceable(model, name, trace)]
+    if efficient.kind != "grouped":
+        chosen = [name for name in chosen if _conv(model, name).kernel_size != (1, 1)]
+    if not chosen:
+        raise ModelError(
+            f"efficient.where '{efficient.where}' leaves no layer that can be made {efficient.kind}: those it matches "
+            "read the image, give the logits, are strided, or are grouped or 1x1 already; choose others, or by name"
+        )
+    readers = _shuffled_readers(trace, chosen) if efficient.kind == "grouped" and efficient.shuffle else {}
+    for name in chosen:
+        _replace(model, name, _BUILDERS[efficient.kind](name, _conv(model, name), efficient.groups))
+    for name, reader in readers.items():
+        shuffle = ChannelShuffle(_conv(model, name).groups)
+        _replace(model, reader, nn.Sequential(OrderedDict(shuffle=shuffle, conv=model.get_submodule(reader))))
+    return model
+
+
+def choose_layers(model: nn.Module, where: str) -> list[str]:
+    """Names of the `nn.Conv2d` layers that fulfil every condition of `where`, in the order of definition.
+
+    Heads that only training needs are left out.
+
+    Raises:
+        ModelError: a condition that no layer fulfils.
+    """
+    heads = tuple(
+        f"{name}.{head}.".lstrip(".")
+        for name, module in model.named_modules()
+        for head in getattr(module, "training_only", ())
+    )
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and not f"{name}.".startswith(heads)
+    }
+    for condition in _conditions(where):
+        for alternative in condition:
+            if not any(_fulfils(model, name, layer, alternative) for name, layer in layers.items()):
+                known = ["all", *_roles(model), *sorted({_kernel(layer) for layer in layers.values()})]
+                raise ModelError(
+                    f"'{alternative}' matches no convolution of this model.{did_you_mean(alternative, known)} "
+                    f"It knows {', '.join(known)}, and patterns of names such as '{next(iter(layers), 'layer*')}'"
+                )
+        layers = {
+            name: layer
+            for name, layer in layers.items()
+            if any(_fulfils(model, name, layer, alternative) for alternative in condition)
+        }
+    if not layers:
+        raise ModelError(f"no convolution fulfils all conditions of '{where}'; leave one out")
+    return list(layers)
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def _conditions(where: str) -> Iterator[list[str]]:
+    for condition in where.split(","):
+        yield [alternative.strip() for alternative in condition.split("|")]
+
+
+def _roles(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    return dict(getattr(model, "roles", {}))
+
+
+def _kernel(layer: nn.Conv2d) -> str:
+    return "x".join(str(extent) for extent in layer.kernel_size)
+
+
+def _is_pattern(model: nn.Module, alternative: str) -> bool:
+    digits = alternative.replace("x", "")
+    return alternative != "all" and alternative not in _roles(model) and not digits.isdigit()
+
+
+def _by_pattern(model: nn.Module, where: str) -> bool:
+    return any(_is_pattern(model, alternative) for condition in _conditions(where) for alternative in condition)
+
+
+def _fulfils(model: nn.Module, name: str, layer: nn.Conv2d, alternative: str) -> bool:
+    if alternative == "all" or alternative == _kernel(layer):
+        return True
+    patterns = _roles(model).get(alternative, (alternative,))
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _replaceable(model: nn.Module, name: str, trace: Trace) -> bool:
+    layer, sides = _conv(model, name), trace.sides.get(name)
+    if sides is None or layer.groups > 1 or max(layer.stride) > 1:
+        return False
+    return not any(all(piece.fixed for piece in Trace.pieces(side)) for side in (sides.inputs, sides.outputs))
+
+
+def _conv(model: nn.Module, name: str) -> nn.Conv2d:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def _shuffled_readers(trace: Trace, grouped: list[str]) -> dict[str, str]:
+    """Grouped layer -> the layer that reads its output, where a shuffle between the two concerns nobody else."""
+    readers: dict[str, str] = {}
+    for name in grouped:
+        output = Trace.pieces(trace.sides[name].outputs)
+        if len(output) == 1 and trace.producers(output[0]) == [name]:
+            reader = trace.first_reader(output[0])
+            if reader is not None:
+                readers[name] = reader
+    return readers
+
+
+# --- replacing -------------------------------------------------------------------------------------------------------
+
+
+def _arguments(layer: nn.Conv2d) -> dict[str, object]:
+    return {"dilation": layer.dilation, "padding_mode": layer.padding_mode}
+
+
+def _grouped(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
+    groups = groups or math.gcd(layer.in_channels, layer.out_channels)
+    if layer.in_channels % groups or layer.out_channels % groups:
+        common = math.gcd(layer.in_channels, layer.out_channels)
+        works = [str(number) for number in range(2, common + 1) if common % number == 0]
+        raise ModelError(
+            f"layer '{name}': {groups} groups do not divide its {layer.in_channels} input and {layer.out_channels} "
+            f"output channels; {', '.join(works) or 'no number of groups'} would"
+        )
+    return nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.dilation,  # type: ignore[arg-type]
+        groups,
+        layer.bias is not None,
+        layer.padding_mode,
+    )
+
+
+def _separable(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
+    channels = layer.in_channels
+    size, stride, padding = layer.kernel_size, layer.stride, layer.padding
+    depthwise = nn.Conv2d(  # type: ignore[call-overload]
+        channels, channels, size, stride, padding, groups=channels, bias=False, **_arguments(layer)
+    )
+    pointwise = nn.Conv2d(channels, layer.out_channels, 1, bias=layer.bias is not None)
+    return nn.Sequential(depthwise, nn.BatchNorm2d(channels), nn.ReLU(), pointwise)
+
+
+def _factorised(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    if isinstance(layer.padding, str):
+        raise ModelError(f"layer '{name}': padding '{layer.padding}' cannot be factorised; give it in pixels")
+    (ph, pw), bias = layer.padding, layer.bias is not None
+    mode = layer.padding_mode
+    return nn.Sequential(
+        nn.Conv2d(layer.in_channels, layer.out_channels, (kh, 1), (sh, 1), (ph, 0), (dh, 1), bias=bias, padding_mode=mode),
+        nn.ReLU(),
+        nn.Conv2d(layer.out_channels, layer.out_channels, (1, kw), (1, sw), (0, pw), (1, dw), bias=bias, padding_mode=mode),
+    )
+
+
+_BUILDERS = {"grouped": _grouped, "separable": _separable, "factorised": _factorised}
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    old = model.get_submodule(name)
+    tensor = next(iter(old.parameters()), torch.empty(0))
+    layer.to(tensor.device, tensor.dtype).train(old.training)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
