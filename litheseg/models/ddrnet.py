@@ -180,6 +180,13 @@ class DDRNet(SegmentationModel):
     """The network; build it with `ddrnet`."""
 
     training_only = ("aux_head", "boundary_head")
+    roles = {
+        "encoder": ("stem.*", "context*", "detail*", "fusion*", "pyramid.*"),
+        "decoder": ("head.*",),
+        "context": ("context*",),
+        "detail": ("detail*",),
+        "pyramid": ("pyramid.*",),
+    }
 
     def __init__(
         self,

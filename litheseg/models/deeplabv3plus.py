@@ -147,6 +147,11 @@ class DeepLabV3Plus(SegmentationModel):
     """
 
     training_only = ("aux_head", "boundary_head")
+    roles = {
+        "encoder": ("encoder.*",),
+        "aspp": ("aspp.*",),
+        "decoder": ("low_level.*", "decoder.*", "classifier"),
+    }
 
     def __init__(
         self,

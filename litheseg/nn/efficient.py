@@ -81,8 +81,8 @@ def make_efficient(model: Network, efficient: Efficient) -> Network:
     readers = _shuffled_readers(trace, chosen) if efficient.kind == "grouped" and efficient.shuffle else {}
     for name in chosen:
         _replace(model, name, _BUILDERS[efficient.kind](name, _conv(model, name), efficient.groups))
-    for name, reader in readers.items():
-        shuffle = ChannelShuffle(_conv(model, name).groups)
+    shuffles = {reader: ChannelShuffle(_conv(model, name).groups) for name, reader in readers.items()}
+    for reader, shuffle in shuffles.items():
         _replace(model, reader, nn.Sequential(OrderedDict(shuffle=shuffle, conv=model.get_submodule(reader))))
     return model
 

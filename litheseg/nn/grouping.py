@@ -1,8 +1,43 @@
-"""draft"""
+"""Convolutions that turn from dense to grouped while they are trained.
+
+A `GradualConv2d` has the weight of a dense layer, multiplied by a mask: 1 inside the diagonal blocks of the groups that
+it is to have, `alpha` elsewhere. With alpha at 1 it is dense, with alpha at 0 it is the grouped layer, and in between it
+is on the way. `densify` puts such layers in the place of a network's grouped convolutions, `convert` turns them into
+plain grouped convolutions again: what is deployed is the network that `densify` was given, to the last name and shape.
+
+It knows neither time nor training; `litheseg.training.gradual` moves alpha. Which channels share a group is fixed:
+contiguous blocks, as in the paper; `litheseg.nn.assignment` permutes channels so that those which belong together do.
+
+Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Grouping", CVPR Workshops 2018 (Sec. 3.2).
+
+Usage:
+    >>> densify(model, where="1x1", stages=(2, 4))
+    >>> fade(model, stage=0, alpha=0.5)
+    >>> convert(model)  # once every stage is at alpha 0
+"""
+
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-__all__ = ["ChannelShuffle", "channel_shuffle"]
+
+from litheseg.errors import ModelError
+
+__all__ = [
+    "ChannelShuffle",
+    "GradualConv2d",
+    "GroupMask",
+    "channel_shuffle",
+    "convert",
+    "densify",
+    "fade",
+    "gradual_layers",
+]
+
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Deal the channels of N x C x H x W out: those of one group end up in all groups (ShuffleNet, Fig. 1c)."""
@@ -10,7 +45,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class ChannelShuffle(nn.Module):
-    """`channel_shuffle` as a layer, built of operators that every exporter knows."""
+    """`channel_shuffle` as a layer, made of operators that every exporter knows."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -21,4 +56,222 @@ class ChannelShuffle(nn.Module):
         return channel_shuffle(x, self.groups)
 
     def extra_repr(self) -> str:
+        """The groups."""
         return f"groups={self.groups}"
+
+
+class GroupMask(nn.Module):
+    """What a dense weight is multiplied by, and how far it has come.
+
+    Groups are halved, say, in stages: in each, what lies outside the stage's blocks fades from 1 to 0. Blocks of later
+    stages lie within those of earlier ones.
+
+    Args:
+        out_channels: rows of the weight.
+        in_channels: its columns.
+        stages: groups at the end of each stage; each a multiple of the one before, the last divides both channels.
+
+    Attributes:
+        stage: the current one, from 0.
+        alpha: what the weights that fade in this stage are multiplied by, in [0, 1].
+    """
+
+    mask: Tensor
+    cut: Tensor
+
+    def __init__(self, out_channels: int, in_channels: int, stages: Sequence[int]) -> None:
+        super().__init__()
+        self.stages = tuple(stages)
+        self.stage, self.alpha = 0, 1.0
+        # The stage in which a connection is cut; `len(stages)` for those that stay.
+        cut = sum(_same_group(out_channels, in_channels, groups).long() for groups in self.stages)
+        self.register_buffer("cut", cut, persistent=False)
+        self.register_buffer("mask", torch.ones(out_channels, in_channels, 1, 1), persistent=False)
+
+    @property
+    def groups(self) -> int:
+        """Groups at the end."""
+        return self.stages[-1]
+
+    @property
+    def done(self) -> bool:
+        """Whether only the blocks are left."""
+        return self.alpha == 0.0 and self.stage == len(self.stages) - 1
+
+    def fade(self, stage: int, alpha: float) -> None:
+        """Set stage and alpha; earlier stages are over, later ones have not begun."""
+        if (stage, alpha) == (self.stage, self.alpha):
+            return
+        self.stage, self.alpha = stage, alpha
+        factors = self.mask.new_tensor([0.0] * stage + [alpha] + [1.0] * (len(self.stages) - stage))
+        self.mask.copy_(factors[self.cut][:, :, None, None])
+
+    def fading(self, weight: Tensor) -> Tensor:
+        """The entries of `weight` (out x in x kh x kw) that fade in the current stage, as a vector x kh x kw."""
+        return weight[self.cut == self.stage]
+
+    def kept(self, weight: Tensor) -> Tensor:
+        """The entries inside the blocks of the current stage, as a vector x kh x kw."""
+        return weight[self.cut > self.stage]
+
+    def apply_to(self, weight: Tensor) -> tuple[Tensor, int]:
+        """The weight to convolve with, and its groups: masked and dense, or, when done, the blocks alone."""
+        return (self.blocks(weight), self.groups) if self.done else (weight * self.mask, 1)
+
+    def blocks(self, weight: Tensor) -> Tensor:
+        """The diagonal blocks of out x in x kh x kw as a grouped weight, out x in / groups x kh x kw."""
+        split = weight.unflatten(1, (self.groups, -1)).unflatten(0, (self.groups, -1))
+        return split.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        """Where it is."""
+        return f"groups={' -> '.join(map(str, (1, *self.stages)))}, stage={self.stage}, alpha={self.alpha:g}"
+
+
+def _same_group(out_channels: int, in_channels: int, groups: int) -> Tensor:
+    """out x in, True where both channels are in the same of `groups` contiguous blocks."""
+    rows, columns = (torch.arange(n) * groups // n for n in (out_channels, in_channels))
+    return rows[:, None] == columns[None, :]
+
+
+class GradualConv2d(nn.Conv2d):
+    """A dense convolution on its way to a grouped one; its state dict is that of the dense layer.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: as of `nn.Conv2d`.
+        stages: groups at the end of each stage, such as (4,) or (2, 4, 8).
+        **others: further arguments of `nn.Conv2d`; not `groups`.
+
+    Raises:
+        ModelError: stages that do not divide the channels or one another.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, *, stages: Sequence[int], **others: Any
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, **others)
+        _check_stages(in_channels, out_channels, stages)
+        self.grouping = GroupMask(out_channels, in_channels, stages)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """N x in x H x W -> N x out x H' x W'."""
+        weight, groups = self.grouping.apply_to(self.weight)
+        if self.padding_mode == "zeros":
+            return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, groups)
+        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return F.conv2d(input, weight, self.bias, self.stride, 0, self.dilation, groups)
+
+    def to_grouped(self) -> nn.Conv2d:
+        """The plain grouped layer that this one has become."""
+        plain = _conv_like(self, nn.Conv2d, groups=self.grouping.groups)
+        plain.weight.data = self.grouping.blocks(self.weight.detach()).contiguous()
+        if self.bias is not None:
+            assert plain.bias is not None
+            plain.bias.data = self.bias.detach().clone()
+        return plain
+
+
+def _check_stages(in_channels: int, out_channels: int, stages: Sequence[int]) -> None:
+    before = 1
+    for groups in stages:
+        if groups < before or groups % before or in_channels % groups or out_channels % groups:
+            raise ModelError(
+                f"groups {' -> '.join(map(str, stages))} of a layer with {in_channels} input and {out_channels} output "
+                "channels: each must divide both, and be a multiple of the one before, such as 2 -> 4 -> 8"
+            )
+        before = groups
+
+
+def _conv_like(layer: nn.Conv2d, kind: type[nn.Conv2d], **others: Any) -> nn.Conv2d:
+    """A fresh layer of the same geometry, on the same device."""
+    fresh = kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        stride=layer.stride,  # type: ignore[arg-type]
+        padding=layer.padding,  # type: ignore[arg-type]
+        dilation=layer.dilation,  # type: ignore[arg-type]
+        bias=layer.bias is not None,
+        padding_mode=layer.padding_mode,
+        device=layer.weight.device,
+        dtype=layer.weight.dtype,
+        **others,
+    )
+    return fresh.train(layer.training)
+
+
+def gradual_layers(model: nn.Module) -> dict[str, tuple[nn.Module, GroupMask]]:
+    """By name: the layers that fade, plain or elastic, with their masks, in the order of definition."""
+    return {
+        name: (layer, layer.grouping)
+        for name, layer in model.named_modules()
+        if isinstance(getattr(layer, "grouping", None), GroupMask)
+    }
+
+
+def densify(model: nn.Module, names: Sequence[str], stages: Sequence[int] = ()) -> None:
+    """Put dense layers that can fade in the place of grouped ones, in place; their weights are fresh.
+
+    They are drawn with the spread that the grouped layer's weights have, scaled to the larger number of inputs.
+
+    Args:
+        model: plain; grouped convolutions are its target.
+        names: of `nn.Conv2d` layers; those that are not grouped are left as they are.
+        stages: groups on the way from dense to the target, such as (2, 4); a layer leaves out those that do not lead
+            to its own.
+
+    Raises:
+        ModelError: none of the layers is grouped.
+    """
+    grouped = [name for name in names if model.get_submodule(name).groups > 1]  # type: ignore[operator]
+    if not grouped:
+        raise ModelError(
+            "gradual grouping needs a network with grouped convolutions to end in, and none of the chosen layers is "
+            "one; choose such a model (erfnet-dg4*), set --model.efficient.groups 4, or change --grouping.where"
+        )
+    for name in grouped:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d)
+        gradual = _conv_like(layer, GradualConv2d, stages=_own_stages(layer.groups, stages))
+        nn.init.normal_(gradual.weight, std=float(layer.weight.detach().std()) / layer.groups**0.5)
+        if layer.bias is not None:
+            assert gradual.bias is not None
+            gradual.bias.data = layer.bias.detach().clone()
+        _replace(model, name, gradual)
+
+
+def _own_stages(groups: int, stages: Sequence[int]) -> tuple[int, ...]:
+    """As many stages for each layer: those that lead to its groups, which it then keeps."""
+    return (*(stage if groups % stage == 0 else groups for stage in stages), groups)
+
+
+def fade(model: nn.Module, stage: int, alpha: float) -> None:
+    """Set stage and alpha of all layers that fade."""
+    for _, mask in gradual_layers(model).values():
+        mask.fade(stage, alpha)
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """Replace, in place, every layer that has faded by the plain (or elastic) grouped one; returns the model.
+
+    The function stays the same to the last bit of what the kernels allow: only zeros are left out.
+
+    Raises:
+        ModelError: a layer has not faded to the end.
+    """
+    for name, (layer, mask) in gradual_layers(model).items():
+        if not mask.done:
+            raise ModelError(
+                f"layer '{name}' cannot be converted to {mask.groups} groups: alpha is {mask.alpha:g} in stage "
+                f"{mask.stage + 1} of {len(mask.stages)}; train until the last stage has reached 0"
+            )
+        _replace(model, name, layer.to_grouped())  # type: ignore[operator]
+    return model
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer.train(model.get_submodule(name).training))
+

@@ -68,6 +68,7 @@ class _SlimConvBase(nn.Module):
         self.bias = layer.bias
         self.dial, self.inputs, self.outputs = dial, inputs, outputs
         self.full_groups = layer.groups
+        self.grouping = getattr(layer, "grouping", None)
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding = layer.padding
         self.padding_mode = layer.padding_mode
@@ -75,10 +76,13 @@ class _SlimConvBase(nn.Module):
 
     @property
     def groups(self) -> int:
-        """Groups at the current width: a narrower grouped layer drops whole groups."""
-        if self.full_groups == 1:
+        """Groups at the current width: a narrower grouped layer drops whole groups, or the same part of each."""
+        return self._groups_of(self.full_groups)
+
+    def _groups_of(self, full_groups: int) -> int:
+        if full_groups == 1:
             return 1
-        return self.inputs.count(self.dial.width) // (self.inputs.full // self.full_groups)
+        return self.inputs.count(self.dial.width) // self.inputs.within(full_groups).count(self.dial.width)
 
     def _sliced_bias(self) -> Tensor | None:
         return None if self.bias is None else self.outputs.select(self.bias, 0, self.dial.width)
@@ -103,10 +107,10 @@ class _SlimConvBase(nn.Module):
 
 
 class SlimConv2d(_SlimConvBase):
-    """Elastic `nn.Conv2d`: dense, grouped (drops whole groups) or depthwise.
+    """Elastic `nn.Conv2d`: dense, grouped (drops whole groups or parts of them), depthwise, or on the way to groups.
 
     Args:
-        layer: the full-size layer; its parameters are taken over, not copied.
+        layer: the full-size layer, plain or gradual; its parameters are taken over, not copied.
         dial: the model's dial.
         inputs: how the input shrinks.
         outputs: how the output shrinks.
@@ -114,20 +118,34 @@ class SlimConv2d(_SlimConvBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x inputs.count(width) x H x W -> N x outputs.count(width) x H' x W'."""
-        weight, bias = self._sliced_weight(), self._sliced_bias()
+        (weight, groups), bias = self._sliced_weight(), self._sliced_bias()
         if self.padding_mode == "zeros":
-            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
         x = F.pad(x, self._border, mode=self.padding_mode)
-        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, groups)
 
-    def _sliced_weight(self) -> Tensor:
-        weight = self.outputs.select(self.weight, 0, self.dial.width)
-        return weight if self.full_groups > 1 else self.inputs.select(weight, 1, self.dial.width)
+    def _sliced_weight(self) -> tuple[Tensor, int]:
+        """The weight at the current width, and its groups; a mask is cut like the weight it belongs to."""
+        weight, groups = self.weight, self.full_groups
+        if self.grouping is not None:
+            weight, groups = self.grouping.apply_to(weight)
+        rows = self.outputs.select(weight, 0, self.dial.width)
+        columns = self.inputs if groups == 1 else self.inputs.within(groups)
+        return columns.select(rows, 1, self.dial.width), self._groups_of(groups)
 
     def to_plain(self) -> nn.Module:
-        """The `nn.Conv2d` of the current width."""
-        plain = nn.Conv2d(**self._plain_arguments())
-        return _copy_into(plain, weight=self._sliced_weight(), bias=self._sliced_bias())
+        """The `nn.Conv2d` of the current width; dense, with its mask applied, where it has not faded to the end."""
+        weight, groups = self._sliced_weight()
+        plain = nn.Conv2d(**self._plain_arguments() | {"groups": groups})
+        return _copy_into(plain, weight=weight, bias=self._sliced_bias())
+
+    def to_grouped(self) -> SlimConv2d:
+        """The elastic grouped layer that this one has become."""
+        assert self.grouping is not None and self.grouping.done
+        full = {"in_channels": self.inputs.full, "out_channels": self.outputs.full, "groups": self.grouping.groups}
+        plain = nn.Conv2d(**self._plain_arguments() | full)
+        _copy_into(plain, weight=self.grouping.blocks(self.weight), bias=self.bias)
+        return SlimConv2d(plain, self.dial, inputs=self.inputs, outputs=self.outputs)
 
 
 class SlimConvTranspose2d(_SlimConvBase):
@@ -152,8 +170,8 @@ class SlimConvTranspose2d(_SlimConvBase):
         )
 
     def _sliced_weight(self) -> Tensor:
-        weight = self.inputs.select(self.weight, 0, self.dial.width)
-        return weight if self.full_groups > 1 else self.outputs.select(weight, 1, self.dial.width)
+        columns = self.outputs if self.full_groups == 1 else self.outputs.within(self.full_groups)
+        return columns.select(self.inputs.select(self.weight, 0, self.dial.width), 1, self.dial.width)
 
     def to_plain(self) -> nn.Module:
         """The `nn.ConvTranspose2d` of the current width."""

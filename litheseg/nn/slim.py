@@ -36,6 +36,7 @@ from litheseg.nn.layers import (
     SlimLinear,
     SwitchableBatchNorm2d,
 )
+from litheseg.nn.slicing import settle_groups
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
 from litheseg.nn.width import Channels, Part, WidthDial, check_width
 
@@ -75,7 +76,7 @@ def slim(
         probe = copy.deepcopy(module).cpu().train()
         trace = trace_channels(probe, lambda m: run(m, image))
         if dial.widths[-1] < 1.0:
-            trace.settle_groups()
+            settle_groups(trace, dial.widths[-1])
         _verify(_install(copy.deepcopy(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
     _install(module, trace, dial)
     return module
@@ -189,8 +190,19 @@ def _channels(segments: list[Segment], dial: WidthDial) -> Channels:
         if fixed:
             parts.append(Part(sum(piece.size for piece in run), elastic=False))
         else:
-            parts += [Part(piece.size, piece.unit, divisor=dial.divisor) for piece in run]
+            parts += [_part(piece, dial) for piece in run]
     return Channels(tuple(parts))
+
+
+def _part(piece: Segment, dial: WidthDial) -> Part:
+    smallest = piece.blocks / piece.size
+    if piece.blocks > 1 and dial.widths[-1] < smallest:
+        raise ModelError(
+            f"width {dial.widths[-1]:g} cannot be had with these groups: {piece.size} channels are cut in "
+            f"{piece.blocks} equal blocks of {piece.size // piece.blocks}, so that the narrowest width is "
+            f"{smallest:g}; use wider --widths.values, fewer groups, or no shuffle (--model.efficient.shuffle false)"
+        )
+    return Part(piece.size, piece.unit, piece.blocks, divisor=dial.divisor)
 
 
 def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | None:

@@ -30,12 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from litheseg.errors import ModelError
-from litheseg.nn.grouping import ChannelShuffle
+from litheseg.nn.grouping import ChannelShuffle, GradualConv2d
 
 __all__ = ["Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
 
-# Subclasses whose forward is the plain layer's, at most with an activation behind it that keeps the channels.
-_KNOWN_FORWARDS = (BatchNormAct2d, timm.layers.Linear)
+# Subclasses whose forward is the plain layer's, at most with a masked weight, or an activation that keeps the channels.
+_KNOWN_FORWARDS = (BatchNormAct2d, GradualConv2d, timm.layers.Linear)
 _LEAVES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, ChannelShuffle)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
@@ -45,12 +45,14 @@ class Segment:
 
     Attributes:
         size: channels.
-        unit: channels that stay or go together.
         fixed: whether it must keep its size.
+        unit: channels that stay or go together (see `litheseg.nn.slicing`).
+        blocks: equal runs of channels that shrink alike, each keeping its first channels (likewise).
     """
 
     def __init__(self, size: int, *, fixed: bool = False) -> None:
-        self.size, self.unit, self.fixed = size, 1, fixed
+        self.size, self.fixed = size, fixed
+        self.unit = self.blocks = 1
         self._joined: Segment | None = None
         self._halves: tuple[Segment, Segment] | None = None
 
@@ -69,7 +71,6 @@ class Segment:
     def join(self, other: Segment) -> None:
         """Become one with a segment of the same size."""
         if self is not other:
-            other.unit = math.lcm(self.unit, other.unit)
             other.fixed |= self.fixed
             self._joined = other
 
@@ -122,7 +123,6 @@ class Trace:
     """The result: the two sides of every parametrised layer, by module name, in the order in which they ran."""
 
     sides: dict[str, Sides]
-    grouped: list[tuple[str, list[Segment], list[Segment], int]]
 
     @staticmethod
     def pieces(segments: Iterable[Segment]) -> list[Segment]:
@@ -142,20 +142,20 @@ class Trace:
                 return name
         return None
 
-    def settle_groups(self) -> None:
-        """Grouped layers drop whole groups: both sides need as many units, and must be fixed or elastic alike."""
-        for _ in range(len(self.grouped) + 1):
-            for _, inputs, outputs, _ in self.grouped:
-                fixed = any(segment.fixed for segment in _resolve(inputs) + _resolve(outputs))
-                for segment in _resolve(inputs) + _resolve(outputs):
-                    segment.fixed = fixed
-        for name, inputs, outputs, groups in self.grouped:
-            (a, *more), (b, *most) = _resolve(inputs), _resolve(outputs)
-            if more or most or (not a.fixed and a.size // a.unit != b.size // b.unit):
-                raise ModelError(
-                    f"layer '{name}' cannot be slimmed: its {groups} groups cannot be dropped one by one, because "
-                    f"{a.unit} input and {b.unit} output channels must stay together; use a common number of groups"
-                )
+    @property
+    def grouped(self) -> dict[str, int]:
+        """Grouped layers and their groups; a layer that is on the way to groups has those of its end.
+
+        Depthwise ones are left out: they keep every channel to itself.
+        """
+        groups = {name: _groups(sides.module) for name, sides in self.sides.items()}
+        return {name: number for name, number in groups.items() if number > 1 and not self._keeps(self.sides[name])}
+
+    @property
+    def shuffled(self) -> dict[str, int]:
+        """Channel shuffles and their groups."""
+        kinds = {name: sides.module for name, sides in self.sides.items()}
+        return {name: module.groups for name, module in kinds.items() if isinstance(module, ChannelShuffle)}
 
     @staticmethod
     def _keeps(sides: Sides) -> bool:
@@ -174,45 +174,55 @@ def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, dict) else result)
 
 
-def trace_model(module: nn.Module) -> Trace:
+def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
     """`trace_channels` of a copy in training mode, with a small image; the random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         image = torch.rand(2, 3, 64, 64)
-        return trace_channels(copy.deepcopy(module).cpu().train(), lambda m: run_example(m, image))
+        return trace_channels(copy.deepcopy(module).cpu().train(), lambda m: run_example(m, image), dense=dense)
 
 
-def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) -> Trace:
+def trace_channels(
+    module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]], *, dense: bool = False
+) -> Trace:
     """Run `call(module)` once and report the channels of every layer it used.
 
     Args:
         module: run as it is (mode, buffers): hand in a copy.
         call: feeds the module an image and returns the tensors whose channels must keep their size.
+        dense: take layers that are on the way to depthwise as the dense ones that they still are.
 
     Raises:
         ModelError: a layer does something to channels that cannot shrink; the message names it.
     """
-    watch = _Watch(module)
+    watch = _Watch(module, dense_until_converted=dense)
     with torch.no_grad(), watch.hooks(), watch:
         outputs = list(call(module))
     for tensor in outputs:
         for segment in watch.segments_of(tensor):
             segment.fixed = True
-    return Trace(watch.sides, watch.grouped)
+    return Trace(watch.sides)
+
+
+def _groups(module: nn.Module) -> int:
+    """Groups of a convolution, at its end if it is on the way; 1 for other layers."""
+    if isinstance(module, GradualConv2d):
+        return module.grouping.groups
+    return module.groups if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) else 1
 
 
 class _Watch(TorchDispatchMode):
     """Tags tensors while the module runs."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, dense_until_converted: bool = False) -> None:
         super().__init__()
         self.sides: dict[str, Sides] = {}
+        self._dense_until_converted = dense_until_converted
         self._module = module
         self._names = {child: name for name, child in module.named_modules()}
         self._tags: dict[int, _Tag] = {}
         self._alive: list[Tensor] = []  # ids are only unique among the living
         self._stack: list[str] = []
         self._leaf: nn.Module | None = None
-        self.grouped: list[tuple[str, list[Segment], list[Segment], int]] = []
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 
@@ -267,7 +277,7 @@ class _Watch(TorchDispatchMode):
         norm = isinstance(module, _NORMS)
         sides = self.sides.get(name)
         if sides is None:
-            outputs = tag.segments if norm else self._new_outputs(name, module, tag.segments, y, tag.dim)
+            outputs = tag.segments if norm else self._new_outputs(module, tag.segments, y, tag.dim)
             sides = Sides(module, tag.segments, outputs, channels_first=tag.dim == 1 and x.ndim == 4)
             self.sides[name] = sides
         else:  # a layer that is used again ties both uses
@@ -284,21 +294,15 @@ class _Watch(TorchDispatchMode):
         if isinstance(module, nn.Linear) and dim != x.ndim - 1:
             raise self._fail("it is not applied to the channels")
 
-    def _new_outputs(self, name: str, module: Any, inputs: list[Segment], y: Tensor, dim: int) -> list[Segment]:
+    def _new_outputs(self, module: Any, inputs: list[Segment], y: Tensor, dim: int) -> list[Segment]:
         channels = y.shape[dim]
-        if isinstance(module, ChannelShuffle):
-            return [Segment(channels)]
-        groups = getattr(module, "groups", 1)
         in_channels = sum(segment.size for segment in _resolve(inputs))
-        if groups == in_channels == channels:
+        if _groups(module) == in_channels == channels and self._ties_depthwise(module):
             return inputs  # depthwise: every channel stays itself
-        outputs = [Segment(channels, fixed=channels == 1)]
-        if groups > 1:
-            self.grouped.append((name, inputs, outputs, groups))
-            for segments, total in ((inputs, in_channels), (outputs, channels)):
-                pieces = _resolve(segments)
-                pieces[0].unit = math.lcm(pieces[0].unit, total // groups)
-        return outputs
+        return [Segment(channels, fixed=channels == 1)]
+
+    def _ties_depthwise(self, module: nn.Module) -> bool:
+        return not (self._dense_until_converted and isinstance(module, GradualConv2d))
 
     # --- operators ---------------------------------------------------------------------------------------------------
 

@@ -55,12 +55,14 @@ class Part:
     Attributes:
         full: channels at width 1.
         unit: channels that stay or go together (the channels of one group); then `divisor` does not apply.
+        blocks: equal runs of channels that shrink alike; each keeps its first channels.
         elastic: False for channels that never shrink: the image, the class logits, and what is added to them.
         divisor: what the kept channels are a multiple of.
     """
 
     full: int
     unit: int = 1
+    blocks: int = 1
     elastic: bool = True
     divisor: int = 8
 
@@ -70,7 +72,21 @@ class Part:
             return self.full
         if self.unit > 1:
             return self.unit * round_channels(self.full // self.unit, width, divisor=1)
-        return round_channels(self.full, width, self.divisor)
+        return self.blocks * round_channels(self.full // self.blocks, width, max(1, self.divisor // self.blocks))
+
+    def select(self, tensor: Tensor, dim: int, start: int, width: float) -> Tensor:
+        """The kept ones of the entries `start` to `start + full` of `tensor` along `dim`."""
+        kept = self.count(width)
+        if self.blocks == 1 or not self.elastic:
+            return tensor.narrow(dim, start, kept)
+        blocks = tensor.narrow(dim, start, self.full).unflatten(dim, (self.blocks, -1))
+        return blocks.narrow(dim + 1, 0, kept // self.blocks).flatten(dim, dim + 1)
+
+    def within(self, groups: int) -> Part:
+        """How the channels of one of `groups` groups shrink: like their blocks, or, if groups go as a whole, not."""
+        if self.blocks == 1:
+            return Part(self.full // groups, elastic=False)
+        return Part(self.full // groups, blocks=self.blocks // groups, divisor=max(1, self.divisor // groups))
 
 
 @dataclass(frozen=True)
@@ -89,11 +105,6 @@ class Channels:
         """Whether any part shrinks."""
         return any(part.elastic for part in self.parts)
 
-    @property
-    def unit(self) -> int:
-        """Channels per group, for the single part of a grouped layer."""
-        return self.parts[0].unit
-
     def count(self, width: float) -> int:
         """Channels kept at `width`."""
         return sum(part.count(width) for part in self.parts)
@@ -102,13 +113,17 @@ class Channels:
         """The entries of `tensor` along `dim` (full size) that are kept at `width`; a view where that is possible."""
         if width == 1.0 or not self.elastic:
             return tensor
-        if len(self.parts) == 1:
-            return tensor.narrow(dim, 0, self.count(width))
         pieces, start = [], 0
         for part in self.parts:
-            pieces.append(tensor.narrow(dim, start, part.count(width)))
+            pieces.append(part.select(tensor, dim, start, width))
             start += part.full
-        return torch.cat(pieces, dim)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+    def within(self, groups: int) -> Channels:
+        """How the channels of one of `groups` groups shrink."""
+        if groups == self.full or not self.elastic:
+            return Channels((Part(self.full // groups, elastic=False),))
+        return Channels((self.parts[0].within(groups),))
 
 
 @dataclass

@@ -1,0 +1,388 @@
+"""Weights from elsewhere: a PyTorch state dict of a registered architecture becomes a bundle.
+
+Authors name their layers as they like but define them in the order in which they run, and so do the models here.
+Tensors are therefore matched by position, and each must have the shape and the kind (weight, bias, running mean or
+variance) that the model has there. All of them fit, or nothing is loaded. Reading a file runs nothing that it brings.
+
+It does not know what a network was trained on: classes, normalisation and size are for the caller to say.
+
+Usage:
+    >>> classes = read_classes("cityscapes", extra=["void"])
+    >>> mean, std = read_normalisation("none")
+    >>> import_weights("erfnet.pth", "erfnet.safetensors", model="erfnet", classes=classes, mean=mean, std=std)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from litheseg import __version__
+from litheseg.cost.profile import profile
+from litheseg.data.camvid import CAMVID_CLASSES
+from litheseg.data.cityscapes import CITYSCAPES_CLASSES
+from litheseg.data.classes import UNKNOWN_INDEX, Classes, read_class_file
+from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from litheseg.data.voc import VOC_CLASSES
+from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.errors import BundleError, DataError, LithesegError, did_you_mean
+from litheseg.models import MODELS, SegmentationModel, build_model
+
+__all__ = ["KNOWN_CLASSES", "NORMALISATIONS", "import_weights", "read_classes", "read_normalisation"]
+
+KNOWN_CLASSES = {"camvid": CAMVID_CLASSES, "cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}
+"""Class lists that need no file."""
+
+NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+"""Mean and standard deviation per RGB channel of images in [0, 1]; "none" leaves them in [0, 1]."""
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net")
+_KINDS = ("weight", "bias", "running_mean", "running_var")
+_COUNTER = "num_batches_tracked"  # younger than many a published file, and of no use in evaluation
+_HEADS = ("aux_head", "boundary_head")
+_CODE = re.compile(r"GLOBAL (\S+)")
+
+_Entries = list[tuple[str, Tensor]]  # in order of definition
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file holds: its tensors without counters, and whether their order is that of definition."""
+
+    path: Path
+    sha256: str
+    entries: _Entries
+    ordered: bool
+
+
+def import_weights(
+    path: str | Path,
+    output: str | Path,
+    *,
+    model: str,
+    classes: Classes,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: tuple[int, int] = (512, 1024),
+    args: Mapping[str, Any] | None = None,
+    source_note: str = "",
+    licence: str = "",
+    force: bool = False,
+) -> Bundle:
+    """Write a bundle of the weights in `path`, whole or not at all.
+
+    A classifier on the encoder (where the model's `aux_head` is) may be in the file; it is checked and left out.
+
+    Args:
+        path: a state dict, alone or in the usual wrappers: a PyTorch file, or a `.safetensors` file, which keeps no
+            order and must hence have the model's own names.
+        output: the bundle; `.safetensors` is appended to a name without it.
+        model: a key of `litheseg.models.MODELS`.
+        classes: of the outputs, in their order.
+        mean: that the weights expect, per RGB channel of images in [0, 1].
+        std: likewise; > 0.
+        size: height and width in pixels that images are resized to for the network; MACs are counted for it.
+        args: further arguments of the architecture.
+        source_note: where the weights come from; kept in the provenance.
+        licence: of the weights; likewise.
+        force: replace a file that exists.
+
+    Raises:
+        BundleError: a file that cannot be read, would run code, or does not fit the model and its classes.
+        ModelError: an unknown architecture or arguments that it does not take.
+        LithesegError: `output` exists, or cannot be written.
+    """
+    target = _checked_output(output, force)
+    file = _read_file(Path(path).expanduser())
+    network = _filled(file, model, len(classes), dict(args or {}))
+    header = BundleHeader(
+        architecture={"name": model, "args": dict(args or {})},
+        classes=classes,
+        size=size,
+        mean=tuple(mean),  # type: ignore[arg-type]
+        std=tuple(std),  # type: ignore[arg-type]
+        provenance=_provenance(file, source_note, licence),
+    )
+    [cost] = profile(network, size=header.size, latency=False)
+    return save_bundle(target, network, replace(header, metrics={"1": {"params": cost.params, "macs": cost.macs}}))
+
+
+def read_classes(text: str, extra: Iterable[str] = ()) -> Classes:
+    """Classes as a user names them.
+
+    Args:
+        text: a key of `KNOWN_CLASSES`; a class file (.yaml, .yml or .json, see `litheseg.data.classes`); any other file,
+            one name a line; or names with commas between them.
+        extra: names of further outputs behind these, drawn in black.
+
+    Raises:
+        DataError: none of these, or names that do not make a class list.
+    """
+    path, extra = Path(text).expanduser(), tuple(extra)
+    if text in KNOWN_CLASSES:
+        classes = KNOWN_CLASSES[text]
+    elif path.is_file():
+        named = path.suffix.lower() in (".yaml", ".yml", ".json")
+        classes = read_class_file(path).scheme.classes if named else Classes.from_names(_lines(path))
+    elif "," in text:
+        classes = Classes.from_names(name.strip() for name in text.split(","))
+    else:
+        raise DataError(
+            f"classes '{text}' are neither a known list nor a file.{did_you_mean(text, KNOWN_CLASSES)} "
+            "Names are given with commas between them"
+        )
+    return Classes((*classes.names, *extra), (*classes.colors, *((0, 0, 0) for _ in extra)))
+
+
+def read_normalisation(
+    name: str | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation: of a key of `NORMALISATIONS`, or the two given.
+
+    Raises:
+        LithesegError: an unknown name, a name and numbers, or neither: no file says what its weights expect.
+    """
+    if mean is not None and std is not None and name is None:
+        return mean, std
+    if name is None or mean is not None or std is not None:
+        raise LithesegError(
+            "weights do not tell how their images were normalised: give either --normalisation imagenet (or none: "
+            "images in [0, 1]), or both --mean and --std"
+        )
+    if name not in NORMALISATIONS:
+        raise LithesegError(f"unknown normalisation '{name}'.{did_you_mean(name, NORMALISATIONS)}")
+    return NORMALISATIONS[name]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _checked_output(output: str | Path, force: bool) -> Path:
+    path = Path(output).expanduser()
+    if path.suffix != ".safetensors":
+        path = path.with_name(path.name + ".safetensors")
+    if path.exists() and not force:
+        raise LithesegError(f"{path} exists; replace it with --force (force=True), or choose another output")
+    return path
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} ({error}); write one class name a line there") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _read_file(path: Path) -> _File:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    ordered = content[8:9] != b"{"  # safetensors: 8 bytes of length, then JSON
+    state = _state_dict(_load_torch(content, path) if ordered else _load_safetensors(content, path), path)
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""  # of DataParallel
+    entries = [(name.removeprefix(prefix), value) for name, value in state.items() if not _is_counter(name, value)]
+    return _File(path, hashlib.sha256(content).hexdigest(), entries, ordered)
+
+
+def _load_torch(content: bytes, path: Path) -> Any:
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle fails in as many ways as it has bytes
+        culprit = _CODE.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if culprit:
+            raise BundleError(
+                f"{path} would run '{culprit[1].rstrip('.')}' when it is read, which is refused (or it is damaged); if "
+                "you trust it, load it in PyTorch and save its state_dict() alone"
+            ) from error
+        reason = (str(error) or type(error).__name__).partition("\n")[0].partition(". ")[0]
+        raise BundleError(
+            f"{path} cannot be read as PyTorch weights ({reason}); if it is not another kind of file, it is truncated "
+            "or damaged: copy or download it again"
+        ) from error
+
+
+def _load_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(content)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path} is corrupted or truncated ({error}); copy or download it again") from error
+
+
+def _state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """What lies in the wrappers, if nothing but dense tensors does."""
+    for _ in range(3):
+        inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)) if _maps(content) else ()
+        content = next(iter(inner), content)
+    remedy = "give a file that holds a state dict: torch.save(model.state_dict(), FILE)"
+    if not _maps(content) or not content:
+        raise BundleError(f"{path} holds no tensors by name, but {type(content).__name__}; {remedy}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise BundleError(f"{path} holds {name!r} ({type(value).__name__}), which is no tensor; {remedy}")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise BundleError(f"{path}: '{name}' is sparse, quantised or without data; {remedy}, with dense tensors")
+    state: Mapping[str, Tensor] = content
+    return state
+
+
+def _maps(content: Any) -> bool:
+    return isinstance(content, Mapping)
+
+
+def _is_counter(name: str, value: Tensor) -> bool:
+    return name.rpartition(".")[2] == _COUNTER or (value.ndim == 0 and not value.is_floating_point())
+
+
+# --- matching --------------------------------------------------------------------------------------------------------
+
+
+def _filled(file: _File, name: str, num_classes: int, args: dict[str, Any]) -> SegmentationModel:
+    """A plain model with all of the file's weights, in evaluation mode."""
+    variants = _variants(name, num_classes, args)
+    layouts = [_layout(variant) for variant in variants]
+    for layout in layouts:
+        found = _arranged(file, layout)
+        if _difference(layout, found) is None:
+            weights = {expected: value for (expected, _), (_, value) in zip(layout, found, strict=True)}
+            _check_values(file.path, layout, found)
+            return _load(variants[0], weights)
+    raise _mismatch(file, name, num_classes, args, layouts)
+
+
+def _variants(name: str, num_classes: int, args: dict[str, Any]) -> list[SegmentationModel]:
+    """The model without heads for training, and with the one that published files may have."""
+    taken = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
+    plain = {**args, **{head: False for head in _HEADS if head in taken}}
+    chosen = [plain, {**plain, "aux_head": True}] if "aux_head" in taken else [plain]
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and soon replaced
+        return [build_model(name, num_classes, **arguments) for arguments in chosen]
+
+
+def _layout(model: SegmentationModel) -> _Entries:
+    return [(name, value) for name, value in model.state_dict().items() if not _is_counter(name, value)]
+
+
+def _arranged(file: _File, layout: _Entries) -> _Entries:
+    """The file's tensors in the order of the layout; by name, whatever their order, where the names are the same."""
+    found, names = dict(file.entries), [name for name, _ in layout]
+    return [(name, found[name]) for name in names] if found.keys() == set(names) else file.entries
+
+
+def _difference(layout: _Entries, found: _Entries) -> int | None:
+    """Position of the first entry that does not fit; None where all do."""
+    pairs = zip_longest(layout, found)
+    fits = (wanted is not None and given is not None and _fits(wanted, given) for wanted, given in pairs)
+    return next((position for position, fit in enumerate(fits) if not fit), None)
+
+
+def _fits(wanted: tuple[str, Tensor], given: tuple[str, Tensor]) -> bool:
+    kinds = [name.rpartition(".")[2] for name, _ in (wanted, given)]
+    same = kinds[0] == kinds[1] or not all(kind in _KINDS for kind in kinds)  # other names say nothing
+    return same and wanted[1].shape == given[1].shape and given[1].is_floating_point()
+
+
+def _check_values(path: Path, layout: _Entries, found: _Entries) -> None:
+    """Two neighbours of one shape, mean and variance say, may still have changed places."""
+    for (name, _), (own, value) in zip(layout, found, strict=True):
+        if not bool(torch.isfinite(value).all()):
+            raise BundleError(f"{path}: '{own}' holds infinite or undefined numbers; the file is damaged")
+        if name.endswith(".running_var") and bool((value < 0).any()):
+            raise BundleError(
+                f"{path}: '{own}' is negative where '{name}' of the model, a variance, is expected; the tensors are in "
+                "another order: save the state dict of a model whose layers are defined in the order they run"
+            )
+
+
+def _load(model: SegmentationModel, weights: Mapping[str, Tensor]) -> SegmentationModel:
+    state = model.state_dict()
+    model.load_state_dict({name: weights.get(name, value) for name, value in state.items()}, strict=True)
+    return model.eval()
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------------
+
+
+def _mismatch(
+    file: _File, name: str, num_classes: int, args: dict[str, Any], layouts: list[_Entries]
+) -> BundleError:
+    """The error for a file that fits none of the layouts, told by the one that it fits furthest."""
+    reached = [_difference(layout, _arranged(file, layout)) or 0 for layout in layouts]
+    at = max(reached)
+    layout = layouts[reached.index(at)]
+    found = _arranged(file, layout)
+    outputs = _outputs(file, name, args, num_classes, layout[at : at + 1], found[at : at + 1])
+    if outputs:
+        return _class_mismatch(file.path, num_classes, outputs)
+    if not file.ordered and found is file.entries:
+        strange = next((own for own, _ in found if own not in dict(layout)), "")
+        problem = f"has '{strange}'" if strange else f"lacks '{next(k for k, _ in layout if k not in dict(found))}'"
+        return BundleError(
+            f"{file.path} {problem}, unlike '{name}': a .safetensors file keeps no order, so its names must be those of "
+            "the model here; give the PyTorch file that it was made from"
+        )
+    return BundleError(
+        f"{file.path} holds {len(found)} tensors, '{name}' with {num_classes} classes {len(layout)} (counters aside). "
+        f"The first that differs is number {at + 1}: {_show(found, at)} in the file, {_show(layout, at)} in the model; "
+        "give weights of this very architecture, or the architecture of these weights (`litheseg models` lists them)"
+    )
+
+
+def _outputs(
+    file: _File, name: str, args: dict[str, Any], num_classes: int, wanted: _Entries, given: _Entries
+) -> int | None:
+    """How many outputs the file has, if their number is all that is wrong with it."""
+    if not wanted or not given:
+        return None
+    shapes = (tuple(wanted[0][1].shape), tuple(given[0][1].shape))
+    differing = [(own, other) for own, other in zip(*shapes, strict=False) if own != other]
+    if len(shapes[0]) != len(shapes[1]) or len(differing) != 1:
+        return None
+    own, outputs = differing[0]
+    if own != num_classes or not 0 < outputs <= UNKNOWN_INDEX:
+        return None
+    layouts = map(_layout, _variants(name, outputs, args))
+    return outputs if any(_difference(layout, _arranged(file, layout)) is None for layout in layouts) else None
+
+
+def _class_mismatch(path: Path, num_classes: int, outputs: int) -> BundleError:
+    remedy = "give the classes that it was trained with"
+    if outputs > num_classes:
+        name = "the one output more" if outputs == num_classes + 1 else f"each of the {outputs - num_classes} others"
+        remedy += f", or name {name} with --extra-class NAME (Cityscapes' 20th is void)"
+    return BundleError(f"{path} has {outputs} outputs, but {num_classes} classes are given; {remedy}")
+
+
+def _show(entries: _Entries, position: int) -> str:
+    if position >= len(entries):
+        return "nothing"
+    name, value = entries[position]
+    kind = "" if value.is_floating_point() else f" {str(value.dtype).removeprefix('torch.')}"
+    return f"'{name}' {'x'.join(map(str, value.shape)) or 'scalar'}{kind}"
+
+
+def _provenance(file: _File, source_note: str, licence: str) -> dict[str, Any]:
+    facts = {
+        "weights": "imported",
+        "weights_file": file.path.name,
+        "weights_sha256": file.sha256,
+        "weights_licence": licence,
+        "source_note": source_note,
+        "litheseg": __version__,
+        "torch": torch.__version__,
+    }
+    return {name: value for name, value in facts.items() if value}

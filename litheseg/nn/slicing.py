@@ -1,0 +1,109 @@
+"""How the channels of grouped layers are cut, so that every narrower network is a grouped one as well.
+
+Two rules are exact, also for a dense weight under a mask. *Whole groups*: a narrower layer has fewer groups of the same
+size. *The same part of each group*: it has as many groups, each smaller; this is for layers with too few groups for the
+narrowest width, and it alone passes a channel shuffle. Where what follows a shuffle of g groups is cut in b equal
+blocks, what comes before it is cut in g x b.
+
+It knows segments (see `litheseg.nn.tracing`), not layers or weights. Layers for which neither rule is exact are refused.
+
+Usage:
+    >>> settle_groups(trace, narrowest=0.25)  # every segment now knows its `unit` or its `blocks`
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from litheseg.errors import ModelError
+from litheseg.nn.tracing import Segment, Trace
+
+__all__ = ["settle_groups"]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A grouped layer or a shuffle: its name, the channels on its two sides, its groups."""
+
+    name: str
+    inputs: Segment
+    outputs: Segment
+    groups: int
+
+    @property
+    def sides(self) -> tuple[Segment, Segment]:
+        return self.inputs, self.outputs
+
+
+def settle_groups(trace: Trace, narrowest: float) -> None:
+    """Decide, for every segment that a grouped layer touches, how it is cut.
+
+    Args:
+        trace: of the network.
+        narrowest: width that it must reach, in (0, 1].
+
+    Raises:
+        ModelError: a layer that cannot be cut exactly; the message names it and what would work.
+    """
+    layers = [_site(trace, name, groups) for name, groups in trace.grouped.items()]
+    shuffles = [_site(trace, name, groups) for name, groups in trace.shuffled.items()]
+    in_parts = {part for site in shuffles for part in site.sides}
+    in_parts |= {part for site in layers if site.groups * narrowest < 1 for part in site.sides}
+    _spread(layers + shuffles, in_parts)
+    for site in layers:
+        for side in site.sides:
+            if side in in_parts:
+                side.blocks = math.lcm(side.blocks, site.groups)
+            else:
+                side.unit = math.lcm(side.unit, side.size // site.groups)
+    _settle_blocks(layers, shuffles, in_parts)
+    for site in layers:
+        _check(site, site.inputs in in_parts)
+
+
+def _site(trace: Trace, name: str, groups: int) -> _Site:
+    sides = trace.sides[name]
+    inputs, outputs = (Trace.pieces(side) for side in (sides.inputs, sides.outputs))
+    if len(inputs) > 1 or len(outputs) > 1:
+        side, pieces = ("reads", inputs) if len(inputs) > 1 else ("feeds", outputs)
+        raise ModelError(
+            f"layer '{name}' cannot be slimmed: it {side} a concatenation of {' + '.join(str(p.size) for p in pieces)} "
+            f"channels, which its {groups} groups would cross. Train it at width 1 only, or leave it dense or depthwise "
+            "(choose other layers with --model.efficient.where)"
+        )
+    return _Site(name, inputs[0], outputs[0], groups)
+
+
+def _spread(sites: list[_Site], in_parts: set[Segment]) -> None:
+    """Both sides of a site are cut by the same rule, and are fixed or elastic alike."""
+    for _ in range(len(sites) + 1):
+        for site in sites:
+            fixed = site.inputs.fixed or site.outputs.fixed
+            site.inputs.fixed = site.outputs.fixed = fixed
+            if site.inputs in in_parts or site.outputs in in_parts:
+                in_parts.update(site.sides)
+
+
+def _settle_blocks(layers: list[_Site], shuffles: list[_Site], in_parts: set[Segment]) -> None:
+    """Blocks on both sides of a shuffle fit each other, whatever follows what."""
+    for _ in range(len(layers) + len(shuffles) + 1):
+        for site in shuffles:
+            site.inputs.blocks = math.lcm(site.inputs.blocks, site.groups * site.outputs.blocks)
+            site.outputs.blocks = site.inputs.blocks // site.groups
+    for site in layers + shuffles:
+        for side in site.sides:
+            if side in in_parts and not side.fixed and side.size % side.blocks:
+                raise ModelError(
+                    f"layer '{site.name}' cannot be slimmed: its {side.size} channels would have to be cut in "
+                    f"{side.blocks} equal blocks; use fewer groups, or no shuffle (--model.efficient.shuffle false)"
+                )
+
+
+def _check(site: _Site, in_parts: bool) -> None:
+    a, b = site.sides
+    if not in_parts and not a.fixed and a.size // a.unit != b.size // b.unit:
+        raise ModelError(
+            f"layer '{site.name}' cannot be slimmed: its {site.groups} groups cannot be dropped one by one, because "
+            f"{a.unit} input and {b.unit} output channels must stay together; use a common number of groups"
+        )
