@@ -13,8 +13,11 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import yaml
+
 from litheseg import __version__
 from litheseg.data import SOURCES
+from litheseg.deploy.import_weights import KNOWN_CLASSES, NORMALISATIONS
 from litheseg.errors import WidthError
 from litheseg.nn import check_width
 from litheseg.training.recipe import Recipe
@@ -166,6 +169,37 @@ def _data_command(parser: ArgumentParser) -> None:
 """
 
 
+def _import_weights(parser: ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="WEIGHTS", help="a state dict: .pth, .pt, ... or .safetensors")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the architecture, see `litheseg models`")
+    parser.add_argument("--args", type=_mapping, default={}, metavar="YAML", help="its arguments [{}]")
+    parser.add_argument("--classes", required=True, metavar="C", help=f"{', '.join(KNOWN_CLASSES)}, a file, or names")
+    parser.add_argument("--extra-class", action="append", default=[], metavar="NAME", help="an output behind these")
+    parser.add_argument("--normalisation", choices=tuple(NORMALISATIONS), help="what the weights expect of images")
+    parser.add_argument("--mean", type=_floats, metavar="R,G,B", help="instead: of images in [0, 1]")
+    parser.add_argument("--std", type=_floats, metavar="R,G,B", help="likewise")
+    parser.add_argument(
+        "--size", type=_size, default=(512, 1024), metavar="HxW", help="images are resized to [512x1024]"
+    )
+    parser.add_argument("--source-note", default="", metavar="TEXT", help="where the weights come from, to be kept")
+    parser.add_argument("--licence", default="", metavar="TEXT", help="of the weights, to be kept")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the bundle, .safetensors")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    parser.epilog = """Tensors are matched by order, shape and kind, names do not matter. Nothing in the file is run.
+
+examples:
+  litheseg import-weights erfnet_pretrained.pth --model erfnet --classes cityscapes --extra-class void \\
+      --normalisation none --output erfnet.safetensors
+  litheseg import-weights light.pth --model "erfnet-d*" --classes names.yaml --normalisation imagenet \\
+      --size 360x480 --output light.safetensors                (the quotes keep the shell from reading the *)
+  litheseg import-weights mine.pth --model erfnet --classes road,car,sky --mean .5,.5,.5 --std .25,.25,.25 \\
+      --source-note "trained by A. Person, 2019" --licence CC-BY-4.0 --output mine.safetensors
+
+What weights expect of images stands in no file: ERFNet's published ones take RGB in [0, 1] (--normalisation none) at
+512x1024, and have a 20th output for what is not labelled (--extra-class void).
+"""
+
+
 def _models(parser: ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="print the arguments of this one")
     _json(parser)
@@ -200,6 +234,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     "predict": ("label images", _predict),
     "doctor": ("find what is wrong with a data set", _doctor),
     "data": ("fetch, make, describe and split data sets", _data_command),
+    "import-weights": ("make a model file of weights from elsewhere", _import_weights),
     "models": ("list the architectures", _models),
     "recipes": ("list the recipes", _recipes),
     "report": ("compare models on one page", _report),
@@ -252,6 +287,16 @@ def _width(text: str) -> float:
     if len(values) != 1:
         raise ArgumentTypeError(f"'{text}' is more than one width")
     return values[0]
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict):
+        raise ArgumentTypeError(f"'{text}' is no mapping; write e.g. '{{up: bilinear}}'")
+    return content
 
 
 def _size(text: str) -> tuple[int, int]:

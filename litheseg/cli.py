@@ -40,6 +40,7 @@ from litheseg.data.splits import write_list
 from litheseg.data.streets import Streets
 from litheseg.demo import run_demo
 from litheseg.deploy.bundle import load_bundle
+from litheseg.deploy.import_weights import import_weights, read_classes, read_normalisation
 from litheseg.errors import LithesegError, ModelError, did_you_mean
 from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.models import MODELS
@@ -92,6 +93,7 @@ def _run(argv: list[str]) -> int:
         "predict": _predict,
         "doctor": _doctor,
         "data": _data,
+        "import-weights": _import_weights,
         "models": _models,
         "recipes": _recipes,
         "report": _report,
@@ -204,6 +206,15 @@ def _data_info(source: Source, as_json: bool) -> None:
     counts = ", ".join(f"{split} {count}" for split, count in splits.items())
     for name, value in {**facts, "splits": counts, "classes": ", ".join(source.classes.names)}.items():
         print(f"{name + ':':<10}{value or '-'}")
+
+
+def _import_weights(args: Namespace) -> None:
+    mean, std = read_normalisation(args.normalisation, args.mean, args.std)
+    options = {name: getattr(args, name) for name in ("model", "args", "size", "source_note", "licence", "force")}
+    classes = read_classes(args.classes, args.extra_class)
+    bundle = import_weights(args.weights, args.output, classes=classes, mean=mean, std=std, **options)
+    print(f"{bundle.path}: {args.model}, {len(classes)} classes ({classes.names[0]} ... {classes.names[-1]})")
+    _print_table(width_table(width_rows(bundle.header)))
 
 
 def _models(args: Namespace) -> None:

@@ -31,6 +31,7 @@ from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.nn import add_width, extract, slim
+from litheseg.nn.efficient import Efficient
 
 __all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "save_bundle"]
 
@@ -66,7 +67,9 @@ class Bundle:
         try:
             # Fresh weights are drawn before these replace them: that must not shift the random state of a training run.
             with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-                model = build_model(name, num_classes=header.num_classes, **_deployed_arguments(header))
+                efficient = Efficient(**header.architecture.get("efficient", {}))
+                arguments = _deployed_arguments(header)
+                model = build_model(name, num_classes=header.num_classes, efficient=efficient, **arguments)
                 slim(model, header.widths, divisor=header.divisor)
                 for width in header.calibrated_widths:
                     add_width(model, width)
@@ -134,7 +137,7 @@ def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader
     _check_dial(model, header)
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
-    architecture = {"name": header.architecture["name"], "args": _deployed_arguments(header)}
+    architecture = {**header.architecture, "args": _deployed_arguments(header)}
     header = replace(header, architecture=architecture, format_version=FORMAT_VERSION)
     draft = Bundle(header, _deployed_state(model), path)
     state = {name: value.clone() for name, value in draft.model().state_dict().items()}

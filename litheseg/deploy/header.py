@@ -38,7 +38,8 @@ class BundleHeader:
     """What a model file says about its model.
 
     Attributes:
-        architecture: ``{"name": ..., "args": {...}}``, as `litheseg.models.build_model` takes them.
+        architecture: ``{"name": ..., "args": {...}}``, as `litheseg.models.build_model` takes them, and, where cheaper
+            convolutions are laid over it, ``"efficient"`` with the fields of `litheseg.nn.efficient.Efficient`.
         classes: names and colours; their number is the number of classes.
         widths: with batch-norm statistics and affine parameters of their own, widest first.
         calibrated_widths: further ones, from `litheseg.nn.recalibrate`.
@@ -149,10 +150,12 @@ def _check_version(version: Any) -> None:
 
 
 def _check_architecture(architecture: Mapping[str, Any]) -> None:
-    if set(architecture) != {"name", "args"}:
-        raise BundleError("header field 'architecture' must hold exactly 'name' and 'args'")
+    if set(architecture) not in ({"name", "args"}, {"name", "args", "efficient"}):
+        raise BundleError("header field 'architecture' must hold 'name', 'args' and, at most, 'efficient'")
     if not isinstance(architecture["name"], str) or not isinstance(architecture["args"], dict):
         raise BundleError("header field 'architecture' must hold a text 'name' and a mapping 'args'")
+    if not isinstance(architecture.get("efficient", {}), dict):
+        raise BundleError("header field 'architecture' must hold a mapping 'efficient'")
 
 
 def _classes(content: Any) -> Classes:

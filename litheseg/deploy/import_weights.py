@@ -124,8 +124,8 @@ def read_classes(text: str, extra: Iterable[str] = ()) -> Classes:
     """Classes as a user names them.
 
     Args:
-        text: a key of `KNOWN_CLASSES`; a class file (.yaml, .yml or .json, see `litheseg.data.classes`); any other file,
-            one name a line; or names with commas between them.
+        text: a key of `KNOWN_CLASSES`; a class file (.yaml, .yml or .json, see `litheseg.data.classes`); any other
+            file, one name a line; or names with commas between them.
         extra: names of further outputs behind these, drawn in black.
 
     Raises:
@@ -225,23 +225,21 @@ def _load_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
 
 def _state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
     """What lies in the wrappers, if nothing but dense tensors does."""
-    for _ in range(3):
-        inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)) if _maps(content) else ()
-        content = next(iter(inner), content)
+    content = _unwrapped(content)
     remedy = "give a file that holds a state dict: torch.save(model.state_dict(), FILE)"
-    if not _maps(content) or not content:
+    if not isinstance(content, Mapping) or not content:
         raise BundleError(f"{path} holds no tensors by name, but {type(content).__name__}; {remedy}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise BundleError(f"{path} holds {name!r} ({type(value).__name__}), which is no tensor; {remedy}")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise BundleError(f"{path}: '{name}' is sparse, quantised or without data; {remedy}, with dense tensors")
-    state: Mapping[str, Tensor] = content
-    return state
+    return content
 
 
-def _maps(content: Any) -> bool:
-    return isinstance(content, Mapping)
+def _unwrapped(content: Any, depth: int = 3) -> Any:
+    keys = [key for key in _WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+    return _unwrapped(content[keys[0]], depth - 1) if keys and depth else content
 
 
 def _is_counter(name: str, value: Tensor) -> bool:
@@ -257,7 +255,7 @@ def _filled(file: _File, name: str, num_classes: int, args: dict[str, Any]) -> S
     layouts = [_layout(variant) for variant in variants]
     for layout in layouts:
         found = _arranged(file, layout)
-        if _difference(layout, found) is None:
+        if _difference(layout, found) is None and (file.ordered or found is not file.entries):
             weights = {expected: value for (expected, _), (_, value) in zip(layout, found, strict=True)}
             _check_values(file.path, layout, found)
             return _load(variants[0], weights)
@@ -317,9 +315,7 @@ def _load(model: SegmentationModel, weights: Mapping[str, Tensor]) -> Segmentati
 # --- what does not fit -----------------------------------------------------------------------------------------------
 
 
-def _mismatch(
-    file: _File, name: str, num_classes: int, args: dict[str, Any], layouts: list[_Entries]
-) -> BundleError:
+def _mismatch(file: _File, name: str, num_classes: int, args: dict[str, Any], layouts: list[_Entries]) -> BundleError:
     """The error for a file that fits none of the layouts, told by the one that it fits furthest."""
     reached = [_difference(layout, _arranged(file, layout)) or 0 for layout in layouts]
     at = max(reached)
@@ -332,8 +328,8 @@ def _mismatch(
         strange = next((own for own, _ in found if own not in dict(layout)), "")
         problem = f"has '{strange}'" if strange else f"lacks '{next(k for k, _ in layout if k not in dict(found))}'"
         return BundleError(
-            f"{file.path} {problem}, unlike '{name}': a .safetensors file keeps no order, so its names must be those of "
-            "the model here; give the PyTorch file that it was made from"
+            f"{file.path} {problem}, unlike '{name}': a .safetensors file keeps no order, so its names must be the "
+            "model's own; give the PyTorch file that it was made from"
         )
     return BundleError(
         f"{file.path} holds {len(found)} tensors, '{name}' with {num_classes} classes {len(layout)} (counters aside). "

@@ -21,6 +21,7 @@ from litheseg.models.erfnet import (
     erfnet_dg4_star,
     erfnet_dg8_star,
 )
+from litheseg.nn.efficient import Efficient, make_efficient
 
 __all__ = ["MODELS", "SegmentationModel", "build_model"]
 
@@ -36,15 +37,25 @@ MODELS: dict[str, Callable[..., SegmentationModel]] = {
 }
 
 
-def build_model(name: str, num_classes: int, **arguments: Any) -> SegmentationModel:
+def build_model(
+    name: str, num_classes: int, *, efficient: Efficient | None = None, **arguments: Any
+) -> SegmentationModel:
     """Build a registered architecture with fresh weights.
 
+    Args:
+        name: a key of `MODELS`.
+        num_classes: K.
+        efficient: cheaper convolutions to lay over it.
+        **arguments: the architecture's own.
+
     Raises:
-        ModelError: `name` is not registered, or an argument is not one of the architecture's.
+        ModelError: `name` is not registered, an argument is not one of the architecture's, or no layer can be made
+            efficient as asked.
     """
     if name not in MODELS:
         raise ModelError(f"unknown model '{name}'.{did_you_mean(name, MODELS)}")
     try:
-        return MODELS[name](num_classes, **arguments)
+        model = MODELS[name](num_classes, **arguments)
     except TypeError as error:
         raise ModelError(f"model '{name}': {error}; see `litheseg models {name}`") from error
+    return model if efficient is None else make_efficient(model, efficient)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pickle import UnpicklingError
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -36,8 +37,13 @@ from litheseg.losses.terms import (
 )
 from litheseg.models import SegmentationModel, build_model
 from litheseg.nn import slim
+from litheseg.nn.efficient import choose_layers
+from litheseg.nn.grouping import densify
+from litheseg.nn.tracing import trace_model
+from litheseg.training.gradual import GradualGrouping
 from litheseg.training.recipe import (
     DataConfig,
+    GroupingConfig,
     LossConfig,
     ModelConfig,
     Recipe,
@@ -48,7 +54,7 @@ from litheseg.training.recipe import (
 from litheseg.training.task import SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, NextWider, Nobody, Teacher, Widest
 
-__all__ = ["build_data", "build_elastic_model", "build_task", "build_teacher", "build_terms"]
+__all__ = ["build_data", "build_elastic_model", "build_grouping", "build_network", "build_task", "build_teacher", "build_terms"]
 
 
 def build_data(recipe: Recipe) -> SegmentationData:
@@ -85,19 +91,38 @@ def _labelled_ids(config: DataConfig, source: Source, seed: int) -> tuple[str, .
     return partition(ids, list_file=text, seed=seed).labelled
 
 
-def build_elastic_model(
-    model: ModelConfig, widths: WidthConfig, num_classes: int, *, boundary_head: bool = False
+def build_network(
+    model: ModelConfig, grouping: GroupingConfig, num_classes: int, *, boundary_head: bool = False
 ) -> SegmentationModel:
-    """The network, made elastic; fresh weights, or those of `model.weights`.
+    """The plain network as training begins: with fresh weights, and dense where it is to be grouped in the end.
 
     Raises:
-        ModelError: unknown name or arguments, or weights that do not fit.
-        WidthError: a width outside (0, 1].
+        ModelError: unknown name or arguments, or layers that cannot be grouped as asked.
     """
     args = dict(model.args)
     if boundary_head:
         args["boundary_head"] = True
-    network = build_model(model.name, num_classes=num_classes, **args)
+    network = build_model(model.name, num_classes=num_classes, efficient=model.efficient, **args)
+    if grouping.shape != "none":
+        densify(network, choose_layers(network, grouping.where), grouping.stages)
+    return network
+
+
+def build_elastic_model(
+    model: ModelConfig,
+    widths: WidthConfig,
+    num_classes: int,
+    *,
+    grouping: GroupingConfig | None = None,
+    boundary_head: bool = False,
+) -> SegmentationModel:
+    """The network, made elastic; fresh weights, or those of `model.weights`.
+
+    Raises:
+        ModelError: unknown name or arguments, layers that cannot be grouped, or weights that do not fit.
+        WidthError: a width outside (0, 1].
+    """
+    network = build_network(model, grouping or GroupingConfig(), num_classes, boundary_head=boundary_head)
     slim(network, widths.values, divisor=widths.divisor)
     if model.weights is not None:
         _load_weights(network, model.weights)
@@ -179,7 +204,9 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
     """
     check_recipe(recipe)
     loss, widths = recipe.loss, recipe.widths
-    model = build_elastic_model(recipe.model, widths, len(data.classes), boundary_head=loss.boundary_head > 0)
+    model = build_elastic_model(
+        recipe.model, widths, len(data.classes), grouping=recipe.grouping, boundary_head=loss.boundary_head > 0
+    )
     if recipe.trainer.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weight = class_weights(data.class_histogram(), loss.class_weights, loss.class_weight_offset)
@@ -192,7 +219,27 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
         samples=widths.samples,
         hard_labels=loss.hard_labels,
         optimizer=recipe.optimizer,
-        total_steps=recipe.trainer.epochs * len(data.train_dataloader()),
+        total_steps=_total_steps(recipe, data),
         seed=recipe.trainer.seed,
         compile=recipe.trainer.compile,
     )
+
+
+def build_grouping(recipe: Recipe, data: SegmentationData) -> list[Callback]:
+    """The callback that turns dense layers into grouped ones, if the recipe asks for it.
+
+    Raises:
+        LithesegError: the schedule does not fit the run, or channels cannot be relabelled as asked.
+    """
+    grouping = recipe.grouping
+    if grouping.shape == "none":
+        return []
+    trace = None
+    if grouping.assignment != "contiguous":
+        head = recipe.loss.boundary_head > 0
+        trace = trace_model(build_network(recipe.model, grouping, len(data.classes), boundary_head=head), dense=True)
+    return [GradualGrouping(grouping, _total_steps(recipe, data), trace)]
+
+
+def _total_steps(recipe: Recipe, data: SegmentationData) -> int:
+    return recipe.trainer.epochs * len(data.train_dataloader())

@@ -28,6 +28,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.workers": (0, math.inf),
     "widths.samples": (0, math.inf),
     "widths.divisor": (1, math.inf),
+    "model.efficient.groups": (0, math.inf),
+    "grouping.start": (0, _BELOW_ONE),
+    "grouping.length": (0, _BELOW_ONE),
+    "grouping.hold": (0, _BELOW_ONE),
+    "grouping.steps": (1, math.inf),
+    "grouping.refresh": (0, math.inf),
+    "grouping.off_block_decay": (0, _BELOW_ONE),
     "teacher.decay": (0, _BELOW_ONE),
     "loss.ohem_threshold": (_POSITIVE, 1),
     "loss.class_weight_offset": (math.nextafter(1.0, 2.0), math.inf),
@@ -70,6 +77,7 @@ def check_recipe(recipe: Recipe) -> None:
             raise RecipeError(f"--{name} {value} is out of range; give {_range(low, high)}")
     _check_widths(recipe.widths)
     _check_teacher(recipe.teacher, recipe.widths)
+    _check_grouping(recipe)
     listens = recipe.loss.kl > 0 or recipe.loss.channel_wise > 0
     if listens and recipe.teacher.kind == "none":
         raise RecipeError("loss.kl and loss.channel_wise need a teacher; set --teacher.kind next-wider, say")
@@ -97,6 +105,28 @@ def _check_widths(config: WidthConfig) -> None:
                 f"widths.calibrate has {width:g}, but only widths within those trained, {low:g} to {high:g}, can be "
                 "calibrated; add a narrower or wider one to widths.values"
             )
+
+
+def _check_grouping(recipe: Recipe) -> None:
+    config, trainer = recipe.grouping, recipe.trainer
+    if config.shape == "none":
+        return
+    if config.end >= 1:
+        raise RecipeError(
+            f"the grouping schedule is longer than the run: {len(config.stages) + 1} stage(s) of {config.length:g} after "
+            f"{config.start:g} of all steps, {config.hold:g} apart, end at {config.end:g}; leave some steps at alpha 0: "
+            "shorten grouping.start, length or hold, or leave out stages, so that the sum is below 1"
+        )
+    if trainer.keep == "best" or trainer.early_stop:
+        raise RecipeError(
+            "trainer.keep best and trainer.early_stop do not go with gradual grouping: an epoch before alpha is 0 scores "
+            "a network that is not the one to deploy; set --trainer.keep last and --trainer.early_stop 0"
+        )
+    if config.assignment == "magnitude" and (trainer.ema or recipe.teacher.kind == "ema"):
+        raise RecipeError(
+            "grouping.assignment magnitude relabels channels, which an average of earlier weights cannot follow; set "
+            "--grouping.assignment contiguous, or --trainer.ema 0 and another teacher"
+        )
 
 
 def _check_teacher(config: TeacherConfig, widths: WidthConfig) -> None:

@@ -1,4 +1,4 @@
-"""The end of a run: calibrate further widths, score every width, write the bundle.
+"""The end of a run: convert what has become grouped, calibrate further widths, score every width, write the bundle.
 
 It knows nothing of how the weights came about.
 
@@ -9,6 +9,7 @@ Usage:
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.nn import available_widths, recalibrate
-from litheseg.training.recipe import Recipe, recipe_to_dict
+from litheseg.nn.grouping import convert
+from litheseg.training.recipe import ModelConfig, Recipe, recipe_to_dict
 from litheseg.training.task import SegmentationTask
 
 __all__ = ["finish"]
@@ -31,7 +33,7 @@ __all__ = ["finish"]
 def finish(
     recipe: Recipe, data: SegmentationData, task: SegmentationTask, path: Path, *, device: torch.device, writes: bool
 ) -> dict[float, Scores]:
-    """Calibrate and score every width, in all processes; write the bundle, in one.
+    """Convert, calibrate and score every width, in all processes; write the bundle, in one.
 
     Args:
         recipe: of the run.
@@ -44,7 +46,7 @@ def finish(
     Returns:
         Scores by width, the same in all processes.
     """
-    model = task.model.to(device)
+    model = convert(task.model.to(device))
     recalibrate(model, data.calibration_batches(), recipe.widths.calibrate)
     scores = evaluate(model, data.val_dataloader(), widths=available_widths(model), device=device)
     model.cpu()
@@ -58,7 +60,7 @@ def _header(
 ) -> BundleHeader:
     size = recipe.data.size or data.crop
     return BundleHeader(
-        architecture={"name": recipe.model.name, "args": recipe.model.args},
+        architecture=_architecture(recipe.model),
         classes=data.classes,
         widths=task.widths,
         calibrated_widths=tuple(width for width in scores if width not in task.widths),
@@ -71,6 +73,11 @@ def _header(
         recipe=recipe_to_dict(recipe),
         provenance=_provenance(recipe, data),
     )
+
+
+def _architecture(model: ModelConfig) -> dict[str, Any]:
+    efficient = {"efficient": asdict(model.efficient)} if model.efficient.changes else {}
+    return {"name": model.name, "args": model.args, **efficient}
 
 
 def _provenance(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:

@@ -21,10 +21,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from litheseg.data.transforms import Augment
 from litheseg.errors import RecipeError, did_you_mean
+from litheseg.nn.efficient import Efficient
 from litheseg.training.checks import check_recipe
 
 __all__ = [
     "DataConfig",
+    "GroupingConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -48,11 +50,13 @@ class ModelConfig:
     Attributes:
         name: one of `litheseg models`.
         args: its keyword arguments, such as {base: 16}.
+        efficient: cheaper convolutions laid over it.
         weights: a state dict (.safetensors, or .pt without code) to start from, of the plain or of the elastic model.
     """
 
     name: str = "ddrnet"
     args: dict[str, Any] = field(default_factory=dict)
+    efficient: Efficient = field(default_factory=Efficient)
     weights: str | None = None
 
 
@@ -102,6 +106,48 @@ class WidthConfig:
     samples: int = 2
     calibrate: tuple[float, ...] = ()
     divisor: int = 8
+
+
+@dataclass(frozen=True)
+class GroupingConfig:
+    """How the model's grouped convolutions come about: dense at first, grouped at the end.
+
+    Attributes:
+        shape: of alpha, the factor on the weights between groups, from 1 to 0: linear, cosine, exponential, step; none
+            trains the grouped layers as they are.
+        where: which of the model's grouped layers begin dense (as model.efficient.where).
+        stages: groups on the way, such as [2, 4] for dense -> 2 -> 4 -> the model's own.
+        start: share of all steps before alpha begins to fall, in [0, 1).
+        length: share of all steps in which it falls, in each stage; 0 is one-shot pruning.
+        hold: share of all steps between two stages.
+        steps: drops of the shape "step".
+        assignment: which channels share a group: contiguous blocks as they come (the paper), or magnitude, which
+            relabels channels at `start` so that the largest weights are inside the blocks.
+        refresh: how many more times the first stage relabels, evenly spread over it.
+        off_block: what keeps the weights between groups from growing while they fade: project holds their size at that
+            of the weights inside, decay shrinks them in every step, free does nothing.
+        off_block_decay: share that "decay" takes away in a step.
+        recalibrate: whether batch norm is measured anew when alpha has reached 0.
+    """
+
+    shape: Literal["none", "linear", "cosine", "exponential", "step"] = "none"
+    where: str = "all"
+    stages: tuple[int, ...] = ()
+    start: float = 0.1
+    length: float = 0.4
+    hold: float = 0.05
+    steps: int = 4
+    assignment: Literal["contiguous", "magnitude"] = "contiguous"
+    refresh: int = 0
+    off_block: Literal["project", "decay", "free"] = "project"
+    off_block_decay: float = 0.01
+    recalibrate: bool = True
+
+    @property
+    def end(self) -> float:
+        """Share of all steps after which every stage is over."""
+        stages = len(self.stages) + 1
+        return self.start + stages * self.length + (stages - 1) * self.hold
 
 
 @dataclass(frozen=True)
@@ -232,6 +278,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     widths: WidthConfig = field(default_factory=WidthConfig)
+    grouping: GroupingConfig = field(default_factory=GroupingConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

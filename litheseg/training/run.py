@@ -32,7 +32,7 @@ from torch import nn
 from litheseg.errors import LithesegError, TrainingError
 from litheseg.evaluation.metrics import Scores
 from litheseg.files import atomic_path
-from litheseg.training.build import build_data, build_task
+from litheseg.training.build import build_data, build_grouping, build_task
 from litheseg.training.callbacks import Interrupted
 from litheseg.training.finish import finish
 from litheseg.training.recipe import Recipe, TrainerConfig, check_recipe, recipe_to_dict
@@ -87,7 +87,7 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
     _set_up_torch(recipe.trainer)
     data = build_data(recipe)
     task = build_task(recipe, data)
-    trainer = build_trainer(recipe, folder, resumed=resumed)
+    trainer = build_trainer(recipe, folder, build_grouping(recipe, data), resumed=resumed)
     _begin_folder(folder, recipe)
     synchronised = trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
     if synchronised:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -50,12 +51,13 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def build_trainer(recipe: Recipe, folder: Path, *, resumed: bool) -> L.Trainer:
+def build_trainer(recipe: Recipe, folder: Path, extra: Sequence[Callback] = (), *, resumed: bool) -> L.Trainer:
     """The trainer of a run.
 
     Args:
         recipe: its sections `trainer` and `optimizer` count.
         folder: where everything is written.
+        extra: callbacks that come first.
         resumed: whether the learning curves go on from those in `folder`.
 
     Raises:
@@ -73,7 +75,7 @@ def build_trainer(recipe: Recipe, folder: Path, *, resumed: bool) -> L.Trainer:
         strategy=_strategy(config),
         gradient_clip_val=recipe.optimizer.clip or None,
         check_val_every_n_epoch=min(config.val_every, config.epochs),
-        callbacks=_callbacks(config, folder / "checkpoints"),
+        callbacks=[*extra, *_callbacks(config, folder / "checkpoints")],
         logger=[_logger(name, folder, resumed) for name in config.loggers] or False,
         plugins=[AtomicCheckpoints()],
         num_sanity_val_steps=0,
