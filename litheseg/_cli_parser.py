@@ -200,6 +200,31 @@ What weights expect of images stands in no file: ERFNet's published ones take RG
 """
 
 
+def _convert(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help="a gradual run's folder, or a dense model file to cut")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the grouped model file")
+    parser.add_argument("--groups", type=int, help="of the cut: 2 or more, 0 for depthwise")
+    parser.add_argument(
+        "--where", default="all", help='which layers are cut: a role, a kernel, a pattern, as in "encoder,1x1" [all]'
+    )
+    parser.add_argument(
+        "--assignment",
+        choices=["contiguous", "magnitude"],
+        default="magnitude",
+        help="which channels share a group: as they come, or so that the largest weights stay [magnitude]",
+    )
+    _data_options(parser)
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    _json(parser)
+    parser.epilog = """examples:
+  litheseg convert runs/dg4 --output dg4.safetensors            a gradual run that was stopped after alpha reached 0
+  litheseg convert dense.safetensors --groups 4 --where encoder,1x1 --data data/camvid --output cut.safetensors
+
+A finished gradual run needs no conversion: its model.safetensors is grouped. Cutting a dense model costs accuracy, which
+the table shows; `litheseg train --recipe gradual-grouping` avoids most of it.
+"""
+
+
 def _models(parser: ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="print the arguments of this one")
     _json(parser)
@@ -234,6 +259,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     "predict": ("label images", _predict),
     "doctor": ("find what is wrong with a data set", _doctor),
     "data": ("fetch, make, describe and split data sets", _data_command),
+    "convert": ("turn a dense or gradual model into a grouped one", _convert),
     "import-weights": ("make a model file of weights from elsewhere", _import_weights),
     "models": ("list the architectures", _models),
     "recipes": ("list the recipes", _recipes),

@@ -44,12 +44,14 @@ from litheseg.deploy.import_weights import import_weights, read_classes, read_no
 from litheseg.errors import LithesegError, ModelError, did_you_mean
 from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.models import MODELS
+from litheseg.nn.efficient import Efficient
 from litheseg.report.card import width_rows, width_table
 from litheseg.report.run_report import report_bundles, report_run
-from litheseg.report.terminal import class_table, layers_table, scores_table, terminal_table
+from litheseg.report.terminal import class_table, kept_table, layers_table, scores_table, terminal_table
 from litheseg.runtime.files import predict
 from litheseg.training import load_recipe, recipe_names, train
 from litheseg.training.callbacks import Interrupted
+from litheseg.training.convert import convert_run, cut_bundle
 from litheseg.training.recipe import recipe_yaml
 
 __all__ = ["main"]
@@ -93,6 +95,7 @@ def _run(argv: list[str]) -> int:
         "predict": _predict,
         "doctor": _doctor,
         "data": _data,
+        "convert": _convert,
         "import-weights": _import_weights,
         "models": _models,
         "recipes": _recipes,
@@ -206,6 +209,27 @@ def _data_info(source: Source, as_json: bool) -> None:
     counts = ", ".join(f"{split} {count}" for split, count in splits.items())
     for name, value in {**facts, "splits": counts, "classes": ", ".join(source.classes.names)}.items():
         print(f"{name + ':':<10}{value or '-'}")
+
+
+def _convert(args: Namespace) -> None:
+    kept: dict[str, float] = {}
+    if Path(args.model).is_dir():
+        if args.groups is not None:
+            raise LithesegError(f"{args.model} is a run, which says itself what it ends as; leave out --groups")
+        scores = convert_run(args.model, args.output, force=args.force)
+    else:
+        if args.groups is None:
+            raise LithesegError("say what the dense model is to become: --groups 4 --where encoder,1x1, say")
+        efficient = Efficient(groups=args.groups, shuffle=False, where=args.where)
+        options = {"assignment": args.assignment, "data": args.data, "source": args.source, "force": args.force}
+        cut = cut_bundle(load_bundle(args.model), args.output, efficient, **options)
+        scores, kept = cut.scores, cut.kept
+    if args.json:
+        facts = {"bundle": args.output, "kept": kept}
+        return _print_json({**facts, "scores": {f"{width:g}": score.to_dict() for width, score in scores.items()}})
+    if kept:
+        _print_table(kept_table(kept), "squared weights that the cut left")
+    _print_table(scores_table(scores), args.output)
 
 
 def _import_weights(args: Namespace) -> None:

@@ -18,7 +18,7 @@ from litheseg.cost.counting import Layer
 from litheseg.evaluation.metrics import Scores
 from litheseg.report.card import Table
 
-__all__ = ["class_table", "layers_table", "scores_table", "terminal_table"]
+__all__ = ["class_table", "kept_table", "layers_table", "scores_table", "terminal_table"]
 
 
 def terminal_table(table: Table, title: str | None = None) -> RichTable:
@@ -53,6 +53,11 @@ def layers_table(layers: Sequence[Layer]) -> Table:
         for layer in layers
     ]
     return Table(("layer", "kind", "output", "params", "MACs (M)"), tuple(rows))
+
+
+def kept_table(kept: Mapping[str, float]) -> Table:
+    """One row a layer: the share of the squared weights that is inside its groups."""
+    return Table(("layer", "kept (%)"), tuple((name, _percent(share)) for name, share in kept.items()))
 
 
 def _percent(value: float) -> str:

@@ -35,11 +35,11 @@ _TINY = 0.01  # what is left of alpha where the exponential is cut off
 
 def alpha_at(config: GroupingConfig, share: float) -> tuple[int, float]:
     """Stage (from 0) and alpha (in [0, 1]) after `share` of all steps."""
-    stages, since = len(config.stages) + 1, share - config.start
+    stages, since = len(config.stages) + 1, round(share - config.start, 9)  # 0.7 - 0.2 falls short of 0.5
     if since < 0:
         return 0, 1.0
     period = config.length + config.hold
-    stage = min(int(since / period), stages - 1) if period else stages - 1
+    stage = min(int(since / period + 1e-9), stages - 1) if period else stages - 1
     position = (since - stage * period) / config.length if config.length else 1.0
     return stage, _shape(config, min(position, 1.0))
 
