@@ -38,7 +38,7 @@ from litheseg.data.classes import UNKNOWN_INDEX, Classes, read_class_file
 from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from litheseg.data.voc import VOC_CLASSES
 from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
-from litheseg.errors import BundleError, DataError, LithesegError, did_you_mean
+from litheseg.errors import BundleError, DataError, LithesegError, ModelError, did_you_mean
 from litheseg.models import MODELS, SegmentationModel, build_model
 
 __all__ = ["KNOWN_CLASSES", "NORMALISATIONS", "import_weights", "read_classes", "read_normalisation"]
@@ -52,7 +52,6 @@ NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "none": ((0.0, 0.0,
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net")
 _KINDS = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"  # younger than many a published file, and of no use in evaluation
-_HEADS = ("aux_head", "boundary_head")
 _CODE = re.compile(r"GLOBAL (\S+)")
 
 _Entries = list[tuple[str, Tensor]]  # in order of definition
@@ -264,9 +263,12 @@ def _filled(file: _File, name: str, num_classes: int, args: dict[str, Any]) -> S
 
 def _variants(name: str, num_classes: int, args: dict[str, Any]) -> list[SegmentationModel]:
     """The model without heads for training, and with the one that published files may have."""
-    taken = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
-    plain = {**args, **{head: False for head in _HEADS if head in taken}}
-    chosen = [plain, {**plain, "aux_head": True}] if "aux_head" in taken else [plain]
+    taken = inspect.signature(MODELS[name]).parameters if name in MODELS else args
+    for argument in ("num_classes", *(key for key in args if key not in taken)):
+        if argument in args:
+            raise ModelError(f"model '{name}' takes no argument '{argument}' here; see `litheseg models {name}`")
+    heads = {"aux_head": False, "boundary_head": False}
+    chosen = [{**args, **heads}, {**args, **heads, "aux_head": True}]
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and soon replaced
         return [build_model(name, num_classes, **arguments) for arguments in chosen]
 
@@ -317,13 +319,13 @@ def _load(model: SegmentationModel, weights: Mapping[str, Tensor]) -> Segmentati
 
 def _mismatch(file: _File, name: str, num_classes: int, args: dict[str, Any], layouts: list[_Entries]) -> BundleError:
     """The error for a file that fits none of the layouts, told by the one that it fits furthest."""
-    reached = [_difference(layout, _arranged(file, layout)) or 0 for layout in layouts]
-    at = max(reached)
-    layout = layouts[reached.index(at)]
+    reached = [(_difference(layout, _arranged(file, layout)) or 0, layout) for layout in layouts]
+    for at, layout in reached:
+        outputs = _outputs(file, name, args, num_classes, layout[at : at + 1], _arranged(file, layout)[at : at + 1])
+        if outputs:
+            return _class_mismatch(file.path, num_classes, outputs)
+    at, layout = max(reached, key=lambda entry: (entry[0], -abs(len(entry[1]) - len(file.entries))))
     found = _arranged(file, layout)
-    outputs = _outputs(file, name, args, num_classes, layout[at : at + 1], found[at : at + 1])
-    if outputs:
-        return _class_mismatch(file.path, num_classes, outputs)
     if not file.ordered and found is file.entries:
         strange = next((own for own, _ in found if own not in dict(layout)), "")
         problem = f"has '{strange}'" if strange else f"lacks '{next(k for k, _ in layout if k not in dict(found))}'"
