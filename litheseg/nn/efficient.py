@@ -14,10 +14,12 @@ Usage:
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -70,20 +72,20 @@ def make_efficient(model: Network, efficient: Efficient) -> Network:
         raise ModelError(f"efficient.groups {efficient.groups} is negative; give 2 or more, or 0 for depthwise")
     trace = trace_model(model)
     named = choose_layers(model, efficient.where)
-    chosen = [name for name in named if _by_pattern(model, efficient.where) or _replaceable(model, name, trace)]
-    if efficient.kind != "grouped":
-        chosen = [name for name in chosen if _conv(model, name).kernel_size != (1, 1)]
+    chosen = [name for name in named if _is_named(model, name, efficient.where) or _replaceable(model, name, trace)]
+    chosen = [name for name in chosen if _has_kernel_for(efficient.kind, _conv(model, name))]
     if not chosen:
         raise ModelError(
             f"efficient.where '{efficient.where}' leaves no layer that can be made {efficient.kind}: those it matches "
             "read the image, give the logits, are strided, or are grouped or 1x1 already; choose others, or by name"
         )
-    readers = _shuffled_readers(trace, chosen) if efficient.kind == "grouped" and efficient.shuffle else {}
-    for name in chosen:
-        _replace(model, name, _BUILDERS[efficient.kind](name, _conv(model, name), efficient.groups))
-    shuffles = {reader: ChannelShuffle(_conv(model, name).groups) for name, reader in readers.items()}
-    for reader, shuffle in shuffles.items():
-        _replace(model, reader, nn.Sequential(OrderedDict(shuffle=shuffle, conv=model.get_submodule(reader))))
+    fresh = {name: _BUILDERS[efficient.kind](name, _conv(model, name), efficient.groups) for name in chosen}
+    for name, layer in fresh.items():
+        _replace(model, name, layer)
+    if efficient.kind == "grouped" and efficient.shuffle:
+        for name, reader in _shuffled_readers(trace, chosen, _heads(model)).items():
+            shuffle = ChannelShuffle(_conv(model, name).groups)
+            _replace(model, reader, nn.Sequential(OrderedDict(shuffle=shuffle, conv=model.get_submodule(reader))))
     return model
 
 
@@ -95,32 +97,25 @@ def choose_layers(model: nn.Module, where: str) -> list[str]:
     Raises:
         ModelError: a condition that no layer fulfils.
     """
-    heads = tuple(
-        f"{name}.{head}.".lstrip(".")
-        for name, module in model.named_modules()
-        for head in getattr(module, "training_only", ())
-    )
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and not f"{name}.".startswith(heads)
+        if isinstance(module, nn.Conv2d) and not f"{name}.".startswith(_heads(model))
     }
+    chosen = list(layers)
     for condition in _conditions(where):
-        for alternative in condition:
-            if not any(_fulfils(model, name, layer, alternative) for name, layer in layers.items()):
+        matches = {text: [n for n, layer in layers.items() if _fulfils(model, n, layer, text)] for text in condition}
+        for text, names in matches.items():
+            if not names:
                 known = ["all", *_roles(model), *sorted({_kernel(layer) for layer in layers.values()})]
                 raise ModelError(
-                    f"'{alternative}' matches no convolution of this model.{did_you_mean(alternative, known)} "
+                    f"'{text}' matches no convolution of this model.{did_you_mean(text, known)} "
                     f"It knows {', '.join(known)}, and patterns of names such as '{next(iter(layers), 'layer*')}'"
                 )
-        layers = {
-            name: layer
-            for name, layer in layers.items()
-            if any(_fulfils(model, name, layer, alternative) for alternative in condition)
-        }
-    if not layers:
+        chosen = [name for name in chosen if any(name in names for names in matches.values())]
+    if not chosen:
         raise ModelError(f"no convolution fulfils all conditions of '{where}'; leave one out")
-    return list(layers)
+    return chosen
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -131,6 +126,15 @@ def _conditions(where: str) -> Iterator[list[str]]:
         yield [alternative.strip() for alternative in condition.split("|")]
 
 
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """How the names of layers begin that only training needs."""
+    return tuple(
+        f"{name}.{head}.".lstrip(".")
+        for name, module in model.named_modules()
+        for head in getattr(module, "training_only", ())
+    )
+
+
 def _roles(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return dict(getattr(model, "roles", {}))
 
@@ -139,13 +143,11 @@ def _kernel(layer: nn.Conv2d) -> str:
     return "x".join(str(extent) for extent in layer.kernel_size)
 
 
-def _is_pattern(model: nn.Module, alternative: str) -> bool:
-    digits = alternative.replace("x", "")
-    return alternative != "all" and alternative not in _roles(model) and not digits.isdigit()
-
-
-def _by_pattern(model: nn.Module, where: str) -> bool:
-    return any(_is_pattern(model, alternative) for condition in _conditions(where) for alternative in condition)
+def _is_named(model: nn.Module, name: str, where: str) -> bool:
+    """Whether a pattern of names (not a role, a kernel or "all") chooses this layer."""
+    texts = [text for condition in _conditions(where) for text in condition]
+    patterns = [text for text in texts if text not in ("all", *_roles(model)) and not re.fullmatch(r"\d+x\d+", text)]
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _fulfils(model: nn.Module, name: str, layer: nn.Conv2d, alternative: str) -> bool:
@@ -162,29 +164,33 @@ def _replaceable(model: nn.Module, name: str, trace: Trace) -> bool:
     return not any(all(piece.fixed for piece in Trace.pieces(side)) for side in (sides.inputs, sides.outputs))
 
 
+def _has_kernel_for(kind: str, layer: nn.Conv2d) -> bool:
+    """Whether there is something to separate (not in 1x1) or to factorise (not in 3x1 either)."""
+    return kind == "grouped" or (min if kind == "factorised" else max)(layer.kernel_size) > 1
+
+
 def _conv(model: nn.Module, name: str) -> nn.Conv2d:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Conv2d)
     return layer
 
 
-def _shuffled_readers(trace: Trace, grouped: list[str]) -> dict[str, str]:
-    """Grouped layer -> the layer that reads its output, where a shuffle between the two concerns nobody else."""
+def _shuffled_readers(trace: Trace, grouped: list[str], heads: tuple[str, ...]) -> dict[str, str]:
+    """Grouped layer -> the layer that reads its output, where a shuffle between the two concerns nobody else.
+
+    Heads that only training needs do not count, so that the network is the same without them.
+    """
     readers: dict[str, str] = {}
     for name in grouped:
         output = Trace.pieces(trace.sides[name].outputs)
         if len(output) == 1 and trace.producers(output[0]) == [name]:
-            reader = trace.first_reader(output[0])
+            reader = trace.reader(output[0], apart_from=heads)
             if reader is not None:
                 readers[name] = reader
     return readers
 
 
 # --- replacing -------------------------------------------------------------------------------------------------------
-
-
-def _arguments(layer: nn.Conv2d) -> dict[str, object]:
-    return {"dilation": layer.dilation, "padding_mode": layer.padding_mode}
 
 
 def _grouped(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
@@ -211,9 +217,16 @@ def _grouped(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
 
 def _separable(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
     channels = layer.in_channels
-    size, stride, padding = layer.kernel_size, layer.stride, layer.padding
-    depthwise = nn.Conv2d(  # type: ignore[call-overload]
-        channels, channels, size, stride, padding, groups=channels, bias=False, **_arguments(layer)
+    depthwise = nn.Conv2d(
+        channels,
+        channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.dilation,  # type: ignore[arg-type]
+        groups=channels,
+        bias=False,
+        padding_mode=layer.padding_mode,
     )
     pointwise = nn.Conv2d(channels, layer.out_channels, 1, bias=layer.bias is not None)
     return nn.Sequential(depthwise, nn.BatchNorm2d(channels), nn.ReLU(), pointwise)
@@ -223,12 +236,12 @@ def _factorised(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
     if isinstance(layer.padding, str):
         raise ModelError(f"layer '{name}': padding '{layer.padding}' cannot be factorised; give it in pixels")
-    (ph, pw), bias = layer.padding, layer.bias is not None
-    mode = layer.padding_mode
+    ph, pw = layer.padding
+    conv = partial(nn.Conv2d, bias=layer.bias is not None, padding_mode=layer.padding_mode)
     return nn.Sequential(
-        nn.Conv2d(layer.in_channels, layer.out_channels, (kh, 1), (sh, 1), (ph, 0), (dh, 1), bias=bias, padding_mode=mode),
+        conv(layer.in_channels, layer.out_channels, (kh, 1), (sh, 1), (ph, 0), (dh, 1)),
         nn.ReLU(),
-        nn.Conv2d(layer.out_channels, layer.out_channels, (1, kw), (1, sw), (0, pw), (1, dw), bias=bias, padding_mode=mode),
+        conv(layer.out_channels, layer.out_channels, (1, kw), (1, sw), (0, pw), (1, dw)),
     )
 
 

@@ -1,8 +1,8 @@
 """Convolutions that turn from dense to grouped while they are trained.
 
 A `GradualConv2d` has the weight of a dense layer, multiplied by a mask: 1 inside the diagonal blocks of the groups that
-it is to have, `alpha` elsewhere. With alpha at 1 it is dense, with alpha at 0 it is the grouped layer, and in between it
-is on the way. `densify` puts such layers in the place of a network's grouped convolutions, `convert` turns them into
+it is to have, `alpha` elsewhere. With alpha at 1 it is dense, with alpha at 0 it is the grouped layer, in between it is
+on the way. `densify` puts such layers in the place of a network's grouped convolutions, `convert` turns them into
 plain grouped convolutions again: what is deployed is the network that `densify` was given, to the last name and shape.
 
 It knows neither time nor training; `litheseg.training.gradual` moves alpha. Which channels share a group is fixed:
@@ -84,7 +84,7 @@ class GroupMask(nn.Module):
         self.stages = tuple(stages)
         self.stage, self.alpha = 0, 1.0
         # The stage in which a connection is cut; `len(stages)` for those that stay.
-        cut = sum(_same_group(out_channels, in_channels, groups).long() for groups in self.stages)
+        cut = torch.stack([_same_group(out_channels, in_channels, groups) for groups in self.stages]).sum(0)
         self.register_buffer("cut", cut, persistent=False)
         self.register_buffer("mask", torch.ones(out_channels, in_channels, 1, 1), persistent=False)
 
@@ -129,7 +129,7 @@ class GroupMask(nn.Module):
 
 
 def _same_group(out_channels: int, in_channels: int, groups: int) -> Tensor:
-    """out x in, True where both channels are in the same of `groups` contiguous blocks."""
+    """A matrix out x in, True where both channels are in the same of `groups` contiguous blocks."""
     rows, columns = (torch.arange(n) * groups // n for n in (out_channels, in_channels))
     return rows[:, None] == columns[None, :]
 
@@ -274,4 +274,3 @@ def convert(model: nn.Module) -> nn.Module:
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer.train(model.get_submodule(name).training))
-

@@ -334,21 +334,32 @@ class _SlimAffineNorm(nn.Module):
 
 
 class SlimGroupNorm(_SlimAffineNorm):
-    """Elastic `nn.GroupNorm`: a narrower layer drops whole groups, so that the others' statistics stay as they are."""
+    """Elastic `nn.GroupNorm`: a narrower layer drops whole groups, so that the others' statistics stay as they are.
+
+    Where there are too few groups for that, it drops the same part of each.
+    """
 
     def __init__(self, layer: nn.GroupNorm, dial: WidthDial, *, channels: Channels) -> None:
         super().__init__(layer, dial, channels=channels)
-        self.group_size = layer.num_channels // layer.num_groups
+        self.full_groups = layer.num_groups
+
+    @property
+    def groups(self) -> int:
+        """Groups at the current width."""
+        if self.full_groups == 1:
+            return 1
+        width = self.dial.width
+        return self.channels.count(width) // self.channels.within(self.full_groups).count(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x channels.count(width) x ... -> the same shape."""
-        return F.group_norm(x, x.shape[1] // self.group_size, *self._sliced(), self.eps)
+        return F.group_norm(x, self.groups, *self._sliced(), self.eps)
 
     def to_plain(self) -> nn.Module:
         """The `nn.GroupNorm` of the current width."""
         weight, bias = self._sliced()
         count = self.channels.count(self.dial.width)
-        plain = nn.GroupNorm(count // self.group_size, count, self.eps, affine=weight is not None)
+        plain = nn.GroupNorm(self.groups, count, self.eps, affine=weight is not None)
         return _copy_into(plain, weight=weight, bias=bias)
 
 

@@ -3,12 +3,12 @@
 Two rules are exact, also for a dense weight under a mask. *Whole groups*: a narrower layer has fewer groups of the same
 size. *The same part of each group*: it has as many groups, each smaller; this is for layers with too few groups for the
 narrowest width, and it alone passes a channel shuffle. Where what follows a shuffle of g groups is cut in b equal
-blocks, what comes before it is cut in g x b.
+blocks, what comes before it is cut in g x b. Norms over groups follow the same rules.
 
-It knows segments (see `litheseg.nn.tracing`), not layers or weights. Layers for which neither rule is exact are refused.
+It knows segments (see `litheseg.nn.tracing`), not layers or weights. Where neither rule is exact, it refuses.
 
 Usage:
-    >>> settle_groups(trace, narrowest=0.25)  # every segment now knows its `unit` or its `blocks`
+    >>> settle_groups(trace, narrowest=0.25)  # every segment now knows its `unit`, or its `blocks` and `step`
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ __all__ = ["settle_groups"]
 
 @dataclass(frozen=True)
 class _Site:
-    """A grouped layer or a shuffle: its name, the channels on its two sides, its groups."""
+    """A grouped layer or norm, or a shuffle: its name, the channels on its two sides, its groups."""
 
     name: str
     inputs: Segment
     outputs: Segment
     groups: int
+    shuffles: bool = False
 
     @property
     def sides(self) -> tuple[Segment, Segment]:
@@ -47,7 +48,7 @@ def settle_groups(trace: Trace, narrowest: float) -> None:
         ModelError: a layer that cannot be cut exactly; the message names it and what would work.
     """
     layers = [_site(trace, name, groups) for name, groups in trace.grouped.items()]
-    shuffles = [_site(trace, name, groups) for name, groups in trace.shuffled.items()]
+    shuffles = [_site(trace, name, groups, shuffles=True) for name, groups in trace.shuffled.items()]
     in_parts = {part for site in shuffles for part in site.sides}
     in_parts |= {part for site in layers if site.groups * narrowest < 1 for part in site.sides}
     _spread(layers + shuffles, in_parts)
@@ -56,23 +57,26 @@ def settle_groups(trace: Trace, narrowest: float) -> None:
             if side in in_parts:
                 side.blocks = math.lcm(side.blocks, site.groups)
             else:
-                side.unit = math.lcm(side.unit, side.size // site.groups)
-    _settle_blocks(layers, shuffles, in_parts)
-    for site in layers:
-        _check(site, site.inputs in in_parts)
+                side.unit = math.lcm(side.unit or 1, side.size // site.groups)
+    _settle_blocks(shuffles, in_parts)
+    for site in layers + shuffles:
+        if site.inputs in in_parts and not site.inputs.fixed:
+            _check_parts(site, narrowest)
+        elif not site.inputs.fixed:
+            _check_units(site)
 
 
-def _site(trace: Trace, name: str, groups: int) -> _Site:
+def _site(trace: Trace, name: str, groups: int, *, shuffles: bool = False) -> _Site:
     sides = trace.sides[name]
     inputs, outputs = (Trace.pieces(side) for side in (sides.inputs, sides.outputs))
     if len(inputs) > 1 or len(outputs) > 1:
         side, pieces = ("reads", inputs) if len(inputs) > 1 else ("feeds", outputs)
         raise ModelError(
             f"layer '{name}' cannot be slimmed: it {side} a concatenation of {' + '.join(str(p.size) for p in pieces)} "
-            f"channels, which its {groups} groups would cross. Train it at width 1 only, or leave it dense or depthwise "
-            "(choose other layers with --model.efficient.where)"
+            f"channels, which its {groups} groups would cross. Train it at width 1 only, or leave it dense or "
+            "depthwise (choose other layers with --model.efficient.where)"
         )
-    return _Site(name, inputs[0], outputs[0], groups)
+    return _Site(name, inputs[0], outputs[0], groups, shuffles)
 
 
 def _spread(sites: list[_Site], in_parts: set[Segment]) -> None:
@@ -85,24 +89,43 @@ def _spread(sites: list[_Site], in_parts: set[Segment]) -> None:
                 in_parts.update(site.sides)
 
 
-def _settle_blocks(layers: list[_Site], shuffles: list[_Site], in_parts: set[Segment]) -> None:
-    """Blocks on both sides of a shuffle fit each other, whatever follows what."""
-    for _ in range(len(layers) + len(shuffles) + 1):
+def _settle_blocks(shuffles: list[_Site], in_parts: set[Segment]) -> None:
+    """Blocks on both sides of a shuffle fit each other, whatever follows what, and as many channels are kept."""
+    for _ in range(len(shuffles) + 1):
         for site in shuffles:
             site.inputs.blocks = math.lcm(site.inputs.blocks, site.groups * site.outputs.blocks)
             site.outputs.blocks = site.inputs.blocks // site.groups
-    for site in layers + shuffles:
-        for side in site.sides:
-            if side in in_parts and not side.fixed and side.size % side.blocks:
-                raise ModelError(
-                    f"layer '{site.name}' cannot be slimmed: its {side.size} channels would have to be cut in "
-                    f"{side.blocks} equal blocks; use fewer groups, or no shuffle (--model.efficient.shuffle false)"
-                )
+    for segment in in_parts:
+        segment.step = segment.blocks
+    for _ in range(len(shuffles) + 1):
+        for site in shuffles:
+            site.inputs.step = site.outputs.step = math.lcm(site.inputs.step, site.outputs.step)
 
 
-def _check(site: _Site, in_parts: bool) -> None:
+def _check_parts(site: _Site, narrowest: float) -> None:
+    remedy = "use fewer groups, or no shuffle (--model.efficient.shuffle false)"
+    if site.shuffles and site.inputs.blocks != site.groups * site.outputs.blocks:
+        raise ModelError(
+            f"layer '{site.name}' cannot be slimmed: what it shuffles meets what comes out of it, so that no cut fits "
+            f"both; {remedy}"
+        )
+    for side in site.sides:
+        if side.size % side.step:
+            raise ModelError(
+                f"layer '{site.name}' cannot be slimmed: its {side.size} channels would have to be cut in {side.step} "
+                f"equal blocks; {remedy}"
+            )
+        if narrowest * side.size < side.step:
+            raise ModelError(
+                f"layer '{site.name}' cannot be slimmed to width {narrowest:g}: its {side.size} channels are cut in "
+                f"{side.step} equal blocks, so that the narrowest width is {side.step / side.size:g}; use wider "
+                f"--widths.values, or {remedy.removeprefix('use ')}"
+            )
+
+
+def _check_units(site: _Site) -> None:
     a, b = site.sides
-    if not in_parts and not a.fixed and a.size // a.unit != b.size // b.unit:
+    if a.size // a.unit != b.size // b.unit:
         raise ModelError(
             f"layer '{site.name}' cannot be slimmed: its {site.groups} groups cannot be dropped one by one, because "
             f"{a.unit} input and {b.unit} output channels must stay together; use a common number of groups"

@@ -190,19 +190,10 @@ def _channels(segments: list[Segment], dial: WidthDial) -> Channels:
         if fixed:
             parts.append(Part(sum(piece.size for piece in run), elastic=False))
         else:
-            parts += [_part(piece, dial) for piece in run]
+            parts += [
+                Part(piece.size, piece.unit, piece.blocks, divisor=dial.divisor, step=piece.step) for piece in run
+            ]
     return Channels(tuple(parts))
-
-
-def _part(piece: Segment, dial: WidthDial) -> Part:
-    smallest = piece.blocks / piece.size
-    if piece.blocks > 1 and dial.widths[-1] < smallest:
-        raise ModelError(
-            f"width {dial.widths[-1]:g} cannot be had with these groups: {piece.size} channels are cut in "
-            f"{piece.blocks} equal blocks of {piece.size // piece.blocks}, so that the narrowest width is "
-            f"{smallest:g}; use wider --widths.values, fewer groups, or no shuffle (--model.efficient.shuffle false)"
-        )
-    return Part(piece.size, piece.unit, piece.blocks, divisor=dial.divisor)
 
 
 def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | None:

@@ -37,6 +37,7 @@ __all__ = ["Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_
 # Subclasses whose forward is the plain layer's, at most with a masked weight, or an activation that keeps the channels.
 _KNOWN_FORWARDS = (BatchNormAct2d, GradualConv2d, timm.layers.Linear)
 _LEAVES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, ChannelShuffle)
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -46,13 +47,16 @@ class Segment:
     Attributes:
         size: channels.
         fixed: whether it must keep its size.
-        unit: channels that stay or go together (see `litheseg.nn.slicing`).
+        unit: channels that stay or go together, or 0 (see `litheseg.nn.slicing`).
         blocks: equal runs of channels that shrink alike, each keeping its first channels (likewise).
+        step: what the number of kept channels is a multiple of (likewise).
+        meets_itself: whether it was added to what was made of it, or multiplied by it, as a residual stream is.
     """
 
     def __init__(self, size: int, *, fixed: bool = False) -> None:
         self.size, self.fixed = size, fixed
-        self.unit = self.blocks = 1
+        self.unit, self.blocks, self.step = 0, 1, 1
+        self.meets_itself = False
         self._joined: Segment | None = None
         self._halves: tuple[Segment, Segment] | None = None
 
@@ -67,12 +71,17 @@ class Segment:
     def split(self, size: int) -> None:
         """Split into the first `size` channels and the rest."""
         self._halves = (Segment(size, fixed=self.fixed), Segment(self.size - size, fixed=self.fixed))
+        for half in self._halves:
+            half.meets_itself = self.meets_itself
 
     def join(self, other: Segment) -> None:
         """Become one with a segment of the same size."""
-        if self is not other:
-            other.fixed |= self.fixed
-            self._joined = other
+        if self is other:
+            self.meets_itself = True
+            return
+        other.fixed |= self.fixed
+        other.meets_itself |= self.meets_itself
+        self._joined = other
 
 
 def _resolve(segments: Iterable[Segment]) -> list[Segment]:
@@ -109,6 +118,15 @@ class Sides:
     outputs: list[Segment]
     channels_first: bool = True
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the layer makes no channels of its own: norms, depthwise convolutions."""
+        return self.outputs is self.inputs
+
+    def separate(self, groups: int) -> bool:
+        """Whether `groups` groups keep every channel to itself."""
+        return all(groups == sum(segment.size for segment in side) for side in (self.inputs, self.outputs))
+
 
 @dataclass
 class _Tag:
@@ -131,35 +149,44 @@ class Trace:
 
     def producers(self, segment: Segment) -> list[str]:
         """The layers that make these channels anew; those that keep them (norms, depthwise) are left out."""
-        return [
-            name for name, sides in self.sides.items() if segment in _resolve(sides.outputs) and not self._keeps(sides)
-        ]
+        return [name for name, sides in self.sides.items() if segment in _resolve(sides.outputs) and not sides.keeps]
 
-    def first_reader(self, segment: Segment) -> str | None:
-        """The first convolution that reads just these channels."""
-        for name, sides in self.sides.items():
-            if not isinstance(sides.module, _NORMS) and _resolve(sides.inputs) == [segment]:
-                return name
-        return None
+    def reader(self, segment: Segment, *, apart_from: tuple[str, ...] = ()) -> str | None:
+        """The one convolution that reads these channels and nothing else; None if more than one thing reads them.
+
+        Depthwise ones keep the channels: the first of those before it is returned in its place.
+
+        Args:
+            segment: the channels.
+            apart_from: beginnings of the names of layers that do not count.
+        """
+        readers = {
+            name: sides
+            for name, sides in self.sides.items()
+            if segment in _resolve(sides.inputs) and not isinstance(sides.module, _NORMS)
+        }
+        counted = {name: sides for name, sides in readers.items() if not f"{name}.".startswith(apart_from)}
+        alone = all(
+            _resolve(sides.inputs) == [segment] and isinstance(sides.module, _CONVOLUTIONS)
+            for sides in counted.values()
+        )
+        ends = sum(not sides.keeps for sides in counted.values())
+        return next(iter(counted)) if alone and ends == 1 and not segment.meets_itself else None
 
     @property
     def grouped(self) -> dict[str, int]:
-        """Grouped layers and their groups; a layer that is on the way to groups has those of its end.
+        """Grouped layers and norms with their groups; a layer that is on the way to groups has those of its end.
 
         Depthwise ones are left out: they keep every channel to itself.
         """
         groups = {name: _groups(sides.module) for name, sides in self.sides.items()}
-        return {name: number for name, number in groups.items() if number > 1 and not self._keeps(self.sides[name])}
+        return {name: number for name, number in groups.items() if number > 1 and not self.sides[name].separate(number)}
 
     @property
     def shuffled(self) -> dict[str, int]:
         """Channel shuffles and their groups."""
         kinds = {name: sides.module for name, sides in self.sides.items()}
         return {name: module.groups for name, module in kinds.items() if isinstance(module, ChannelShuffle)}
-
-    @staticmethod
-    def _keeps(sides: Sides) -> bool:
-        return _resolve(sides.inputs) == _resolve(sides.outputs)
 
 
 def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
@@ -181,9 +208,7 @@ def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
         return trace_channels(copy.deepcopy(module).cpu().train(), lambda m: run_example(m, image), dense=dense)
 
 
-def trace_channels(
-    module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]], *, dense: bool = False
-) -> Trace:
+def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]], *, dense: bool = False) -> Trace:
     """Run `call(module)` once and report the channels of every layer it used.
 
     Args:
@@ -204,10 +229,12 @@ def trace_channels(
 
 
 def _groups(module: nn.Module) -> int:
-    """Groups of a convolution, at its end if it is on the way; 1 for other layers."""
+    """Groups of a convolution, at its end if it is on the way, or of a norm; 1 for other layers."""
     if isinstance(module, GradualConv2d):
         return module.grouping.groups
-    return module.groups if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) else 1
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    return module.groups if isinstance(module, _CONVOLUTIONS) else 1
 
 
 class _Watch(TorchDispatchMode):

@@ -54,25 +54,29 @@ class Part:
 
     Attributes:
         full: channels at width 1.
-        unit: channels that stay or go together (the channels of one group); then `divisor` does not apply.
+        unit: channels that stay or go together (the channels of one group), 0 where none must; then `divisor` does not
+            apply.
         blocks: equal runs of channels that shrink alike; each keeps its first channels.
+        step: what the kept channels are a multiple of, itself a multiple of `blocks`, in whose place it stands.
         elastic: False for channels that never shrink: the image, the class logits, and what is added to them.
         divisor: what the kept channels are a multiple of.
     """
 
     full: int
-    unit: int = 1
+    unit: int = 0
     blocks: int = 1
     elastic: bool = True
     divisor: int = 8
+    step: int = 1
 
     def count(self, width: float) -> int:
         """Channels kept at `width`."""
         if not self.elastic:
             return self.full
-        if self.unit > 1:
+        if self.unit:
             return self.unit * round_channels(self.full // self.unit, width, divisor=1)
-        return self.blocks * round_channels(self.full // self.blocks, width, max(1, self.divisor // self.blocks))
+        step = max(self.step, self.blocks)
+        return step * round_channels(self.full // step, width, max(1, self.divisor // step))
 
     def select(self, tensor: Tensor, dim: int, start: int, width: float) -> Tensor:
         """The kept ones of the entries `start` to `start + full` of `tensor` along `dim`."""
@@ -86,7 +90,9 @@ class Part:
         """How the channels of one of `groups` groups shrink: like their blocks, or, if groups go as a whole, not."""
         if self.blocks == 1:
             return Part(self.full // groups, elastic=False)
-        return Part(self.full // groups, blocks=self.blocks // groups, divisor=max(1, self.divisor // groups))
+        step = max(self.step, self.blocks) // groups
+        divisor = max(1, self.divisor // groups)
+        return Part(self.full // groups, blocks=self.blocks // groups, divisor=divisor, step=step)
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def test_mismatched_groups_are_refused() -> None:
 
     net = Net(nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 1, groups=4), nn.Conv2d(24, 24, 1, groups=3), nn.Conv2d(24, 2, 1))
     with pytest.raises(ModelError, match=r"layer '[12]' cannot be slimmed.*groups"):
-        slim(net, WIDTHS)
+        slim(net, (1.0, 0.5))
 
 
 def test_recalibrated_statistics_are_the_mean_over_the_batches() -> None:
