@@ -15,6 +15,9 @@ Usage:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,20 +54,28 @@ class RepConv(nn.Module):
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
         """The one convolution (with bias) that computes the same function in evaluation mode."""
-        kernel, bias = _fold_norm(self.dense.weight, self.dense_norm)
-        point, point_bias = _fold_norm(F.pad(self.point.weight, (1, 1, 1, 1)), self.point_norm)
+        groups = math.gcd(self.dense.groups, self.point.groups)
+        kernel, bias = _fold_norm(_in_groups(self.dense, groups), self.dense_norm)
+        point, point_bias = _fold_norm(F.pad(_in_groups(self.point, groups), (1, 1, 1, 1)), self.point_norm)
         kernel, bias = kernel + point, bias + point_bias
         if self.identity_norm is not None:
-            delta = torch.zeros_like(self.dense.weight)
-            torch.nn.init.dirac_(delta)
+            delta = torch.zeros_like(kernel)
+            torch.nn.init.dirac_(delta, groups)
             identity, identity_bias = _fold_norm(delta, self.identity_norm)
             kernel, bias = kernel + identity, bias + identity_bias
-        out_channels, in_channels = kernel.shape[:2]
-        conv = nn.Conv2d(in_channels, out_channels, 3, self.stride, 1).to(kernel)
+        conv = nn.Conv2d(self.dense.in_channels, len(kernel), 3, self.stride, 1, groups=groups).to(kernel)
         conv.weight.copy_(kernel)
         assert conv.bias is not None
         conv.bias.copy_(bias)
         return conv.train(self.training)
+
+
+def _in_groups(conv: nn.Conv2d, groups: int) -> Tensor:
+    """The weight with which a layer of only `groups` groups, a divisor of the layer's own, computes the same."""
+    share, (rows, columns) = conv.groups // groups, conv.weight.shape[:2]
+    row = torch.arange(rows, device=conv.weight.device) * conv.groups // rows % share
+    column = torch.arange(share * columns, device=conv.weight.device) // columns
+    return conv.weight.repeat(1, share, 1, 1) * (row[:, None] == column)[:, :, None, None]
 
 
 def _fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -180,7 +191,7 @@ class DDRNet(SegmentationModel):
     """The network; build it with `ddrnet`."""
 
     training_only = ("aux_head", "boundary_head")
-    roles = {
+    roles: Mapping[str, tuple[str, ...]] = {
         "encoder": ("stem.*", "context*", "detail*", "fusion*", "pyramid.*"),
         "decoder": ("head.*",),
         "context": ("context*",),

@@ -12,6 +12,7 @@ Usage:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import difflib
 import pickle
 from pathlib import Path
@@ -147,7 +148,7 @@ class DeepLabV3Plus(SegmentationModel):
     """
 
     training_only = ("aux_head", "boundary_head")
-    roles = {
+    roles: Mapping[str, tuple[str, ...]] = {
         "encoder": ("encoder.*",),
         "aspp": ("aspp.*",),
         "decoder": ("low_level.*", "decoder.*", "classifier"),

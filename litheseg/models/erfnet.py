@@ -19,7 +19,7 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -220,7 +220,7 @@ class ERFNet(SegmentationModel):
     """
 
     training_only = ("aux_head", "boundary_head")
-    roles = {
+    roles: Mapping[str, tuple[str, ...]] = {
         "encoder": ("encoder.*",),
         "decoder": ("decoder.*", "classifier*"),
         "stage2": tuple(f"encoder.{index}.*" for index in range(1, 7)),

@@ -41,7 +41,8 @@ class Efficient:
     Attributes:
         kind: grouped; separable (depthwise, BN, ReLU, 1x1); factorised (kx1, ReLU, 1xk).
         groups: of "grouped": 1 leaves every layer as it is, 0 is as many as fit (depthwise).
-        shuffle: put a channel shuffle behind each grouped layer whose output only one layer reads.
+        shuffle: put a channel shuffle behind each grouped layer whose output only another grouped layer reads (at most
+            with depthwise ones between: the shuffle comes first). Before a dense layer it would change nothing.
         where: which layers: comma-separated conditions that must all hold, each one or several alternatives joined by
             "|": all, a role of the model (encoder), a kernel (1x1), or a pattern of names (encoder.7.*).
     """
@@ -84,7 +85,7 @@ def make_efficient(model: Network, efficient: Efficient) -> Network:
         _replace(model, name, layer)
     if efficient.kind == "grouped" and efficient.shuffle:
         for name, reader in _shuffled_readers(trace, chosen, _heads(model)).items():
-            shuffle = ChannelShuffle(_conv(model, name).groups)
+            shuffle = ChannelShuffle(fresh[name].groups)  # type: ignore[arg-type]
             _replace(model, reader, nn.Sequential(OrderedDict(shuffle=shuffle, conv=model.get_submodule(reader))))
     return model
 
@@ -176,7 +177,7 @@ def _conv(model: nn.Module, name: str) -> nn.Conv2d:
 
 
 def _shuffled_readers(trace: Trace, grouped: list[str], heads: tuple[str, ...]) -> dict[str, str]:
-    """Grouped layer -> the layer that reads its output, where a shuffle between the two concerns nobody else.
+    """Grouped layer -> the layer that reads its output, where a shuffle between the two concerns no other.
 
     Heads that only training needs do not count, so that the network is the same without them.
     """
@@ -184,9 +185,9 @@ def _shuffled_readers(trace: Trace, grouped: list[str], heads: tuple[str, ...]) 
     for name in grouped:
         output = Trace.pieces(trace.sides[name].outputs)
         if len(output) == 1 and trace.producers(output[0]) == [name]:
-            reader = trace.reader(output[0], apart_from=heads)
-            if reader is not None:
-                readers[name] = reader
+            found = trace.readers(output[0], apart_from=heads)
+            if found and found[-1] in grouped:
+                readers[name] = found[0]
     return readers
 
 

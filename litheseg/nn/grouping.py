@@ -163,14 +163,20 @@ class GradualConv2d(nn.Conv2d):
         input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return F.conv2d(input, weight, self.bias, self.stride, 0, self.dilation, groups)
 
-    def to_grouped(self) -> nn.Conv2d:
-        """The plain grouped layer that this one has become."""
-        plain = _conv_like(self, nn.Conv2d, groups=self.grouping.groups)
-        plain.weight.data = self.grouping.blocks(self.weight.detach()).contiguous()
+    def to_plain(self) -> nn.Conv2d:
+        """The plain layer that computes the same: dense, with its mask applied, until it has become a grouped one."""
+        weight, groups = self.grouping.apply_to(self.weight.detach())
+        plain = _conv_like(self, nn.Conv2d, groups=groups)
+        plain.weight.data = weight.contiguous()
         if self.bias is not None:
             assert plain.bias is not None
             plain.bias.data = self.bias.detach().clone()
         return plain
+
+    def to_grouped(self) -> nn.Conv2d:
+        """The plain grouped layer that this one has become."""
+        assert self.grouping.done
+        return self.to_plain()
 
 
 def _check_stages(in_channels: int, out_channels: int, stages: Sequence[int]) -> None:

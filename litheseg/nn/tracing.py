@@ -151,10 +151,10 @@ class Trace:
         """The layers that make these channels anew; those that keep them (norms, depthwise) are left out."""
         return [name for name, sides in self.sides.items() if segment in _resolve(sides.outputs) and not sides.keeps]
 
-    def reader(self, segment: Segment, *, apart_from: tuple[str, ...] = ()) -> str | None:
-        """The one convolution that reads these channels and nothing else; None if more than one thing reads them.
+    def readers(self, segment: Segment, *, apart_from: tuple[str, ...] = ()) -> list[str]:
+        """The convolutions that read these channels one after the other, where nothing else does.
 
-        Depthwise ones keep the channels: the first of those before it is returned in its place.
+        That is: any number of depthwise ones, which keep them, and one that ends them. Empty in all other cases.
 
         Args:
             segment: the channels.
@@ -163,15 +163,16 @@ class Trace:
         readers = {
             name: sides
             for name, sides in self.sides.items()
-            if segment in _resolve(sides.inputs) and not isinstance(sides.module, _NORMS)
+            if segment in _resolve(sides.inputs)
+            and not isinstance(sides.module, _NORMS)
+            and not f"{name}.".startswith(apart_from)
         }
-        counted = {name: sides for name, sides in readers.items() if not f"{name}.".startswith(apart_from)}
-        alone = all(
+        alone = not segment.meets_itself and all(
             _resolve(sides.inputs) == [segment] and isinstance(sides.module, _CONVOLUTIONS)
-            for sides in counted.values()
+            for sides in readers.values()
         )
-        ends = sum(not sides.keeps for sides in counted.values())
-        return next(iter(counted)) if alone and ends == 1 and not segment.meets_itself else None
+        ends = [index for index, sides in enumerate(readers.values(), start=1) if not sides.keeps]
+        return list(readers) if alone and ends == [len(readers)] else []
 
     @property
     def grouped(self) -> dict[str, int]:
