@@ -100,6 +100,7 @@ def _profile(parser: ArgumentParser) -> None:
     _widths(parser, "those to measure; any in the trained range [all of the bundle]")
     parser.add_argument("--size", type=_size, metavar="HxW", help="of the input [the size it was trained at]")
     parser.add_argument("--layers", action="store_true", help="also the layers of the first width")
+    parser.add_argument("--dense", action="store_true", help="beside the same network, its grouped convolutions dense")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [all]")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed passes per width [20]")
     _device(parser)
@@ -107,6 +108,7 @@ def _profile(parser: ArgumentParser) -> None:
     parser.epilog = """examples:
   litheseg profile runs/camvid/model.safetensors --size 512x1024 --threads 1
   litheseg profile model.safetensors --widths 1,.5 --layers
+  litheseg profile grouped.safetensors --dense --layers              (what do its grouped convolutions save?)
 """
 
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from litheseg._cli_parser import COMMANDS, build_parser
-from litheseg.cost import layer_table, profile, render
+from litheseg.cost import compare_dense, layer_pairs, layer_table, profile, render, render_pairs
 from litheseg.cost.summary import save_scored
 from litheseg.data import fetch, open_source, partition
 from litheseg.data.doctor import diagnose, diagnose_path
@@ -47,7 +47,14 @@ from litheseg.models import MODELS
 from litheseg.nn.efficient import Efficient
 from litheseg.report.card import width_rows, width_table
 from litheseg.report.run_report import report_bundles, report_run
-from litheseg.report.terminal import class_table, kept_table, layers_table, scores_table, terminal_table
+from litheseg.report.terminal import (
+    class_table,
+    kept_table,
+    layer_pairs_table,
+    layers_table,
+    scores_table,
+    terminal_table,
+)
 from litheseg.runtime.files import predict
 from litheseg.training import load_recipe, recipe_names, train
 from litheseg.training.callbacks import Interrupted
@@ -138,15 +145,25 @@ def _evaluate(args: Namespace) -> None:
 
 def _profile(args: Namespace) -> None:
     bundle = load_bundle(args.bundle)
-    measured = profile(bundle, args.widths, args.size, device=args.device, threads=args.threads, repeats=args.repeats)
     size = args.size or bundle.header.size
-    layers = layer_table(bundle.plain(1.0), size) if args.layers else ()
+    title = f"{args.bundle} at {size[0]}x{size[1]}, batch 1, {args.device}"
+    measuring = {name: getattr(args, name) for name in ("device", "threads", "repeats")}
+    if args.dense:
+        pairs = compare_dense(bundle, args.widths, size, **measuring)
+        beside = layer_pairs(bundle.plain(1.0), size) if args.layers else ()
+        tables = render_pairs(pairs, title), layer_pairs_table(beside)
+        rows, layers = [pair.to_dict() for pair in pairs], [pair.to_dict() for pair in beside]
+    else:
+        measured = profile(bundle, args.widths, size, **measuring)
+        alone = layer_table(bundle.plain(1.0), size) if args.layers else ()
+        tables = render(measured, title), layers_table(alone)
+        rows, layers = [asdict(row) for row in measured], [asdict(layer) for layer in alone]
     if args.json:
-        content = {"bundle": args.bundle, "size": size, "widths": [asdict(row) for row in measured]}
-        return _print_json({**content, "layers": [asdict(layer) for layer in layers]} if args.layers else content)
-    _console().print(render(measured, title=f"{args.bundle} at {size[0]}x{size[1]}, batch 1, {args.device}"))
+        content = {"bundle": args.bundle, "size": size, "widths": rows}
+        return _print_json({**content, "layers": layers} if args.layers else content)
+    _console().print(tables[0])
     if args.layers:
-        _print_table(layers_table(layers), "layers at width 1")
+        _print_table(tables[1], "layers at width 1")
 
 
 def _predict(args: Namespace) -> int:

@@ -1,7 +1,8 @@
 """The price list of an elastic model: what every width costs on paper and on this machine.
 
 Each width is extracted first: what is counted and timed is the plain network that gets deployed, not the elastic one
-with its slices. It does not know accuracy (see `litheseg.evaluation`) nor which width fits a latency budget.
+with its slices. It does not know accuracy (see `litheseg.evaluation`), which width fits a latency budget, nor what
+the same network would cost with dense convolutions (see `side_by_side`).
 
 Usage:
     >>> profiles = profile(load_bundle("model.safetensors"), size=(512, 1024), threads=1)
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -24,7 +26,18 @@ from litheseg.deploy.bundle import Bundle
 from litheseg.errors import LithesegError
 from litheseg.nn import add_width, available_widths, extract
 
-__all__ = ["Cost", "Layer", "Profile", "count", "layer_table", "profile", "render"]
+__all__ = [
+    "Cost",
+    "Layer",
+    "Profile",
+    "count",
+    "input_size",
+    "layer_table",
+    "plain_models",
+    "profile",
+    "profile_networks",
+    "render",
+]
 
 _DEFAULT_SIZE = (512, 1024)
 
@@ -81,25 +94,74 @@ def profile(
         WidthError: a width outside the trained range.
         LithesegError: a number out of range.
     """
+    size = input_size(model, size)
+    return profile_networks(
+        list(plain_models(model, widths).items()),
+        size,
+        latency=latency,
+        repeats=repeats,
+        warmup=warmup,
+        device=device,
+        threads=threads,
+        channels_last=channels_last,
+    )
+
+
+def profile_networks(
+    networks: Sequence[tuple[float, nn.Module]],
+    size: tuple[int, int],
+    *,
+    latency: bool = True,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+    **measuring: Any,
+) -> list[Profile]:
+    """Count and time plain networks in turn, in the order given; they are moved to `device` and its memory format.
+
+    Args:
+        networks: with the width that each is of.
+        size: height and width of the input.
+        latency: False counts only.
+        device: where to measure.
+        channels_last: measure in this memory format.
+        **measuring: further arguments of `measure_latency`.
+    """
+    costs = [count(network, size) for _, network in networks]
+    measured: dict[str, Latency] = {}
+    if latency:
+        placed = {str(index): _placed(network, device, channels_last) for index, (_, network) in enumerate(networks)}
+        measured = measure_latency(placed, size, device=device, channels_last=channels_last, **measuring)
+    rows = enumerate(zip(networks, costs, strict=True))
+    return [_profile(width, cost, measured.get(str(index))) for index, ((width, _), cost) in rows]
+
+
+def input_size(model: Bundle | nn.Module, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width to measure at: those given, else a bundle's own, else 512x1024.
+
+    Raises:
+        LithesegError: not positive.
+    """
     if size is None:
         size = model.header.size if isinstance(model, Bundle) else _DEFAULT_SIZE
     if min(size) < 1:
         raise LithesegError(f"size {size} is not positive; give height and width in pixels, such as (512, 1024)")
-    plain = _plain_models(model.model() if isinstance(model, Bundle) else model, widths)
-    costs = {width: count(module, size) for width, module in plain.items()}
-    measured: dict[str, Latency] = {}
-    if latency:
-        placed = {str(width): _placed(module, device, channels_last) for width, module in plain.items()}
-        measured = measure_latency(
-            placed,
-            size,
-            repeats=repeats,
-            warmup=warmup,
-            device=device,
-            threads=threads,
-            channels_last=channels_last,
-        )
-    return [_profile(width, cost, measured.get(str(width))) for width, cost in costs.items()]
+    return size
+
+
+def plain_models(model: Bundle | nn.Module, widths: Iterable[float] | None) -> dict[float, nn.Module]:
+    """Plain copies by width, widest first: what is done to them is not done to the caller's.
+
+    Raises:
+        WidthError: a width outside the trained range.
+    """
+    if isinstance(model, Bundle):
+        model = model.model()
+    chosen = available_widths(model) if widths is None else set(widths)
+    if missing := set(chosen) - set(available_widths(model)):
+        model = copy.deepcopy(model)
+        for width in missing:  # costs do not depend on batch-norm statistics: any width between trained ones will do
+            add_width(model, width)
+    return {width: extract(model, width) for width in sorted(chosen, reverse=True)}
 
 
 def render(profiles: Sequence[Profile], title: str | None = None) -> Table:
@@ -117,18 +179,6 @@ def render(profiles: Sequence[Profile], title: str | None = None) -> Table:
             *("-" if value is None else f"{value:.2f}" for value in (row.p50_ms, row.p95_ms)),
         )
     return table
-
-
-def _plain_models(model: nn.Module, widths: Iterable[float] | None) -> dict[float, nn.Module]:
-    """Copies: what is moved to a device or another memory format below is not the caller's."""
-    chosen = available_widths(model) if widths is None else set(widths)
-    if missing := set(chosen) - set(available_widths(model)):
-        model = copy.deepcopy(model)
-        for (
-            width
-        ) in missing:  # costs do not depend on batch-norm statistics: any width between the trained ones will do
-            add_width(model, width)
-    return {width: extract(model, width) for width in sorted(chosen, reverse=True)}
 
 
 def _placed(module: nn.Module, device: str | torch.device, channels_last: bool) -> nn.Module:

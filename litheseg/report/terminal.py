@@ -15,10 +15,11 @@ from rich import box
 from rich.table import Table as RichTable
 
 from litheseg.cost.counting import Layer
+from litheseg.cost.side_by_side import LayerPair
 from litheseg.evaluation.metrics import Scores
 from litheseg.report.card import Table
 
-__all__ = ["class_table", "kept_table", "layers_table", "scores_table", "terminal_table"]
+__all__ = ["class_table", "kept_table", "layer_pairs_table", "layers_table", "scores_table", "terminal_table"]
 
 
 def terminal_table(table: Table, title: str | None = None) -> RichTable:
@@ -58,6 +59,19 @@ def layers_table(layers: Sequence[Layer]) -> Table:
 def kept_table(kept: Mapping[str, float]) -> Table:
     """One row a layer: the share of the squared weights that is inside its groups."""
     return Table(("layer", "kept (%)"), tuple((name, _percent(share)) for name, share in kept.items()))
+
+
+def layer_pairs_table(pairs: Sequence[LayerPair]) -> Table:
+    """One row a layer: parameters and MACs dense and grouped, and dense over grouped MACs where they differ."""
+    rows = []
+    for pair in pairs:
+        layer = pair.grouped
+        ratio = "" if pair.dense_macs == layer.macs else f"{pair.dense_macs / layer.macs:.2f}x"
+        params = (f"{value:,}" for value in (pair.dense_params, layer.params))
+        macs = (f"{value / 1e6:.2f}" for value in (pair.dense_macs, layer.macs))
+        rows.append((layer.name, layer.type, "x".join(map(str, layer.output)), *params, *macs, ratio))
+    head = ("layer", "kind", "output", "params dense", "grouped", "MACs (M) dense", "grouped", "dense / grouped")
+    return Table(head, tuple(rows))
 
 
 def _percent(value: float) -> str:
