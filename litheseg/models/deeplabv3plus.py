@@ -12,9 +12,9 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import difflib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
