@@ -1,14 +1,19 @@
-"""ERFNet against the published layer table: parameters, MACs, shapes, alignment."""
+"""ERFNet and its efficient family against the published tables: parameters, MACs, order, shapes, alignment."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from contract import shake
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from litheseg.cost.profile import count
-from litheseg.models.erfnet import Down, ERFNet, NonBottleneck1d, Up, erfnet
+from litheseg.models import build_model
+from litheseg.models.erfnet import BilinearUp, Down, ERFNet, LightUp, NonBottleneck1d, Separable, Up, erfnet
+from litheseg.nn.efficient import Efficient, make_efficient
+from litheseg.nn.grouping import ChannelShuffle
 
 
 def _parameters(module: nn.Module) -> int:
@@ -111,3 +116,147 @@ def test_blocks_and_upsampling_can_be_replaced() -> None:
     model = ERFNet(3, encoder_block=block, decoder_block=block, up=up)
     assert not any(isinstance(module, (NonBottleneck1d, Up)) for module in model.modules())
     assert model(torch.rand(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+
+
+# --- the efficient family --------------------------------------------------------------------------------------------
+
+FAMILY = {  # 20 outputs, 512 x 1024
+    "erfnet": (2_064_256, 26_612_727_808),
+    "erfnet-d": (578_304, 9_504_161_792),
+    "erfnet-d*": (421_056, 5_494_407_168),
+    "erfnet-dg2*": (269_504, 3_749_576_704),
+    "erfnet-dg4*": (193_728, 2_877_161_472),
+    "erfnet-dg8*": (155_840, 2_440_953_856),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_family_totals_equal_the_published(name: str) -> None:
+    model = build_model(name, 20)
+    assert (_parameters(model), _macs(model, 3, 512, 1024)) == FAMILY[name]
+
+
+def test_bilinear_upsampling_costs_what_the_light_one_does() -> None:
+    light, bilinear = build_model("erfnet-dg4*", 20), build_model("erfnet-dg4*", 20, up="bilinear")
+    assert any(isinstance(layer, BilinearUp) for layer in bilinear.decoder)
+    assert not any(isinstance(layer, LightUp) for layer in bilinear.decoder)
+    image = torch.rand(2, 3, 64, 96)
+    assert light(image).shape == bilinear(image).shape == (2, 20, 64, 96)
+    assert (_parameters(bilinear), _macs(bilinear, 3, 512, 1024)) == FAMILY["erfnet-dg4*"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "parameters"),
+    [
+        *((64, groups, number) for groups, number in ((1, 10_112), (2, 6_016), (4, 3_968))),
+        *((128, groups, number) for groups, number in ((1, 36_608), (2, 20_224), (4, 12_032))),
+        (16, 1, 992),
+    ],
+)
+def test_separable_blocks_equal_the_table(channels: int, groups: int, parameters: int) -> None:
+    head = nn.Sequential(nn.Conv2d(3, channels, 1), Separable(channels, 2), nn.Conv2d(channels, 2, 1))
+    block = make_efficient(head, Efficient(groups=groups, where="1.conv*,1x1"))[1]
+    assert _parameters(block) == parameters
+
+
+@pytest.mark.parametrize("up", [LightUp, BilinearUp])
+def test_light_upsampling_equals_the_table(up: type[nn.Module]) -> None:
+    assert [_parameters(up(128, 64)), _parameters(up(64, 16))] == [8_384, 1_072]
+    assert up(8, 4)(torch.rand(2, 8, 5, 7)).shape == (2, 4, 10, 14)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "up"),
+    [
+        ("erfnet-d", "NonBottleneck1d", "Up"),
+        ("erfnet-d*", "Separable", "LightUp"),
+        ("erfnet-dg4*", "Separable", "LightUp"),
+    ],
+)
+def test_family_keeps_the_order_of_layers(name: str, inside: str, up: str) -> None:
+    model = build_model(name, 20)
+    encoder = [type(layer).__name__ for layer in model.encoder]
+    assert encoder == ["Down", "Down", *["Separable"] * 5, "Down", *["Separable"] * 8]
+    assert [type(layer).__name__ for layer in model.decoder] == [up, inside, inside, up, inside, inside]
+    blocks = [layer for layer in model.encoder if isinstance(layer, Separable)]
+    assert [block.conv3[-1].dilation if name == "erfnet-dg4*" else block.conv3.dilation for block in blocks] == [
+        (dilation, dilation) for dilation in [1] * 5 + [2, 4, 8, 16] * 2
+    ]
+    assert [block.dropout.p for block in blocks] == [0.03] * 5 + [0.3] * 8
+    assert {norm.eps for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)} == {1e-3}
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_encoder_is_grouped_and_shuffled_and_the_decoder_is_not(groups: int) -> None:
+    model = build_model(f"erfnet-dg{groups}*", 20)
+    pointwise = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)]
+    assert [layer.groups for layer in pointwise] == [groups] * 26 + [1] * 8
+    assert [layer.groups for layer in model.modules() if isinstance(layer, ChannelShuffle)] == [groups] * 13
+    assert not any(isinstance(layer, ChannelShuffle) for layer in model.decoder.modules())
+
+
+def _block_by_hand(weights: list[Tensor], norms: list[nn.BatchNorm2d], x: Tensor, groups: int, dilation: int) -> Tensor:
+    """Separable block with grouped 1x1s; the shuffle stands behind the first 1x1's ReLU. Channel by channel."""
+    channels = x.shape[1]
+    (w1, b1), (w2, b2), (w3, b3), (w4, b4) = zip(weights[::2], weights[1::2], strict=True)
+
+    def norm(index: int, y: Tensor) -> Tensor:
+        n = norms[index]
+        return F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias, eps=1e-3)
+
+    y = norm(0, F.conv2d(x, w1, b1, padding=1, groups=channels)).relu()
+    y = norm(1, F.conv2d(y, w2, b2, groups=groups)).relu()
+    size = channels // groups
+    y = y[:, [group * size + index for index in range(size) for group in range(groups)]]
+    y = norm(2, F.conv2d(y, w3, b3, padding=dilation, dilation=dilation, groups=channels)).relu()
+    return (norm(3, F.conv2d(y, w4, b4, groups=groups)) + x).relu()
+
+
+@pytest.mark.parametrize(("groups", "index", "dilation"), [(2, 3, 1), (4, 3, 1), (4, 11, 16), (8, 9, 4)])
+def test_shuffle_stands_behind_the_first_pointwise_relu(groups: int, index: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    block = shake(build_model(f"erfnet-dg{groups}*", 20)).double().eval().encoder[index]
+    convolutions = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)]
+    weights = [value for layer in convolutions for value in (layer.weight, layer.bias)]
+    x = torch.randn(2, len(norms[0].weight), 9, 11, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = _block_by_hand(weights, norms, x, groups, dilation)
+        torch.testing.assert_close(block(x), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_grouped_encoder_of_d_star_is_dg_star() -> None:
+    """Whoever groups the encoder by hand gets the published network: modules, names and function."""
+    made = make_efficient(build_model("erfnet-d*", 7), Efficient(groups=4, where="encoder,1x1")).eval()
+    named = shake(build_model("erfnet-dg4*", 7)).eval()
+    kinds = [[(name, type(module)) for name, module in model.named_modules()] for model in (made, named)]
+    assert kinds[0] == kinds[1]
+    made.load_state_dict(named.state_dict())
+    image = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(made(image), named(image))
+
+
+def test_grouping_by_role_alone_chooses_the_same_layers() -> None:
+    """The other layers of the encoder are depthwise, strided, or read the image."""
+    made = make_efficient(build_model("erfnet-d*", 20), Efficient(groups=4, where="encoder"))
+    assert (_parameters(made), _macs(made, 3, 512, 1024)) == FAMILY["erfnet-dg4*"]
+    named = build_model("erfnet-dg4*", 20)
+    assert [name for name, _ in made.named_modules()] == [name for name, _ in named.named_modules()]
+
+
+def test_heads_do_not_change_the_network_they_hang_on() -> None:
+    plain, headed = (build_model("erfnet-dg2*", 7, aux_head=heads, boundary_head=heads) for heads in (False, True))
+    names = [name for name in headed.state_dict() if not name.startswith(headed.training_only)]
+    assert names == list(plain.state_dict())
+
+
+def test_light_upsampling_writes_one_pixel_in_four() -> None:
+    up = LightUp(8, 4)
+    with torch.no_grad():
+        x = torch.randn(2, 8, 5, 7)
+        raw = up.conv(x)
+        written = torch.einsum("nihw,io->nohw", x, up.conv.weight[:, :, 0, 0]) + up.conv.bias.view(1, -1, 1, 1)
+    wanted = up.conv.bias.detach().view(1, -1, 1, 1).expand(2, 4, 10, 14).clone()
+    wanted[:, :, ::2, ::2] = written
+    torch.testing.assert_close(raw, wanted, rtol=1e-5, atol=1e-6)
