@@ -34,12 +34,12 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from latency_tables import family_table, layers_table
 from rich.console import Console
 from rich.markdown import Markdown
+from step_cost import hardware
 from torch import Tensor, nn
 
-from latency_tables import family_table, layers_table
-from step_cost import hardware
 from litheseg.cost import count
 from litheseg.files import atomic_path
 from litheseg.models import build_model
@@ -87,6 +87,7 @@ class Timing:
 
     @classmethod
     def of(cls, nanoseconds: list[float]) -> Timing:
+        """Summarise the measured durations of single passes."""
         middle = median(nanoseconds)
         first, _, third = quantiles(nanoseconds, n=4) if len(nanoseconds) > 1 else (middle,) * 3
         return cls(ms=middle / 1e6, spread=(third - first) / middle)
