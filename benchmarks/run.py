@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -55,11 +56,19 @@ class Row:
         """What makes the row unique, usable as a folder name."""
         return f"{self.protocol}-{self.model.replace('*', 'star')}-{self.id}-seed{self.seed}"
 
-    def arguments(self, data: str) -> list[str]:
-        """The overrides of protocol and row, in this order."""
+    def arguments(self, data: str, work: Path) -> list[str]:
+        """The overrides of protocol and row, in this order; {ID} stands for the model that another row trained."""
         protocol = yaml.safe_load((HERE / "protocols.yaml").read_text())[self.protocol]
         own = [f"--model.name={self.model}", f"--data.root={data}", f"--trainer.seed={self.seed}"]
-        return [*protocol, *own, *self.overrides]
+        return [*protocol, *own, *(self._with_bundles(part, work) for part in self.overrides)]
+
+    def _with_bundles(self, override: str, work: Path) -> str:
+        def bundle(match: re.Match[str]) -> str:
+            rows = read_rows(self.table, self.protocol, None, [self.seed])
+            other = next(row for row in rows if row.id == match[1])
+            return str(work / other.key / "model.safetensors")
+
+        return re.sub(r"{([\w.-]+)}", bundle, override)
 
 
 def read_rows(table: str, protocol: str, model: str | None, seeds: list[int]) -> list[Row]:
@@ -96,7 +105,7 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
     Raises:
         Interrupted: out of time; what was done is kept.
     """
-    recipe = load_recipe(row.recipe, row.arguments(data))
+    recipe = load_recipe(row.recipe, row.arguments(data, work))
     folder = work / row.key
     alarm = threading.Timer(max(1.0, 60 * minutes), os.kill, (os.getpid(), signal.SIGINT))
     alarm.daemon = True
@@ -110,7 +119,7 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
     metrics = {**load_bundle(result.bundle).header.metrics}
     for width, value in last_cross_entropy(folder / "metrics.csv").items():
         metrics[width] = {**metrics[width], "train_ce": value}
-    return _record(row, data, metrics, spent)
+    return _record(row, metrics, spent)
 
 
 def last_cross_entropy(curves: Path) -> dict[str, float]:
@@ -130,12 +139,12 @@ def _add_minutes(folder: Path, minutes: float) -> float:
     return total
 
 
-def _record(row: Row, data: str, metrics: Any, minutes: float) -> dict[str, Any]:
+def _record(row: Row, metrics: Any, minutes: float) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     dirty = subprocess.run(
         ["git", "status", "--porcelain", "litheseg"], capture_output=True, text=True, cwd=HERE.parent
     )
-    arguments = ["camvid" if part == data else part for part in row.arguments("DATA")]
+    arguments = row.arguments("DATA", Path("runs/benchmarks"))
     return {
         "key": row.key,
         "protocol": row.protocol,

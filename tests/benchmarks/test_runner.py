@@ -63,7 +63,7 @@ def test_every_row_of_the_table_is_a_valid_recipe(training: FakeTraining) -> Non
     for protocol in ("camvid", "camvid-half"):
         for model in ("ddrnet", "erfnet"):
             for row in run.read_rows("slimseg", protocol, model, [0, 1]):
-                recipe = load_recipe(row.recipe, row.arguments("somewhere"))
+                recipe = load_recipe(row.recipe, row.arguments("somewhere", Path("runs")))
                 assert (recipe.model.name, recipe.data.root, recipe.trainer.seed) == (model, "somewhere", row.seed)
                 assert recipe.trainer.keep == "last"
 
