@@ -183,7 +183,7 @@ def _shuffled_readers(trace: Trace, grouped: list[str], heads: tuple[str, ...]) 
     """
     readers: dict[str, str] = {}
     for name in grouped:
-        output = Trace.pieces(trace.sides[name].outputs)
+        output = Trace.pieces(trace.sides[name].outputs) if name in trace.sides else []
         if len(output) == 1 and trace.producers(output[0]) == [name]:
             found = trace.readers(output[0], apart_from=heads)
             if found and found[-1] in grouped:

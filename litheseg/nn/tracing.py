@@ -206,7 +206,7 @@ def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
     """`trace_channels` of a copy in training mode, with a small image; the random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         image = torch.rand(2, 3, 64, 64)
-        return trace_channels(copy.deepcopy(module).cpu().train(), lambda m: run_example(m, image), dense=dense)
+        return trace_channels(copy.deepcopy(module).cpu().float().train(), lambda m: run_example(m, image), dense=dense)
 
 
 def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]], *, dense: bool = False) -> Trace:
