@@ -2,8 +2,8 @@
 
 The gradual step is the recipe's, in the middle of the fall: alpha is set, weights are masked, and after the optimizer
 the fading weights are held at the size of the others. The dense step is that of the same network with ordinary dense
-convolutions. Both are timed in turn, so that load from other programs falls on both alike; medians are compared. A third,
-at alpha 0, shows what the rest of the run costs.
+convolutions. Both are timed in turn, so that load from other programs falls on both alike; medians are compared. A
+third, at alpha 0, shows what the rest of the run costs.
 
     python benchmarks/gradual_cost.py --output benchmarks/results/gradual_cost.json
 """

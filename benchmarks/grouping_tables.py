@@ -23,7 +23,14 @@ from litheseg.report.plots import FrontierPoint
 
 __all__ = ["grouping_pages"]
 
-NETWORKS = {"erfnet": "ERFNet", "erfnet-d": "D", "erfnet-d*": "D*", "erfnet-dg2*": "DG2*", "erfnet-dg4*": "DG4*", "erfnet-dg8*": "DG8*"}
+NETWORKS = {
+    "erfnet": "ERFNet",
+    "erfnet-d": "D",
+    "erfnet-d*": "D*",
+    "erfnet-dg2*": "DG2*",
+    "erfnet-dg4*": "DG4*",
+    "erfnet-dg8*": "DG8*",
+}
 COMPARED = ("erfnet-d*", "erfnet-dg2*", "erfnet-dg4*")
 BASELINE, DENSE, SLIM, SLIM_GRADUAL = "from scratch", "dense", "slimmable", "slimmable + gradual"
 GAIN = 1.0  # mIoU points over training from scratch, on average over COMPARED
@@ -63,7 +70,9 @@ class Outcomes:
     def gain(self, label: str, model: str) -> float | None:
         """Points above training from scratch, over the seeds that both have."""
         pairs = {r["seed"]: r["metrics"]["1"]["miou"] for r in self.of(BASELINE, model)}
-        found = [100 * (r["metrics"]["1"]["miou"] - pairs[r["seed"]]) for r in self.of(label, model) if r["seed"] in pairs]
+        found = [
+            100 * (r["metrics"]["1"]["miou"] - pairs[r["seed"]]) for r in self.of(label, model) if r["seed"] in pairs
+        ]
         return mean(found) if found else None
 
     def average_gain(self, label: str) -> float | None:
@@ -83,7 +92,14 @@ def grouping_pages(root: Path) -> tuple[list[str], dict[Path, tuple[str, Curves]
             plots[path] = f"ERFNet's family, protocol {outcomes.protocol}, validation", curves
             picture = f"![mIoU against MACs, by the way of training](images/{outcomes.name}.png)"
         heading = f"## {HEAD}, protocol `{outcomes.protocol}`"
-        blocks = [heading, _verdicts(outcomes), picture, _method_table(outcomes), _slim_table(outcomes), _origin(outcomes)]
+        blocks = [
+            heading,
+            _verdicts(outcomes),
+            picture,
+            _method_table(outcomes),
+            _slim_table(outcomes),
+            _origin(outcomes),
+        ]
         sections.append("\n\n".join(block for block in blocks if block))
     notes = root / "benchmarks/grouping.md"
     if sections and notes.exists():
@@ -111,14 +127,21 @@ def _method_table(outcomes: Outcomes) -> str:
     lines.append(["MACs at the training size, G", *(f"{macs / 1e9:.3f}" for _, macs in costs), ""])
     for label in [DENSE, *outcomes.labels()]:
         average = outcomes.average_gain(label) if label not in (DENSE, BASELINE) else None
-        cells = [_cell(outcomes.score(label, model), outcomes.gain(label, model) if label != BASELINE else None) for model in models]
+        cells = [
+            _cell(outcomes.score(label, model), outcomes.gain(label, model) if label != BASELINE else None)
+            for model in models
+        ]
         lines.append([label, *cells, NONE if average is None else f"{average:+.2f}"])
     return _markdown(lines)
 
 
 def _cost(outcomes: Outcomes, model: str) -> tuple[int, int]:
     """Parameters and MACs of the network as it ends."""
-    plain = [r for r in outcomes.records if r["model"] == model and r["id"].endswith(("-star-scratch", "d-scratch", "erfnet"))]
+    plain = [
+        r
+        for r in outcomes.records
+        if r["model"] == model and r["id"].endswith(("-star-scratch", "d-scratch", "erfnet"))
+    ]
     metrics = (plain or [r for r in outcomes.records if r["model"] == model])[0]["metrics"]["1"]
     return metrics["params"], metrics["macs"]
 
@@ -134,7 +157,9 @@ def _verdicts(outcomes: Outcomes) -> str:
     for label in outcomes.labels():
         if label.startswith("gradual") and (average := outcomes.average_gain(label)) is not None:
             met = "met" if round(average, 2) >= GAIN else "missed"
-            lines.append(f"- {label}: at least {GAIN:+.1f} mIoU over from scratch on average: **{met}** ({average:+.2f})")
+            lines.append(
+                f"- {label}: at least {GAIN:+.1f} mIoU over from scratch on average: **{met}** ({average:+.2f})"
+            )
     dense = outcomes.score(DENSE, "erfnet")
     for model, allowed in LOSSES.items():
         found = {label: score for label in outcomes.labels() if (score := outcomes.score(label, model)) is not None}

@@ -82,7 +82,9 @@ def read_rows(table: str, protocol: str, model: str | None, seeds: list[int]) ->
     if model not in models:
         raise SystemExit(f"{table}.yaml has no model '{model}'; choose from {', '.join(filter(None, models))}")
     return [
-        Row(table, protocol, row.get("model", model), row["id"], row["label"], row["recipe"], tuple(row["overrides"]), s)
+        Row(
+            table, protocol, row.get("model", model), row["id"], row["label"], row["recipe"], tuple(row["overrides"]), s
+        )
         for s in seeds
         for row in content["rows"]
     ]

@@ -222,8 +222,8 @@ def _convert(parser: ArgumentParser) -> None:
   litheseg convert runs/dg4 --output dg4.safetensors            a gradual run that was stopped after alpha reached 0
   litheseg convert dense.safetensors --groups 4 --where encoder,1x1 --data data/camvid --output cut.safetensors
 
-A finished gradual run needs no conversion: its model.safetensors is grouped. Cutting a dense model costs accuracy, which
-the table shows; `litheseg train --recipe gradual-grouping` avoids most of it.
+A finished gradual run needs no conversion: its model.safetensors is grouped. Cutting a dense model costs accuracy,
+which the table shows; `litheseg train --recipe gradual-grouping` avoids most of it.
 """
 
 

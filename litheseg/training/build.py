@@ -54,7 +54,15 @@ from litheseg.training.recipe import (
 from litheseg.training.task import SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, NextWider, Nobody, Teacher, Widest
 
-__all__ = ["build_data", "build_elastic_model", "build_grouping", "build_network", "build_task", "build_teacher", "build_terms"]
+__all__ = [
+    "build_data",
+    "build_elastic_model",
+    "build_grouping",
+    "build_network",
+    "build_task",
+    "build_teacher",
+    "build_terms",
+]
 
 
 def build_data(recipe: Recipe) -> SegmentationData:

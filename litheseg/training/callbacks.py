@@ -201,6 +201,8 @@ class EpochLines(Callback):
         parts = _shown(trainer, "train/loss@", "train/", "{:.3f}", 1)
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
             parts += _shown(trainer, "val/miou@", "val/", "{:.2f}", 100)
+        others = {name: value for name, value in trainer.progress_bar_metrics.items() if not name.startswith("val/")}
+        parts += [f"{name.rpartition('/')[2]} {value:.2f}" for name, value in others.items()]
         seconds = time.monotonic() - self._start
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(parts)}  {seconds:.1f}s", flush=True)
 

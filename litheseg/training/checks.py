@@ -113,14 +113,14 @@ def _check_grouping(recipe: Recipe) -> None:
         return
     if config.end >= 1:
         raise RecipeError(
-            f"the grouping schedule is longer than the run: {len(config.stages) + 1} stage(s) of {config.length:g} after "
-            f"{config.start:g} of all steps, {config.hold:g} apart, end at {config.end:g}; leave some steps at alpha 0: "
-            "shorten grouping.start, length or hold, or leave out stages, so that the sum is below 1"
+            f"the grouping schedule is longer than the run: {len(config.stages) + 1} stage(s) of {config.length:g} "
+            f"after {config.start:g} of all steps, {config.hold:g} apart, end at {config.end:g}; leave some steps at "
+            "alpha 0: shorten grouping.start, length or hold, or leave out stages, so that the sum is below 1"
         )
     if trainer.keep == "best" or trainer.early_stop:
         raise RecipeError(
-            "trainer.keep best and trainer.early_stop do not go with gradual grouping: an epoch before alpha is 0 scores "
-            "a network that is not the one to deploy; set --trainer.keep last and --trainer.early_stop 0"
+            "trainer.keep best and trainer.early_stop do not go with gradual grouping: an epoch before alpha is 0 "
+            "scores a network that is not the one to deploy; set --trainer.keep last and --trainer.early_stop 0"
         )
     if config.assignment == "magnitude" and (trainer.ema or recipe.teacher.kind == "ema"):
         raise RecipeError(

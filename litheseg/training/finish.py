@@ -46,7 +46,8 @@ def finish(
     Returns:
         Scores by width, the same in all processes.
     """
-    model = convert(task.model.to(device))
+    model = task.model.to(device)
+    convert(model)
     recalibrate(model, data.calibration_batches(), recipe.widths.calibrate)
     scores = evaluate(model, data.val_dataloader(), widths=available_widths(model), device=device)
     model.cpu()

@@ -79,11 +79,13 @@ class GradualGrouping(Callback):
         self._config, self._total, self._trace = config, total_steps, trace
         if not self._is_done(total_steps - 1):
             raise RecipeError(
-                f"the grouping schedule is longer than the run: it ends after {config.end:g} of {total_steps} steps, and "
-                "no step is left at alpha 0; shorten grouping.start, length or hold, or train for more epochs"
+                f"the grouping schedule is longer than the run: it ends after {config.end:g} of {total_steps} steps, "
+                "and no step is left at alpha 0; shorten grouping.start, length or hold, or train for more epochs"
             )
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Set alpha for the step about to run; relabel channels and measure batch norm when it is time."""
         assert isinstance(pl_module, SegmentationTask)
         step, model = trainer.global_step, pl_module.model
@@ -92,7 +94,8 @@ class GradualGrouping(Callback):
             find_relabelling(model, self._trace).apply(model, trainer.optimizers[0])
         fade(model, *self._at(step))
         if self._config.recalibrate and self._is_done(step) and not self._is_done(step - 1):
-            recalibrate(model, trainer.datamodule.calibration_batches(), pl_module.widths)  # type: ignore[attr-defined]
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            recalibrate(model, data.calibration_batches(), pl_module.widths)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -105,15 +108,18 @@ class GradualGrouping(Callback):
             if 0.0 < mask.alpha < 1.0:
                 self._restrain(layer, mask)
 
+    @torch.no_grad()
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log alpha, the size of the fading weights, and what cutting now would cost each layer."""
-        layers = gradual_layers(pl_module.model)  # type: ignore[arg-type]
-        masks = {name: (layer.weight.detach(), mask) for name, (layer, mask) in layers.items()}
-        norms = [mask.fading(weight).norm() for weight, mask in masks.values()]
-        pl_module.log("grouping/alpha", next(iter(masks.values()))[1].alpha, prog_bar=True)
-        pl_module.log("grouping/off_block_norm", torch.stack(norms).norm())
-        for name, (weight, mask) in masks.items():
-            pl_module.log(f"grouping/damage/{name}", damage(weight, mask))
+        """Log alpha, the size of the fading weights, and what cutting now would cost, by layer and on average."""
+        assert isinstance(pl_module, SegmentationTask)
+        fading = gradual_layers(pl_module.model)
+        layers: dict[str, tuple[Any, GroupMask]] = {name: (layer.weight, mask) for name, (layer, mask) in fading.items()}
+        damages = {name: damage(weight, mask) for name, (weight, mask) in layers.items()}
+        norms = torch.stack([mask.fading(weight).norm() for weight, mask in layers.values()])
+        pl_module.log("grouping/alpha", self._at(trainer.global_step - 1)[1], prog_bar=True)
+        pl_module.log("grouping/off_block_norm", norms.norm())
+        pl_module.log("grouping/damage", sum(damages.values()) / len(damages))
+        pl_module.log_dict({f"grouping/damage/{name}": value for name, value in damages.items()})
 
     def _at(self, step: int) -> tuple[int, float]:
         return alpha_at(self._config, step / self._total)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import STEPS, act_at, same_weights, tiny_recipe, train_tiny, weights
 from torch import nn
 
 from litheseg.deploy.bundle import load_bundle
@@ -19,14 +20,13 @@ from litheseg.nn.grouping import GradualConv2d, fade
 from litheseg.training.convert import convert_run, cut_bundle
 from litheseg.training.gradual import GradualGrouping, alpha_at, damage
 from litheseg.training.recipe import GroupingConfig
-from tiny_training import STEPS, act_at, same_weights, tiny_recipe, train_tiny, weights
 
 ONE = ("--widths.values=[1.0]", "--trainer.epochs=4")
 GROUPED = ("--model.efficient.groups=4", "--model.efficient.where=body.0", "--model.efficient.shuffle=false")
 RUN = (*ONE, *GROUPED)
 
 
-def train(folder: Path, *overrides: str, resume: bool = False):  # noqa: ANN201
+def train(folder: Path, *overrides: str, resume: bool = False):
     """The gradual recipe on the tiny network."""
     return train_tiny(folder, *RUN, *overrides, name="gradual-grouping", resume=resume)
 
@@ -77,7 +77,9 @@ def test_a_run_ends_grouped(tmp_path: Path) -> None:
     assert plain.body[0].groups == 4
     assert not any(isinstance(layer, GradualConv2d) for layer in plain.modules())
     assert bundle.state_dict["body.0.weight"].shape == (16, 4, 3, 3)
-    target = build_model("tiny", bundle.header.num_classes, efficient=Efficient(groups=4, shuffle=False, where="body.0"))
+    target = build_model(
+        "tiny", bundle.header.num_classes, efficient=Efficient(groups=4, shuffle=False, where="body.0")
+    )
     own = [p for name, p in target.named_parameters() if not name.startswith("aux_head")]
     assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in own)
 
@@ -107,7 +109,12 @@ def test_damage_is_what_a_cut_takes_away() -> None:
 
 @pytest.mark.parametrize("at", [5, 9])  # within the fall; after it
 def test_resuming_in_mid_schedule_is_exact(tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = ("--grouping.start=0.1", "--grouping.length=0.4", "--grouping.assignment=magnitude", "--grouping.refresh=2")
+    schedule = (
+        "--grouping.start=0.1",
+        "--grouping.length=0.4",
+        "--grouping.assignment=magnitude",
+        "--grouping.refresh=2",
+    )
     train(tmp_path / "whole", *schedule)
 
     def die(loss: torch.Tensor) -> torch.Tensor:
@@ -141,7 +148,9 @@ def test_what_keeps_fading_weights_small(kind: str) -> None:
 
 
 def test_gradual_and_slimmable_in_one_run(tmp_path: Path) -> None:
-    result = train(tmp_path, "--widths.values=[1.0,0.5]", "--teacher.kind=next-wider", "--loss.kl=1", "--widths.divisor=4")
+    result = train(
+        tmp_path, "--widths.values=[1.0,0.5]", "--teacher.kind=next-wider", "--loss.kl=1", "--widths.divisor=4"
+    )
     bundle = load_bundle(result.bundle)
     model = bundle.model()
     image = torch.rand(1, 3, 32, 32)
