@@ -91,6 +91,7 @@ class GradualGrouping(Callback):
         step, model = trainer.global_step, pl_module.model
         if self._relabellings(step) > self._relabellings(step - 1):
             assert self._trace is not None
+            fade(model, *self._at(step - 1))  # as it stands, which a resumed run does not know yet
             find_relabelling(model, self._trace).apply(model, trainer.optimizers[0])
         fade(model, *self._at(step))
         if self._config.recalibrate and self._is_done(step) and not self._is_done(step - 1):
@@ -113,7 +114,7 @@ class GradualGrouping(Callback):
         """Log alpha, the size of the fading weights, and what cutting now would cost, by layer and on average."""
         assert isinstance(pl_module, SegmentationTask)
         fading = gradual_layers(pl_module.model)
-        layers: dict[str, tuple[Any, GroupMask]] = {name: (layer.weight, mask) for name, (layer, mask) in fading.items()}
+        layers: dict[str, tuple[Any, GroupMask]] = {name: (part.weight, mask) for name, (part, mask) in fading.items()}
         damages = {name: damage(weight, mask) for name, (weight, mask) in layers.items()}
         norms = torch.stack([mask.fading(weight).norm() for weight, mask in layers.values()])
         pl_module.log("grouping/alpha", self._at(trainer.global_step - 1)[1], prog_bar=True)
