@@ -238,7 +238,7 @@ class SwitchableBatchNorm2d(nn.Module):
         norm = nn.BatchNorm2d(self.channels.count(width), layer.eps, layer.momentum, layer.affine)
         state = {name: self._fit(value, width) for name, value in layer.state_dict().items() if "." not in name}
         norm.load_state_dict(state)
-        return norm.to(layer.running_mean.device if layer.running_mean is not None else None)
+        return norm if layer.running_mean is None else norm.to(layer.running_mean)
 
     def _fit(self, value: Tensor, width: float) -> Tensor:
         return self.channels.select(value, 0, width) if value.ndim else value
@@ -306,7 +306,7 @@ class SwitchableBatchNorm2d(nn.Module):
             )
         )
         plain.load_state_dict(norm.state_dict(), strict=False)
-        return plain if norm.running_mean is None else plain.to(norm.running_mean.device)
+        return plain if norm.running_mean is None else plain.to(norm.running_mean)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a plain batch norm's entries as well: every width takes its first channels of them."""
