@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -274,6 +275,7 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["python", "benchmarks/grouped_latency.py", *sys.argv[1:]]),
         "options": shown,
         "clock": "processor time" if options.threads == 1 else "wall-clock time",
+        "load_average": [round(value, 1) for value in os.getloadavg()],  # 1, 5 and 15 minutes, this run included
         "commit": commit(),
         "hardware": hardware("cpu"),
         "versions": {"python": platform.python_version(), **versions("torch", "onnx", "onnxscript", "onnxruntime")},

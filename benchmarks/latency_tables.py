@@ -29,19 +29,17 @@ def latency_section(root: Path) -> str:
     options = content["options"]
     threads = f"{options['threads']} thread{'s' * (options['threads'] != 1)}"
     size = "x".join(map(str, options["size"]))
-    spread = (
-        f"Half of all timings of a cell lie within {_typical_spread(content):.0%} of its median or nearer, typically."
-    )
     blocks = [
         "## What grouping saves in time",
-        f"Batch 1, {threads}, {content['clock']}, medians; all variants of a layer, and all networks, were timed in turn. "
-        f"PyTorch in its better memory format. {spread}",
+        f"Batch 1, {threads}, {content['clock']}, medians; all variants of a layer, and all networks, were timed in "
+        f"turn. PyTorch in its better memory format. Typically, half of a cell's timings are within "
+        f"{_typical_spread(content):.1%} of its median: smaller differences than that mean little.",
         f"**Single layers**, as many inputs as outputs, at the sizes that strides leave of {size}. Each cell says how "
         "many times fewer MACs than the dense layer, and how many times faster in PyTorch: `4x, 1.3x` is a quarter of "
         "the MACs in three quarters of the time, and below 1x is slower.",
         layers_table(content),
-        f"**Networks** at {size} with 11 classes; parameters and MACs at 512x1024 with 20 outputs, as the paper counts. "
-        f"In brackets: how many times fewer, or faster, than `{REFERENCE}`.",
+        f"**Networks** at {size} with 11 classes; parameters and MACs at 512x1024 with 20 outputs, as the paper "
+        f"counts. In brackets: how many times fewer, or faster, than `{REFERENCE}`.",
         family_table(content),
         *content["notes"],
         origin(content, ("layers", "family", "notes")),

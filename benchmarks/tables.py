@@ -22,6 +22,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+from latency_tables import latency_section
+from page_parts import NONE, details, markdown, origin
 
 from litheseg.files import atomic_path
 from litheseg.report.plots import FrontierPoint, frontier
@@ -39,7 +41,6 @@ AVERAGE_GAIN = 1.0  # mIoU points that the goal must win on average
 ACCURACY = ("camvid", "ddrnet", 68.0)  # protocol, model, mIoU at width 1
 DRAWN = ("(a)", "(b)", "(e)")  # the forms in the plot; all six would hide each other
 BEGIN, END = "<!-- results: written by benchmarks/tables.py -->", "<!-- end of results -->"
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def build(root: Path = ROOT) -> Pages:
     notes = root / "benchmarks/slimseg.md"
     if notes.exists():
         sections.append(notes.read_text().strip())
+    sections.append(latency_section(root))
     sections += [cost_section(root, *entry) for entry in _COSTS]
     pages.texts[root / "docs/results.md"] = "\n\n".join(section for section in sections if section) + "\n"
     readme = root / "README.md"
@@ -199,7 +201,7 @@ def metric_table(study: Study, metric: str = "miou", *, with_minutes: bool = Tru
             minutes = study.minutes(form)
             cells.append(f"{mean(minutes.values()):.0f}" if minutes else NONE)
         lines.append([form, *cells, study.state(form)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def cost_table(study: Study) -> str:
@@ -208,7 +210,7 @@ def cost_table(study: Study) -> str:
     for name, label, unit in (("params", "parameters, M", 1e6), ("macs", "MACs at the training size, G", 1e9)):
         costs = [study.cost(width, name) for width in WIDTHS]
         lines.append([label, *(NONE if cost is None else f"{cost / unit:.3f}" for cost in costs)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def verdicts(study: Study) -> str:
@@ -258,7 +260,7 @@ def provenance(records: Iterable[Mapping[str, Any]]) -> str:
             f"commit {record['commit'][:12]}{'-dirty' * record['commit'].endswith('-dirty')}, {versions}\n"
             f"  `{record['command']}`"
         )
-    return _details("Where the numbers come from", "\n".join(lines))
+    return details("Where the numbers come from", "\n".join(lines))
 
 
 # --- costs of training -----------------------------------------------------------------------------------------------
@@ -282,10 +284,7 @@ def cost_section(root: Path, stem: str, heading: str, key: str, meaning: str) ->
     columns = list(rows[0])
     lines = [[name.replace("_ms", ", ms").replace("_", " ") for name in columns], ["---:"] * len(columns)]
     lines += [[_number(name, row[name]) for name in columns] for row in rows]
-    rest = {name: value for name, value in content.items() if name not in ("rows", "target")}
-    told = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in rest.items()}
-    origin = "\n".join(f"- {name}: `{value}`" for name, value in told.items())
-    return "\n\n".join([f"## {heading}", shown, _markdown(lines), _details("Where the numbers come from", origin)])
+    return "\n\n".join([f"## {heading}", shown, markdown(lines), origin(content, ("rows", "target"))])
 
 
 def _number(name: str, value: Any) -> str:
@@ -342,14 +341,6 @@ def _cell(scores: Mapping[int, float], gains: Mapping[int, float]) -> str:
     if len(scores) > 1:
         text += f" ± {stdev(scores.values()):.2f}"
     return text + (f" ({mean(gains.values()):+.2f})" if gains else "")
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _details(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def write(pages: Pages) -> None:
