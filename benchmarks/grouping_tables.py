@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from page_parts import NONE, markdown, provenance
 
 from litheseg.report.plots import FrontierPoint
 
@@ -36,7 +37,6 @@ BASELINE, DENSE, SLIM, SLIM_GRADUAL = "from scratch", "dense", "slimmable", "sli
 GAIN = 1.0  # mIoU points over training from scratch, on average over COMPARED
 LOSSES = {"erfnet-d*": 2.0, "erfnet-dg4*": 5.0}  # mIoU points below the dense network, at most
 DRAWN = (BASELINE, "one-shot", "gradual (cosine)", "gradual (cosine) + assignment")
-NONE = "–"
 HEAD = "Gradual grouping: accuracy"
 
 Curves = dict[str, list[FrontierPoint]]
@@ -98,7 +98,7 @@ def grouping_pages(root: Path) -> tuple[list[str], dict[Path, tuple[str, Curves]
             picture,
             _method_table(outcomes),
             _slim_table(outcomes),
-            _origin(outcomes),
+            provenance(outcomes.records),
         ]
         sections.append("\n\n".join(block for block in blocks if block))
     notes = root / "benchmarks/grouping.md"
@@ -132,7 +132,7 @@ def _method_table(outcomes: Outcomes) -> str:
             for model in models
         ]
         lines.append([label, *cells, NONE if average is None else f"{average:+.2f}"])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _cost(outcomes: Outcomes, model: str) -> tuple[int, int]:
@@ -206,7 +206,7 @@ def _slim_table(outcomes: Outcomes) -> str:
     for label, points in tables.items():
         lines.append([f"{label}: mIoU", *(f"{points[width][1]:.2f}" for width in widths)])
         lines.append([f"{label}: MACs, G", *(f"{points[width][0] / 1e9:.3f}" for width in widths)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _curves(outcomes: Outcomes) -> Curves:
@@ -217,20 +217,3 @@ def _curves(outcomes: Outcomes) -> Curves:
             if score is not None:
                 curves.setdefault(label, []).append(FrontierPoint(1.0, _cost(outcomes, model)[1], score / 100))
     return curves
-
-
-def _origin(outcomes: Outcomes) -> str:
-    lines = []
-    for record in sorted(outcomes.records, key=lambda record: record["key"]):
-        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        lines.append(
-            f"- **{record['key']}**, {record['date']}, {record['minutes']:g} minutes on {record['hardware']}, "
-            f"commit {record['commit'][:12]}{'-dirty' * record['commit'].endswith('-dirty')}, {versions}\n"
-            f"  `{record['command']}`"
-        )
-    body = "\n".join(lines)
-    return f"<details><summary>Where the numbers come from</summary>\n\n{body}\n\n</details>"
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

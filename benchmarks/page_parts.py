@@ -9,10 +9,10 @@ Usage:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["NONE", "details", "markdown", "origin"]
+__all__ = ["NONE", "details", "markdown", "origin", "provenance"]
 
 NONE = "–"  # in place of what was not measured
 
@@ -32,3 +32,16 @@ def origin(content: Mapping[str, Any], shown: Sequence[str]) -> str:
     rest = {name: value for name, value in content.items() if name not in shown}
     told = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in rest.items()}
     return details("Where the numbers come from", "\n".join(f"- {name}: `{value}`" for name, value in told.items()))
+
+
+def provenance(records: Iterable[Mapping[str, Any]]) -> str:
+    """Commit, hardware, versions and command of every row, folded away."""
+    lines = []
+    for record in sorted(records, key=lambda record: record["key"]):
+        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+        lines.append(
+            f"- **{record['key']}**, {record['date']}, {record['minutes']:g} minutes on {record['hardware']}, "
+            f"commit {record['commit'][:12]}{'-dirty' * record['commit'].endswith('-dirty')}, {versions}\n"
+            f"  `{record['command']}`"
+        )
+    return details("Where the numbers come from", "\n".join(lines))

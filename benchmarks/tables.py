@@ -15,15 +15,16 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import yaml
+from grouping_tables import grouping_pages
 from latency_tables import latency_section
-from page_parts import NONE, details, markdown, origin
+from page_parts import NONE, markdown, origin, provenance
 
 from litheseg.files import atomic_path
 from litheseg.report.plots import FrontierPoint, frontier
@@ -150,6 +151,7 @@ def read_studies(root: Path) -> list[Study]:
         )
         for protocol in protocols
         for model in table["models"]
+        if not protocol.endswith("-short")  # for networks of ERFNet's cost, in the grouping table
     ]
 
 
@@ -166,7 +168,9 @@ def build(root: Path = ROOT) -> Pages:
     notes = root / "benchmarks/slimseg.md"
     if notes.exists():
         sections.append(notes.read_text().strip())
-    sections.append(latency_section(root))
+    ways, pictures = grouping_pages(root)
+    sections += [*ways, latency_section(root)]
+    pages.plots |= pictures
     sections += [cost_section(root, *entry) for entry in _COSTS]
     pages.texts[root / "docs/results.md"] = "\n\n".join(section for section in sections if section) + "\n"
     readme = root / "README.md"
@@ -250,25 +254,13 @@ def curves(study: Study) -> dict[str, list[FrontierPoint]]:
     return found
 
 
-def provenance(records: Iterable[Mapping[str, Any]]) -> str:
-    """Commit, hardware, versions and command of every row, folded away."""
-    lines = []
-    for record in sorted(records, key=lambda record: record["key"]):
-        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        lines.append(
-            f"- **{record['key']}**, {record['date']}, {record['minutes']:g} minutes on {record['hardware']}, "
-            f"commit {record['commit'][:12]}{'-dirty' * record['commit'].endswith('-dirty')}, {versions}\n"
-            f"  `{record['command']}`"
-        )
-    return details("Where the numbers come from", "\n".join(lines))
-
-
 # --- costs of training -----------------------------------------------------------------------------------------------
 
 # File, heading, what the rows' deciding number is called, what it says.
 _COSTS = (
     ("data_path", "The data path", "fraction", "the data path's share of a training step (draw, transfer, augment)"),
     ("step_cost", "Four widths in one step", "ratio", "one four-width step over the sum of four single-width steps"),
+    ("gradual_cost", "A gradual step", "ratio", "one gradual step over one step of the same network, dense"),
 )
 
 
