@@ -215,5 +215,6 @@ def _curves(outcomes: Outcomes) -> Curves:
         for model in NETWORKS:
             score = outcomes.score(label, model)
             if score is not None:
-                curves.setdefault(label, []).append(FrontierPoint(1.0, _cost(outcomes, model)[1], score / 100))
+                point = FrontierPoint(1.0, _cost(outcomes, model)[1], score / 100, NETWORKS[model])
+                curves.setdefault(label, []).append(point)
     return curves

@@ -341,7 +341,7 @@ def write(pages: Pages) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for path, (title, lines) in pages.plots.items():
-        frontier(path, lines, cost_label="MACs", score_label="mIoU, %", title=title)
+        frontier(path, lines, cost_label="MACs", score_label="mIoU, %", title=title, log_x=True)
 
 
 def check(pages: Pages) -> list[str]:

@@ -76,11 +76,13 @@ class FrontierPoint:
         width: fraction of channels in (0, 1].
         cost: MACs, milliseconds, bytes, ... of one image.
         score: fraction in [0, 1], such as mIoU; drawn in percent.
+        name: written beside the point; empty for its width.
     """
 
     width: float
     cost: float
     score: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def frontier(
     title: str = "",
     log_x: bool = False,
 ) -> None:
-    """Draw accuracy against cost, one line per model and one point, labelled with its width, per width.
+    """Draw accuracy against cost, one line per model and one labelled point per width.
 
     Args:
         path: the figure, .png or .svg.
@@ -262,7 +264,7 @@ def _frontier_line(axes: Axes, index: int, name: str, points: Sequence[FrontierP
     axes.plot(costs, scores, label=name, **_style(index))
     for point, cost, score in zip(ordered, costs, scores, strict=True):
         axes.annotate(
-            f"{point.width:g}x",
+            point.name or f"{point.width:g}x",
             (cost, score),
             xytext=(-4, 7) if above else (4, -14),
             textcoords="offset points",
