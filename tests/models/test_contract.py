@@ -34,7 +34,7 @@ CASES = [SMALL.get(name, Case(name)) for name, build in MODELS.items() if build.
 CASES.append(Case("ddrnet", {"base": 16, "head_channels": 32, "rep_blocks": True}, divisor=4))
 CASES.append(Case("deeplabv3plus", {"encoder": "resnet18", "channels": 32, "output_stride": 8}))
 # Put together of the parts of those that keep the whole contract.
-RELATIVES = ("erfnet-d", "erfnet-dg2*", "erfnet-dg8*")
+RELATIVES = ("erfnet-d", "erfnet-d*", "erfnet-dg2*", "erfnet-dg8*")
 FEW_CHECKS = (extract_equals_slice, costs_equal_what_is_used, grouping_equals_its_conversion)
 PAIRS = [(case, check) for case in CASES for check in (FEW_CHECKS if case.name in RELATIVES else CHECKS)]
 
