@@ -250,7 +250,7 @@ def densify(model: nn.Module, names: Sequence[str], stages: Sequence[int] = ()) 
 
 def _own_stages(groups: int, stages: Sequence[int]) -> tuple[int, ...]:
     """As many stages for each layer: those that lead to its groups, which it then keeps."""
-    return (*(stage if groups % stage == 0 else groups for stage in stages), groups)
+    return (*(stage if stage < 1 or groups % stage == 0 else groups for stage in stages), groups)
 
 
 def fade(model: nn.Module, stage: int, alpha: float) -> None:

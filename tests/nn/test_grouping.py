@@ -213,6 +213,12 @@ def test_densify_chooses_by_name() -> None:
         densify(net, ["0", "6"])
 
 
+@pytest.mark.parametrize("stages", [(0,), (-2,), (4, 2)])
+def test_densify_refuses_stages_that_lead_nowhere(stages: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match=r"2 -> 4 -> 8"):
+        densify(nn.Sequential(nn.Conv2d(16, 16, 1, groups=8)), ["0"], stages)
+
+
 @pytest.mark.parametrize("groups", [2, 8])
 def test_dense_weights_have_the_spread_of_more_inputs(groups: int) -> None:
     """A layer with g times the inputs needs 1 / sqrt(g) of the spread for outputs of the same size."""
