@@ -123,11 +123,10 @@ class _Use:
         return worth[self.places][:, self.groups]
 
     def likeness(self) -> _Floats:
-        """Members x members: how far they go with the same channels of the other axis, beyond chance."""
-        energy = self.matrix.along(self.axis)[self.places]
-        total = max(energy.sum(), np.finfo(float).tiny)
-        surplus = energy - np.outer(energy.sum(axis=1), energy.sum(axis=0)) / total
-        return surplus @ surplus.T
+        """Members x members: how far they go with the same channels of the other axis, in [0, 1]."""
+        size = np.sqrt(self.matrix.along(self.axis)[self.places])
+        size /= np.maximum(np.linalg.norm(size, axis=1, keepdims=True), np.finfo(float).tiny)
+        return size @ size.T
 
 
 class ChannelSet:
