@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
@@ -36,9 +36,10 @@ from litheseg.losses.terms import (
     Term,
 )
 from litheseg.models import SegmentationModel, build_model
-from litheseg.nn import slim
+from litheseg.nn import available_widths, slim
 from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
+from litheseg.nn.layers import SlimConv2d
 from litheseg.nn.tracing import trace_model
 from litheseg.training.gradual import GradualGrouping
 from litheseg.training.recipe import (
@@ -62,7 +63,11 @@ __all__ = [
     "build_task",
     "build_teacher",
     "build_terms",
+    "suits_channels_last",
 ]
+
+
+_FEWEST_CHANNELS = 8  # of a register of AVX2
 
 
 def build_data(recipe: Recipe) -> SegmentationData:
@@ -215,7 +220,7 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
     model = build_elastic_model(
         recipe.model, widths, len(data.classes), grouping=recipe.grouping, boundary_head=loss.boundary_head > 0
     )
-    if recipe.trainer.channels_last:
+    if recipe.trainer.channels_last and suits_channels_last(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weight = class_weights(data.class_histogram(), loss.class_weights, loss.class_weight_offset)
     return SegmentationTask(
@@ -231,6 +236,24 @@ def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
         seed=recipe.trainer.seed,
         compile=recipe.trainer.compile,
     )
+
+
+def suits_channels_last(model: nn.Module) -> bool:
+    """Whether channels_last is safe: not with strided 1x1 convolutions of fewer than 8 inputs, at any width.
+
+    Their gradient, in oneDNN 3.13 (PyTorch 2.15) on CPUs without AVX-512, writes outside its memory.
+    """
+    narrowest = min(available_widths(model))
+    for layer in model.modules():
+        if isinstance(layer, SlimConv2d):
+            inputs = layer.inputs.count(narrowest)
+        elif isinstance(layer, nn.Conv2d):
+            inputs = layer.in_channels // layer.groups
+        else:
+            continue
+        if tuple(layer.kernel_size) == (1, 1) and max(layer.stride) > 1 and inputs < _FEWEST_CHANNELS:
+            return False
+    return True
 
 
 def build_grouping(recipe: Recipe, data: SegmentationData) -> list[Callback]:

@@ -1,0 +1,27 @@
+"""What a recipe's objects are made like, where a run would not show it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from litheseg.training import load_recipe
+from litheseg.training.build import build_data, build_task
+
+
+@pytest.mark.parametrize(
+    ("overrides", "suits"),
+    [
+        (["--model.args={base: 8}"], True),
+        (["--model.args={base: 4}"], False),  # a strided 1x1 shortcut reads 4 channels
+        (["--model.args={base: 8}", "--widths.values=[1,.5]", "--widths.divisor=4"], False),  # at width .5
+        (["--model.args={base: 8}", "--trainer.channels_last=false"], False),
+    ],
+)
+def test_channels_last_only_where_kernels_are_sound(overrides: list[str], suits: bool) -> None:
+    """The gradient of strided 1x1 convolutions of few channels corrupts memory in that format on some CPUs."""
+    data = ["--data.source=streets", "--data.options={train: 2, val: 1, size: [32, 32]}", "--data.batch_size=2"]
+    recipe = load_recipe("supervised", [*data, *overrides])
+    model = build_task(recipe, build_data(recipe)).model
+    weights = [value for value in model.parameters() if value.ndim == 4 and min(value.shape) > 1]
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in weights) is suits
