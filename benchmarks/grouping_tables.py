@@ -22,7 +22,7 @@ from page_parts import NONE, markdown, provenance
 
 from litheseg.report.plots import FrontierPoint
 
-__all__ = ["grouping_pages"]
+__all__ = ["grouping_block", "grouping_pages"]
 
 NETWORKS = {
     "erfnet": "ERFNet",
@@ -107,6 +107,18 @@ def grouping_pages(root: Path) -> tuple[list[str], dict[Path, tuple[str, Curves]
     return sections, plots
 
 
+def grouping_block(root: Path) -> str:
+    """The fullest protocol in short, for the README; empty where nothing was run."""
+    found = _read(root)
+    if not found:
+        return ""
+    best = max(found, key=lambda outcomes: len(outcomes.records))
+    title = (
+        f"Gradual grouping on ERFNet's family, protocol `{best.protocol}`, gain over training from scratch in brackets:"
+    )
+    return "\n\n".join((title, _method_table(best), _verdicts(best)))
+
+
 def _read(root: Path) -> list[Outcomes]:
     path = root / "benchmarks/results/grouping.jsonl"
     if not path.exists():
@@ -137,12 +149,9 @@ def _method_table(outcomes: Outcomes) -> str:
 
 def _cost(outcomes: Outcomes, model: str) -> tuple[int, int]:
     """Parameters and MACs of the network as it ends."""
-    plain = [
-        r
-        for r in outcomes.records
-        if r["model"] == model and r["id"].endswith(("-star-scratch", "d-scratch", "erfnet"))
-    ]
-    metrics = (plain or [r for r in outcomes.records if r["model"] == model])[0]["metrics"]["1"]
+    own = [record for record in outcomes.records if record["model"] == model]
+    plain = [record for record in own if record["label"] in (BASELINE, DENSE)]
+    metrics = (plain or own)[0]["metrics"]["1"]
     return metrics["params"], metrics["macs"]
 
 
@@ -201,7 +210,7 @@ def _slim_table(outcomes: Outcomes) -> str:
     tables = {label: points for label in (SLIM, SLIM_GRADUAL) if (points := _slim_points(outcomes, label))}
     if not tables:
         return ""
-    widths = list(next(iter(tables.values())))
+    widths = sorted(next(iter(tables.values())), key=float, reverse=True)
     lines = [["`ddrnet`", *(f"width {width}" for width in widths)], ["---", *["---:"] * len(widths)]]
     for label, points in tables.items():
         lines.append([f"{label}: mIoU", *(f"{points[width][1]:.2f}" for width in widths)])

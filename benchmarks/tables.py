@@ -22,7 +22,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
-from grouping_tables import grouping_pages
+from grouping_tables import grouping_block, grouping_pages
 from latency_tables import latency_section
 from page_parts import NONE, markdown, origin, provenance
 
@@ -41,6 +41,7 @@ BASELINE, GOAL = "(a)", "(e)"  # how the labels of the rows begin that the targe
 AVERAGE_GAIN = 1.0  # mIoU points that the goal must win on average
 ACCURACY = ("camvid", "ddrnet", 68.0)  # protocol, model, mIoU at width 1
 DRAWN = ("(a)", "(b)", "(e)")  # the forms in the plot; all six would hide each other
+_LINK = "All tables, boundary scores, costs and the command behind every row: [docs/results.md](docs/results.md)."
 BEGIN, END = "<!-- results: written by benchmarks/tables.py -->", "<!-- end of results -->"
 
 
@@ -175,7 +176,8 @@ def build(root: Path = ROOT) -> Pages:
     pages.texts[root / "docs/results.md"] = "\n\n".join(section for section in sections if section) + "\n"
     readme = root / "README.md"
     if readme.exists():
-        pages.texts[readme] = _with_block(readme, readme_block(studies))
+        blocks = (readme_block(studies), grouping_block(root), _LINK)
+        pages.texts[readme] = _with_block(readme, "\n\n".join(block for block in blocks if block))
     return pages
 
 
@@ -294,8 +296,7 @@ def readme_block(studies: Sequence[Study]) -> str:
     if not best.records:
         return "No table has been run yet; `python benchmarks/run.py --help` says how to."
     reference = f"`{best.model}`, protocol `{best.protocol}`, validation mIoU in percent, gain over (a) in brackets"
-    link = "All tables, boundary scores, costs and the command behind every row: [docs/results.md](docs/results.md)."
-    blocks = [_picture(best, "docs/images"), f"{reference}:", metric_table(best), verdicts(best), link]
+    blocks = [_picture(best, "docs/images"), f"{reference}:", metric_table(best), verdicts(best)]
     return "\n\n".join(block for block in blocks if block)
 
 
