@@ -327,7 +327,7 @@ def test_every_layer_counts_alike() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_it_is_never_worse_than_the_start(seed: int) -> None:
-    net, trace = _prepare(_Net(_Sum(_gradual(kernel=3, groups=8))), seed)
+    net, trace = _prepare(NETS["shuffle"](), seed)
     objectives = [_objective(net)]
     for _ in range(3):
         find_relabelling(net, trace).apply(net)
