@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from step_cost import CLASSES, batch_of, hardware, measure, provenance, step
-from torch import nn
+from step_cost import CLASSES, batch_of, measure, provenance, step
 
 from litheseg.files import atomic_path
 from litheseg.models import SegmentationModel
 from litheseg.nn.grouping import GradualConv2d, fade, gradual_layers
+from litheseg.nn.surgery import conv_like, replace_layer
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_elastic_model, build_terms
 from litheseg.training.gradual import GradualGrouping
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = [row_of(model, overrides, options) for model, overrides in NETWORKS.items()]
     command = {"command": "python benchmarks/gradual_cost.py --output benchmarks/results/gradual_cost.json"}
-    report = {"target": TARGET, "rows": rows} | provenance(options) | command | {"hardware": hardware(options.device)}
+    report = {"target": TARGET, "rows": rows} | provenance(options) | command
     show(rows)
     if options.output:
         with atomic_path(options.output) as temporary:
@@ -104,17 +104,7 @@ def dense_twin(model: SegmentationModel) -> SegmentationModel:
     """The network with ordinary dense convolutions in the place of those that fade."""
     for name, (layer, _) in gradual_layers(model).items():
         assert isinstance(layer, GradualConv2d)
-        dense = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            bias=layer.bias is not None,
-        )
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, dense)
+        replace_layer(model, name, conv_like(layer))
     return model
 
 

@@ -27,6 +27,7 @@ from torch import nn
 
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.nn.grouping import ChannelShuffle
+from litheseg.nn.surgery import conv_like, replace_layer
 from litheseg.nn.tracing import Trace, trace_model
 
 __all__ = ["Efficient", "choose_layers", "make_efficient"]
@@ -203,32 +204,12 @@ def _grouped(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
             f"layer '{name}': {groups} groups do not divide its {layer.in_channels} input and {layer.out_channels} "
             f"output channels; {', '.join(works) or 'no number of groups'} would"
         )
-    return nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
-        groups,
-        layer.bias is not None,
-        layer.padding_mode,
-    )
+    return conv_like(layer, groups=groups)
 
 
 def _separable(name: str, layer: nn.Conv2d, groups: int) -> nn.Module:
     channels = layer.in_channels
-    depthwise = nn.Conv2d(
-        channels,
-        channels,
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
-        groups=channels,
-        bias=False,
-        padding_mode=layer.padding_mode,
-    )
+    depthwise = conv_like(layer, out_channels=channels, groups=channels, bias=False)
     pointwise = nn.Conv2d(channels, layer.out_channels, 1, bias=layer.bias is not None)
     return nn.Sequential(depthwise, nn.BatchNorm2d(channels), nn.ReLU(), pointwise)
 
@@ -250,8 +231,5 @@ _BUILDERS = {"grouped": _grouped, "separable": _separable, "factorised": _factor
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    old = model.get_submodule(name)
-    tensor = next(iter(old.parameters()), torch.empty(0))
-    layer.to(tensor.device, tensor.dtype).train(old.training)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+    tensor = next(model.get_submodule(name).parameters(), torch.empty(0))
+    replace_layer(model, name, layer.to(tensor.device, tensor.dtype))

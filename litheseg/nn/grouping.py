@@ -11,7 +11,7 @@ contiguous blocks, as in the paper; `litheseg.nn.assignment` permutes channels s
 Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Grouping", CVPR Workshops 2018 (Sec. 3.2).
 
 Usage:
-    >>> densify(model, where="1x1", stages=(2, 4))
+    >>> densify(model, ["body.conv1", "body.conv2"], stages=(2, 4))
     >>> fade(model, stage=0, alpha=0.5)
     >>> convert(model)  # once every stage is at alpha 0
 """
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError
+from litheseg.nn.surgery import conv_like, replace_layer
 
 __all__ = [
     "ChannelShuffle",
@@ -166,7 +167,7 @@ class GradualConv2d(nn.Conv2d):
     def to_plain(self) -> nn.Conv2d:
         """The plain layer that computes the same: dense, with its mask applied, until it has become a grouped one."""
         weight, groups = self.grouping.apply_to(self.weight.detach())
-        plain = _conv_like(self, nn.Conv2d, groups=groups)
+        plain = conv_like(self, groups=groups)
         plain.weight.data = weight.contiguous()
         if self.bias is not None:
             assert plain.bias is not None
@@ -188,24 +189,6 @@ def _check_stages(in_channels: int, out_channels: int, stages: Sequence[int]) ->
                 "channels: each must divide both, and be a multiple of the one before, such as 2 -> 4 -> 8"
             )
         before = groups
-
-
-def _conv_like(layer: nn.Conv2d, kind: type[nn.Conv2d], **others: Any) -> nn.Conv2d:
-    """A fresh layer of the same geometry, on the same device."""
-    fresh = kind(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,  # type: ignore[arg-type]
-        stride=layer.stride,  # type: ignore[arg-type]
-        padding=layer.padding,  # type: ignore[arg-type]
-        dilation=layer.dilation,  # type: ignore[arg-type]
-        bias=layer.bias is not None,
-        padding_mode=layer.padding_mode,
-        device=layer.weight.device,
-        dtype=layer.weight.dtype,
-        **others,
-    )
-    return fresh.train(layer.training)
 
 
 def gradual_layers(model: nn.Module) -> dict[str, tuple[nn.Module, GroupMask]]:
@@ -240,12 +223,12 @@ def densify(model: nn.Module, names: Sequence[str], stages: Sequence[int] = ()) 
     for name in grouped:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d)
-        gradual = _conv_like(layer, GradualConv2d, stages=_own_stages(layer.groups, stages))
+        gradual = conv_like(layer, GradualConv2d, stages=_own_stages(layer.groups, stages))
         nn.init.normal_(gradual.weight, std=float(layer.weight.detach().std()) / layer.groups**0.5)
         if layer.bias is not None:
             assert gradual.bias is not None
             gradual.bias.data = layer.bias.detach().clone()
-        _replace(model, name, gradual)
+        replace_layer(model, name, gradual)
 
 
 def _own_stages(groups: int, stages: Sequence[int]) -> tuple[int, ...]:
@@ -273,10 +256,5 @@ def convert(model: nn.Module) -> nn.Module:
                 f"layer '{name}' cannot be converted to {mask.groups} groups: alpha is {mask.alpha:g} in stage "
                 f"{mask.stage + 1} of {len(mask.stages)}; train until the last stage has reached 0"
             )
-        _replace(model, name, layer.to_grouped())  # type: ignore[operator]
+        replace_layer(model, name, layer.to_grouped())  # type: ignore[operator]
     return model
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer.train(model.get_submodule(name).training))

@@ -37,6 +37,7 @@ from litheseg.nn.layers import (
     SwitchableBatchNorm2d,
 )
 from litheseg.nn.slicing import settle_groups
+from litheseg.nn.surgery import replace_layer
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
 from litheseg.nn.width import Channels, Part, WidthDial, check_width
 
@@ -221,15 +222,9 @@ def _install(module: nn.Module, trace: Trace, dial: WidthDial) -> nn.Module:
     for name, sides in trace.sides.items():
         layer = _elastic(module.get_submodule(name), sides, dial)
         if layer is not None:
-            _replace(module, name, layer)
+            replace_layer(module, name, layer)
     module.width_dial = dial  # type: ignore[assignment]
     return module
-
-
-def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    layer.train(module.get_submodule(name).training)
-    setattr(module.get_submodule(parent), child, layer)
 
 
 @torch.no_grad()
