@@ -20,7 +20,7 @@ from litheseg.data import SOURCES
 from litheseg.deploy.import_weights import KNOWN_CLASSES, NORMALISATIONS
 from litheseg.errors import WidthError
 from litheseg.nn import check_width
-from litheseg.training.recipe import Recipe
+from litheseg.training.config import Recipe
 from litheseg.training.recipe_help import recipe_help
 
 __all__ = ["COMMANDS", "build_parser"]

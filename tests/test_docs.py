@@ -11,7 +11,8 @@ import pytest
 from litheseg.cost.profile import profile
 from litheseg.models import build_model
 from litheseg.nn import slim
-from litheseg.training.recipe import Recipe, load_recipe
+from litheseg.training.config import Recipe
+from litheseg.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])

@@ -6,7 +6,8 @@ Usage:
 
 from __future__ import annotations
 
-from litheseg.training.recipe import Recipe, load_recipe, recipe_names
+from litheseg.training.config import Recipe
+from litheseg.training.recipe import load_recipe, recipe_names
 from litheseg.training.run import TrainResult, train
 
 __all__ = ["Recipe", "TrainResult", "load_recipe", "recipe_names", "train"]

@@ -41,8 +41,8 @@ from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
 from litheseg.nn.layers import SlimConv2d
 from litheseg.nn.tracing import trace_model
-from litheseg.training.gradual import GradualGrouping
-from litheseg.training.recipe import (
+from litheseg.training.checks import check_recipe
+from litheseg.training.config import (
     DataConfig,
     GroupingConfig,
     LossConfig,
@@ -50,8 +50,8 @@ from litheseg.training.recipe import (
     Recipe,
     TeacherConfig,
     WidthConfig,
-    check_recipe,
 )
+from litheseg.training.gradual import GradualGrouping
 from litheseg.training.task import SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, NextWider, Nobody, Teacher, Widest
 

@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import math
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from litheseg.errors import RecipeError
 from litheseg.nn.width import check_width
-
-if TYPE_CHECKING:
-    from litheseg.training.recipe import Recipe, TeacherConfig, WidthConfig
+from litheseg.training.config import Recipe, TeacherConfig, WidthConfig
 
 __all__ = ["check_recipe"]
 

@@ -24,7 +24,8 @@ from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.nn import available_widths, recalibrate
 from litheseg.nn.grouping import convert
-from litheseg.training.recipe import ModelConfig, Recipe, recipe_to_dict
+from litheseg.training.config import ModelConfig, Recipe
+from litheseg.training.recipe import recipe_to_dict
 from litheseg.training.task import SegmentationTask
 
 __all__ = ["finish"]

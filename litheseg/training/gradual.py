@@ -25,7 +25,7 @@ from litheseg.nn import recalibrate
 from litheseg.nn.assignment import find_relabelling
 from litheseg.nn.grouping import GroupMask, fade, gradual_layers
 from litheseg.nn.tracing import Trace
-from litheseg.training.recipe import GroupingConfig
+from litheseg.training.config import GroupingConfig
 from litheseg.training.task import SegmentationTask
 
 __all__ = ["GradualGrouping", "alpha_at", "damage"]

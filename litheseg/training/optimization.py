@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from litheseg.training.recipe import OptimizerConfig
+from litheseg.training.config import OptimizerConfig
 
 __all__ = ["build_optimizer", "schedule"]
 

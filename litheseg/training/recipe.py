@@ -1,4 +1,4 @@
-"""A recipe: every choice of one training run, as frozen dataclasses with checked types.
+"""Recipes: reading every choice of one training run from a YAML file and the command line.
 
 A recipe names values on four independent axes (which widths run, who teaches, which terms are summed, how the structure
 changes); it holds no code, so a paper is a YAML file in `litheseg/recipes`. It does not know how anything is built.
@@ -11,278 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from litheseg.data.transforms import Augment
 from litheseg.errors import RecipeError, did_you_mean
-from litheseg.nn.efficient import Efficient
 from litheseg.training.checks import check_recipe
+from litheseg.training.config import Recipe
 
 __all__ = [
-    "DataConfig",
-    "GroupingConfig",
-    "LossConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "Recipe",
-    "TeacherConfig",
-    "TrainerConfig",
-    "WidthConfig",
     "add_recipe_arguments",
-    "check_recipe",
     "load_recipe",
     "recipe_names",
     "recipe_to_dict",
     "recipe_yaml",
 ]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which network.
-
-    Attributes:
-        name: one of `litheseg models`.
-        args: its keyword arguments, such as {base: 16}.
-        efficient: cheaper convolutions laid over it.
-        weights: a state dict (.safetensors, or .pt without code) to start from, of the plain or of the elastic model.
-    """
-
-    name: str = "ddrnet"
-    args: dict[str, Any] = field(default_factory=dict)
-    efficient: Efficient = field(default_factory=Efficient)
-    weights: str | None = None
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images, and how they are fed.
-
-    Attributes:
-        source: camvid, cityscapes, voc, folder, streets, or auto (by the layout of `root`).
-        root: the data's folder; streets needs none.
-        options: further arguments of the source, such as {val_fraction: 0.1}.
-        size: (H, W) that images are resized to; None keeps their own.
-        crop: (H, W) of the training views; None for `size`.
-        batch_size: of one step, over all processes.
-        labelled: train on a part of the labels: a ratio ("1/8"), a count ("46") or a list file.
-        cache: where decoded images stay: ram, device or none.
-        workers: decoding processes with cache none.
-        augment: how training views vary.
-    """
-
-    source: str = "auto"
-    root: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-    batch_size: int = 8
-    labelled: str | None = None
-    cache: Literal["ram", "device", "none"] = "ram"
-    workers: int = 0
-    augment: Augment = field(default_factory=Augment)
-
-
-@dataclass(frozen=True)
-class WidthConfig:
-    """Which capacities one training run yields.
-
-    Attributes:
-        values: widths with batch-norm statistics of their own, each in (0, 1].
-        sampling: "all" runs every one in each step; "sandwich" the widest, the narrowest and `samples` random others.
-        samples: how many random others.
-        calibrate: further widths made usable after training by recalibrating batch norm.
-        divisor: channels are rounded to multiples of it.
-    """
-
-    values: tuple[float, ...] = (1.0,)
-    sampling: Literal["all", "sandwich"] = "all"
-    samples: int = 2
-    calibrate: tuple[float, ...] = ()
-    divisor: int = 8
-
-
-@dataclass(frozen=True)
-class GroupingConfig:
-    """How the model's grouped convolutions come about: dense at first, grouped at the end.
-
-    Attributes:
-        shape: of alpha, the factor on the weights between groups, from 1 to 0: linear, cosine, exponential, step; none
-            trains the grouped layers as they are.
-        where: which of the model's grouped layers begin dense (as model.efficient.where).
-        stages: groups on the way, such as [2, 4] for dense -> 2 -> 4 -> the model's own.
-        start: share of all steps before alpha begins to fall, in [0, 1).
-        length: share of all steps in which it falls, in each stage; 0 is one-shot pruning.
-        hold: share of all steps between two stages.
-        steps: drops of the shape "step".
-        assignment: which channels share a group: contiguous blocks as they come (the paper), or magnitude, which
-            relabels channels at `start` so that the largest weights are inside the blocks.
-        refresh: how many more times the first stage relabels, evenly spread over it.
-        off_block: what keeps the weights between groups from growing while they fade: project holds their size at that
-            of the weights inside, decay shrinks them in every step, free does nothing.
-        off_block_decay: share that "decay" takes away in a step.
-        recalibrate: whether batch norm is measured anew when alpha has reached 0.
-    """
-
-    shape: Literal["none", "linear", "cosine", "exponential", "step"] = "none"
-    where: str = "all"
-    stages: tuple[int, ...] = ()
-    start: float = 0.1
-    length: float = 0.4
-    hold: float = 0.05
-    steps: int = 4
-    assignment: Literal["contiguous", "magnitude"] = "contiguous"
-    refresh: int = 0
-    off_block: Literal["project", "decay", "free"] = "project"
-    off_block_decay: float = 0.01
-    recalibrate: bool = True
-
-    @property
-    def end(self) -> float:
-        """Share of all steps after which every stage is over."""
-        stages = len(self.stages) + 1
-        return self.start + stages * self.length + (stages - 1) * self.hold
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """Who teaches a width besides the labels.
-
-    Attributes:
-        kind: none; next-wider or widest (of the same step); frozen (a bundle); ema (a moving average of the model).
-        bundle: the frozen teacher's file.
-        width: the width at which a frozen or EMA teacher runs.
-        decay: of the EMA, per step.
-    """
-
-    kind: Literal["none", "next-wider", "widest", "frozen", "ema"] = "none"
-    bundle: str | None = None
-    width: float = 1.0
-    decay: float = 0.999
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The terms that are summed; a weight of 0 leaves a term out.
-
-    Attributes:
-        hard_labels: whether widths that have a teacher also learn from the labels (those without one always do).
-        main: the term on the labels.
-        ohem_threshold: pixels whose own class is at least this likely are easy (main: ohem).
-        class_weights: log is 1 / ln(c + share) (ENet), median is median frequency, none.
-        class_weight_offset: c of "log".
-        dice: weight of soft Dice.
-        lovasz: weight of Lovasz-softmax.
-        aux: weight of the cross entropy of the deep-supervision head.
-        boundary_band: weight of the cross entropy over the band around label borders.
-        boundary_head: weight of the auxiliary border head (training only).
-        boundary_radius: half the band's thickness, in pixels of the training view.
-        kl: weight of T^2 KL to the teacher.
-        temperature: T.
-        channel_wise: weight of channel-wise distillation to the teacher.
-        channel_wise_temperature: its T.
-    """
-
-    hard_labels: bool = True
-    main: Literal["cross-entropy", "ohem"] = "cross-entropy"
-    ohem_threshold: float = 0.7
-    class_weights: Literal["log", "median", "none"] = "log"
-    class_weight_offset: float = 1.10
-    dice: float = 0.0
-    lovasz: float = 0.0
-    aux: float = 0.4
-    boundary_band: float = 0.0
-    boundary_head: float = 0.0
-    boundary_radius: int = 2
-    kl: float = 0.0
-    temperature: float = 1.0
-    channel_wise: float = 0.0
-    channel_wise_temperature: float = 4.0
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """How weights move.
-
-    Attributes:
-        name: adamw or sgd (momentum, Nesterov).
-        lr: peak learning rate.
-        weight_decay: not applied to normalisation and biases.
-        momentum: of SGD, or beta1 of AdamW.
-        schedule: of the learning rate after the warm-up.
-        power: of "poly".
-        warmup: share of all steps over which the rate rises linearly from 0, in [0, 1).
-        clip: largest gradient norm; 0 for no clipping.
-    """
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    momentum: float = 0.9
-    schedule: Literal["poly", "cosine", "one-cycle", "constant"] = "poly"
-    power: float = 0.9
-    warmup: float = 0.05
-    clip: float = 0.0
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """How long, where, and what is kept.
-
-    Attributes:
-        epochs: passes over the training images.
-        seed: of weights, order, augmentation and dropout.
-        precision: 32-true, bf16-mixed or 16-mixed.
-        accelerator: auto, cpu, gpu.
-        devices: processes per node ("auto" for all GPUs, one on the CPU).
-        nodes: machines.
-        strategy: Lightning's; auto, ddp.
-        channels_last: memory layout of the convolutions.
-        compile: run the model through torch.compile.
-        ema: decay of an average of the weights that is kept instead of the last ones; 0 for none.
-        early_stop: stop after this many validations without a better mean mIoU; 0 for never.
-        val_every: epochs between validations (the last epoch always is one).
-        keep: the epoch that goes into the bundle: last (honest) or best on val.
-        threads: CPU threads; 0 for torch's own choice.
-        loggers: csv, tensorboard, wandb.
-    """
-
-    epochs: int = 100
-    seed: int = 0
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accelerator: str = "auto"
-    devices: int | Literal["auto"] = "auto"
-    nodes: int = 1
-    strategy: str = "auto"
-    channels_last: bool = True
-    compile: bool = False
-    ema: float = 0.0
-    early_stop: int = 0
-    val_every: int = 5
-    keep: Literal["last", "best"] = "last"
-    threads: int = 0
-    loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv", "tensorboard")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One training run."""
-
-    name: str = "supervised"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    widths: WidthConfig = field(default_factory=WidthConfig)
-    grouping: GroupingConfig = field(default_factory=GroupingConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
 def recipe_names() -> tuple[str, ...]:

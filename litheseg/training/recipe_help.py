@@ -13,7 +13,7 @@ import re
 import textwrap
 from typing import Any
 
-from litheseg.training.recipe import Recipe
+from litheseg.training.config import Recipe
 
 __all__ = ["recipe_help"]
 

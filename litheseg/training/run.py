@@ -34,8 +34,10 @@ from litheseg.evaluation.metrics import Scores
 from litheseg.files import atomic_path
 from litheseg.training.build import build_data, build_grouping, build_task
 from litheseg.training.callbacks import Interrupted
+from litheseg.training.checks import check_recipe
+from litheseg.training.config import Recipe, TrainerConfig
 from litheseg.training.finish import finish
-from litheseg.training.recipe import Recipe, TrainerConfig, check_recipe, recipe_to_dict
+from litheseg.training.recipe import recipe_to_dict
 from litheseg.training.storage import read_checkpoint
 from litheseg.training.task import SegmentationTask
 from litheseg.training.trainer import build_trainer

@@ -25,8 +25,8 @@ from litheseg.losses.terms import StepContext, Term
 from litheseg.models import SegmentationModel
 from litheseg.models.base import resize
 from litheseg.nn import set_width
+from litheseg.training.config import OptimizerConfig
 from litheseg.training.optimization import build_optimizer, schedule
-from litheseg.training.recipe import OptimizerConfig
 from litheseg.training.teachers import Nobody, Teacher, at_size
 
 __all__ = ["SegmentationTask", "plan_widths"]

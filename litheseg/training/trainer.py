@@ -29,7 +29,7 @@ from litheseg.training.callbacks import (
     checkpoint_callbacks,
     progress_callback,
 )
-from litheseg.training.recipe import Recipe, TrainerConfig
+from litheseg.training.config import Recipe, TrainerConfig
 from litheseg.training.storage import AtomicCheckpoints, Curves
 
 __all__ = ["build_trainer", "quiet"]

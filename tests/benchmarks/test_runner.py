@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from litheseg.training.callbacks import Interrupted
-from litheseg.training.recipe import Recipe, load_recipe
+from litheseg.training.config import Recipe
+from litheseg.training.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 spec = importlib.util.spec_from_file_location("benchmarks_run", FOLDER / "run.py")

@@ -17,9 +17,9 @@ from litheseg.models import build_model
 from litheseg.nn import set_width
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.grouping import GradualConv2d, fade
+from litheseg.training.config import GroupingConfig
 from litheseg.training.convert import convert_run, cut_bundle
 from litheseg.training.gradual import GradualGrouping, alpha_at, damage
-from litheseg.training.recipe import GroupingConfig
 
 ONE = ("--widths.values=[1.0]", "--trainer.epochs=4")
 GROUPED = ("--model.efficient.groups=4", "--model.efficient.where=body.0", "--model.efficient.shuffle=false")

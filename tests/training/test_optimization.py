@@ -8,8 +8,8 @@ import torch
 from tiny_training import tiny
 
 from litheseg.nn import slim
+from litheseg.training.config import OptimizerConfig
 from litheseg.training.optimization import build_optimizer, schedule
-from litheseg.training.recipe import OptimizerConfig
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

@@ -13,7 +13,9 @@ from litheseg.errors import ModelError, RecipeError, WidthError
 from litheseg.nn import available_widths
 from litheseg.training import load_recipe, recipe_names
 from litheseg.training.build import build_data, build_elastic_model, build_task
-from litheseg.training.recipe import Recipe, check_recipe, recipe_to_dict, recipe_yaml
+from litheseg.training.checks import check_recipe
+from litheseg.training.config import Recipe
+from litheseg.training.recipe import recipe_to_dict, recipe_yaml
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -25,7 +25,7 @@ from litheseg.losses.terms import (
 )
 from litheseg.models import SegmentationModel
 from litheseg.nn import extract, get_width, slim
-from litheseg.training.recipe import OptimizerConfig
+from litheseg.training.config import OptimizerConfig
 from litheseg.training.task import SegmentationTask, plan_widths
 from litheseg.training.teachers import Ema, Frozen, NextWider, Teacher, Widest
 
