@@ -21,7 +21,7 @@ Usage:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -32,7 +32,19 @@ from torchvision.transforms.v2 import functional as tv
 from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import DataError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Augment", "apply_views", "normalise", "resize_image", "resize_mask"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Augment",
+    "apply_views",
+    "channel_constants",
+    "colour_matrix",
+    "image_views",
+    "mix_colours",
+    "normalise",
+    "resize_image",
+    "resize_mask",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,6 +94,10 @@ class Augment:
         """No change at all: views are the images, cropped or padded to the crop."""
         return cls(scale=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 
+    def geometry_only(self) -> Augment:
+        """The same, but colours stay as they are."""
+        return replace(self, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Chance for `count` images: float64 `count` x 8 in [0, 1), on the CPU; it depends on the generator only."""
         return torch.rand(count, _DRAWS, generator=generator, dtype=torch.float64)
@@ -125,13 +141,7 @@ class Augment:
     def _colour(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """The colour matrix N33, and N3 weights whose product with the mean colour is the shift that contrast adds."""
         strength = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], dtype=torch.float64)
-        jitter = (2 * draws[:, 4:8] - 1) * strength
-        brightness, contrast, saturation = (1 + jitter[:, :3]).unbind(1)
-        grey = _LUMA.expand(3, 3)
-        blend = saturation[:, None, None] * torch.eye(3).double() + (1 - saturation)[:, None, None] * grey
-        matrix = (brightness * contrast)[:, None, None] * (_hue_matrix(jitter[:, 3]) @ blend)
-        # Saturation and hue leave greys alone, hence the shift towards the mean grey passes through them unchanged.
-        return matrix, ((1 - contrast) * brightness)[:, None] * _LUMA
+        return colour_matrix((2 * draws[:, 4:8] - 1) * strength)
 
 
 def apply_views(
@@ -159,17 +169,77 @@ def apply_views(
     # Under autocast the colour matrix would be applied in 8 bits of mantissa.
     with torch.autocast(image.device.type, enabled=False):
         grid, inside = _grid(parameters, crop)
-        view = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
         labels = F.grid_sample(mask[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
         labels = torch.where(inside, labels, float(IGNORE_INDEX)).squeeze(1).long()
-        return _recolour(view, inside, parameters, mean, std), labels
+        return _view(image, grid, inside, parameters, mean, std), labels
+
+
+def image_views(
+    image: Tensor,
+    parameters: Tensor,
+    *,
+    crop: tuple[int, int],
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> tuple[Tensor, Tensor]:
+    """The views of images without masks; see `apply_views`.
+
+    Returns:
+        float32 N3hw normalised, 0 outside the image; and bool Nhw, True inside the image.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        grid, inside = _grid(parameters, crop)
+        return _view(image, grid, inside, parameters, mean, std), inside[:, 0]
+
+
+def colour_matrix(jitter: Tensor) -> tuple[Tensor, Tensor]:
+    """What `mix_colours` needs for a change of colours.
+
+    Args:
+        jitter: float64 N x 4: brightness, contrast, saturation as offsets from factor 1; hue as a fraction of a turn.
+
+    Returns:
+        Matrices N33, and weights N3 whose product with the mean colour is the shift that contrast adds; both float64.
+    """
+    brightness, contrast, saturation = (1 + jitter[:, :3]).unbind(1)
+    grey = _LUMA.expand(3, 3)
+    blend = saturation[:, None, None] * torch.eye(3).double() + (1 - saturation)[:, None, None] * grey
+    matrix = (brightness * contrast)[:, None, None] * (_hue_matrix(jitter[:, 3]) @ blend)
+    # Saturation and hue leave greys alone, hence the shift towards the mean grey passes through them unchanged.
+    return matrix, ((1 - contrast) * brightness)[:, None] * _LUMA
+
+
+def mix_colours(view: Tensor, inside: Tensor, matrix: Tensor, weights: Tensor) -> Tensor:
+    """Change the colours of a batch, without waiting for the device.
+
+    Args:
+        view: float N3hw in [0, 1]; what lies outside the image is not looked at.
+        inside: bool N1hw, True inside the image.
+        matrix: N33, and
+        weights: N3 from `colour_matrix`, in the views' type and on their device.
+
+    Returns:
+        A new N3hw, clipped to [0, 1].
+    """
+    # The padding repeats border colours: it must not count in the mean grey.
+    count = inside.sum((2, 3)).clamp(min=1)
+    average = (view * inside).sum((2, 3)) / count
+    shift = (weights * average).sum(1)[:, None, None].expand(-1, 3, 1)
+    return torch.baddbmm(shift, matrix, view.flatten(2)).view_as(view).clamp_(0, 1)
+
+
+@lru_cache(maxsize=32)
+def channel_constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and 1/std as 3x1x1 on the device; kept, because making a tensor from Python numbers there is a sync."""
+    centre = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
+    return centre, 1 / torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 def normalise(
     image: Tensor, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
 ) -> Tensor:
     """uint8 ...3HW RGB to float32: scaled to [0, 1], minus `mean`, over `std` (both per channel)."""
-    centre, gain = _constants(tuple(mean), tuple(std), image.device)
+    centre, gain = channel_constants(tuple(mean), tuple(std), image.device)
     return image.float().div_(255).sub_(centre).mul_(gain)
 
 
@@ -203,19 +273,19 @@ def _centres(length: int, like: Tensor) -> Tensor:
     return (2 * torch.arange(length, device=like.device, dtype=like.dtype) + 1) / length - 1
 
 
-def _recolour(
-    view: Tensor, inside: Tensor, parameters: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+def _view(
+    image: Tensor,
+    grid: Tensor,
+    inside: Tensor,
+    parameters: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Tensor:
-    """Colour jitter of float N3HW in [0, 255], clipped and normalised; 0 outside the image."""
-    centre, gain = _constants(tuple(mean), tuple(std), view.device)
-    view = view.div_(255)
-    matrix, weights = parameters[:, 4:13].view(-1, 3, 3), parameters[:, 13:16]
-    # The padding repeats border colours: it must not count in the mean grey.
-    count = inside.sum((2, 3)).clamp(min=1)
-    average = (view * inside).sum((2, 3)) / count
-    shift = (weights * average).sum(1)[:, None, None].expand(-1, 3, 1)
-    mixed = torch.baddbmm(shift, matrix, view.flatten(2)).view_as(view)
-    return mixed.clamp_(0, 1).sub_(centre).mul_(gain).mul_(inside)
+    """Geometry and colour of uint8 N3HW, normalised; 0 outside the image."""
+    view = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    centre, gain = channel_constants(tuple(mean), tuple(std), view.device)
+    mixed = mix_colours(view.div_(255), inside, parameters[:, 4:13].view(-1, 3, 3), parameters[:, 13:16])
+    return mixed.sub_(centre).mul_(gain).mul_(inside)
 
 
 def _hue_matrix(turns: Tensor) -> Tensor:
@@ -224,10 +294,3 @@ def _hue_matrix(turns: Tensor) -> Tensor:
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
     return torch.linalg.inv(_RGB_TO_YIQ) @ turn @ _RGB_TO_YIQ
-
-
-@lru_cache(maxsize=32)
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and 1/std as 3x1x1 on the device; kept, because making a tensor from Python numbers there is a sync."""
-    centre = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
-    return centre, 1 / torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
