@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from litheseg.losses.boundary import band_weighted_cross_entropy, boundary_head_loss, boundary_mask
 from litheseg.losses.distillation import channel_wise_distillation, kl_divergence
+from litheseg.losses.granularity import image_level, region_level
+from litheseg.losses.granularity_terms import ImageLevelTerm, IntraClassTerm, PairwiseTerm, RegionLevelTerm
+from litheseg.losses.relations import intra_class_variation, pairwise_similarity
 from litheseg.losses.segmentation import (
     class_weights,
     cross_entropy,
@@ -36,9 +39,13 @@ __all__ = [
     "ChannelWiseTerm",
     "CrossEntropyTerm",
     "DiceTerm",
+    "ImageLevelTerm",
+    "IntraClassTerm",
     "KLTerm",
     "LovaszTerm",
     "OhemTerm",
+    "PairwiseTerm",
+    "RegionLevelTerm",
     "StepContext",
     "Term",
     "band_weighted_cross_entropy",
@@ -48,7 +55,11 @@ __all__ = [
     "class_weights",
     "cross_entropy",
     "dice_loss",
+    "image_level",
+    "intra_class_variation",
     "kl_divergence",
     "lovasz_softmax",
     "ohem_cross_entropy",
+    "pairwise_similarity",
+    "region_level",
 ]
