@@ -112,9 +112,7 @@ def intra_class_variation(student: Tensor, teacher: Tensor, mask: Tensor, num_cl
 
 def directions(vectors: Tensor, axis: int) -> Tensor:
     """Vectors scaled to length 1 along `axis`; 0, with gradient 0, where a vector is shorter than 1e-6."""
-    lengths = torch.linalg.vector_norm(vectors, dim=axis, keepdim=True)
-    directed = lengths >= _SHORTEST
-    return torch.where(directed, vectors / torch.where(directed, lengths, 1.0), 0.0)
+    return _over_lengths(vectors, torch.linalg.vector_norm(vectors, dim=axis, keepdim=True))
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -141,7 +139,8 @@ def _nodes(features: Tensor, nodes: int, inside: Tensor | None, pooling: str) ->
     if inside is None:
         pooled = (largest if pooling == "max" else average)(features, nodes).flatten(2)
         return pooled, torch.ones_like(pooled[:, 0], dtype=torch.bool)
-    share = average(inside[:, None].to(features.dtype), features.shape[2:])
+    height, width = features.shape[2:]
+    share = average(inside[:, None].to(features.dtype), (height, width))
     covered = average(share, nodes)
     counted = covered > 0
     if pooling == "max":
@@ -166,6 +165,11 @@ def _closeness(features: Tensor, members: Tensor) -> Tensor:
     """
     vectors, belongs = features.flatten(2), members.to(features.dtype)
     prototypes = belongs @ vectors.transpose(1, 2) / belongs.sum(2, keepdim=True).clamp_min(1)
-    # All pairs of classes and positions cost less memory than a prototype of C channels at each position.
-    cosines = directions(prototypes, 2) @ directions(vectors, 1)
-    return (cosines * belongs).sum(1)
+    # All pairs of classes and positions cost less memory than a prototype, or a direction, of C channels per position.
+    projections = directions(prototypes, 2) @ vectors
+    return _over_lengths((projections * belongs).sum(1), torch.linalg.vector_norm(vectors, dim=1))
+
+
+def _over_lengths(values: Tensor, lengths: Tensor) -> Tensor:
+    directed = lengths >= _SHORTEST
+    return torch.where(directed, values / torch.where(directed, lengths, 1.0), 0.0)

@@ -105,6 +105,16 @@ def test_the_default_grid_is_the_papers_and_copes_with_small_maps():
     assert region_level(s, t).item() == pytest.approx(region_oracle(student, teacher, 7))
 
 
+def test_a_cell_that_only_one_of_the_networks_sees_is_left_out():
+    """A quarter across, the student's cell 1 of 3 has begun (2 of 8 columns), the teacher's (3 of 9) has not."""
+    student, teacher, inside = features(9)
+    teacher, inside = teacher[..., :9], np.zeros((2, 18, 72), bool)
+    inside[:, :, 18:24] = True
+    s, t, i = torched(student, teacher, inside)
+    expected = region_oracle(student, teacher, 3, inside)
+    assert region_level(s, t, 3, i).item() == pytest.approx(expected)
+
+
 def region(student, teacher, inside):
     return region_level(student, teacher, 3, inside)
 
