@@ -29,13 +29,7 @@ from torch import Tensor
 from litheseg.errors import LithesegError, did_you_mean
 from litheseg.losses.segmentation import weighted_mean
 
-__all__ = [
-    "directions",
-    "full_precision",
-    "intra_class_variation",
-    "pairwise_similarity",
-    "require_maps",
-]
+__all__ = ["full_precision", "intra_class_variation", "pairwise_similarity"]
 
 _POOLINGS = ("average", "max")
 _SHORTEST = 1e-6  # a vector below this length has no direction
@@ -64,7 +58,7 @@ def pairwise_similarity(
     Raises:
         LithesegError: shapes that do not fit, no node, or an unknown pooling.
     """
-    require_maps(student, teacher, inside)
+    _require_maps(student, teacher, inside)
     if nodes < 1:
         raise LithesegError(f"{nodes} nodes to a side cannot be compared; use 1 or more")
     if pooling not in _POOLINGS:
@@ -98,7 +92,7 @@ def intra_class_variation(student: Tensor, teacher: Tensor, mask: Tensor, num_cl
     Raises:
         LithesegError: shapes that do not fit.
     """
-    require_maps(student, teacher, mask)
+    _require_maps(student, teacher, mask)
     with torch.autocast(student.device.type, enabled=False):
         ours, theirs = full_precision(student), full_precision(teacher.detach())
         size = ours.shape[2:]
@@ -110,17 +104,12 @@ def intra_class_variation(student: Tensor, teacher: Tensor, mask: Tensor, num_cl
         return weighted_mean(squares, members.any(1).to(squares.dtype))
 
 
-def directions(vectors: Tensor, axis: int) -> Tensor:
-    """Vectors scaled to length 1 along `axis`; 0, with gradient 0, where a vector is shorter than 1e-6."""
-    return _over_lengths(vectors, torch.linalg.vector_norm(vectors, dim=axis, keepdim=True))
-
-
 def full_precision(values: Tensor) -> Tensor:
     """Float32, or float64 where `values` are."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def require_maps(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> None:
+def _require_maps(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> None:
     """Raise a `LithesegError` unless student and teacher are N C h w, and the mask N H W, of one N."""
     if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
         raise LithesegError(
@@ -152,7 +141,7 @@ def _nodes(features: Tensor, nodes: int, inside: Tensor | None, pooling: str) ->
 
 def _cosines(vectors: Tensor) -> Tensor:
     """N P P from N C P."""
-    units = directions(vectors, 1)
+    units = _directions(vectors, 1)
     return units.transpose(1, 2) @ units
 
 
@@ -166,8 +155,13 @@ def _closeness(features: Tensor, members: Tensor) -> Tensor:
     vectors, belongs = features.flatten(2), members.to(features.dtype)
     prototypes = belongs @ vectors.transpose(1, 2) / belongs.sum(2, keepdim=True).clamp_min(1)
     # All pairs of classes and positions cost less memory than a prototype, or a direction, of C channels per position.
-    projections = directions(prototypes, 2) @ vectors
+    projections = _directions(prototypes, 2) @ vectors
     return _over_lengths((projections * belongs).sum(1), torch.linalg.vector_norm(vectors, dim=1))
+
+
+def _directions(vectors: Tensor, axis: int) -> Tensor:
+    """Vectors scaled to length 1 along `axis`; 0, with gradient 0, where a vector is shorter than 1e-6."""
+    return _over_lengths(vectors, torch.linalg.vector_norm(vectors, dim=axis, keepdim=True))
 
 
 def _over_lengths(values: Tensor, lengths: Tensor) -> Tensor:
