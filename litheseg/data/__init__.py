@@ -23,6 +23,7 @@ from litheseg.data.folder import Folder
 from litheseg.data.source import Sample, Source, existing_folder
 from litheseg.data.splits import Partition, partition
 from litheseg.data.streets import Streets
+from litheseg.data.unlabelled import Unlabelled, find_unlabelled
 from litheseg.data.voc import Voc
 from litheseg.errors import DataError, did_you_mean
 
@@ -33,7 +34,9 @@ __all__ = [
     "Partition",
     "Sample",
     "Source",
+    "Unlabelled",
     "fetch",
+    "find_unlabelled",
     "open_source",
     "partition",
 ]

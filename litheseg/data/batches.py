@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from litheseg.data.cache import DecodedSamples
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views, normalise
+from litheseg.data.cache import DecodedImages, DecodedSamples
+from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views, image_views, normalise
 
-__all__ = ["CalibrationBatches", "EvalBatches", "TrainBatches", "make_loader", "stateless_generator"]
+__all__ = ["CalibrationBatches", "EvalBatches", "ShuffledPasses", "TrainBatches", "make_loader", "stateless_generator"]
 
 _ORDER, _VIEWS = 0, 1  # streams of chance: the order must not change because the augmentation draws more numbers
 
@@ -32,6 +32,30 @@ def stateless_generator(*key: int) -> torch.Generator:
     """A CPU generator that depends on the non-negative integers in `key` only."""
     state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(state >> 1)
+
+
+class ShuffledPasses:
+    """Global batches out of pass after pass over all samples, each pass in an order of its own.
+
+    Args:
+        count: of the samples, at least `batch_size`.
+        batch_size: samples per batch; the last, smaller batch of a pass is dropped.
+        seed: >= 0.
+        stream: of chance: a number that nothing else uses with this seed.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, stream: int) -> None:
+        self.length = count // batch_size
+        self._count, self._batch_size, self._seed, self._stream = count, batch_size, seed, stream
+        self._order: tuple[int, Tensor] | None = None
+
+    def batch(self, position: int) -> list[int]:
+        """The samples of a batch by its position, which counts from the start of training and has no end."""
+        turn, index = divmod(position, self.length)
+        if self._order is None or self._order[0] != turn:
+            generator = stateless_generator(self._seed, turn, self._stream)
+            self._order = (turn, torch.randperm(self._count, generator=generator))
+        return self._order[1][index * self._batch_size : (index + 1) * self._batch_size].tolist()
 
 
 class TrainBatches(Dataset[dict[str, Tensor]]):
@@ -46,6 +70,7 @@ class TrainBatches(Dataset[dict[str, Tensor]]):
         rank: of this process.
         world: number of processes; divides `batch_size`.
         gather: False leaves the pixels out and gives {"index": int64 N} in their place, for a cache on the device.
+        steps: batches per epoch; None for one pass over the samples. Passes follow each other regardless of epochs.
         mean: per channel, for values in [0, 1]; used only where views must be made here (see below).
         std: likewise.
 
@@ -66,6 +91,7 @@ class TrainBatches(Dataset[dict[str, Tensor]]):
         rank: int = 0,
         world: int = 1,
         gather: bool = True,
+        steps: int | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
@@ -74,16 +100,17 @@ class TrainBatches(Dataset[dict[str, Tensor]]):
         self._slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._sizes = [size.image for size in samples.sizes()]
         self._same_size = len(set(self._sizes)) == 1
-        self._order: tuple[int, Tensor] | None = None
+        self._passes = ShuffledPasses(len(samples), batch_size, seed=seed, stream=_ORDER)
+        self._steps = self._passes.length if steps is None else steps
 
     def __len__(self) -> int:
-        """Batches per epoch; a last, smaller one is dropped."""
-        return len(self._samples) // self._batch_size
+        """Batches per epoch."""
+        return self._steps
 
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Tensor]:
         """The batch of (epoch, index); an index alone is one of epoch 0 (Lightning's `overfit_batches` asks so)."""
         epoch, index = (0, key) if isinstance(key, int) else key
-        chosen = self._chosen(epoch, index)
+        chosen = self._passes.batch(epoch * len(self) + index)[self._slice]
         # Drawn for the global batch and cut afterwards: the global batch is the same for any number of ranks.
         generator = stateless_generator(self._seed, epoch, index, _VIEWS)
         draws = self._augment.draw(self._batch_size, generator)[self._slice]
@@ -94,14 +121,6 @@ class TrainBatches(Dataset[dict[str, Tensor]]):
             return {"index": torch.tensor(chosen), "parameters": parameters}
         images, masks = zip(*(self._samples[i] for i in chosen), strict=True)
         return {"image": torch.stack(images), "mask": torch.stack(masks), "parameters": parameters}
-
-    def _chosen(self, epoch: int, index: int) -> list[int]:
-        """The samples of this rank's slice of a global batch."""
-        if self._order is None or self._order[0] != epoch:
-            generator = stateless_generator(self._seed, epoch, _ORDER)
-            self._order = (epoch, torch.randperm(len(self._samples), generator=generator))
-        batch = self._order[1][index * self._batch_size : (index + 1) * self._batch_size]
-        return batch[self._slice].tolist()
 
     def _viewed(self, chosen: list[int], draws: Tensor) -> dict[str, Tensor]:
         views = []
@@ -160,12 +179,16 @@ class EvalBatches(Dataset[dict[str, Tensor]]):
 class CalibrationBatches(Sequence[Tensor]):
     """Normalised training images without augmentation, float32 N3HW each; a fixed choice, made when it is read.
 
-    Images of unequal sizes are cut (or padded with the mean colour) to the middle `crop`.
+    The numbers in a batch count through the samples, and then through the others: images without labels. Images of
+    unequal sizes are cut (or padded with the mean colour) to the middle `crop`.
     """
 
-    def __init__(self, batches: Sequence[list[int]], samples: DecodedSamples, **view: Any) -> None:
-        self._batches, self._samples, self._view = batches, samples, view
-        self._same_size = len({size.image for size in samples.sizes()}) == 1
+    def __init__(
+        self, batches: Sequence[list[int]], samples: DecodedSamples, others: DecodedImages | None = None, **view: Any
+    ) -> None:
+        self._batches, self._samples, self._others, self._view = batches, samples, others, view
+        sizes = {size.image for size in samples.sizes()}
+        self._same_size = len(sizes.union(others.sizes() if others is not None else ())) == 1
 
     def __len__(self) -> int:
         """How many batches."""
@@ -175,20 +198,26 @@ class CalibrationBatches(Sequence[Tensor]):
         """The batch at an index, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        pairs = [self._samples[i] for i in self._batches[index]]
+        images = [self._image(i) for i in self._batches[index]]
         if self._same_size:
-            return normalise(torch.stack([image for image, _ in pairs]), self._view["mean"], self._view["std"])
-        return torch.cat([self._centre(image, mask) for image, mask in pairs])
+            return normalise(torch.stack(images), self._view["mean"], self._view["std"])
+        return torch.cat([self._centre(image) for image in images])
 
-    def _centre(self, image: Tensor, mask: Tensor) -> Tensor:
+    def _image(self, index: int) -> Tensor:
+        if index < len(self._samples):
+            return self._samples[index][0]
+        assert self._others is not None
+        return self._others[index - len(self._samples)]
+
+    def _centre(self, image: Tensor) -> Tensor:
         middle = torch.full((1, 8), 0.5, dtype=torch.float64)
         source = (image.shape[-2], image.shape[-1])
         parameters = Augment.none().resolve(middle, source=source, crop=self._view["crop"])
-        return apply_views(image[None], mask[None], parameters, **self._view)[0]
+        return image_views(image[None], parameters, **self._view)[0]
 
 
 def make_loader(
-    batches: TrainBatches | EvalBatches, *, workers: int = 0, pin_memory: bool = False
+    batches: Dataset[dict[str, Tensor]], *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[dict[str, Tensor]]:
     """A loader over all batches of an epoch, which `loader.sampler.set_epoch` chooses; resumable within an epoch."""
     return _Loader(

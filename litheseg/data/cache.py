@@ -1,7 +1,8 @@
 """Samples decoded once, in parallel threads, and kept in RAM as uint8 tensors (or decoded again each time).
 
 It does not know batches, epochs or devices. Besides the tensors it learns, from the same pass over the files, what
-later needs every mask: their sizes and the label histogram.
+later needs every mask: their sizes and the label histogram. Images without labels come from anywhere and in numbers:
+of them, those that cannot be read are left out (`DecodedImages`).
 
 Usage:
     >>> samples = DecodedSamples(source, source.samples("train"), size=(360, 480), resize_masks=True)
@@ -11,6 +12,7 @@ Usage:
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -23,12 +25,14 @@ from torch import Tensor
 
 from litheseg.data.source import Sample, Source
 from litheseg.data.transforms import resize_image, resize_mask
+from litheseg.data.unlabelled import Unlabelled
 from litheseg.errors import DataError
 
-__all__ = ["DecodedSamples", "SampleSize"]
+__all__ = ["DecodedImages", "DecodedSamples", "SampleSize"]
 
 _PROGRESS_FROM = 200  # samples; fewer are decoded before a bar would be worth reading
 _MOST_THREADS = 16
+_MOST_NAMES = 3  # files that a message names
 _T = TypeVar("_T")
 
 
@@ -136,6 +140,93 @@ class DecodedSamples:
             raise DataError(
                 f"{sample.mask or sample.id}: label {label} is outside the {known} classes; map it to a class or to 255"
             )
+
+
+class DecodedImages:
+    """A sequence of uint8 3HW RGB images without labels; those that cannot be read are left out with a warning.
+
+    Every file is decoded at the first use, also where nothing is kept: a broken one is found before training begins.
+
+    Args:
+        unlabelled: what to hold, in this order.
+        size: (H, W) that images are resized to (antialiased); None leaves them as they are.
+        unreadable: the largest share of files that may be left out, in [0, 1].
+        keep: hold everything in RAM; otherwise each access decodes.
+        quiet: no progress bar and no warning.
+
+    Raises (on use):
+        DataError: too many files cannot be read.
+    """
+
+    def __init__(
+        self,
+        unlabelled: Unlabelled,
+        *,
+        size: tuple[int, int] | None,
+        unreadable: float = 0.1,
+        keep: bool = True,
+        quiet: bool = False,
+    ) -> None:
+        self._unlabelled, self._size, self._unreadable = unlabelled, size, unreadable
+        self._keep, self._quiet = keep, quiet
+        self._readable: list[tuple[Sample, tuple[int, int]]] | None = None
+        self._kept: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """How many images can be read."""
+        return len(self._survey())
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The image at `index`; kept tensors are handed out themselves and must not be written to."""
+        sample = self._survey()[index][0]
+        return self._kept[index] if self._keep else self._decode(sample)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of each image."""
+        return [size for _, size in self._survey()]
+
+    def _survey(self) -> list[tuple[Sample, tuple[int, int]]]:
+        """The images that can be read and their sizes, found in one pass at the first call."""
+        if self._readable is None:
+            readable, kept, broken = [], [], []
+            samples = self._unlabelled.samples
+            for sample, image in zip(samples, _parallel(self._try, samples, quiet=self._quiet), strict=True):
+                if isinstance(image, DataError):
+                    broken.append((sample, image))
+                    continue
+                readable.append((sample, (image.shape[-2], image.shape[-1])))
+                if self._keep:
+                    kept.append(image)
+            self._report(broken)
+            self._readable, self._kept = readable, kept
+        return self._readable
+
+    def _try(self, sample: Sample) -> Tensor | DataError:
+        try:
+            return self._decode(sample)
+        except DataError as error:
+            return error
+
+    def _decode(self, sample: Sample) -> Tensor:
+        image = torch.from_numpy(_owned(self._unlabelled.read_image(sample))).permute(2, 0, 1).contiguous()
+        return image if self._size is None else resize_image(image, self._size)
+
+    def _report(self, broken: Sequence[tuple[Sample, DataError]]) -> None:
+        """Warn of files that cannot be read, or refuse to go on without them."""
+        if not broken:
+            return
+        total = len(self._unlabelled)
+        names = ", ".join(str(sample.image or sample.id) for sample, _ in broken[:_MOST_NAMES])
+        more = f" and {len(broken) - _MOST_NAMES} more" if len(broken) > _MOST_NAMES else ""
+        message = (
+            f"{len(broken)} of {total} unlabelled images cannot be read ({names}{more}; the first: {broken[0][1]})"
+        )
+        if len(broken) > self._unreadable * total:
+            raise DataError(
+                f"{message}; mend or remove them, or raise the share that may be left out, now {self._unreadable:g}"
+            )
+        if not self._quiet:
+            warnings.warn(f"{message}; training goes on without them")
 
 
 def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quiet: bool) -> Iterator[_T]:

@@ -4,6 +4,9 @@ Everything random depends on (seed, epoch, batch index) alone: a resumed run rep
 epoch. `batch_size` is that of the *global* batch: each of `world` processes gets its own batch_size / world samples of
 it, with the views that a single process would have given them. The global random generators are left alone.
 
+Images without labels can come beside the labelled ones, each with weak and strong views of one geometry (see
+`streams`).
+
 It knows neither models nor losses, and does not download. In a distributed run each process decodes its own cache.
 
 Usage:
@@ -19,13 +22,17 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from litheseg.data.batches import CalibrationBatches, EvalBatches, TrainBatches, make_loader, stateless_generator
-from litheseg.data.cache import DecodedSamples
+from litheseg.data.cache import DecodedImages, DecodedSamples
 from litheseg.data.source import Sample, Source
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views
+from litheseg.data.streams import SemiSupervisedBatches, UnlabelledBatches, mixed_views
+from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views, image_views
+from litheseg.data.unlabelled import Unlabelled, has_labels
+from litheseg.data.views import UnlabelledViews
 from litheseg.errors import DataError, did_you_mean
 
 __all__ = ["SegmentationData"]
@@ -38,6 +45,11 @@ class SegmentationData(L.LightningDataModule):
 
     Training batches reach the task as {"image": float32 N3hw normalised, "mask": int64 Nhw} at `crop`; validation
     batches as {"image": float32 N3HW, "mask": int64 NHW}, the image at `size`, the mask at its own full resolution.
+
+    With unlabelled images, as many as labelled ones, a training batch also holds {"weak": float32 M3hw, geometry only,
+    "inside": bool Mhw, False in the padding, "mixed": float32 V n 3 h w, V strong views after CutMix, "cut": bool
+    V n h w, True where a pixel is the partner's, "partner": int64 n, rows of "weak"}; see `streams` for M and n. An
+    epoch is then one pass over the unlabelled images, in which the labelled ones come round as often as they must.
 
     Args:
         source: images and masks.
@@ -54,6 +66,10 @@ class SegmentationData(L.LightningDataModule):
         seed: of order and augmentation, >= 0.
         mean: per channel, for values in [0, 1].
         std: likewise.
+        unlabelled: images to train on without labels; None for none.
+        views: how their strong views differ from weak ones.
+        steps: batches per epoch; None for one pass over the unlabelled images, or over the labelled ones without them.
+        unreadable: the largest share of unlabelled files that may be left out because they cannot be read, in [0, 1].
 
     Raises:
         DataError: a value outside its range; on use, what does not fit the source.
@@ -76,9 +92,14 @@ class SegmentationData(L.LightningDataModule):
         seed: int = 0,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        unlabelled: Unlabelled | None = None,
+        views: UnlabelledViews | None = None,
+        steps: int | None = None,
+        unreadable: float = 0.1,
     ) -> None:
         super().__init__()
-        _check(batch_size=batch_size, eval_batch_size=eval_batch_size, size=size, crop=crop, cache=cache, seed=seed)
+        _check_counts(batch_size=batch_size, eval_batch_size=eval_batch_size, steps=steps, seed=seed)
+        _check(size=size, crop=crop, cache=cache, unreadable=unreadable)
         self.source, self.augment = source, augment or Augment()
         # A recipe file gives lists.
         self.size = (size[0], size[1]) if size else None
@@ -88,7 +109,10 @@ class SegmentationData(L.LightningDataModule):
         self._cache, self._workers = cache, 0 if cache == "device" else workers
         self._splits, self._train_ids = {"train": train_split, "val": val_split}, train_ids
         self._decoded: dict[str, DecodedSamples] = {}
-        self._on_device: tuple[Tensor, Tensor] | None = None
+        self._on_device: dict[str, tuple[Tensor, ...]] = {}
+        self.unlabelled, self.views = unlabelled, views or UnlabelledViews()
+        self._steps, self._unreadable = steps, unreadable
+        self._unlabelled_images: DecodedImages | None = None
 
     @property
     def classes(self) -> Any:
@@ -105,6 +129,21 @@ class SegmentationData(L.LightningDataModule):
         if self._crop is None:
             self._crop = self.size or self._common_size()
         return self._crop
+
+    @property
+    def labelled_count(self) -> int:
+        """Labelled training images."""
+        return len(self._samples("train"))
+
+    @property
+    def unlabelled_count(self) -> int:
+        """Unlabelled training images that can be read; decodes them once to see."""
+        return len(self._images()) if self.unlabelled is not None else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches per epoch."""
+        return len(self._train_batches())
 
     def setup(self, stage: str | None = None) -> None:
         """Decode and check what the stage needs; called by Lightning."""
@@ -129,15 +168,15 @@ class SegmentationData(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Make the views of a training batch where it is now; other batches pass."""
-        if not isinstance(batch, dict) or "parameters" not in batch:
+        if not isinstance(batch, dict) or not {"parameters", "boxes"} & batch.keys():
             return batch
-        image, mask = self._gathered(batch["index"]) if "index" in batch else (batch["image"], batch["mask"])
-        parameters = batch["parameters"].view(torch.float32)
         with torch.no_grad():
-            view, labels = apply_views(image, mask, parameters, crop=self.crop, mean=self.mean, std=self.std)
+            views = self._labelled_views(batch)
+            if "boxes" in batch:
+                views |= self._unlabelled_views(batch)
         if self.trainer is not None:  # Lightning converted the batch to a "-true" precision before the views were made
-            view = self.trainer.precision_plugin.convert_input(view)
-        return {"image": view, "mask": labels}
+            views = self.trainer.precision_plugin.convert_input(views)
+        return views
 
     def train_batch(self, epoch: int, index: int) -> dict[str, Tensor]:
         """This process's slice of a training batch, augmented, on the CPU; the one that training sees there."""
@@ -146,18 +185,24 @@ class SegmentationData(L.LightningDataModule):
     def calibration_batches(self, count: int = 32) -> Sequence[Tensor]:
         """At most `count` batches of normalised training images without augmentation, each float32 N3HW on the CPU.
 
-        A fixed random choice, the same in every process, at `size` (images of unequal sizes: the middle `crop`); made
-        when read, so it can be read again for the next width. There are fewer when the training images run out.
+        A fixed random choice from labelled and unlabelled images, the same in every process, at `size` (images of
+        unequal sizes: the middle `crop`); made when read, so it can be read again for the next width. There are fewer
+        when the training images run out.
         """
-        samples = self._samples("train")
-        order = torch.randperm(len(samples), generator=stateless_generator(self.seed, 0, _CALIBRATION)).tolist()
-        last = min(count * self.batch_size, max(len(samples) // self.batch_size, 1) * self.batch_size)
+        samples, others = self._samples("train"), self._images() if self.unlabelled is not None else None
+        total = len(samples) + self.unlabelled_count
+        order = torch.randperm(total, generator=stateless_generator(self.seed, 0, _CALIBRATION)).tolist()
+        last = min(count * self.batch_size, max(total // self.batch_size, 1) * self.batch_size)
         batches = [order[i : i + self.batch_size] for i in range(0, last, self.batch_size)]
-        return CalibrationBatches(batches, samples, crop=self.crop, mean=self.mean, std=self.std)
+        return CalibrationBatches(batches, samples, others, crop=self.crop, mean=self.mean, std=self.std)
 
     def class_histogram(self) -> np.ndarray:
         """int64 [K]: pixels per class over the training masks at their own resolution, ignored ones left out."""
         return self._samples("train").histogram().copy()
+
+    def absent_classes(self) -> tuple[str, ...]:
+        """Names of the classes without a pixel in the labelled training masks: nothing can teach them."""
+        return tuple(self.classes.names[i] for i in np.flatnonzero(self.class_histogram() == 0))
 
     def _samples(self, part: str) -> DecodedSamples:
         """The decoded samples of "train" or "val", made at first use."""
@@ -165,6 +210,8 @@ class SegmentationData(L.LightningDataModule):
             samples = self.source.samples(self._splits[part])
             if part == "train" and self._train_ids is not None:
                 samples = _select(samples, self._train_ids, self._splits[part])
+            elif part == "train" and self.unlabelled is not None:
+                samples = tuple(sample for sample in samples if has_labels(sample))
             if not samples:
                 raise DataError(f"split '{self._splits[part]}' holds no samples; add images or name another split")
             self._decoded[part] = DecodedSamples(
@@ -173,9 +220,22 @@ class SegmentationData(L.LightningDataModule):
                 size=self.size,
                 resize_masks=part == "train",
                 keep=self._cache != "none",
-                quiet=self._rank_of_world()[0] > 0,
+                quiet=self._quiet(),
             )
         return self._decoded[part]
+
+    def _images(self) -> DecodedImages:
+        """The decoded unlabelled images, made at first use."""
+        if self._unlabelled_images is None:
+            assert self.unlabelled is not None
+            self._unlabelled_images = DecodedImages(
+                self.unlabelled,
+                size=self.size,
+                unreadable=self._unreadable,
+                keep=self._cache != "none",
+                quiet=self._quiet(),
+            )
+        return self._unlabelled_images
 
     def _common_size(self) -> tuple[int, int]:
         train = self._samples("train")
@@ -188,40 +248,83 @@ class SegmentationData(L.LightningDataModule):
             )
         return next(iter(sizes))
 
-    def _train_batches(self) -> TrainBatches:
+    def _train_batches(self) -> TrainBatches | SemiSupervisedBatches:
+        """The batches of this process."""
         samples, (rank, world) = self._samples("train"), self._rank_of_world()
-        if len(samples) < self.batch_size:
-            raise DataError(
-                f"batch_size is {self.batch_size}, but there are only {len(samples)} training images; "
-                f"use a batch_size of at most {len(samples)}, or more images"
-            )
+        self._check_batch("training", len(samples))
         if self.batch_size % world:
             raise DataError(
                 f"batch_size {self.batch_size} (of all processes) must be a multiple of the {world} processes"
             )
         _check_pairs(samples)
-        crop, same = self.crop, len({size.image for size in samples.sizes()}) == 1
-        if self._cache == "device" and not same:
-            raise DataError("cache='device' needs images of one size; give `size`, or use cache='ram'")
-        return TrainBatches(
-            samples,
-            batch_size=self.batch_size,
-            augment=self.augment,
-            crop=crop,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-            gather=self._cache != "device",
-            mean=self.mean,
-            std=self.std,
-        )
+        common: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "augment": self.augment,
+            "crop": self.crop,
+            "seed": self.seed,
+            "rank": rank,
+            "world": world,
+            "gather": self._cache != "device",
+            "mean": self.mean,
+            "std": self.std,
+        }
+        self._check_device_cache({size.image for size in samples.sizes()})
+        if self.unlabelled is None:
+            return TrainBatches(samples, steps=self._steps, **common)
+        images = self._images()
+        self._check_batch("unlabelled", len(images))
+        self._check_device_cache(set(images.sizes()))
+        unlabelled = UnlabelledBatches(images, views=self.views, steps=self._steps, **common)
+        return SemiSupervisedBatches(TrainBatches(samples, steps=len(unlabelled), **common), unlabelled)
 
-    def _gathered(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples out of the cache on the device of `index`, which is filled at the first call."""
-        if self._on_device is None or self._on_device[0].device != index.device:
-            images, masks = zip(*(self._samples("train")[i] for i in range(len(self._samples("train")))), strict=True)
-            self._on_device = (torch.stack(images).to(index.device), torch.stack(masks).to(index.device))
-        return self._on_device[0].index_select(0, index), self._on_device[1].index_select(0, index)
+    def _check_batch(self, kind: str, count: int) -> None:
+        if count < self.batch_size:
+            raise DataError(
+                f"batch_size is {self.batch_size}, but there are only {count} {kind} images; "
+                f"use a batch_size of at most {count}, or more images"
+            )
+
+    def _check_device_cache(self, sizes: set[tuple[int, int]]) -> None:
+        if self._cache == "device" and len(sizes) > 1:
+            raise DataError("cache='device' needs images of one size; give `size`, or use cache='ram'")
+
+    def _labelled_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Image and mask of a batch, made here unless the loader had to."""
+        if "parameters" not in batch:
+            return {"image": batch["image"], "mask": batch["mask"]}
+        if "index" in batch:
+            image, mask = self._gathered("train", batch["index"])
+        else:
+            image, mask = batch["image"], batch["mask"]
+        parameters = batch["parameters"].view(torch.float32)
+        view, labels = apply_views(image, mask, parameters, crop=self.crop, mean=self.mean, std=self.std)
+        return {"image": view, "mask": labels}
+
+    def _unlabelled_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weak and mixed views of a batch's unlabelled images."""
+        colours = {"mean": self.mean, "std": self.std}
+        if "geometry" in batch:
+            found = "unlabelled_index" in batch
+            image = self._gathered("unlabelled", batch["unlabelled_index"])[0] if found else batch["unlabelled"]
+            weak, inside = image_views(image, batch["geometry"].view(torch.float32), crop=self.crop, **colours)
+        else:
+            weak, inside = batch["weak"], batch["inside"]
+        parameters = batch["strong"].view(torch.float32)
+        return mixed_views(weak, inside, parameters=parameters, boxes=batch["boxes"], views=self.views, **colours)
+
+    def _gathered(self, part: str, index: Tensor) -> tuple[Tensor, ...]:
+        """Images (and masks) out of the cache on the device of `index`, which is filled at the first call."""
+        kept = self._on_device.get(part)
+        if kept is None or kept[0].device != index.device:
+            samples: Any = self._samples("train") if part == "train" else self._images()
+            rows = [samples[i] for i in range(len(samples))]
+            stacks: Any = zip(*rows, strict=True) if part == "train" else [rows]
+            kept = self._on_device[part] = tuple(torch.stack(stack).to(index.device) for stack in stacks)
+        return tuple(values.index_select(0, index) for values in kept)
+
+    def _quiet(self) -> bool:
+        """Whether another process speaks to the user."""
+        return self._rank_of_world()[0] > 0 or getattr(rank_zero_only, "rank", 0) > 0
 
     def _rank_of_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -230,18 +333,25 @@ class SegmentationData(L.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def _check(*, batch_size: int, eval_batch_size: int, size: Any, crop: Any, cache: str, seed: int) -> None:
-    """Refuse what cannot work whatever the source is."""
+def _check_counts(*, batch_size: int, eval_batch_size: int, steps: int | None, seed: int) -> None:
+    """Refuse numbers that cannot work whatever the source is."""
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("eval_batch_size", eval_batch_size, 1),
+        ("steps", steps, 1),
         ("seed", seed, 0),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise DataError(f"{name} is {value}; give an integer >= {least}")
+
+
+def _check(*, size: Any, crop: Any, cache: str, unreadable: float) -> None:
+    """The same for the other options."""
     for name, value in (("size", size), ("crop", crop)):
         if value is not None and (len(value) != 2 or min(value) < 1):
             raise DataError(f"{name} is {value}; give (height, width) in pixels, such as (360, 480)")
+    if not 0 <= unreadable <= 1:
+        raise DataError(f"unreadable is {unreadable}; give the share of files that may be left out, in [0, 1]")
     if cache not in ("ram", "device", "none"):
         raise DataError(f"cache is '{cache}'.{did_you_mean(cache, ('ram', 'device', 'none'))}")
 
