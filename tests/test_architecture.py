@@ -29,6 +29,7 @@ HOUSE = (
     "deploy",
     "training",
     "runtime",
+    "labelling",
     "report",
     "demo",
     "_cli_parser",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from litheseg.data.masks import read_image
 from litheseg.data.transforms import normalise, resize_image
 from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import DataError, LithesegError
+from litheseg.models.base import SegmentationModel, resize
 from litheseg.nn import extract
 
 __all__ = ["ImageLike", "Predictor", "to_rgb"]
@@ -135,13 +136,38 @@ class Predictor:
     @torch.inference_mode()
     def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
         """As `predictor(image)`, for an array that is uint8 H W 3 RGB already."""
-        header = self.bundle.header
         module = self.module(width)
+        mask = _labels(module(self._ready(image)), (image.shape[0], image.shape[1]))
+        return np.asarray(mask.cpu().numpy())
+
+    @torch.inference_mode()
+    def outputs_rgb(self, image: np.ndarray, *, width: float | None = None) -> dict[str, Tensor]:
+        """What the network says of an image before labels are taken: how sure it is, and what the image is like.
+
+        Args:
+            image: uint8 H W 3 RGB.
+            width: as in `predictor(image)`.
+
+        Returns:
+            ``logits`` (1 x K x h x w at the size that the network sees: bilinear interpolation to H x W and the largest
+            give the mask) and ``features`` (1 x C x h' x w', what its classifier sees); float32, on the device.
+
+        Raises:
+            WidthError: the bundle does not have the width.
+        """
+        module, ready = self.module(width), self._ready(image)
+        outputs = cast(SegmentationModel, module).outputs(ready)
+        return {
+            "logits": resize(outputs["logits"], ready.shape[-2:]).float(),
+            "features": outputs["features"].float(),
+        }
+
+    def _ready(self, image: np.ndarray) -> Tensor:
+        """uint8 H W 3 as the network takes it: 1 x 3 x h x w, resized and normalised, on the device."""
+        header = self.bundle.header
         pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")).to(self.device)
         resized = pixels if self.size is None else resize_image(pixels, self.size)
-        ready = normalise(resized, header.mean, header.std)[None].contiguous(memory_format=self._format)
-        mask = _labels(module(ready), (image.shape[0], image.shape[1]))
-        return np.asarray(mask.cpu().numpy())
+        return normalise(resized, header.mean, header.std)[None].contiguous(memory_format=self._format)
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:

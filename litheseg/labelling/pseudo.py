@@ -1,0 +1,274 @@
+"""A model labels a folder of images, says how sure it is, and ranks them by what a correction would be worth.
+
+What it leaves in the output folder:
+
+* ``masks/ID.png``: palette PNG of train ids, 255 where the network is less sure than the threshold;
+* ``confidence/ID.png``: 8-bit grey, 255 times the probability of the label, before any threshold;
+* ``images/``: links to the images, and ``classes.yaml``: together with the masks a `folder` data set;
+* ``scores/ID.json``: what ranking needs, so that a run that was stopped goes on where it was;
+* ``ranking.csv``: every image, best first (see `selection`);
+* the chosen images for an annotation tool (see `cvat`, `label_studio`).
+
+Pseudo-labels as in Lee, "Pseudo-label", ICML Workshops 2013; the threshold as in FixMatch (Sohn et al., NeurIPS 2020).
+It does not train on them, and it does not know which images are labelled elsewhere.
+
+Usage:
+    >>> result = pseudo_label("model.safetensors", "photos/", "labelled/", choose=20, export="cvat")
+    >>> result.export
+    PosixPath('labelled/cvat.zip')
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from litheseg.data.classes import IGNORE_INDEX
+from litheseg.data.masks import read_image
+from litheseg.data.source import existing_folder, find_images
+from litheseg.deploy.bundle import Bundle
+from litheseg.errors import DataError, did_you_mean
+from litheseg.files import atomic_path
+from litheseg.labelling.certainty import certainty
+from litheseg.labelling.chosen import Chosen
+from litheseg.labelling.cvat import write_cvat
+from litheseg.labelling.label_studio import write_label_studio
+from litheseg.labelling.placing import class_file, link_image, settled
+from litheseg.labelling.selection import Ranking, rank
+from litheseg.runtime.files import write_mask
+from litheseg.runtime.predictor import Predictor
+
+__all__ = ["EXPORTS", "PseudoLabels", "pseudo_label"]
+
+EXPORTS = ("cvat", "label-studio", "none")
+"""The annotation tools that chosen images are exported for."""
+
+_COLUMNS = ("rank", "image", "chosen", "gain", "entropy", "margin", "confidence", "below", "classes")
+_FIGURES = ("entropy", "margin", "confidence", "below")
+_SETTINGS = "pseudo-label.json"
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What became of the images.
+
+    Attributes:
+        images: found in the folder.
+        written: masks and confidence maps written.
+        skipped: those that existed and were kept.
+        failed: (image, reason) of the images that could not be labelled.
+        chosen: ids of the chosen images, best first.
+        ranking: the ranking's file.
+        export: what the annotation tool imports; None if nothing was exported.
+    """
+
+    images: int
+    written: int
+    skipped: int
+    failed: tuple[tuple[str, str], ...]
+    chosen: tuple[str, ...]
+    ranking: Path
+    export: Path | None
+
+
+def pseudo_label(
+    bundle: Bundle | Predictor | str | Path,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    width: float | None = None,
+    threshold: float = 0.0,
+    choose: int = 20,
+    export: str = "none",
+    force: bool = False,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int, Path], None] | None = None,
+) -> PseudoLabels:
+    """Label all images of a folder, rank them, and export the best for correction.
+
+    An image that cannot be labelled is reported in the result and the others go on. What exists is kept: a run that was
+    stopped goes on with the same call.
+
+    Args:
+        bundle: a bundle, its path, or a predictor (then `device` is its own).
+        folder: images, searched recursively; an id is the path below it without its ending.
+        output: the folder for the results; made if missing.
+        width: None for the widest, or the predictor's.
+        threshold: pixels whose label is less probable than this are 255 in the mask, in [0, 1].
+        choose: how many images to choose.
+        export: one of `EXPORTS`.
+        force: label anew and replace results that exist.
+        device: where to run.
+        progress: called with (done, total, image) after each image.
+
+    Raises:
+        DataError: no images, two of one id, a value out of range, results of another model or of other settings in the
+            output folder, a ranking or an export there that would change, or no image that could be labelled.
+        WidthError: the bundle does not have the width.
+        LithesegError: a result cannot be written.
+    """
+    if export not in EXPORTS:
+        raise DataError(f"unknown export '{export}'.{did_you_mean(export, EXPORTS)}")
+    if not 0 <= threshold <= 1:
+        raise DataError(f"threshold {threshold} is outside [0, 1]; 0 keeps every label")
+    if choose < 0:
+        raise DataError(f"cannot choose {choose} images; give 0 or more")
+    predictor = bundle if isinstance(bundle, Predictor) else Predictor(bundle, device=device)
+    width = predictor.width if width is None else predictor.bundle.check_width(width)
+    run = _Run(predictor, Path(output).expanduser(), width, threshold, force)
+    images = _find(existing_folder(folder), run.output)
+    run.begin()
+    for done, (key, image) in enumerate(images.items(), 1):
+        run.label(key, image)
+        if progress is not None:
+            progress(done, len(images), image)
+    if not run.scores:
+        raise DataError(f"none of the {len(images)} images could be labelled; the first: {run.failed[0][1]}")
+    ranking, listed = run.rank(choose)
+    keys = list(run.scores)
+    chosen = tuple(Chosen(keys[i], images[keys[i]], run.mask(keys[i])) for i in ranking.order[: ranking.chosen])
+    exported = run.export(export, chosen)
+    ids = tuple(item.key for item in chosen)
+    return PseudoLabels(len(images), run.written, run.skipped, tuple(run.failed), ids, listed, exported)
+
+
+class _Run:
+    """The output folder while it fills."""
+
+    def __init__(self, predictor: Predictor, output: Path, width: float, threshold: float, force: bool) -> None:
+        self.predictor, self.output = predictor, output
+        self.width, self.threshold, self.force = width, threshold, force
+        self.written = self.skipped = 0
+        self.failed: list[tuple[str, str]] = []
+        self.scores: dict[str, dict[str, Any]] = {}
+
+    def mask(self, key: str) -> Path:
+        return self.output / "masks" / f"{key}.png"
+
+    def begin(self) -> None:
+        """Write what is true of the whole folder, and refuse to mix two models' labels."""
+        settings = {"model": _digest(self.predictor.bundle), "width": self.width, "threshold": self.threshold}
+        path = self.output / _SETTINGS
+        if path.exists() and not self.force and _read_json(path) != settings:
+            raise DataError(
+                f"{self.output} holds labels of another model, width or threshold ({path.name}); choose another output "
+                "folder, or label everything anew with --force"
+            )
+        with settled(path, self.force) as draft:
+            draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with settled(self.output / "classes.yaml", self.force) as draft:
+            draft.write_text(class_file(self.predictor.classes, self.output.resolve().name), encoding="utf-8")
+
+    def label(self, key: str, image: Path) -> None:
+        """Label one image, or find that it is labelled; what goes wrong with it is kept for the report."""
+        score, confidence = self.output / "scores" / f"{key}.json", self.output / "confidence" / f"{key}.png"
+        results = (self.mask(key), confidence)
+        due = [path for path in results if self.force or not path.exists()]
+        try:
+            known = None if due or self.force or not score.exists() else _read_json(score)
+            if known is None:
+                known = self._label(image, key, due, score)
+        # A PyTorch error (memory, an image too small for the network) concerns this image as well.
+        except (DataError, RuntimeError, MemoryError) as error:
+            self.failed.append((str(image), str(error) or type(error).__name__))
+            return
+        self.scores[key] = known
+        self.written, self.skipped = self.written + len(due), self.skipped + len(results) - len(due)
+
+    def _label(self, image: Path, key: str, due: Sequence[Path], score: Path) -> dict[str, Any]:
+        pixels = read_image(image)
+        outputs = self.predictor.outputs_rgb(pixels, width=self.width)
+        sure = certainty(outputs["logits"], outputs["features"], (pixels.shape[0], pixels.shape[1]))
+        unsure = sure.confidence < self.threshold
+        labels = np.where(unsure, np.uint8(IGNORE_INDEX), sure.labels)
+        names = self.predictor.classes.names
+        known = {
+            "entropy": sure.entropy,
+            "margin": sure.margin,
+            "confidence": float(sure.confidence.mean(dtype=np.float64)),
+            "below": float(unsure.mean()),
+            "classes": [names[label] for label in np.unique(labels).tolist() if label != IGNORE_INDEX],
+            "features": [round(float(value), 6) for value in sure.features],
+        }
+        mask, confidence = self.mask(key), self.output / "confidence" / f"{key}.png"
+        if mask in due:
+            write_mask(mask, labels, self.predictor.classes)
+        if confidence in due:
+            with atomic_path(confidence) as draft:
+                Image.fromarray(np.rint(sure.confidence * 255).astype(np.uint8)).save(draft, format="PNG")
+        link = self.output / "images" / f"{key}{image.suffix}"
+        if self.force or not link.exists():
+            link_image(image, link)
+        # Last: an image that has its scores is done.
+        with atomic_path(score) as draft:
+            draft.write_text(json.dumps(known), encoding="utf-8")
+        return known
+
+    def rank(self, choose: int) -> tuple[Ranking, Path]:
+        """Rank what was labelled, and write the list."""
+        rows = list(self.scores.values())
+        uncertainty = np.array([row["entropy"] for row in rows])
+        ranking = rank(uncertainty, np.array([row["features"] for row in rows]), choose)
+        text = io.StringIO(newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(_COLUMNS)
+        keys = list(self.scores)
+        for place, (index, gain) in enumerate(zip(ranking.order, ranking.gain, strict=True), 1):
+            figures = [f"{value:.6f}" for value in (gain, *(rows[index][name] for name in _FIGURES))]
+            taken = "yes" if place <= ranking.chosen else "no"
+            table.writerow([place, keys[index], taken, *figures, ";".join(rows[index]["classes"])])
+        path = self.output / "ranking.csv"
+        with settled(path, self.force) as draft:
+            draft.write_text(text.getvalue(), encoding="utf-8", newline="")
+        return ranking, path
+
+    def export(self, kind: str, chosen: Sequence[Chosen]) -> Path | None:
+        classes = self.predictor.classes
+        if kind == "cvat" and chosen:
+            return write_cvat(chosen, classes, self.output / "cvat.zip", force=self.force)
+        if kind == "label-studio" and chosen:
+            origin = self.predictor.bundle.path
+            version = f"{origin.name if origin else 'litheseg'} at width {self.width:g}"
+            return write_label_studio(chosen, classes, self.output / "label-studio", version=version, force=self.force)
+        return None
+
+
+def _find(folder: Path, output: Path) -> dict[str, Path]:
+    """Images by id, without those of an output folder that lies among them."""
+    results, base = output.resolve(), folder.resolve()
+    if output.exists() and not output.is_dir():
+        raise DataError(f"output {output} is a file; give a folder")
+    if base.is_relative_to(results):
+        raise DataError(f"the images in {folder} lie in the output folder {output}; choose another output folder")
+    found = find_images(folder, recursive=True)
+    # Not resolved: the results hold links to the very images.
+    images = {key: path for key, path in found.items() if not (base / path.relative_to(folder)).is_relative_to(results)}
+    if not images:
+        raise DataError(f"no images in {folder}; give a folder that holds some (.png, .jpg, .tif, ...)")
+    return images
+
+
+def _digest(bundle: Bundle) -> str:
+    """SHA-256 of everything that decides what the model says."""
+    result = hashlib.sha256(bundle.header.to_json().encode())
+    for name, value in sorted(bundle.state_dict.items()):
+        result.update(name.encode())
+        result.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove it") from error

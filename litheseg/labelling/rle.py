@@ -1,0 +1,119 @@
+"""Label Studio's brush masks: bit-packed run lengths of an RGBA picture.
+
+The format is that of the JavaScript package @thi.ng/rle-pack (its README, "Encoding format"), most significant bit
+first: 32 bits number of words, 5 bits word size less one, four times 4 bits run-length size less one; then, until all
+words are there, 1 bit "one value repeated" or "values one by one", 2 bits which of the four sizes, that many bits of
+count less one, and the value or values. Label Studio packs the pixels' red, green, blue and alpha as words of 8 bits;
+alpha says where the brush was. It does not know images or labels.
+
+Usage:
+    >>> numbers = encode_rle(mask)           # bool H x W -> a list of numbers in 0..255, as it stands in the JSON
+    >>> decode_rle(numbers, *mask.shape)     # and back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from litheseg.errors import DataError
+
+__all__ = ["decode_rle", "encode_rle"]
+
+_SIZES = (3, 4, 8, 16)  # bits of a count; the package's own choice
+_LONGEST = 1 << _SIZES[-1]
+_WORD = 8  # bits
+_CHANNELS = 4  # RGBA
+_HALF = 128  # the alpha from which a pixel counts as painted: the rim of a brush stroke fades out
+_DAMAGED = "damaged brush data"
+
+
+def encode_rle(mask: np.ndarray) -> list[int]:
+    """Pack a mask.
+
+    Args:
+        mask: bool H x W (or 0 and 1); painted pixels become white and opaque, others transparent black.
+
+    Returns:
+        Numbers in 0..255.
+    """
+    flat = np.asarray(mask, bool).ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if flat.size else np.zeros(0, int)
+    lengths = np.diff(np.append(starts, flat.size)) * _CHANNELS
+    header = f"{flat.size * _CHANNELS:032b}{_WORD - 1:05b}" + "".join(f"{size - 1:04b}" for size in _SIZES)
+    runs = (
+        _run(int(length), bool(flat[start])) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+    )
+    bits = np.frombuffer("".join([header, *runs]).encode(), np.uint8) - ord("0")
+    return np.packbits(bits).tolist()
+
+
+def decode_rle(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Unpack a mask.
+
+    Args:
+        numbers: what stands under "rle".
+        height: of the image, in pixels.
+        width: likewise.
+
+    Returns:
+        bool H x W: True where alpha is at least 128 of 255.
+
+    Raises:
+        DataError: no list of bytes, or data of another size, cut short or damaged.
+    """
+    bits = _Bits(numbers)
+    count = bits.take(32)
+    if count != height * width * _CHANNELS:
+        raise DataError(f"brush data of {count / _CHANNELS:g} pixels for an image of {height}x{width} (HxW)")
+    word = bits.take(5) + 1
+    sizes = [bits.take(4) + 1 for _ in range(4)]
+    if word != _WORD:
+        raise DataError(f"{_DAMAGED}: words of {word} bits instead of {_WORD}")
+    values = np.empty(count, np.uint8)
+    done = 0
+    while done < count:
+        repeated = bits.take(1)
+        end = done + 1 + bits.take(sizes[bits.take(2)])
+        if end > count:
+            raise DataError(f"{_DAMAGED}: more pixels than the image has")
+        values[done:end] = bits.take(_WORD) if repeated else bits.take_bytes(end - done)
+        done = end
+    return values.reshape(height, width, _CHANNELS)[:, :, 3] >= _HALF
+
+
+def _run(length: int, painted: bool) -> str:
+    """The bits of `length` (at least 4) equal words."""
+    value = "1" * _WORD if painted else "0" * _WORD
+    parts = [f"111{_LONGEST - 1:0{_SIZES[-1]}b}{value}"] * ((length - 1) // _LONGEST)
+    length = (length - 1) % _LONGEST + 1
+    kind = next(index for index, size in enumerate(_SIZES) if length <= 1 << size)
+    return "".join([*parts, f"1{kind:02b}{length - 1:0{_SIZES[kind]}b}{value}"])
+
+
+class _Bits:
+    """Reads bits from the front."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number <= 255 for number in numbers):
+            raise DataError(f"{_DAMAGED}: no list of numbers in 0..255")
+        self._bits = np.unpackbits(np.array(numbers, np.uint8))
+        self._text = (self._bits + ord("0")).tobytes().decode("ascii")
+        self._at = 0
+
+    def take(self, count: int) -> int:
+        """The next `count` bits as a number."""
+        start = self._advance(count)
+        return int(self._text[start : self._at], 2)
+
+    def take_bytes(self, count: int) -> np.ndarray:
+        """The next `count` words of 8 bits."""
+        start = self._advance(8 * count)
+        return np.packbits(self._bits[start : self._at])
+
+    def _advance(self, count: int) -> int:
+        start, self._at = self._at, self._at + count
+        if self._at > len(self._text):
+            raise DataError(f"{_DAMAGED}: cut short")
+        return start
