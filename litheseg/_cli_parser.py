@@ -19,6 +19,7 @@ from litheseg import __version__
 from litheseg.data import SOURCES
 from litheseg.deploy.import_weights import KNOWN_CLASSES, NORMALISATIONS
 from litheseg.errors import WidthError
+from litheseg.labelling import EXPORTS
 from litheseg.nn import check_width
 from litheseg.training.config import Recipe
 from litheseg.training.recipe_help import recipe_help
@@ -124,6 +125,43 @@ def _predict(parser: ArgumentParser) -> None:
     parser.epilog = """examples:
   litheseg predict model.safetensors street.jpg --output out/ --kind both
   litheseg predict model.safetensors photos/ --output out/ --width 0.25
+"""
+
+
+def _pseudo_label(parser: ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="MODEL", help="a model file, such as runs/NAME/model.safetensors")
+    parser.add_argument("folder", metavar="DIR", help="the images, also in folders below it")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where masks, confidence and ranking go")
+    parser.add_argument("--width", type=_width, metavar="W", help="one of the bundle's [the widest]")
+    parser.add_argument("--threshold", type=float, default=0.0, metavar="T", help="ignore less sure pixels, 0..1 [0]")
+    parser.add_argument("--choose", type=int, default=20, metavar="N", help="images to correct [20]")
+    parser.add_argument("--export", choices=EXPORTS, default="none", help="what the chosen ones are written for [none]")
+    parser.add_argument("--force", action="store_true", help="label anew, and replace results that exist")
+    _device(parser)
+    _json(parser)
+    parser.epilog = """examples:
+  litheseg pseudo-label model.safetensors photos/ --output labelled/ --choose 50 --export cvat
+  litheseg pseudo-label model.safetensors photos/ --output labelled/ --threshold 0.9     (and nothing to correct)
+
+The ranking is in labelled/ranking.csv, uncertain images that are unlike each other first. What exists is kept: a run
+that was stopped goes on with the same command. The output is a data set too: --data.root labelled/.
+"""
+
+
+def _import_labels(parser: ArgumentParser) -> None:
+    parser.add_argument("export", metavar="EXPORT", help="of CVAT (Segmentation mask 1.1) or Label Studio (JSON)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the data set's folder")
+    parser.add_argument("--images", metavar="DIR", help="the images that were annotated [those in the export]")
+    parser.add_argument("--classes", metavar="FILE", help="a classes.yaml or a model [the labels of a CVAT export]")
+    parser.add_argument("--unlabelled-as", metavar="NAME", help="the class of pixels that nobody drew [ignored]")
+    parser.add_argument("--force", action="store_true", help="replace images and masks that exist")
+    _json(parser)
+    parser.epilog = """examples:
+  litheseg import-labels job_12.zip --images photos/ --classes labelled/classes.yaml --output corrected/
+  litheseg import-labels project-1.json --images photos/ --classes model.safetensors --output corrected/ \\
+      --unlabelled-as background
+
+Several exports may go into one folder, if no image is in two of them. Then: litheseg doctor corrected/
 """
 
 
@@ -259,6 +297,8 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     "evaluate": ("score a model on labelled images", _evaluate),
     "profile": ("count and time a model at every width", _profile),
     "predict": ("label images", _predict),
+    "pseudo-label": ("label images, and choose which to correct by hand", _pseudo_label),
+    "import-labels": ("read corrected labels back as a data set", _import_labels),
     "doctor": ("find what is wrong with a data set", _doctor),
     "data": ("fetch, make, describe and split data sets", _data_command),
     "convert": ("turn a dense or gradual model into a grouped one", _convert),

@@ -1,8 +1,8 @@
 """The command line: it parses, calls the function of the same name, and prints what that returns.
 
-Exit status: 0 for success; 1 when `doctor` found what training cannot go on with, or `predict` failed on an image; 2
-for wrong usage and for errors that the user can mend (one line on stderr); 130 after Ctrl-C. With `--json`, standard
-output holds JSON only.
+Exit status: 0 for success; 1 when `doctor` found what training cannot go on with, or `predict` or `pseudo-label` failed
+on an image; 2 for wrong usage and for errors that the user can mend (one line on stderr); 130 after Ctrl-C. With
+`--json`, standard output holds JSON only.
 
 Usage:
     $ litheseg train --recipe slimseg --data.root camvid --output runs/slimseg
@@ -43,6 +43,7 @@ from litheseg.deploy.bundle import load_bundle
 from litheseg.deploy.import_weights import import_weights, read_classes, read_normalisation
 from litheseg.errors import LithesegError, ModelError, did_you_mean
 from litheseg.evaluation.bundle import evaluate_bundle
+from litheseg.labelling import import_labels, pseudo_label
 from litheseg.models import MODELS
 from litheseg.nn.efficient import Efficient
 from litheseg.report.card import width_rows, width_table
@@ -100,6 +101,8 @@ def _run(argv: list[str]) -> int:
         "evaluate": _evaluate,
         "profile": _profile,
         "predict": _predict,
+        "pseudo-label": _pseudo_label,
+        "import-labels": _import_labels,
         "doctor": _doctor,
         "data": _data,
         "convert": _convert,
@@ -187,6 +190,45 @@ def _predict(args: Namespace) -> int:
         kept = f", {summary.skipped} kept as they were (--force replaces them)" if summary.skipped else ""
         print(f"{summary.images} images: {summary.written} files written to {args.output}{kept}")
     return 1 if summary.failed else 0
+
+
+def _pseudo_label(args: Namespace) -> int:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("labelling", total=None)
+        result = pseudo_label(
+            args.bundle,
+            args.folder,
+            args.output,
+            width=args.width,
+            threshold=args.threshold,
+            choose=args.choose,
+            export=args.export,
+            force=args.force,
+            device=args.device,
+            progress=lambda done, total, _: bar.update(task, completed=done, total=total),
+        )
+    for _, reason in result.failed:
+        _complain(reason, 1)
+    if args.json:
+        _print_json({**asdict(result), "ranking": str(result.ranking), "export": str(result.export or "") or None})
+    else:
+        kept = f", {result.skipped} kept as they were (--force replaces them)" if result.skipped else ""
+        print(f"{result.images} images: {result.written} files written to {args.output}{kept}")
+        print(f"ranking {result.ranking}: to correct first {', '.join(result.chosen[:5]) or 'none'}")
+        if result.export:
+            print(f"export  {result.export}\n\ncorrect it, export it, and then:")
+            classes = Path(args.output) / "classes.yaml"
+            print(f"  litheseg import-labels EXPORT --images {args.folder} --classes {classes} --output corrected")
+    return 1 if result.failed else 0
+
+
+def _import_labels(args: Namespace) -> None:
+    options = {name: getattr(args, name) for name in ("images", "classes", "unlabelled_as", "force")}
+    result = import_labels(args.export, args.output, **options)
+    if args.json:
+        return _print_json({**asdict(result), "folder": str(result.folder)})
+    left = f"; {len(result.left_out)} left out, nobody drew on them" if result.left_out else ""
+    print(f"{result.folder}: {result.images} images with masks of {len(result.classes)} classes{left}")
 
 
 def _doctor(args: Namespace) -> int:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from litheseg.labelling.corrected import Imported, import_labels
-from litheseg.labelling.pseudo import PseudoLabels, pseudo_label
+from litheseg.labelling.pseudo import EXPORTS, PseudoLabels, pseudo_label
 
-__all__ = ["Imported", "PseudoLabels", "import_labels", "pseudo_label"]
+__all__ = ["EXPORTS", "Imported", "PseudoLabels", "import_labels", "pseudo_label"]

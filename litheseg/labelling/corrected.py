@@ -124,7 +124,9 @@ def _classes(given: str | Path | Classes | None, export: Export, unlabelled_as: 
 def _read_classes(given: str | Path | None, export: Export, unlabelled_as: str | None) -> Classes:
     if given is not None:
         path = Path(given).expanduser()
-        return load_bundle(path).header.classes if path.suffix == ".safetensors" else read_class_file(path).scheme.classes
+        return (
+            load_bundle(path).header.classes if path.suffix == ".safetensors" else read_class_file(path).scheme.classes
+        )
     if not export.colors:
         raise DataError(
             f"{export.path} does not list its classes; give them with --classes: the classes.yaml that pseudo-label "
@@ -196,6 +198,10 @@ def _place(draft: Path, output: Path, force: bool) -> None:
     files = [path.relative_to(draft) for path in sorted(draft.rglob("*")) if path.is_file()]
     if any((output / name).exists() for name in CLASS_FILES):
         files.remove(Path(_CLASSES))
+    before = find_images(output / "images", recursive=True)
+    for key, image in find_images(draft / "images", recursive=True).items():
+        if key in before and before[key].suffix != image.suffix:
+            raise DataError(f"{before[key]} has the stem of {image.name}, which would come beside it; remove one")
     there = [output / file for file in files if (output / file).exists()]
     if there and not force:
         more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
