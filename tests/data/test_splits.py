@@ -24,8 +24,15 @@ def test_camvid_counts(ratio, count):
     assert parts == partition(IDS, ratio=1 / int(ratio[2:]))
 
 
-def test_nested():
-    sets = [set(partition(IDS, ratio=ratio, seed=3).labelled) for ratio in ("1/16", "1/8", "1/4", "1/2", 1)]
+@pytest.mark.parametrize(("ratio", "count"), [("1/16", 186), ("1/8", 372), ("1/4", 744), ("1/2", 1488)])
+def test_cityscapes_counts(ratio, count):
+    assert len(partition(map(str, range(2975)), ratio=ratio).labelled) == count
+
+
+@pytest.mark.parametrize("seed", [0, 3, 17])
+def test_nested(seed):
+    sets = [set(partition(IDS, ratio=ratio, seed=seed).labelled) for ratio in ("1/16", "1/8", "1/4", "1/2", 1)]
+    assert [len(chosen) for chosen in sets] == [23, 46, 92, 184, 367]
     assert all(small < large for small, large in itertools.pairwise(sets))
 
 
