@@ -31,13 +31,13 @@ from rich.table import Table
 from torch import Tensor
 
 from litheseg.files import atomic_path
-from litheseg.losses.terms import Term
 from litheseg.models import SegmentationModel
 from litheseg.nn import extract
 from litheseg.training import Recipe, load_recipe
-from litheseg.training.build import build_elastic_model, build_terms
+from litheseg.training.build import build_elastic_model
+from litheseg.training.objectives import TEACHER, build_objectives
 from litheseg.training.optimization import build_optimizer
-from litheseg.training.task import SegmentationTask
+from litheseg.training.task import Objective, SegmentationTask
 from litheseg.training.teachers import NextWider, Teacher
 
 TARGET = 1.15
@@ -78,11 +78,11 @@ def parse() -> argparse.Namespace:
 def steps_of(recipe: Recipe, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """Name -> one whole training step: forward, loss, backward, optimizer."""
     model = build_elastic_model(recipe.model, recipe.widths, CLASSES, boundary_head=recipe.loss.boundary_head > 0)
-    terms = build_terms(recipe.loss, torch.linspace(1.0, 5.0, CLASSES), aux=True)
-    hard = {name: term for name, term in terms.items() if not term.needs_teacher}
+    objectives = build_objectives(recipe, torch.linspace(1.0, 5.0, CLASSES), aux=True)
+    hard = {name: objective for name, objective in objectives.items() if objective.teacher is None}
     widths, batch = recipe.widths.values, batch_of(options)
     steps = {
-        "four": step(recipe, copy.deepcopy(model), terms, NextWider(), widths, batch, options),
+        "four": step(recipe, copy.deepcopy(model), objectives, NextWider(), widths, batch, options),
         "four without teacher": step(recipe, copy.deepcopy(model), hard, None, widths, batch, options),
     }
     model.training_only = ()  # else `extract` would drop the training heads
@@ -96,7 +96,7 @@ def steps_of(recipe: Recipe, options: argparse.Namespace) -> dict[str, Callable[
 def step(
     recipe: Recipe,
     model: SegmentationModel,
-    terms: dict[str, Term],
+    objectives: dict[str, Objective],
     teacher: Teacher | None,
     widths: tuple[float, ...],
     batch: dict[str, Tensor],
@@ -104,9 +104,11 @@ def step(
 ) -> Callable[[], None]:
     """A closure over a task of its own."""
     model = model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = SegmentationTask(model, terms=copy.deepcopy(terms), teacher=teacher, widths=widths)
+    task = SegmentationTask(
+        model, copy.deepcopy(objectives), teachers={TEACHER: teacher} if teacher else {}, widths=widths
+    )
     task.to(options.device).train()
-    task.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]  # there is no Trainer
+    task.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]  # there is no Trainer
     optimizer = build_optimizer(model, recipe.optimizer)
 
     def run() -> None:

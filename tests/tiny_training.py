@@ -39,6 +39,7 @@ class Tiny(SegmentationModel):
     """Two convolutions, dropout (so that seeding shows), and both training heads."""
 
     training_only = ("aux_head", "boundary_head")
+    encoder_ends = ("body",)
 
     def __init__(self, num_classes: int, norm: str, dropout: float, aux_head: bool, boundary_head: bool) -> None:
         super().__init__(num_classes)

@@ -65,15 +65,15 @@ class StepContext:
         teacher: the same from the teacher, or None for a width that has none (the widest, in stepwise distillation).
         mask: int64 N H W, 255 ignored.
         width: the student's fraction of channels, in (0, 1].
-        bands: what `band` has computed. Hand one dict to all contexts of a step (`dataclasses.replace` does), and each
-            band is computed once per batch rather than once per width and term.
+        bands: what `band` has computed. Hand one dict to all contexts of a step (`dataclasses.replace` does), and the
+            band of each mask is computed once per step rather than once per width and term.
     """
 
     outputs: dict[str, Tensor]
     teacher: dict[str, Tensor] | None
     mask: Tensor
     width: float = 1.0
-    bands: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    bands: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     # Not handed on by `dataclasses.replace`, so it cannot outlive the mask or the logits it was computed from.
     _pixel_losses: Tensor | None = field(default=None, init=False, repr=False)
 
@@ -89,11 +89,10 @@ class StepContext:
 
     def band(self, radius: int) -> Tensor:
         """`boundary_mask(mask, radius)`, bool N H W, computed at the first call."""
-        mask, band = self.bands.get(radius, (None, None))
-        if band is None or mask is not self.mask:  # the dict may have come from a context with another mask
-            band = boundary_mask(self.mask, radius)
-            self.bands[radius] = self.mask, band
-        return band
+        key = (radius, id(self.mask))  # no other mask can take this id while the dict holds the mask
+        if key not in self.bands:
+            self.bands[key] = self.mask, boundary_mask(self.mask, radius)
+        return self.bands[key][1]
 
     def log_probabilities(self) -> Tensor:
         """Log-softmax of the student's logits, float N K H W; kept in `outputs`, where a narrower width finds it."""

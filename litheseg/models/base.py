@@ -34,10 +34,12 @@ class SegmentationModel(nn.Module, ABC):
     Attributes:
         num_classes: K, the channels of the logits.
         training_only: names of the children that only a loss needs; `extract` drops them.
+        encoder_ends: names of the modules whose outputs the encoder hands to the decoder.
         roles: what parts of the network are called, as patterns of module names (``*`` is any text).
     """
 
     training_only: tuple[str, ...] = ()
+    encoder_ends: tuple[str, ...] = ()
     roles: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, num_classes: int) -> None:

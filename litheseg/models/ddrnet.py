@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litheseg.errors import ModelError
 from litheseg.models.base import SegmentationModel, resize
 
 __all__ = ["DDRNet", "RepConv", "ddrnet"]
@@ -126,10 +127,16 @@ class _Bottleneck(nn.Module):
         return self.conv3(y) + self.shortcut(x)
 
 
-def _stage(in_channels: int, channels: int, stride: int, *, rep: bool) -> nn.Sequential:
-    """Two basic blocks, the second without its closing ReLU."""
-    first = _BasicBlock(in_channels, channels, stride, rep=rep)
-    return nn.Sequential(first, _BasicBlock(channels, channels, relu=False, rep=rep))
+def _stage(in_channels: int, channels: int, stride: int, blocks: int, *, rep: bool) -> nn.Sequential:
+    """Basic blocks, the first strided, the last without its closing ReLU."""
+    inputs, strides = [in_channels, *[channels] * (blocks - 1)], [stride, *[1] * (blocks - 1)]
+    relus = [*[True] * (blocks - 1), False]
+    return nn.Sequential(
+        *(
+            _BasicBlock(inside, channels, step, relu=relu, rep=rep)
+            for inside, step, relu in zip(inputs, strides, relus, strict=True)
+        )
+    )
 
 
 class _Fusion(nn.Module):
@@ -191,6 +198,7 @@ class DDRNet(SegmentationModel):
     """The network; build it with `ddrnet`."""
 
     training_only = ("aux_head", "boundary_head")
+    encoder_ends = ("detail5", "pyramid")
     roles: Mapping[str, tuple[str, ...]] = {
         "encoder": ("stem.*", "context*", "detail*", "fusion*", "pyramid.*"),
         "decoder": ("head.*",),
@@ -207,19 +215,22 @@ class DDRNet(SegmentationModel):
         aux_head: bool = True,
         boundary_head: bool = False,
         rep_blocks: bool = False,
+        blocks: int = 2,
     ) -> None:
         super().__init__(num_classes)
+        if blocks < 1:
+            raise ModelError(f"blocks {blocks}: a stage of DDRNet needs at least 1")
         detail = 2 * base
         self.stem = nn.Sequential(
             *(_conv_norm(3, base, 3, 2), nn.ReLU(), _conv_norm(base, base, 3, 2), nn.ReLU()),
-            *(_stage(base, base, 1, rep=rep_blocks), nn.ReLU()),
-            *(_stage(base, detail, 2, rep=rep_blocks), nn.ReLU()),
+            *(_stage(base, base, 1, blocks, rep=rep_blocks), nn.ReLU()),
+            *(_stage(base, detail, 2, blocks, rep=rep_blocks), nn.ReLU()),
         )
-        self.context3 = _stage(detail, 4 * base, 2, rep=rep_blocks)
-        self.context4 = _stage(4 * base, 8 * base, 2, rep=rep_blocks)
+        self.context3 = _stage(detail, 4 * base, 2, blocks, rep=rep_blocks)
+        self.context4 = _stage(4 * base, 8 * base, 2, blocks, rep=rep_blocks)
         self.context5 = _Bottleneck(8 * base, 8 * base, 2, rep=rep_blocks)
-        self.detail3 = _stage(detail, detail, 1, rep=rep_blocks)
-        self.detail4 = _stage(detail, detail, 1, rep=rep_blocks)
+        self.detail3 = _stage(detail, detail, 1, blocks, rep=rep_blocks)
+        self.detail4 = _stage(detail, detail, 1, blocks, rep=rep_blocks)
         self.detail5 = _Bottleneck(detail, detail, rep=rep_blocks)
         self.fusion3 = _Fusion(detail, 4 * base, (4 * base,))
         self.fusion4 = _Fusion(detail, 8 * base, (4 * base, 8 * base))
@@ -262,6 +273,7 @@ def ddrnet(
     aux_head: bool = True,
     boundary_head: bool = False,
     rep_blocks: bool = False,
+    blocks: int = 2,
 ) -> DDRNet:
     """DDRNet-23-slim (5.7 M parameters at `base` 32), from scratch.
 
@@ -272,5 +284,9 @@ def ddrnet(
         aux_head: deep supervision on the detail branch after the first fusion (training only).
         boundary_head: a binary border head beside the classifier (training only).
         rep_blocks: re-parameterisable 3x3 convolutions, folded at extraction.
+        blocks: residual blocks of each stage; 2 is the paper's.
+
+    Raises:
+        ModelError: no blocks.
     """
-    return DDRNet(num_classes, base, head_channels, aux_head, boundary_head, rep_blocks)
+    return DDRNet(num_classes, base, head_channels, aux_head, boundary_head, rep_blocks, blocks)

@@ -148,6 +148,7 @@ class DeepLabV3Plus(SegmentationModel):
     """
 
     training_only = ("aux_head", "boundary_head")
+    encoder_ends = ("encoder",)
     roles: Mapping[str, tuple[str, ...]] = {
         "encoder": ("encoder.*",),
         "aspp": ("aspp.*",),

@@ -220,6 +220,7 @@ class ERFNet(SegmentationModel):
     """
 
     training_only = ("aux_head", "boundary_head")
+    encoder_ends = ("encoder",)
     roles: Mapping[str, tuple[str, ...]] = {
         "encoder": ("encoder.*",),
         "decoder": ("decoder.*", "classifier*"),

@@ -75,10 +75,14 @@ class Section:
 
 @dataclass(frozen=True)
 class WidthRow:
-    """One width's accuracy (fractions in [0, 1]) and cost (count, MACs, milliseconds); None: not measured."""
+    """One width's accuracy (fractions in [0, 1]) and cost (count, MACs, milliseconds); None: not measured.
+
+    `labels_alone` is the mIoU of the same network without unlabelled images.
+    """
 
     width: float
     miou: float | None = None
+    labels_alone: float | None = None
     boundary_iou: float | None = None
     params: float | None = None
     macs: float | None = None
@@ -94,7 +98,7 @@ def width_rows(header: BundleHeader, profiles: Iterable[Profile] = ()) -> tuple[
     """
     recorded = {float(width): values for width, values in header.metrics.items()}
     measured = {profile.width: profile for profile in profiles}
-    fields = ("miou", "boundary_iou", "params", "macs", "p50_ms")
+    fields = ("miou", "labels_alone", "boundary_iou", "params", "macs", "p50_ms")
     rows = []
     for width in sorted({*header.available_widths, *recorded, *measured}, reverse=True):
         values = {field: recorded.get(width, {}).get(field) for field in fields}
@@ -109,6 +113,7 @@ def width_table(rows: Sequence[WidthRow]) -> Table:
     """The rows as text; columns that nobody measured are left out."""
     columns = [
         ("mIoU (%)", [_show(row.miou, 100, 1) for row in rows]),
+        ("from labels alone (%)", [_show(row.labels_alone, 100, 1) for row in rows]),
         ("boundary IoU (%)", [_show(row.boundary_iou, 100, 1) for row in rows]),
         _scaled("parameters", [row.params for row in rows], "M", "k"),
         _scaled("MACs", [row.macs for row in rows], "G", "M"),

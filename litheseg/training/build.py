@@ -1,4 +1,4 @@
-"""From a recipe to the objects it names: data, elastic model, teacher, terms, task.
+"""From a recipe to the objects it names: data, elastic model, teachers, task.
 
 It only builds: nothing is trained, and no file is written.
 
@@ -9,6 +9,7 @@ Usage:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pickle import UnpicklingError
 
 import torch
@@ -20,21 +21,10 @@ from torch import Tensor, nn
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
+from litheseg.data.unlabelled import find_unlabelled
 from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import ModelError, RecipeError
 from litheseg.losses.segmentation import class_weights
-from litheseg.losses.terms import (
-    AuxTerm,
-    BoundaryBandTerm,
-    BoundaryHeadTerm,
-    ChannelWiseTerm,
-    CrossEntropyTerm,
-    DiceTerm,
-    KLTerm,
-    LovaszTerm,
-    OhemTerm,
-    Term,
-)
 from litheseg.models import SegmentationModel, build_model
 from litheseg.nn import available_widths, slim
 from litheseg.nn.efficient import choose_layers
@@ -45,27 +35,30 @@ from litheseg.training.checks import check_recipe
 from litheseg.training.config import (
     DataConfig,
     GroupingConfig,
-    LossConfig,
     ModelConfig,
     Recipe,
     TeacherConfig,
     WidthConfig,
 )
+from litheseg.training.cross_pseudo import CrossPseudoTask
 from litheseg.training.gradual import GradualGrouping
-from litheseg.training.task import SegmentationTask
-from litheseg.training.teachers import Ema, Frozen, NextWider, Nobody, Teacher, Widest
+from litheseg.training.objectives import TEACHER, Asked, asked, build_objectives
+from litheseg.training.task import Objective, SegmentationTask
+from litheseg.training.teachers import Ema, Frozen, Live, NextWider, Teacher, Widest
 
 __all__ = [
+    "Task",
     "build_data",
     "build_elastic_model",
     "build_grouping",
     "build_network",
     "build_task",
-    "build_teacher",
-    "build_terms",
+    "build_teachers",
     "suits_channels_last",
 ]
 
+
+Task = SegmentationTask | CrossPseudoTask
 
 _FEWEST_CHANNELS = 8  # of a register of AVX2
 
@@ -78,6 +71,11 @@ def build_data(recipe: Recipe) -> SegmentationData:
     """
     config = recipe.data
     source = open_source(config.source, config.root, **config.options)
+    labelled = _labelled_ids(config, source, recipe.trainer.seed)
+    unlabelled = None
+    if config.unlabelled is not None:
+        every = [sample.id for sample in source.samples("train")]
+        unlabelled = find_unlabelled(config.unlabelled, source, every if labelled is None else labelled)
     return SegmentationData(
         source,
         size=config.size,
@@ -86,7 +84,11 @@ def build_data(recipe: Recipe) -> SegmentationData:
         augment=config.augment,
         cache=config.cache,
         workers=config.workers,
-        train_ids=_labelled_ids(config, source, recipe.trainer.seed),
+        train_ids=labelled,
+        unlabelled=unlabelled,
+        views=config.views,
+        steps=config.steps or None,
+        unreadable=config.unreadable,
         seed=recipe.trainer.seed,
     )
 
@@ -154,83 +156,112 @@ def _load_weights(network: SegmentationModel, path: str) -> None:
         raise ModelError(f"{path}: these weights cannot be loaded into the model ({lines})") from error
 
 
-def build_teacher(recipe: Recipe, model: SegmentationModel) -> Teacher:
-    """The recipe's teacher.
+def build_teachers(
+    recipe: Recipe, model: SegmentationModel, objectives: Mapping[str, Objective], peer: SegmentationModel | None = None
+) -> dict[str, Teacher]:
+    """Those that the objectives name.
+
+    Args:
+        recipe: its sections teacher and mgd count.
+        model: the student.
+        objectives: decide what each teacher is asked.
+        peer: the network beside it, if the recipe's teacher is one.
 
     Raises:
-        RecipeError: a frozen teacher of other classes.
-        BundleError: the bundle cannot be read.
+        RecipeError: a teacher of other classes.
+        BundleError: a bundle cannot be read.
     """
-    config = recipe.teacher
+    names = dict.fromkeys(objective.teacher for objective in objectives.values() if objective.teacher)
+    teachers = {}
+    for name in names:
+        wanted = asked(objectives, name)
+        if name == TEACHER:
+            teachers[name] = _own_teacher(recipe.teacher, model, wanted, peer)
+        else:
+            tutor = recipe.mgd.tutors[name]
+            teachers[name] = _frozen(tutor.bundle, tutor.width, model.num_classes, wanted)
+    return teachers
+
+
+def _own_teacher(
+    config: TeacherConfig, model: SegmentationModel, wanted: Asked, peer: SegmentationModel | None
+) -> Teacher:
     if config.kind == "next-wider":
         return NextWider()
     if config.kind == "widest":
         return Widest()
     if config.kind == "ema":
-        return Ema(model, config.decay, config.width)
+        return Ema(model, config.decay, config.width, wanted.streams)
     if config.kind == "frozen":
-        return _frozen(config, model.num_classes)
-    return Nobody()
+        return _frozen(config.bundle, config.width, model.num_classes, wanted)
+    return Live(model if peer is None else peer, config.width, wanted.streams)
 
 
-def _frozen(config: TeacherConfig, num_classes: int) -> Frozen:
-    assert config.bundle is not None, "the recipe was checked"
-    bundle = load_bundle(config.bundle)
+def _frozen(path: str | None, width: float, num_classes: int, wanted: Asked) -> Frozen:
+    assert path is not None, "the recipe was checked, and teachers that must be trained first were"
+    bundle = load_bundle(path)
     if bundle.header.num_classes != num_classes:
         raise RecipeError(
-            f"teacher {config.bundle} knows {bundle.header.num_classes} classes, the data has {num_classes}; "
+            f"teacher {path} knows {bundle.header.num_classes} classes, the data has {num_classes}; "
             "choose a teacher that was trained on the same classes"
         )
-    plain = bundle.plain(config.width)
+    plain = bundle.plain(width)
     assert isinstance(plain, SegmentationModel)
-    return Frozen(plain)
+    return Frozen(plain, wanted.streams, mixed=wanted.mixed)
 
 
-def build_terms(config: LossConfig, weight: Tensor | None, *, aux: bool) -> dict[str, Term]:
-    """The terms whose weight is not 0.
-
-    Args:
-        config: their weights and settings.
-        weight: class weights [K], or None.
-        aux: whether the model has a deep-supervision head.
-    """
-    ohem = config.main == "ohem"
-    radius = config.boundary_radius
-    terms: dict[str, Term] = {
-        "main": OhemTerm(weight, threshold=config.ohem_threshold) if ohem else CrossEntropyTerm(weight),
-        "aux": AuxTerm(weight, scale=config.aux if aux else 0.0),
-        "dice": DiceTerm(scale=config.dice),
-        "lovasz": LovaszTerm(scale=config.lovasz),
-        "boundary_band": BoundaryBandTerm(weight, radius=radius, scale=config.boundary_band),
-        "boundary_head": BoundaryHeadTerm(radius=radius, scale=config.boundary_head),
-        "kl": KLTerm(temperature=config.temperature, scale=config.kl),
-        "channel_wise": ChannelWiseTerm(temperature=config.channel_wise_temperature, scale=config.channel_wise),
-    }
-    return {name: term for name, term in terms.items() if term.scale != 0}
-
-
-def build_task(recipe: Recipe, data: SegmentationData) -> SegmentationTask:
-    """Model, teacher and terms, as one task.
+def build_task(recipe: Recipe, data: SegmentationData) -> Task:
+    """Model, teachers and objectives, as one task; two networks that teach each other, if the teacher is a peer.
 
     Raises:
         LithesegError: whatever part cannot be built.
     """
     check_recipe(recipe)
-    loss, widths = recipe.loss, recipe.widths
+    weight = _class_weights(recipe, data)
+    model = _student(recipe, data)
+    if recipe.teacher.kind != "peer":
+        return _task(recipe, data, model, weight)
+    peer = _student(recipe, data)  # its weights differ: the random numbers have gone on
+    return CrossPseudoTask(_task(recipe, data, model, weight, peer), _task(recipe, data, peer, weight, model))
+
+
+def _class_weights(recipe: Recipe, data: SegmentationData) -> Tensor | None:
+    absent = data.absent_classes()
+    partial = recipe.data.labelled is not None or recipe.data.unlabelled is not None
+    if absent and partial and not recipe.data.absent_classes:
+        raise RecipeError(
+            f"no labelled training image shows {', '.join(absent)}, so the model could never learn it; choose other "
+            "labelled images (another --trainer.seed, more of them, or a list file as --data.labelled), or go on "
+            "without by --data.absent_classes true"
+        )
+    return class_weights(data.class_histogram(), recipe.loss.class_weights, recipe.loss.class_weight_offset)
+
+
+def _student(recipe: Recipe, data: SegmentationData) -> SegmentationModel:
+    head = recipe.loss.boundary_head > 0
     model = build_elastic_model(
-        recipe.model, widths, len(data.classes), grouping=recipe.grouping, boundary_head=loss.boundary_head > 0
+        recipe.model, recipe.widths, len(data.classes), grouping=recipe.grouping, boundary_head=head
     )
     if recipe.trainer.channels_last and suits_channels_last(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weight = class_weights(data.class_histogram(), loss.class_weights, loss.class_weight_offset)
+    return model
+
+
+def _task(
+    recipe: Recipe,
+    data: SegmentationData,
+    model: SegmentationModel,
+    weight: Tensor | None,
+    peer: SegmentationModel | None = None,
+) -> SegmentationTask:
+    objectives = build_objectives(recipe, weight, aux=getattr(model, "aux_head", None) is not None)
     return SegmentationTask(
         model,
-        terms=build_terms(loss, weight, aux=getattr(model, "aux_head", None) is not None),
-        teacher=build_teacher(recipe, model),
-        widths=widths.values,
-        sampling=widths.sampling,
-        samples=widths.samples,
-        hard_labels=loss.hard_labels,
+        objectives,
+        teachers=build_teachers(recipe, model, objectives, peer),
+        widths=recipe.widths.values,
+        sampling=recipe.widths.sampling,
+        samples=recipe.widths.samples,
         optimizer=recipe.optimizer,
         total_steps=_total_steps(recipe, data),
         seed=recipe.trainer.seed,

@@ -32,7 +32,18 @@ _RANGES: dict[str, tuple[float, float]] = {
     "grouping.steps": (1, math.inf),
     "grouping.refresh": (0, math.inf),
     "grouping.off_block_decay": (0, _BELOW_ONE),
+    "data.unreadable": (0, 1),
+    "data.steps": (0, math.inf),
     "teacher.decay": (0, _BELOW_ONE),
+    "mgd.threshold": (0, _BELOW_ONE),
+    "mgd.grid": (2, math.inf),
+    "mgd.warmup": (0, 1),
+    "mgd.teacher_epochs": (0, math.inf),
+    **{
+        f"mgd.{tutor}.{weight}": (0, math.inf)
+        for tutor in ("deep", "wide")
+        for weight in ("pixel_labelled", "pixel_unlabelled", "image", "region", "boundary")
+    },
     "loss.ohem_threshold": (_POSITIVE, 1),
     "loss.class_weight_offset": (math.nextafter(1.0, 2.0), math.inf),
     "loss.dice": (0, math.inf),
@@ -45,6 +56,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.temperature": (_POSITIVE, math.inf),
     "loss.channel_wise": (0, math.inf),
     "loss.channel_wise_temperature": (_POSITIVE, math.inf),
+    "loss.pairwise": (0, math.inf),
+    "loss.intra_class": (0, math.inf),
+    "loss.pseudo": (0, math.inf),
+    "loss.perturbed": (0, math.inf),
+    "loss.confidence": (0, _BELOW_ONE),
+    "loss.warmup": (0, 1),
     "optimizer.lr": (_POSITIVE, math.inf),
     "optimizer.weight_decay": (0, math.inf),
     "optimizer.momentum": (0, _BELOW_ONE),
@@ -75,14 +92,9 @@ def check_recipe(recipe: Recipe) -> None:
     _check_widths(recipe.widths)
     _check_teacher(recipe.teacher, recipe.widths)
     _check_grouping(recipe)
-    listens = recipe.loss.kl > 0 or recipe.loss.channel_wise > 0
-    if listens and recipe.teacher.kind == "none":
-        raise RecipeError("loss.kl and loss.channel_wise need a teacher; set --teacher.kind next-wider, say")
-    if not listens and recipe.teacher.kind != "none":
-        raise RecipeError(
-            f"teacher.kind is {recipe.teacher.kind}, but no term learns from it; set --loss.kl 1 or "
-            "--loss.channel_wise 3, or --teacher.kind none"
-        )
+    _check_lessons(recipe)
+    _check_mgd(recipe)
+    _check_unlabelled(recipe)
 
 
 def _range(low: float, high: float) -> str:
@@ -129,6 +141,60 @@ def _check_grouping(recipe: Recipe) -> None:
 def _check_teacher(config: TeacherConfig, widths: WidthConfig) -> None:
     if config.kind == "frozen" and config.bundle is None:
         raise RecipeError("teacher.kind is 'frozen' but teacher.bundle names no model; give the path of a bundle")
-    if config.kind == "ema" and config.width not in widths.values:
+    if config.kind in ("ema", "self", "peer") and config.width not in widths.values:
         known = ", ".join(f"{width:g}" for width in widths.values)
         raise RecipeError(f"teacher.width {config.width:g} is not among the widths that are trained: {known}")
+
+
+_EVERYWHERE = ("kl", "channel_wise", "pairwise", "intra_class")  # on labelled and, if there are any, unlabelled images
+_UNLABELLED = ("pseudo", "perturbed")
+
+
+def _check_lessons(recipe: Recipe) -> None:
+    """A teacher and something to learn from it go together."""
+    kind, loss = recipe.teacher.kind, recipe.loss
+    learned = [name for name in (*_EVERYWHERE, *_UNLABELLED) if getattr(loss, name) > 0]
+    if learned and kind == "none":
+        raise RecipeError(f"loss.{learned[0]} needs a teacher; set --teacher.kind next-wider, say")
+    if kind != "none" and not learned:
+        raise RecipeError(
+            f"teacher.kind is {kind}, but no term learns from it; set --loss.kl 1 or --loss.channel_wise 3 (with "
+            "unlabelled images also --loss.pseudo 1), or --teacher.kind none"
+        )
+    if loss.perturbed and kind in ("next-wider", "widest"):
+        raise RecipeError(f"loss.perturbed needs a teacher that sees whole features, not {kind}; set it to 0")
+    if kind == "peer" and recipe.grouping.shape != "none":
+        raise RecipeError(
+            "two peers cannot turn into grouped networks together; train one of them afterwards: set "
+            "--grouping.shape none, or another --teacher.kind"
+        )
+
+
+def _check_mgd(recipe: Recipe) -> None:
+    mgd = recipe.mgd
+    if mgd.labels == "soft" and mgd.threshold:
+        raise RecipeError("mgd.threshold chooses among hard labels; set --mgd.labels hard or --mgd.threshold 0")
+    if recipe.teacher.kind == "peer" and mgd.tutors:
+        raise RecipeError("mgd's teachers do not go with --teacher.kind peer; train the peers alone (recipe cps)")
+
+
+def _check_unlabelled(recipe: Recipe) -> None:
+    """Unlabelled images and something to learn from them go together."""
+    tutors = recipe.mgd.tutors
+    weights = {f"loss.{name}": getattr(recipe.loss, name) for name in _UNLABELLED}
+    for name, tutor in tutors.items():
+        parts = ("pixel_unlabelled", "image", "region", "boundary")
+        weights |= {f"mgd.{name}.{part}": getattr(tutor, part) for part in parts}
+    needing = next((name for name, weight in weights.items() if weight), None)
+    given = recipe.data.unlabelled is not None
+    if needing and not given:
+        raise RecipeError(
+            f"{needing} learns from unlabelled images, and there are none; set --data.unlabelled to a folder of them, "
+            "or to rest with --data.labelled 1/8, say"
+        )
+    everywhere = any(getattr(recipe.loss, name) > 0 for name in _EVERYWHERE)
+    if given and not needing and not everywhere:
+        raise RecipeError(
+            "data.unlabelled gives images that no term learns from; set --loss.pseudo 1 with a teacher, use recipe mgd "
+            "or unimatch, or leave --data.unlabelled out"
+        )

@@ -13,17 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from litheseg.data.transforms import Augment
+from litheseg.data.views import UnlabelledViews
 from litheseg.nn.efficient import Efficient
 
 __all__ = [
     "DataConfig",
     "GroupingConfig",
     "LossConfig",
+    "MgdConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Recipe",
     "TeacherConfig",
     "TrainerConfig",
+    "TutorConfig",
     "WidthConfig",
 ]
 
@@ -57,6 +60,12 @@ class DataConfig:
         crop: (H, W) of the training views; None for `size`.
         batch_size: of one step, over all processes.
         labelled: train on a part of the labels: a ratio ("1/8"), a count ("46") or a list file.
+        unlabelled: images without labels that are learned from as well: a folder of them, or rest for the training
+            images that `labelled` leaves out; None for labels only. A step then has `batch_size` of either.
+        views: how unlabelled images are shown.
+        unreadable: share of the unlabelled files that may be unreadable; they are left out.
+        absent_classes: go on where a class has no pixel in the labelled images.
+        steps: per epoch; 0 for one pass over the unlabelled images, or over the labelled ones where those are all.
         cache: where decoded images stay: ram, device or none.
         workers: decoding processes with cache none.
         augment: how training views vary.
@@ -69,6 +78,11 @@ class DataConfig:
     crop: tuple[int, int] | None = None
     batch_size: int = 8
     labelled: str | None = None
+    unlabelled: str | None = None
+    views: UnlabelledViews = field(default_factory=UnlabelledViews)
+    unreadable: float = 0.1
+    absent_classes: bool = False
+    steps: int = 0
     cache: Literal["ram", "device", "none"] = "ram"
     workers: int = 0
     augment: Augment = field(default_factory=Augment)
@@ -137,19 +151,83 @@ class GroupingConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Who teaches a width besides the labels.
+    """Who teaches a width besides the labels; what is taught is in `loss`.
 
     Attributes:
-        kind: none; next-wider or widest (of the same step); frozen (a bundle); ema (a moving average of the model).
+        kind: none; next-wider or widest (of the same step); frozen (a bundle); ema (a moving average of the model);
+            self (the model as it is, on images before they are altered: UniMatch); peer (a second network of the same
+            architecture, trained beside it: cross pseudo supervision).
         bundle: the frozen teacher's file.
-        width: the width at which a frozen or EMA teacher runs.
+        width: the width at which a frozen, EMA, peer or self teacher runs.
         decay: of the EMA, per step.
     """
 
-    kind: Literal["none", "next-wider", "widest", "frozen", "ema"] = "none"
+    kind: Literal["none", "next-wider", "widest", "frozen", "ema", "self", "peer"] = "none"
     bundle: str | None = None
     width: float = 1.0
     decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class TutorConfig:
+    """One of the two finished networks that teach together, and the weight of each of its lessons.
+
+    Attributes:
+        bundle: its file; without one it is trained first, from the same images.
+        width: the width at which it runs.
+        model: what is trained where there is no bundle.
+        pixel_labelled: weight of the cross entropy to its labels, on labelled images.
+        pixel_unlabelled: the same on unlabelled images.
+        image: weight of the image level: each class's mean logit.
+        region: weight of the region level: which regions are alike.
+        boundary: weight of the cross entropy over the band around the borders of its labels, on unlabelled images.
+    """
+
+    bundle: str | None = None
+    width: float = 1.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pixel_labelled: float = 0.0
+    pixel_unlabelled: float = 0.0
+    image: float = 0.0
+    region: float = 0.0
+    boundary: float = 0.0
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any weight is above 0."""
+        return any((self.pixel_labelled, self.pixel_unlabelled, self.image, self.region, self.boundary))
+
+
+@dataclass(frozen=True)
+class MgdConfig:
+    """Multi-granularity distillation from two complementary teachers (MGD), besides the labels and `teacher`.
+
+    Attributes:
+        deep: the deep and thin teacher.
+        wide: the shallow and wide one.
+        labels: hard labels of the teachers (the paper), or soft ones.
+        threshold: least probability of a teacher's hard label that counts; 0 for all (the paper).
+        grid: the region level compares grid x grid regions.
+        warmup: share of all steps over which the teachers' weights rise from 0.
+        train_with: recipe by which teachers without a bundle are trained: cps (the paper), unimatch, mean-teacher, ...
+        teacher_epochs: of their training; 0 for the run's own.
+        cache: folder that keeps trained teachers for other runs; None for `teachers` beside the run's folder.
+    """
+
+    deep: TutorConfig = field(default_factory=TutorConfig)
+    wide: TutorConfig = field(default_factory=TutorConfig)
+    labels: Literal["hard", "soft"] = "hard"
+    threshold: float = 0.0
+    grid: int = 7
+    warmup: float = 0.0
+    train_with: str = "cps"
+    teacher_epochs: int = 0
+    cache: str | None = None
+
+    @property
+    def tutors(self) -> dict[str, TutorConfig]:
+        """Those that teach anything, by name."""
+        return {name: tutor for name, tutor in (("deep", self.deep), ("wide", self.wide)) if tutor.teaches}
 
 
 @dataclass(frozen=True)
@@ -172,6 +250,12 @@ class LossConfig:
         temperature: T.
         channel_wise: weight of channel-wise distillation to the teacher.
         channel_wise_temperature: its T.
+        pairwise: weight of pairwise similarity distillation to the teacher.
+        intra_class: weight of intra-class feature variation distillation to the teacher.
+        pseudo: weight of the cross entropy to the teacher's labels, on unlabelled images.
+        perturbed: the same on unlabelled images as they are, while half of the encoder's features are dropped.
+        confidence: least probability of such a label that counts; 0 for all.
+        warmup: share of all steps over which the teacher's weights rise from 0.
     """
 
     hard_labels: bool = True
@@ -189,6 +273,12 @@ class LossConfig:
     temperature: float = 1.0
     channel_wise: float = 0.0
     channel_wise_temperature: float = 4.0
+    pairwise: float = 0.0
+    intra_class: float = 0.0
+    pseudo: float = 0.0
+    perturbed: float = 0.0
+    confidence: float = 0.0
+    warmup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -221,7 +311,7 @@ class TrainerConfig:
     """How long, where, and what is kept.
 
     Attributes:
-        epochs: passes over the training images.
+        epochs: passes over the training images (the unlabelled ones where there are any).
         seed: of weights, order, augmentation and dropout.
         precision: 32-true, bf16-mixed or 16-mixed.
         accelerator: auto, cpu, gpu.
@@ -236,6 +326,7 @@ class TrainerConfig:
         keep: the epoch that goes into the bundle: last (honest) or best on val.
         threads: CPU threads; 0 for torch's own choice.
         loggers: csv, tensorboard, wandb.
+        baseline: with unlabelled images, train the same network on the labels alone first, to compare.
     """
 
     epochs: int = 100
@@ -253,6 +344,7 @@ class TrainerConfig:
     keep: Literal["last", "best"] = "last"
     threads: int = 0
     loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv", "tensorboard")
+    baseline: bool = True
 
 
 @dataclass(frozen=True)
@@ -265,6 +357,7 @@ class Recipe:
     widths: WidthConfig = field(default_factory=WidthConfig)
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    mgd: MgdConfig = field(default_factory=MgdConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -9,6 +9,7 @@ Usage:
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,15 +25,22 @@ from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.nn import available_widths, recalibrate
 from litheseg.nn.grouping import convert
+from litheseg.training.build import Task
 from litheseg.training.config import ModelConfig, Recipe
 from litheseg.training.recipe import recipe_to_dict
-from litheseg.training.task import SegmentationTask
 
 __all__ = ["finish"]
 
 
 def finish(
-    recipe: Recipe, data: SegmentationData, task: SegmentationTask, path: Path, *, device: torch.device, writes: bool
+    recipe: Recipe,
+    data: SegmentationData,
+    task: Task,
+    path: Path,
+    *,
+    device: torch.device,
+    writes: bool,
+    labels_alone: Mapping[float, float] | None = None,
 ) -> dict[float, Scores]:
     """Convert, calibrate and score every width, in all processes; write the bundle, in one.
 
@@ -43,6 +51,7 @@ def finish(
         path: of the bundle.
         device: where to compute; the model is left on the CPU.
         writes: whether this process writes.
+        labels_alone: mIoU by width of the same network without unlabelled images, to be noted beside it.
 
     Returns:
         Scores by width, the same in all processes.
@@ -53,14 +62,17 @@ def finish(
     scores = evaluate(model, data.val_dataloader(), widths=available_widths(model), device=device)
     model.cpu()
     if writes:
-        save_bundle(path, model, _header(recipe, data, task, scores))
+        save_bundle(path, model, _header(recipe, data, task, scores, labels_alone or {}))
     return scores
 
 
 def _header(
-    recipe: Recipe, data: SegmentationData, task: SegmentationTask, scores: dict[float, Scores]
+    recipe: Recipe, data: SegmentationData, task: Task, scores: dict[float, Scores], labels_alone: Mapping[float, float]
 ) -> BundleHeader:
     size = recipe.data.size or data.crop
+    metrics = header_metrics(task.model, scores, size)
+    for width, miou in labels_alone.items():
+        metrics[f"{width:g}"]["labels_alone"] = miou
     return BundleHeader(
         architecture=_architecture(recipe.model),
         classes=data.classes,
@@ -71,7 +83,7 @@ def _header(
         resizes=recipe.data.size is not None,
         mean=data.mean,
         std=data.std,
-        metrics=header_metrics(task.model, scores, size),
+        metrics=metrics,
         recipe=recipe_to_dict(recipe),
         provenance=_provenance(recipe, data),
     )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from litheseg.training.config import OptimizerConfig
 
-__all__ = ["build_optimizer", "schedule"]
+__all__ = ["build_optimizer", "lr_scheduler", "schedule"]
 
 _ONE_CYCLE_RISE = 0.3  # Smith & Topin, arXiv 1708.07120: the share of steps in which the rate rises
 
@@ -30,6 +32,12 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     if config.name == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+
+
+def lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
+    """What Lightning wants of `configure_optimizers`: the optimizer, and its rate set at every step."""
+    scheduler = LambdaLR(optimizer, schedule(config, total_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning as L
@@ -29,17 +29,25 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from litheseg.data.datamodule import SegmentationData
+from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import LithesegError, TrainingError
 from litheseg.evaluation.metrics import Scores
 from litheseg.files import atomic_path
-from litheseg.training.build import build_data, build_grouping, build_task
+from litheseg.training.build import Task, build_data, build_grouping, build_task
 from litheseg.training.callbacks import Interrupted
 from litheseg.training.checks import check_recipe
 from litheseg.training.config import Recipe, TrainerConfig
 from litheseg.training.finish import finish
 from litheseg.training.recipe import recipe_to_dict
+from litheseg.training.stages import (
+    labels_alone,
+    missing_teachers,
+    teacher_folder,
+    teacher_recipe,
+    with_bundles,
+)
 from litheseg.training.storage import read_checkpoint
-from litheseg.training.task import SegmentationTask
 from litheseg.training.trainer import build_trainer
 
 __all__ = ["TrainResult", "train"]
@@ -56,11 +64,13 @@ class TrainResult:
         folder: the run's folder.
         bundle: the model file in it.
         scores: per width, on val, labels at their own resolution.
+        labels_alone: mIoU per width of the same network without unlabelled images; empty where that was not asked for.
     """
 
     folder: Path
     bundle: Path
     scores: dict[float, Scores]
+    labels_alone: dict[float, float] = field(default_factory=dict)
 
 
 def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> TrainResult:
@@ -88,23 +98,62 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
     resumed = last.exists()
     _set_up_torch(recipe.trainer)
     data = build_data(recipe)
-    task = build_task(recipe, data)
+    alone = _labels_alone(recipe, data, folder)
+    taught = _with_teachers(recipe, folder)
+    _set_up_torch(recipe.trainer)  # the random numbers of those runs must not count
+    task = build_task(taught, data)
     trainer = build_trainer(recipe, folder, build_grouping(recipe, data), resumed=resumed)
     _begin_folder(folder, recipe)
     synchronised = trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
     if synchronised:
         # Not by the Trainer: that would convert teachers too, and not lead back to ordinary layers.
-        task.model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
+        for student in task.students:
+            nn.SyncBatchNorm.convert_sync_batchnorm(student)
     trainer.fit(task, data, ckpt_path=last if resumed else None, weights_only=True)
     if synchronised:
         plain_norms(task.model)
     _choose_weights(recipe.trainer, task, folder / "checkpoints")
     path, device = folder / "model.safetensors", trainer.strategy.root_device
-    scores = finish(recipe, data, task, path, device=device, writes=trainer.is_global_zero)
-    return TrainResult(folder, path, scores)
+    scores = finish(taught, data, task, path, device=device, writes=trainer.is_global_zero, labels_alone=alone)
+    trainer.strategy.barrier()  # another run may be about to read the bundle
+    return TrainResult(folder, path, scores, alone)
 
 
-def _choose_weights(config: TrainerConfig, task: SegmentationTask, checkpoints: Path) -> None:
+def _with_teachers(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with a bundle for each teacher; those that are missing are trained, or taken from earlier runs."""
+    bundles = {}
+    for name, tutor in missing_teachers(recipe).items():
+        first = teacher_recipe(recipe, tutor)
+        bundles[name] = _bundle_of(first, teacher_folder(recipe, first, folder), f"the {name} teacher")
+    return with_bundles(recipe, bundles)
+
+
+def _labels_alone(recipe: Recipe, data: SegmentationData, folder: Path) -> dict[float, float]:
+    """MIoU per width of the network that learns from the labels only."""
+    if recipe.data.unlabelled is None or not recipe.trainer.baseline:
+        return {}
+    first = labels_alone(recipe, data.steps_per_epoch)
+    bundle = load_bundle(_bundle_of(first, folder / "labelled-only", "the same network from labels alone, to compare"))
+    return {float(width): values["miou"] for width, values in bundle.header.metrics.items()}
+
+
+def _bundle_of(recipe: Recipe, folder: Path, what: str) -> Path:
+    """The bundle of a run that is finished, resumed or begun."""
+    bundle = folder / "model.safetensors"
+    if not bundle.exists():
+        _say(f"First: {what}, in {folder}")
+        bundle = train(recipe, folder, resume=True).bundle
+    else:
+        _say(f"Done before: {what}, {bundle}")
+    return bundle
+
+
+def _say(line: str) -> None:
+    if _is_first_process():
+        print(line, flush=True)
+
+
+def _choose_weights(config: TrainerConfig, task: Task, checkpoints: Path) -> None:
     """Take the best epoch's weights if asked; and the average, which a run resumed at its end has in its file only."""
     if config.keep == "best":
         task.load_state_dict(read_checkpoint(checkpoints / "best.ckpt")["state_dict"])

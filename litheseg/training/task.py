@@ -1,11 +1,12 @@
-"""The one training task: widths x teacher x terms.
+"""The one training task: widths x teachers x objectives.
 
-A step runs each planned width, widest first, asks the teacher for its lesson, sums the terms and averages over the
-widths. The task never asks which paper it is running: SlimSeg, plain supervision and in-place distillation differ only
-in what is handed in. It does not know data sources, files or the command line.
+A step runs each planned width, widest first, on all rows of the step, asks the teachers for their lessons, sums the
+objectives and averages over the widths. The task never asks which paper it is running: SlimSeg, MGD and plain
+supervision differ only in what is handed in. It does not know data sources, files or the command line.
 
 Usage:
-    >>> task = SegmentationTask(model, terms={"main": CrossEntropyTerm()}, teacher=NextWider(), widths=(1, 0.5))
+    >>> objectives = {"main": Objective(CrossEntropyTerm()), "kl": Objective(KLTerm(), teacher="wider")}
+    >>> task = SegmentationTask(model, objectives, teachers={"wider": NextWider()}, widths=(1, 0.5))
     >>> Trainer().fit(task, datamodule=data)
 """
 
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from litheseg.evaluation.metrics import SegmentationMetrics
 from litheseg.losses.terms import StepContext, Term
@@ -26,10 +27,31 @@ from litheseg.models import SegmentationModel
 from litheseg.models.base import resize
 from litheseg.nn import set_width
 from litheseg.training.config import OptimizerConfig
-from litheseg.training.optimization import build_optimizer, schedule
-from litheseg.training.teachers import Nobody, Teacher, at_size
+from litheseg.training.optimization import build_optimizer, lr_scheduler
+from litheseg.training.perturb import FeatureDropout
+from litheseg.training.streams import LABELLED, PERTURBED, Outputs, Step
+from litheseg.training.teachers import Teacher, at_size
 
-__all__ = ["SegmentationTask", "plan_widths"]
+__all__ = ["Objective", "SegmentationTask", "plan_widths"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A term, on which rows it is summed, and whose lesson it reads.
+
+    Attributes:
+        term: the loss.
+        stream: labelled, unlabelled or perturbed.
+        teacher: name of the task's teacher whose lesson it reads; None for the labels.
+        optional: a term on labels that is left out for widths that have a lesson.
+        warmup: share of all steps over which its weight rises linearly from 0.
+    """
+
+    term: Term
+    stream: str = LABELLED
+    teacher: str | None = None
+    optional: bool = False
+    warmup: float = 0.0
 
 
 def plan_widths(widths: Sequence[float], sampling: str, samples: int, *, seed: int, step: int) -> tuple[float, ...]:
@@ -49,14 +71,13 @@ class SegmentationTask(L.LightningModule):
 
     Args:
         model: elastic, or plain with widths (1,).
-        terms: by name; those with `needs_teacher` count only where there is a lesson.
-        teacher: who teaches.
+        objectives: what is summed, by name.
+        teachers: by the names that objectives use.
         widths: the widths to train and to validate.
         sampling: "all" or "sandwich".
         samples: random widths of a sandwich.
-        hard_labels: whether a width with a lesson also learns from the labels.
         optimizer: how weights move.
-        total_steps: of the whole run, for the schedule; None to ask the Trainer, which then loads the training batches
+        total_steps: of the whole run, for the schedules; None to ask the Trainer, which then loads the training batches
             too early to resume within an epoch.
         seed: of everything random in a step.
         compile: run the training passes through `torch.compile`.
@@ -65,13 +86,12 @@ class SegmentationTask(L.LightningModule):
     def __init__(
         self,
         model: SegmentationModel,
+        objectives: Mapping[str, Objective],
         *,
-        terms: Mapping[str, Term],
-        teacher: Teacher | None = None,
+        teachers: Mapping[str, Teacher] | None = None,
         widths: Sequence[float] = (1.0,),
         sampling: str = "all",
         samples: int = 2,
-        hard_labels: bool = True,
         optimizer: OptimizerConfig | None = None,
         total_steps: int | None = None,
         seed: int = 0,
@@ -79,14 +99,22 @@ class SegmentationTask(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.teacher = teacher if teacher is not None else Nobody()
-        self.terms = nn.ModuleDict(terms)
+        self.objectives = dict(objectives)
+        self.terms = nn.ModuleDict({name: objective.term for name, objective in objectives.items()})
+        self.teachers = nn.ModuleDict(teachers or {})
         self.widths = tuple(sorted(set(widths), reverse=True))
-        self.sampling, self.samples, self.hard_labels = sampling, samples, hard_labels
+        self.sampling, self.samples = sampling, samples
         self.optimizer_config, self.total_steps = optimizer or OptimizerConfig(), total_steps
         self.seed, self.compile_outputs = seed, compile
-        self._outputs: Callable[[Tensor], dict[str, Tensor]] = model.outputs
+        perturbs = any(objective.stream == PERTURBED for objective in objectives.values())
+        self._dropout = FeatureDropout(model) if perturbs else None
+        self._outputs: Callable[[Tensor], Outputs] = model.outputs
         self.metrics = nn.ModuleList(SegmentationMetrics(model.num_classes) for _ in self.widths)
+
+    @property
+    def students(self) -> tuple[SegmentationModel, ...]:
+        """All networks that are trained."""
+        return (self.model,)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits N x K x H x W at the current width."""
@@ -105,38 +133,73 @@ class SegmentationTask(L.LightningModule):
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean over the planned widths of the weighted sum of terms."""
-        self.teacher.begin(batch["image"], batch["mask"].shape[-2:])
+        """The mean over the planned widths of the sum of objectives."""
+        loss, values = self.loss(batch)
+        logged = {f"train/{name}": value for name, value in values.items()}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        return loss
+
+    def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and each addend, detached, as NAME@WIDTH."""
+        step = Step.of(batch, perturbed=self._dropout is not None)
+        for teacher in self._teachers().values():
+            teacher.begin(step)
         plan = plan_widths(self.widths, self.sampling, self.samples, seed=self.seed, step=self.global_step)
-        bands: dict[int, Any] = {}
-        return torch.stack([self._width_loss(width, batch, bands) for width in plan]).mean()
+        shared: dict[Any, Any] = {}
+        values: dict[str, Tensor] = {}
+        totals = []
+        for width in plan:
+            addends = self._addends(width, step, shared)
+            totals.append(torch.stack(list(addends.values())).sum())
+            values |= {f"{name}@{width:g}": value.detach() for name, value in addends.items()}
+            values[f"loss@{width:g}"] = totals[-1].detach()
+        return torch.stack(totals).mean(), values
 
-    def _width_loss(self, width: float, batch: dict[str, Tensor], bands: dict[int, Any]) -> Tensor:
+    def _addends(self, width: float, step: Step, shared: dict[Any, Any]) -> dict[str, Tensor]:
+        """The weighted objectives of one width."""
+        outputs = at_size(self._student(width, step), step.size)
+        parts = {stream: step.part(outputs, stream) for stream in step.masks}
+        lessons = {
+            (name, stream): teacher.lesson(width, stream)
+            for name, teacher in self._teachers().items()
+            for stream in step.masks
+        }
+        taught = {stream for (_, stream), lesson in lessons.items() if lesson is not None}
+        addends = {}
+        for name, objective in self.objectives.items():
+            lesson = lessons.get((objective.teacher, objective.stream)) if objective.teacher else None
+            if objective.stream in parts and self._applies(objective, lesson, taught):
+                mask = step.masks[objective.stream]
+                context = StepContext(parts[objective.stream], lesson, mask, width, shared)
+                addends[name] = self._ramp(objective.warmup) * objective.term(context)
+        for teacher in self._teachers().values():
+            teacher.observe(width, parts)
+        return addends
+
+    def _student(self, width: float, step: Step) -> Outputs:
         set_width(self.model, width)
-        outputs = at_size(self._outputs(batch["image"]), batch["mask"].shape[-2:])
-        lesson = self.teacher.lesson(width)
-        context = StepContext(outputs, lesson, batch["mask"], width, bands)
-        total = outputs["logits"].new_zeros((), dtype=torch.float32)
-        for name, term in self.terms.items():
-            assert isinstance(term, Term)
-            if self._applies(term, lesson is not None):
-                value = term(context)
-                self._log_training(f"train/{name}@{width:g}", value)
-                total = total + value
-        self.teacher.observe(width, outputs)
-        self._log_training(f"train/loss@{width:g}", total)
-        return total
+        if self._dropout is None or PERTURBED not in step.masks:
+            return self._outputs(step.image)
+        with self._dropout.on(step.rows(PERTURBED)):
+            return self._outputs(step.image)
 
-    def _applies(self, term: Term, has_lesson: bool) -> bool:
-        return has_lesson if term.needs_teacher else self.hard_labels or not has_lesson
+    def _applies(self, objective: Objective, lesson: Outputs | None, taught: set[str]) -> bool:
+        if objective.teacher is not None:
+            return lesson is not None
+        return not (objective.optional and objective.stream in taught)
 
-    def _log_training(self, name: str, value: Tensor) -> None:
-        self.log(name, value.detach(), on_step=False, on_epoch=True)
+    def _ramp(self, warmup: float) -> float:
+        total = self.total_steps or 0
+        return min(1.0, (self.global_step + 1) / (warmup * total)) if warmup * total > 1 else 1.0
+
+    def _teachers(self) -> dict[str, Teacher]:
+        return dict(self.teachers.items())  # type: ignore[arg-type]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let a teacher that follows the student follow."""
         super().optimizer_step(*args, **kwargs)
-        self.teacher.update(self.model)
+        for teacher in self._teachers().values():
+            teacher.update(self.model)
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -149,22 +212,21 @@ class SegmentationTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU per width and their mean."""
-        scores = []
+        for name, score in self.take_scores().items():
+            self.log(name, score, prog_bar="@" in name)
+
+    def take_scores(self) -> dict[str, float]:
+        """MIoU of the validation so far, per width and their mean; the next one begins anew."""
+        scores = {}
         for width, metrics in zip(self.widths, self.metrics, strict=True):
             assert isinstance(metrics, SegmentationMetrics)
-            scores.append(float(metrics.compute().miou))
+            scores[f"val/miou@{width:g}"] = float(metrics.compute().miou)
             metrics.reset()
-            self.log(f"val/miou@{width:g}", scores[-1], prog_bar=True)
-        self.log("val/miou", sum(scores) / len(scores))
+        return scores | {"val/miou": sum(scores.values()) / len(scores)}
 
     # --- optimization ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, its rate set at every step."""
-        optimizer = build_optimizer(self.model, self.optimizer_config)
         steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
-        factor = schedule(self.optimizer_config, steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        return lr_scheduler(build_optimizer(self.model, self.optimizer_config), self.optimizer_config, steps)

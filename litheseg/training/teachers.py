@@ -1,32 +1,37 @@
-"""Who teaches: each teacher answers, for a width about to run, with the outputs that it should imitate.
+"""Who teaches: each teacher answers, for a width about to run and a stream of rows, what it should imitate.
 
 A teacher sees the step's images (`begin`) and what each width computed (`observe`); it never passes a gradient on. Its
-lessons are at the labels' size, and computed once per step. It does not know which loss uses them.
+lessons are at the labels' size, and computed once per step. Of an unlabelled image it is asked before mixing, and its
+answer is mixed as the image was; what it makes of the mixed image itself is in the lesson as "mixed_logits" and
+"mixed_features", for the losses that compare whole images. It does not know which loss uses its lessons.
 
-Papers: SlimSeg (Xue et al., ACM MM 2022): the next wider width; Universally Slimmable Networks (Yu & Huang, ICCV 2019):
-the widest; Mean Teacher (Tarvainen & Valpola, NeurIPS 2017): an exponential moving average.
+Papers: SlimSeg (Xue et al., ACM MM 2022): the next wider width; Universally Slimmable Networks (Yu & Huang, ICCV
+2019): the widest; Mean Teacher (Tarvainen & Valpola, NeurIPS 2017): an exponential moving average; MGD (Qin et al.,
+ECCV 2022): frozen networks; UniMatch (Yang et al., CVPR 2023) and cross pseudo supervision (Chen et al., CVPR 2021): a
+network as it is now.
 
 Usage:
     >>> teacher = NextWider()
-    >>> teacher.begin(image, mask.shape[-2:])
-    >>> lesson = teacher.lesson(0.5)  # None for the widest
+    >>> teacher.begin(Step.of(batch))
+    >>> lesson = teacher.lesson(0.5, "labelled")  # None for the widest
 """
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from litheseg.models import SegmentationModel
 from litheseg.models.base import resize
-from litheseg.nn import set_width
+from litheseg.nn import get_width, set_width
+from litheseg.training.streams import LABELLED, PERTURBED, UNLABELLED, Outputs, Step
 
-__all__ = ["Ema", "Frozen", "NextWider", "Nobody", "Outputs", "Teacher", "Widest", "at_size"]
-
-Outputs = dict[str, Tensor]
+__all__ = ["Ema", "Frozen", "Live", "NetworkTeacher", "NextWider", "Nobody", "Teacher", "Widest", "at_size"]
 
 
 def at_size(outputs: Outputs, size: torch.Size) -> Outputs:
@@ -43,15 +48,15 @@ def at_size(outputs: Outputs, size: torch.Size) -> Outputs:
 class Teacher(nn.Module, ABC):
     """Base of all teachers; widths run widest first."""
 
-    def begin(self, image: Tensor, size: torch.Size) -> None:
-        """A step begins with these images (N x 3 x H x W, normalised); its labels are of `size` (H, W)."""
+    def begin(self, step: Step) -> None:
+        """A step begins."""
 
     @abstractmethod
-    def lesson(self, width: float) -> Outputs | None:
-        """What `width` should imitate, detached; None when there is nothing to imitate."""
+    def lesson(self, width: float, stream: str) -> Outputs | None:
+        """What `width` should imitate on a stream's rows, detached; None when there is nothing to imitate."""
 
-    def observe(self, width: float, outputs: Outputs) -> None:
-        """`width` computed these outputs."""
+    def observe(self, width: float, parts: dict[str, Outputs]) -> None:
+        """`width` computed these outputs, by stream."""
 
     def update(self, model: nn.Module) -> None:
         """The optimizer has moved the model's weights."""
@@ -60,13 +65,13 @@ class Teacher(nn.Module, ABC):
 class Nobody(Teacher):
     """Labels only."""
 
-    def lesson(self, width: float) -> Outputs | None:
+    def lesson(self, width: float, stream: str) -> Outputs | None:
         """None."""
         return None
 
 
-def _detached(outputs: Outputs) -> Outputs:
-    return {name: value.detach() for name, value in outputs.items()}
+def _detached(parts: dict[str, Outputs]) -> dict[str, Outputs]:
+    return {stream: {name: value.detach() for name, value in outputs.items()} for stream, outputs in parts.items()}
 
 
 class NextWider(Teacher):
@@ -74,19 +79,19 @@ class NextWider(Teacher):
 
     def __init__(self) -> None:
         super().__init__()
-        self._previous: Outputs | None = None
+        self._previous: dict[str, Outputs] = {}
 
-    def begin(self, image: Tensor, size: torch.Size) -> None:
+    def begin(self, step: Step) -> None:
         """Forget the last step."""
-        self._previous = None
+        self._previous = {}
 
-    def lesson(self, width: float) -> Outputs | None:
+    def lesson(self, width: float, stream: str) -> Outputs | None:
         """The outputs of the width that ran just before."""
-        return self._previous
+        return self._previous.get(stream)
 
-    def observe(self, width: float, outputs: Outputs) -> None:
+    def observe(self, width: float, parts: dict[str, Outputs]) -> None:
         """Become the lesson of the next narrower width."""
-        self._previous = _detached(outputs)
+        self._previous = _detached(parts)
 
 
 class Widest(Teacher):
@@ -94,54 +99,104 @@ class Widest(Teacher):
 
     def __init__(self) -> None:
         super().__init__()
-        self._widest: Outputs | None = None
+        self._widest: dict[str, Outputs] = {}
 
-    def begin(self, image: Tensor, size: torch.Size) -> None:
+    def begin(self, step: Step) -> None:
         """Forget the last step."""
-        self._widest = None
+        self._widest = {}
 
-    def lesson(self, width: float) -> Outputs | None:
+    def lesson(self, width: float, stream: str) -> Outputs | None:
         """The outputs of the width that ran first."""
-        return self._widest
+        return self._widest.get(stream)
 
-    def observe(self, width: float, outputs: Outputs) -> None:
+    def observe(self, width: float, parts: dict[str, Outputs]) -> None:
         """Keep the first."""
-        if self._widest is None:
-            self._widest = _detached(outputs)
+        self._widest = self._widest or _detached(parts)
 
 
-class Frozen(Teacher):
-    """A finished network, plain, in evaluation mode; it runs once a step, for all widths."""
+class NetworkTeacher(Teacher):
+    """A network that runs once a step, for all widths, in evaluation mode and without gradient.
 
-    def __init__(self, model: SegmentationModel) -> None:
+    Args:
+        streams: those that it is asked about; images of others are not run.
+        mixed: also give what it makes of the mixed images themselves.
+    """
+
+    def __init__(self, streams: Collection[str] = (LABELLED,), *, mixed: bool = False) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        self._outputs: Outputs = {}
+        self._streams, self._mixed = frozenset(streams), mixed
+        self._lessons: dict[str, Outputs] = {}
 
-    def train(self, mode: bool = True) -> Frozen:
-        """Stays in evaluation mode: its batch-norm statistics are those it was trained with."""
-        super().train(mode)
-        self.model.eval()
-        return self
+    @abstractmethod
+    def _outputs(self, image: Tensor) -> Outputs:
+        """What the network makes of N x 3 x H x W, in evaluation mode."""
 
     @torch.no_grad()
-    def begin(self, image: Tensor, size: torch.Size) -> None:
-        """Run the teacher."""
-        self._outputs = at_size(self.model.outputs(image), size)
+    def begin(self, step: Step) -> None:
+        """Run the network, on all images at once."""
+        images = {LABELLED: step.labelled} if LABELLED in self._streams else {}
+        if step.weak is not None and self._streams & {UNLABELLED, PERTURBED}:
+            images["weak"] = step.weak
+        if step.mixed is not None and self._mixed:
+            images["mixed"] = step.mixed
+        outputs = at_size(self._outputs(torch.cat(list(images.values()))), step.size) if images else {}
+        parts = dict(zip(images, _split(outputs, [len(image) for image in images.values()]), strict=True))
+        self._lessons = _lessons(step, parts, self._streams)
 
-    def lesson(self, width: float) -> Outputs | None:
+    def lesson(self, width: float, stream: str) -> Outputs | None:
         """The same for every width."""
-        return self._outputs
+        return self._lessons.get(stream)
 
 
-class Ema(Frozen):
+def _split(outputs: Outputs, counts: list[int]) -> list[Outputs]:
+    pieces = {name: value.split(counts) for name, value in outputs.items()}
+    return [{name: piece[index] for name, piece in pieces.items()} for index in range(len(counts))]
+
+
+def _lessons(step: Step, parts: dict[str, Outputs], streams: Collection[str]) -> dict[str, Outputs]:
+    lessons = {LABELLED: parts[LABELLED]} if LABELLED in parts else {}
+    if UNLABELLED in streams and "weak" in parts:
+        direct = {f"mixed_{name}": value for name, value in parts.get("mixed", {}).items()}
+        lessons[UNLABELLED] = {"logits": step.mix(parts["weak"]["logits"]), **direct}
+    if PERTURBED in streams and PERTURBED in step.masks:
+        lessons[PERTURBED] = {"logits": parts["weak"]["logits"][: len(step.masks[PERTURBED])]}
+    return lessons
+
+
+class Frozen(NetworkTeacher):
+    """A finished network, plain; in half precision on a GPU, as nothing of it is trained.
+
+    Args:
+        model: the network.
+        streams: see `NetworkTeacher`.
+        mixed: likewise.
+    """
+
+    def __init__(
+        self, model: SegmentationModel, streams: Collection[str] = (LABELLED,), *, mixed: bool = False
+    ) -> None:
+        super().__init__(streams, mixed=mixed)
+        self.model = model.requires_grad_(False)
+
+    def _outputs(self, image: Tensor) -> Outputs:
+        with torch.autocast("cuda", torch.bfloat16) if image.is_cuda else nullcontext():
+            return self.model.eval().outputs(image)
+
+
+class Ema(NetworkTeacher):
     """An exponential moving average of the student itself, at one width; batch-norm statistics are copied."""
 
-    def __init__(self, model: SegmentationModel, decay: float, width: float) -> None:
-        super().__init__(copy.deepcopy(model))
+    def __init__(
+        self, model: SegmentationModel, decay: float, width: float, streams: Collection[str] = (LABELLED,)
+    ) -> None:
+        super().__init__(streams)
+        self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.steps = 0
         set_width(self.model, width)
+
+    def _outputs(self, image: Tensor) -> Outputs:
+        return self.model.eval().outputs(image)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -160,3 +215,26 @@ class Ema(Frozen):
     def set_extra_state(self, state: Tensor) -> None:
         """Take it back."""
         self.steps = int(state)
+
+
+class Live(NetworkTeacher):
+    """A network as it is now: the student itself, or a peer that is trained beside it.
+
+    In evaluation mode, so that looking does not move its batch-norm statistics. It is not part of this module: whoever
+    trains it moves and saves it.
+    """
+
+    def __init__(self, model: SegmentationModel, width: float, streams: Collection[str] = (UNLABELLED,)) -> None:
+        super().__init__(streams)
+        self._network = (model,)  # in a tuple, so that it is not registered here
+        self._width = width
+
+    def _outputs(self, image: Tensor) -> Outputs:
+        (model,) = self._network
+        before, training = get_width(model), model.training
+        set_width(model, self._width)
+        try:
+            return model.eval().outputs(image)
+        finally:
+            set_width(model, before)
+            model.train(training)

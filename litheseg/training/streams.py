@@ -1,0 +1,112 @@
+"""The rows of a training step: what the student sees, and how a teacher's answers are laid beside it.
+
+A student runs once per width on all rows of a step: labelled images first, then the CutMixed views of unlabelled
+images, then, if asked, the unlabelled images as they are, for a pass with dropped features. Each group of rows is a
+*stream* with a mask of its own. A teacher sees the images before they were mixed, and its answers are mixed by the same
+boxes, so that both speak of the same pixels. It knows neither networks nor losses.
+
+Papers: MGD (Qin et al., ECCV 2022) for streams of labelled and mixed images; UniMatch (Yang et al., CVPR 2023) for two
+mixed views and the perturbed one.
+
+Usage:
+    >>> step = Step.of(batch, perturbed=False)
+    >>> outputs = model.outputs(step.image)
+    >>> labelled = step.part(outputs, LABELLED)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from litheseg.data.classes import IGNORE_INDEX
+from litheseg.data.views import cut_mix
+
+__all__ = ["LABELLED", "PERTURBED", "STREAMS", "UNLABELLED", "Outputs", "Step"]
+
+LABELLED, UNLABELLED, PERTURBED = "labelled", "unlabelled", "perturbed"
+STREAMS = (LABELLED, UNLABELLED, PERTURBED)
+
+Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's images and where each stream lies in them.
+
+    Attributes:
+        labelled: images N x 3 x H x W.
+        weak: unlabelled images before mixing, M x 3 x H x W; None without unlabelled data.
+        mixed: their mixed views one after the other, (V * n) x 3 x H x W; n is M, but for a partner's image at the end.
+        cut: bool V x n x H x W, true where a view shows the partner.
+        partner: int64 n, the row of `weak` that is mixed into each.
+        masks: by stream: the labels, or 0 inside and 255 outside the image where there are none.
+    """
+
+    labelled: Tensor
+    weak: Tensor | None
+    mixed: Tensor | None
+    cut: Tensor | None
+    partner: Tensor | None
+    masks: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Tensor], *, perturbed: bool = False) -> Step:
+        """The step of a batch of `litheseg.data.SegmentationData`.
+
+        Args:
+            batch: "image" and "mask"; with unlabelled data also "weak", "inside", "mixed", "cut" and "partner".
+            perturbed: whether there is a stream of the unlabelled images as they are.
+        """
+        masks = {LABELLED: batch["mask"]}
+        if "weak" not in batch:
+            return cls(batch["image"], None, None, None, None, masks)
+        cut, partner = batch["cut"], batch["partner"]
+        inside = torch.cat([cut_mix(batch["inside"], view, partner) for view in cut])
+        masks[UNLABELLED] = _unknown(inside)
+        if perturbed:
+            masks[PERTURBED] = _unknown(batch["inside"][: len(partner)])
+        return cls(batch["image"], batch["weak"], batch["mixed"].flatten(0, 1), cut, partner, masks)
+
+    @property
+    def size(self) -> torch.Size:
+        """(H, W) of the masks."""
+        return self.masks[LABELLED].shape[-2:]
+
+    @property
+    def image(self) -> Tensor:
+        """All rows that the student sees, R x 3 x H x W."""
+        if self.mixed is None or self.weak is None:
+            return self.labelled
+        rows = [self.labelled, self.mixed]
+        if PERTURBED in self.masks:
+            rows.append(self.weak[: len(self.masks[PERTURBED])])
+        return torch.cat(rows)
+
+    def rows(self, stream: str) -> slice:
+        """Where a stream lies in `image`."""
+        start = 0
+        for name, mask in self.masks.items():
+            if name == stream:
+                break
+            start += len(mask)
+        return slice(start, start + len(self.masks[stream]))
+
+    def part(self, outputs: Outputs, stream: str) -> Outputs:
+        """The rows of a stream out of what the student computed for all rows."""
+        if len(self.masks) == 1:
+            return outputs
+        rows = self.rows(stream)
+        return {name: value[rows] for name, value in outputs.items()}
+
+    def mix(self, values: Tensor) -> Tensor:
+        """Answers to `weak`, M x ... x H x W, mixed as the views are: (V * n) x ... x H x W."""
+        assert self.cut is not None and self.partner is not None, "there are unlabelled images"
+        return torch.cat([cut_mix(values, view, self.partner) for view in self.cut])
+
+
+def _unknown(inside: Tensor) -> Tensor:
+    return torch.where(inside, 0, IGNORE_INDEX)
