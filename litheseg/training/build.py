@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
-from litheseg.data.unlabelled import find_unlabelled
+from litheseg.data.unlabelled import find_unlabelled, has_labels
 from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import ModelError, RecipeError
 from litheseg.losses.segmentation import class_weights
@@ -37,7 +37,7 @@ from litheseg.training.config import (
     GroupingConfig,
     ModelConfig,
     Recipe,
-    TeacherConfig,
+    TrainerConfig,
     WidthConfig,
 )
 from litheseg.training.cross_pseudo import CrossPseudoTask
@@ -74,8 +74,7 @@ def build_data(recipe: Recipe) -> SegmentationData:
     labelled = _labelled_ids(config, source, recipe.trainer.seed)
     unlabelled = None
     if config.unlabelled is not None:
-        every = [sample.id for sample in source.samples("train")]
-        unlabelled = find_unlabelled(config.unlabelled, source, every if labelled is None else labelled)
+        unlabelled = find_unlabelled(config.unlabelled, source, labelled)
     return SegmentationData(
         source,
         size=config.size,
@@ -97,7 +96,7 @@ def _labelled_ids(config: DataConfig, source: Source, seed: int) -> tuple[str, .
     """The training ids that `labelled` chooses; None for all."""
     if config.labelled is None:
         return None
-    ids = [sample.id for sample in source.samples("train")]
+    ids = [sample.id for sample in source.samples("train") if has_labels(sample)]
     text = config.labelled
     if text.isdigit():
         return partition(ids, count=int(text), seed=seed).labelled
@@ -176,16 +175,15 @@ def build_teachers(
     for name in names:
         wanted = asked(objectives, name)
         if name == TEACHER:
-            teachers[name] = _own_teacher(recipe.teacher, model, wanted, peer)
+            teachers[name] = _own_teacher(recipe, model, wanted, peer)
         else:
             tutor = recipe.mgd.tutors[name]
-            teachers[name] = _frozen(tutor.bundle, tutor.width, model.num_classes, wanted)
+            teachers[name] = _frozen(tutor.bundle, tutor.width, model.num_classes, wanted, recipe.trainer)
     return teachers
 
 
-def _own_teacher(
-    config: TeacherConfig, model: SegmentationModel, wanted: Asked, peer: SegmentationModel | None
-) -> Teacher:
+def _own_teacher(recipe: Recipe, model: SegmentationModel, wanted: Asked, peer: SegmentationModel | None) -> Teacher:
+    config = recipe.teacher
     if config.kind == "next-wider":
         return NextWider()
     if config.kind == "widest":
@@ -193,11 +191,11 @@ def _own_teacher(
     if config.kind == "ema":
         return Ema(model, config.decay, config.width, wanted.streams)
     if config.kind == "frozen":
-        return _frozen(config.bundle, config.width, model.num_classes, wanted)
+        return _frozen(config.bundle, config.width, model.num_classes, wanted, recipe.trainer)
     return Live(model if peer is None else peer, config.width, wanted.streams)
 
 
-def _frozen(path: str | None, width: float, num_classes: int, wanted: Asked) -> Frozen:
+def _frozen(path: str | None, width: float, num_classes: int, wanted: Asked, trainer: TrainerConfig) -> Frozen:
     assert path is not None, "the recipe was checked, and teachers that must be trained first were"
     bundle = load_bundle(path)
     if bundle.header.num_classes != num_classes:
@@ -207,6 +205,7 @@ def _frozen(path: str | None, width: float, num_classes: int, wanted: Asked) -> 
         )
     plain = bundle.plain(width)
     assert isinstance(plain, SegmentationModel)
+    _lay_out(plain, trainer)
     return Frozen(plain, wanted.streams, mixed=wanted.mixed)
 
 
@@ -242,9 +241,14 @@ def _student(recipe: Recipe, data: SegmentationData) -> SegmentationModel:
     model = build_elastic_model(
         recipe.model, recipe.widths, len(data.classes), grouping=recipe.grouping, boundary_head=head
     )
-    if recipe.trainer.channels_last and suits_channels_last(model):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _lay_out(model, recipe.trainer)
     return model
+
+
+def _lay_out(model: nn.Module, config: TrainerConfig) -> None:
+    """Use channels_last if asked, and if it is safe."""
+    if config.channels_last and suits_channels_last(model):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _task(
