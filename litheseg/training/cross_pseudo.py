@@ -66,8 +66,10 @@ class CrossPseudoTask(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The sum of both losses: they share no weights."""
         losses = []
-        for name, task in (("", self.left), ("peer/", self.right)):
-            loss, values = task.loss(batch)
+        # Both are asked before either trains, which moves batch-norm statistics.
+        steps = self.left.begin(batch), self.right.begin(batch)
+        for name, task, step in zip(("", "peer/"), (self.left, self.right), steps, strict=True):
+            loss, values = task.loss(step)
             losses.append(loss)
             logged = {f"train/{name}{key}": value for key, value in values.items()}
             self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["image"]))

@@ -134,16 +134,20 @@ class SegmentationTask(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean over the planned widths of the sum of objectives."""
-        loss, values = self.loss(batch)
+        loss, values = self.loss(self.begin(batch))
         logged = {f"train/{name}": value for name, value in values.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss
 
-    def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and each addend, detached, as NAME@WIDTH."""
+    def begin(self, batch: Mapping[str, Tensor]) -> Step:
+        """Let the teachers look at a batch."""
         step = Step.of(batch, perturbed=self._dropout is not None)
         for teacher in self._teachers().values():
             teacher.begin(step)
+        return step
+
+    def loss(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a step that has begun, and each addend, detached, as NAME@WIDTH."""
         plan = plan_widths(self.widths, self.sampling, self.samples, seed=self.seed, step=self.global_step)
         shared: dict[Any, Any] = {}
         values: dict[str, Tensor] = {}
