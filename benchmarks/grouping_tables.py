@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from page_parts import NONE, markdown, provenance
+from page_parts import NONE, Draw, frontier_plot, markdown, provenance
 
 from litheseg.report.plots import FrontierPoint
 
@@ -81,15 +81,15 @@ class Outcomes:
         return None if None in gains else mean(gain for gain in gains if gain is not None)
 
 
-def grouping_pages(root: Path) -> tuple[list[str], dict[Path, tuple[str, Curves]]]:
-    """Sections in Markdown, and plots: path -> title and curves."""
+def grouping_pages(root: Path) -> tuple[list[str], dict[Path, Draw]]:
+    """Sections in Markdown, and plots: path -> what draws it."""
     sections: list[str] = []
-    plots: dict[Path, tuple[str, Curves]] = {}
+    plots: dict[Path, Draw] = {}
     for outcomes in _read(root):
         picture = ""
         if curves := _curves(outcomes):
             path = root / f"docs/images/{outcomes.name}.png"
-            plots[path] = f"ERFNet's family, protocol {outcomes.protocol}, validation", curves
+            plots[path] = frontier_plot(curves, f"ERFNet's family, protocol {outcomes.protocol}, validation")
             picture = f"![mIoU against MACs, by the way of training](images/{outcomes.name}.png)"
         heading = f"## {HEAD}, protocol `{outcomes.protocol}`"
         blocks = [

@@ -1,4 +1,4 @@
-"""Small parts of the pages that are made from results files: a table, a folded block, where numbers come from.
+"""Small parts of the pages that are made from results files: a table, its cells, a plot, where numbers come from.
 
 It knows Markdown and nothing of what is shown.
 
@@ -9,12 +9,34 @@ Usage:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["NONE", "details", "markdown", "origin", "provenance"]
+from litheseg.report.plots import FrontierPoint, frontier
+
+__all__ = ["NONE", "Draw", "cell", "details", "frontier_plot", "markdown", "origin", "provenance"]
 
 NONE = "–"  # in place of what was not measured
+
+Draw = Callable[[Path], None]  # writes a figure
+
+
+def cell(scores: Mapping[int, float], gains: Mapping[int, float]) -> str:
+    """Mean and deviation of scores by seed, and the mean gain in brackets, of those that there are."""
+    if not scores:
+        return NONE
+    text = f"{mean(scores.values()):.2f}"
+    if len(scores) > 1:
+        text += f" ± {stdev(scores.values()):.2f}"
+    return text + (f" ({mean(gains.values()):+.2f})" if gains else "")
+
+
+def frontier_plot(curves: Mapping[str, Sequence[FrontierPoint]], title: str, cost: str = "MACs") -> Draw:
+    """A picture of mIoU against what it costs, on a logarithmic axis."""
+    return partial(frontier, curves=curves, cost_label=cost, score_label="mIoU, %", title=title, log_x=True)
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ JSON line each, to `benchmarks/results/<table>.jsonl`, which is committed; table
 
 Usage:
     python benchmarks/run.py slimseg --protocol camvid-half --data path/to/camvid --model ddrnet --minutes 60
+    python benchmarks/run.py mgd --protocol camvid-half-few --data path/to/camvid --student ddrnet --labelled 1/16
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ import yaml
 
 from litheseg.deploy.bundle import load_bundle
 from litheseg.training.callbacks import Interrupted
+from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe
 from litheseg.training.run import train
 
@@ -40,7 +43,15 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Row:
-    """One training run of a table."""
+    """One training run of a table.
+
+    Attributes:
+        model: the network's name.
+        overrides: what the row changes; {ID} stands for the model that another row trains.
+        network: in a table of students, what the model is there: a student, or the pair that a teacher is of.
+        labelled: in such a table, the share of the training images that are.
+        keys: of the rows that `overrides` may name, by id.
+    """
 
     table: str
     protocol: str
@@ -50,44 +61,107 @@ class Row:
     recipe: str
     overrides: tuple[str, ...]
     seed: int
+    network: str | None = None
+    labelled: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> str:
         """What makes the row unique, usable as a folder name."""
-        return f"{self.protocol}-{self.model.replace('*', 'star')}-{self.id}-seed{self.seed}"
+        share = f"-{self.labelled.replace('/', 'of')}" if self.labelled else ""
+        return f"{self.protocol}-{(self.network or self.model).replace('*', 'star')}{share}-{self.id}-seed{self.seed}"
 
     def arguments(self, data: str, work: Path) -> list[str]:
-        """The overrides of protocol and row, in this order; {ID} stands for the model that another row trained."""
+        """The overrides of protocol and row, in this order."""
         protocol = yaml.safe_load((HERE / "protocols.yaml").read_text())[self.protocol]
         own = [f"--model.name={self.model}", f"--data.root={data}", f"--trainer.seed={self.seed}"]
-        return [*protocol, *own, *(self._with_bundles(part, work) for part in self.overrides)]
-
-    def _with_bundles(self, override: str, work: Path) -> str:
-        def bundle(match: re.Match[str]) -> str:
-            rows = read_rows(self.table, self.protocol, None, [self.seed])
-            other = next(row for row in rows if row.id == match[1])
-            return str(work / other.key / "model.safetensors")
-
-        return re.sub(r"{([\w.-]+)}", bundle, override)
+        bundles = {other: work / key / "model.safetensors" for other, key in self.keys.items()}
+        return [*protocol, *own, *(_filled(part, bundles) for part in self.overrides)]
 
 
-def read_rows(table: str, protocol: str, model: str | None, seeds: list[int]) -> list[Row]:
+def _filled(override: str, values: Mapping[str, Any]) -> str:
+    """The override with values in the place of their {NAME}; other names stay."""
+    return re.sub(r"{([\w.-]+)}", lambda match: str(values.get(match[1], match[0])), override)
+
+
+def read_rows(
+    table: str, protocol: str, model: str | None, seeds: list[int], shares: list[str] | None = None
+) -> list[Row]:
     """The rows of a table; all rows of the first seed come before those of the next.
 
-    A row may name its model; the others are of `model`, by default the first of the table's.
+    A row may name its model; the others are of `model`, by default the first of the table's. In a table of students
+    `model` is one of these, and there are rows for each of `shares`, by default the table's first alone.
     """
     content = yaml.safe_load((HERE / f"{table}.yaml").read_text())
+    if "students" in content:
+        groups = [
+            _student_rows(content, table, protocol, model, seed, share)
+            for seed in seeds
+            for share in shares or content["shares"][:1]
+        ]
+    else:
+        groups = [_model_rows(content, table, protocol, model, seed) for seed in seeds]
+    return [replace(row, keys={other.id: other.key for other in group}) for group in groups for row in group]
+
+
+def _model_rows(content: dict[str, Any], table: str, protocol: str, model: str | None, seed: int) -> list[Row]:
     models = content.get("models", [None])
-    model = model or models[0]
-    if model not in models:
-        raise SystemExit(f"{table}.yaml has no model '{model}'; choose from {', '.join(filter(None, models))}")
+    model = _one_of(models, model, f"{table}.yaml has no model")
     return [
         Row(
-            table, protocol, row.get("model", model), row["id"], row["label"], row["recipe"], tuple(row["overrides"]), s
+            table,
+            protocol,
+            row.get("model", model),
+            row["id"],
+            row["label"],
+            row["recipe"],
+            tuple(row["overrides"]),
+            seed,
         )
-        for s in seeds
         for row in content["rows"]
     ]
+
+
+def _student_rows(
+    content: dict[str, Any], table: str, protocol: str, student: str | None, seed: int, share: str
+) -> list[Row]:
+    """One student's rows and those of its teachers, for one share; where all is labelled, those that need no more."""
+    student = _one_of(content["students"], student, f"{table}.yaml has no student")
+    _one_of(content["shares"], share, f"{table}.yaml has no share")
+    steps = content["steps"][_one_of(content["steps"], protocol, f"{table}.yaml has no steps for protocol")]
+    values = content["students"][student]
+    common = [*content["every"], f"--data.steps={steps}", *([] if share == "all" else [f"--data.labelled={share}"])]
+    rows = []
+    for entry in content["rows"]:
+        if share == "all" and not entry.get("labels_only"):
+            continue
+        pair, role = values["teachers"], entry.get("teacher")
+        network = content["teachers"][pair][role] if role else values
+        own = [*content["recipes"].get(entry["recipe"], []), *entry["overrides"]]
+        overrides = [*common, f"--model.args={json.dumps(network['args'])}", *own]
+        rows.append(
+            Row(
+                table,
+                protocol,
+                network["model"],
+                entry["id"],
+                entry["label"],
+                entry["recipe"],
+                tuple(_filled(override, values["weights"]) for override in overrides),
+                seed,
+                network=pair if role else student,
+                labelled=share,
+            )
+        )
+    return rows
+
+
+def _one_of(known: Iterable[Any], name: Any, complaint: str) -> Any:
+    """`name`, or the first where it is None; refused where it is not known."""
+    known = list(known)
+    if name is not None and name not in known:
+        raise SystemExit(f"{complaint} '{name}'; choose from {', '.join(filter(None, known))}")
+    return known[0] if name is None else name
 
 
 def results_file(table: str) -> Path:
@@ -108,6 +182,7 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
         Interrupted: out of time; what was done is kept.
     """
     recipe = load_recipe(row.recipe, row.arguments(data, work))
+    _require_teachers(recipe)
     folder = work / row.key
     alarm = threading.Timer(max(1.0, 60 * minutes), os.kill, (os.getpid(), signal.SIGINT))
     alarm.daemon = True
@@ -121,7 +196,15 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
     metrics = {**load_bundle(result.bundle).header.metrics}
     for width, value in last_cross_entropy(folder / "metrics.csv").items():
         metrics[width] = {**metrics[width], "train_ce": value}
-    return _record(row, metrics, spent)
+    return _record(row, metrics, spent, recipe)
+
+
+def _require_teachers(recipe: Recipe) -> None:
+    """Refuse a row that learns from another row's model which is not there."""
+    tutors = [tutor.bundle for tutor in recipe.mgd.tutors.values()]
+    for bundle in filter(None, [recipe.teacher.bundle, *tutors]):
+        if not Path(bundle).exists():
+            raise SystemExit(f"{bundle} is missing: run that row first (with --again if its results are kept already)")
 
 
 def last_cross_entropy(curves: Path) -> dict[str, float]:
@@ -141,12 +224,13 @@ def _add_minutes(folder: Path, minutes: float) -> float:
     return total
 
 
-def _record(row: Row, metrics: Any, minutes: float) -> dict[str, Any]:
+def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     dirty = subprocess.run(
         ["git", "status", "--porcelain", "litheseg"], capture_output=True, text=True, cwd=HERE.parent
     )
     arguments = row.arguments("DATA", Path("runs/benchmarks"))
+    few = {"network": row.network, "labelled": row.labelled, "steps": recipe.trainer.epochs * recipe.data.steps}
     return {
         "key": row.key,
         "protocol": row.protocol,
@@ -154,6 +238,7 @@ def _record(row: Row, metrics: Any, minutes: float) -> dict[str, Any]:
         "id": row.id,
         "label": row.label,
         "seed": row.seed,
+        **(few if row.labelled else {}),
         "metrics": metrics,
         "command": shlex.join(["litheseg", "train", "--recipe", row.recipe, *arguments]),
         "commit": commit + ("-dirty" if dirty.stdout.strip() else ""),
@@ -186,26 +271,29 @@ def append(table: str, record: dict[str, Any]) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help="slimseg or grouping")
+    parser.add_argument("table", help="slimseg, grouping or mgd")
     parser.add_argument("--protocol", default="camvid-half", help="one of protocols.yaml")
     parser.add_argument("--data", required=True, help="the CamVid folder")
-    parser.add_argument("--model", help="one of the table's models; by default its first")
+    parser.add_argument("--model", "--student", help="one of the table's models or students; by default its first")
+    parser.add_argument("--labelled", nargs="+", help="shares of the training images, of the mgd table: 1/16 ... all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--minutes", type=float, default=600, help="time budget; an unfinished row is resumed next time"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where runs are kept")
     parser.add_argument("--only", nargs="*", help="ids of rows; all by default")
+    parser.add_argument("--again", action="store_true", help="also rows that are done; the last line of each counts")
     parser.add_argument("--dry-run", action="store_true", help="list the rows and whether they are done")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     done = finished(arguments.table)
-    for row in read_rows(arguments.table, arguments.protocol, arguments.model, arguments.seeds):
+    rows = read_rows(arguments.table, arguments.protocol, arguments.model, arguments.seeds, arguments.labelled)
+    for row in rows:
         if arguments.only and row.id not in arguments.only:
             continue
         print(f"{'done' if row.key in done else 'missing':8} {row.key}", flush=True)
         left = (end - time.monotonic()) / 60
-        if row.key in done or arguments.dry_run:
+        if (row.key in done and not arguments.again) or arguments.dry_run:
             continue
         if left <= 0:
             sys.exit("out of time; the next call goes on")

@@ -18,16 +18,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
 from grouping_tables import grouping_block, grouping_pages
 from latency_tables import latency_section
-from page_parts import NONE, markdown, origin, provenance
+from mgd_tables import mgd_block, mgd_pages
+from page_parts import NONE, Draw, cell, frontier_plot, markdown, origin, provenance
 
 from litheseg.files import atomic_path
-from litheseg.report.plots import FrontierPoint, frontier
+from litheseg.report.plots import FrontierPoint
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = ("1", "0.75", "0.5", "0.25")
@@ -126,11 +127,11 @@ class Pages:
 
     Attributes:
         texts: path -> text.
-        plots: path -> title and curves.
+        plots: path -> what draws it.
     """
 
     texts: dict[Path, str] = field(default_factory=dict)
-    plots: dict[Path, tuple[str, dict[str, list[FrontierPoint]]]] = field(default_factory=dict)
+    plots: dict[Path, Draw] = field(default_factory=dict)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def read_studies(root: Path) -> list[Study]:
         )
         for protocol in protocols
         for model in table["models"]
-        if not protocol.endswith("-short")  # for networks of ERFNet's cost, in the grouping table
+        if not protocol.endswith(("-short", "-few"))  # of the grouping and the few-labels table
     ]
 
 
@@ -165,18 +166,19 @@ def build(root: Path = ROOT) -> Pages:
         sections.append(study_section(study, "images"))
         if lines := curves(study):
             title = f"{study.model}, protocol {study.protocol}, validation"
-            pages.plots[root / f"docs/images/{study.name}.png"] = title, lines
+            pages.plots[root / f"docs/images/{study.name}.png"] = frontier_plot(lines, title)
     notes = root / "benchmarks/slimseg.md"
     if notes.exists():
         sections.append(notes.read_text().strip())
     ways, pictures = grouping_pages(root)
-    sections += [*ways, latency_section(root)]
-    pages.plots |= pictures
+    few, more = mgd_pages(root)
+    sections += [*ways, latency_section(root), *few]
+    pages.plots |= pictures | more
     sections += [cost_section(root, *entry) for entry in _COSTS]
     pages.texts[root / "docs/results.md"] = "\n\n".join(section for section in sections if section) + "\n"
     readme = root / "README.md"
     if readme.exists():
-        blocks = (readme_block(studies), grouping_block(root), _LINK)
+        blocks = (readme_block(studies), grouping_block(root), mgd_block(root), _LINK)
         pages.texts[readme] = _with_block(readme, "\n\n".join(block for block in blocks if block))
     return pages
 
@@ -201,8 +203,8 @@ def metric_table(study: Study, metric: str = "miou", *, with_minutes: bool = Tru
     head = ["", *(f"width {width}" for width in WIDTHS), "average", *(["minutes"] if with_minutes else []), "seeds"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for form in study.forms:
-        cells = [_cell(study.scores(form, width, metric), study.gains(form, width, metric)) for width in WIDTHS]
-        cells.append(_cell(study.averages(form, metric), study.gains(form, None, metric)))
+        cells = [cell(study.scores(form, width, metric), study.gains(form, width, metric)) for width in WIDTHS]
+        cells.append(cell(study.averages(form, metric), study.gains(form, None, metric)))
         if with_minutes:
             minutes = study.minutes(form)
             cells.append(f"{mean(minutes.values()):.0f}" if minutes else NONE)
@@ -263,6 +265,7 @@ _COSTS = (
     ("data_path", "The data path", "fraction", "the data path's share of a training step (draw, transfer, augment)"),
     ("step_cost", "Four widths in one step", "ratio", "one four-width step over the sum of four single-width steps"),
     ("gradual_cost", "A gradual step", "ratio", "one gradual step over one step of the same network, dense"),
+    ("mgd_cost", "An MGD step", "ratio", "one MGD step over the sum of its three networks' passes, each timed alone"),
 )
 
 
@@ -327,22 +330,13 @@ def _picture(study: Study, images: str) -> str:
     return f"![mIoU against MACs at four widths]({images}/{study.name}.png)" if curves(study) else ""
 
 
-def _cell(scores: Mapping[int, float], gains: Mapping[int, float]) -> str:
-    if not scores:
-        return NONE
-    text = f"{mean(scores.values()):.2f}"
-    if len(scores) > 1:
-        text += f" ± {stdev(scores.values()):.2f}"
-    return text + (f" ({mean(gains.values()):+.2f})" if gains else "")
-
-
 def write(pages: Pages) -> None:
     """Write texts and plots."""
     for path, text in pages.texts.items():
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for path, (title, lines) in pages.plots.items():
-        frontier(path, lines, cost_label="MACs", score_label="mIoU, %", title=title, log_x=True)
+    for path, draw in pages.plots.items():
+        draw(path)
 
 
 def check(pages: Pages) -> list[str]:

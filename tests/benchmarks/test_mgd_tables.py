@@ -1,0 +1,199 @@
+"""The few-labels pages: gains, targets, what is missing, and the pictures, from invented rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mgd_tables
+import pytest
+import tables
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+TABLE = yaml.safe_load((REPOSITORY / "benchmarks/mgd.yaml").read_text())
+LABELS = {row["id"]: row["label"] for row in TABLE["rows"]}
+DISTILLERS = ("kd", "cwd", "pairwise", "intra-class")
+
+
+def record(
+    row: str, miou: float | dict[str, float], share: str = "1/16", seed: int = 0, network: str = "resnet18"
+) -> dict[str, Any]:
+    scores = miou if isinstance(miou, dict) else {"1": miou}
+    metrics = {
+        width: {"miou": score / 100, "boundary_iou": score / 200, "macs": int(1e9 * float(width))}
+        for width, score in scores.items()
+    }
+    return {
+        "key": f"camvid-{network}-{share}-{row}-seed{seed}",
+        "protocol": "camvid",
+        "model": "deeplabv3plus",
+        "id": row,
+        "label": LABELS[row],
+        "seed": seed,
+        "network": network,
+        "labelled": share,
+        "steps": 4200,
+        "metrics": metrics,
+        "command": f"litheseg train --trainer.seed={seed}",
+        "commit": "0123456789abcdef",
+        "hardware": "2 x CPU",
+        "versions": {"torch": "2.11.0"},
+        "minutes": 12.0,
+        "date": "2030-01-01",
+    }
+
+
+def study(*records: dict[str, Any], student: str = "resnet18") -> Any:
+    return mgd_tables.Study("camvid", student, TABLE, records)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    for name in ("mgd.yaml", "slimseg.yaml", "protocols.yaml", "mgd.md"):
+        shutil.copy(REPOSITORY / "benchmarks" / name, tmp_path / "benchmarks" / name)
+    (tmp_path / "README.md").write_text(f"# Top\n\n{tables.BEGIN}\n{tables.END}\n")
+    return tmp_path
+
+
+def finish(root: Path, *records: dict[str, Any]) -> None:
+    with (root / "benchmarks/results/mgd.jsonl").open("a") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in records)
+
+
+def results(root: Path) -> str:
+    return tables.build(root).texts[root / "docs/results.md"]
+
+
+def test_methods_and_shares_with_gains_over_labels_alone() -> None:
+    text = mgd_tables._method_table(
+        study(record("mgd", 42.0), record("labelled-only", 30.0), record("labelled-only", 50.0, "all"))
+    )
+    assert text.splitlines() == [
+        "|  | 1/16 (23) | all (367) | steps | minutes | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| labels alone | 30.00 | 50.00 | 4200 | 12 | 0 |",
+        "| MGD | 42.00 (+12.00) | – | 4200 | 12 | 0 |",
+    ]
+
+
+def test_several_seeds_show_a_deviation_and_compare_what_both_have() -> None:
+    rows = [record("labelled-only", 30.0), record("mgd", 40.0), record("mgd", 44.0, seed=1)]
+    assert "| MGD | 42.00 ± 2.83 (+10.00) | 4200 | 12 | 0, 1 |" in mgd_tables._method_table(study(*rows))
+
+
+@pytest.mark.parametrize(
+    ("student", "mgd", "state"),
+    [
+        ("resnet18", 41.5, "met"),
+        ("resnet18", 41.4, "missed"),
+        ("mobilenetv2", 34.6, "met"),
+        ("mobilenetv2", 34.5, "missed"),
+    ],
+)
+def test_the_gain_of_the_paper(student: str, mgd: float, state: str) -> None:
+    rows = [record("labelled-only", 30.0, network=student), record("mgd", mgd, network=student)]
+    text = mgd_tables._gain_verdict(study(*rows, student=student))
+    assert f"mIoU over labels alone: **{state}** (MGD {mgd - 30:+.2f})" in text
+
+
+def test_a_student_that_the_paper_has_not_needs_no_gain() -> None:
+    assert mgd_tables._gain_verdict(study(student="ddrnet")) == ""
+    assert "**open** (MGD not run yet)" in mgd_tables._gain_verdict(study())
+
+
+@pytest.mark.parametrize(("best", "state"), [(39.0, "met"), (40.0, "missed"), (41.0, "missed")])
+def test_mgd_against_other_distillers(best: float, state: str) -> None:
+    rows = [record("mgd", 40.0), record("cps", best), *(record(name, 38.0) for name in DISTILLERS)]
+    assert f"**{state}** (over KD +2.00, over CWD +2.00" in mgd_tables._rival_verdict(study(*rows))
+    assert ("**missed**" if state == "missed" else "**open**") in mgd_tables._rival_verdict(study(*rows[:2]))
+
+
+WIDE = {"1": 40.0, "0.75": 38.0, "0.5": 36.0, "0.25": 30.0}
+
+
+def shifted(by: float) -> dict[str, float]:
+    return {width: score + by for width, score in WIDE.items()}
+
+
+def alone(row: str, scores: dict[str, float]) -> list[dict[str, Any]]:
+    return [record(row if width == "1" else f"{row}-{width}", {width: score}) for width, score in scores.items()]
+
+
+@pytest.mark.parametrize(
+    ("mgd", "base", "state"),
+    [(-1, -2, "met"), (1, -9, "met"), (1, -8, "met"), (1, -7.9, "missed"), (1, None, "open"), (None, -3, "open")],
+)
+def test_lithe_against_mgd_and_labels_at_every_width(mgd: float | None, base: float | None, state: str) -> None:
+    rows = [record("lithe", WIDE)]
+    rows += alone("mgd", shifted(mgd)) if mgd is not None else []
+    rows += alone("labelled-only", shifted(base)) if base is not None else []
+    assert f"over labels alone: **{state}** (width 1: over " in mgd_tables._width_verdict(study(*rows))
+
+
+def test_one_network_beside_one_per_width() -> None:
+    rows = [record("lithe", WIDE), record("slimseg", shifted(-3)), *alone("labelled-only", shifted(-4))]
+    text = mgd_tables._width_table(study(*rows), "1/16")
+    assert "| lithe: mIoU | 40.00 (+4.00) | 38.00 (+4.00) | 36.00 (+4.00) | 30.00 (+4.00) |" in text
+    assert "| lithe: boundary IoU | 20.00 (+2.00) |" in text
+    assert "| lithe over SlimSeg: mIoU | +3.00 | +3.00 | +3.00 | +3.00 |" in text and "lithe over MGD" not in text
+    assert mgd_tables._width_table(study(*rows[2:]), "1/16") == ""
+
+
+def test_what_each_part_adds() -> None:
+    names = ("labelled-only", "pixel-labelled", "pixel-unlabelled", "image", "mgd")
+    rows = [record(name, 30.0 + 2 * index) for index, name in enumerate(names)]
+    text = mgd_tables._part_table(study(*rows), "1/16")
+    assert "| labels alone | 30.00 | – |" in text
+    assert "| + image level | 36.00 (+6.00) | +2.00 |" in text
+    assert "| + region level (MGD) | 38.00 (+8.00) | +2.00 |" in text
+    assert "| + image level | – | – |" in mgd_tables._part_table(study(*rows[:2]), "1/16")
+    assert mgd_tables._part_table(study(rows[0], rows[4]), "1/16") == ""
+    assert "| + image level |" not in mgd_tables._method_table(study(*rows))
+
+
+def test_either_teacher_and_both() -> None:
+    rows = [record("mgd-deep-only", 35.0), record("mgd", 37.0)]
+    assert "| mIoU | 35.00 | – | 37.00 |" in mgd_tables._teacher_table(study(*rows), "1/16")
+
+
+def test_missing_rows_are_named() -> None:
+    rows = [record(name, 30.0) for name in LABELS if name not in ("kd", "image")]
+    text = mgd_tables._missing(study(*rows, record("labelled-only", 30.0, "all")))
+    assert "- 1/16: `kd`, `image`" in text and "- 1/8: none of its rows has been run" in text
+    assert "- all: `slimseg`, `labelled-only-0.75`" in text and "`mgd`" not in text
+
+
+def test_without_results_the_page_says_so(root: Path) -> None:
+    text = results(root)
+    assert "## Few labels: not begun" in text and "- `resnet18`, protocol `camvid`" in text
+    tables.write(tables.build(root))
+    assert tables.check(tables.build(root)) == [] and "Few labels" not in (root / "README.md").read_text()
+
+
+def test_pages_with_teachers_and_pictures(root: Path) -> None:
+    rows = [record("labelled-only", 30.0), record("mgd", 42.0), record("lithe", WIDE)]
+    finish(root, *rows, record("teacher-deep", 48.0, network="resnet"), record("mgd", 20.0), record("mgd", 41.0))
+    text = results(root)
+    assert "| deep teacher (CPS) | 48.00 (+18.00) |" in text  # of the pair that the student shares
+    assert "| MGD | 41.00 (+11.00) |" in text  # the key's last line
+    assert "## Few labels: `resnet18`, protocol `camvid`" in text and "- `mobilenetv2`, protocol `camvid`" in text
+    assert "at least +11.5 mIoU over labels alone: **missed** (MGD +11.00)" in text
+    tables.write(tables.build(root))
+    for name in ("mgd-camvid-resnet18", "mgd-camvid-resnet18-widths"):
+        assert (root / f"docs/images/{name}.png").stat().st_size > 1000 and f"images/{name}.png" in text
+    assert "Few labels, student `resnet18`" in (root / "README.md").read_text()
+    assert "mIoU of every method" in text
+
+
+def test_several_shares_are_drawn_against_the_number_of_labels(root: Path) -> None:
+    rows = [record("labelled-only", 30.0 + n, share) for n, share in enumerate(("1/16", "1/8", "all"))]
+    points = mgd_tables._by_share(study(*rows), "labels alone")
+    assert [(point.cost, point.score) for point in points] == [(23, 0.30), (46, 0.31), (367, 0.32)]
+    finish(root, *rows)
+    assert "mIoU against the number of labelled images" in results(root)
+    tables.write(tables.build(root))
+    assert (root / "docs/images/mgd-camvid-resnet18.png").stat().st_size > 1000
