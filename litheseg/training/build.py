@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from litheseg.data import open_source, partition
+from litheseg.data.classes import Classes
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
 from litheseg.data.unlabelled import find_unlabelled, has_labels
@@ -37,7 +38,9 @@ from litheseg.training.config import (
     GroupingConfig,
     ModelConfig,
     Recipe,
+    TeacherConfig,
     TrainerConfig,
+    TutorConfig,
     WidthConfig,
 )
 from litheseg.training.cross_pseudo import CrossPseudoTask
@@ -156,12 +159,17 @@ def _load_weights(network: SegmentationModel, path: str) -> None:
 
 
 def build_teachers(
-    recipe: Recipe, model: SegmentationModel, objectives: Mapping[str, Objective], peer: SegmentationModel | None = None
+    recipe: Recipe,
+    classes: Classes,
+    model: SegmentationModel,
+    objectives: Mapping[str, Objective],
+    peer: SegmentationModel | None = None,
 ) -> dict[str, Teacher]:
     """Those that the objectives name.
 
     Args:
-        recipe: its sections teacher and mgd count.
+        recipe: its sections teacher, mgd and trainer count.
+        classes: of the data; a teacher's must be the same.
         model: the student.
         objectives: decide what each teacher is asked.
         peer: the network beside it, if the recipe's teacher is one.
@@ -171,39 +179,43 @@ def build_teachers(
         BundleError: a bundle cannot be read.
     """
     names = dict.fromkeys(objective.teacher for objective in objectives.values() if objective.teacher)
-    teachers = {}
+    teachers: dict[str, Teacher] = {}
     for name in names:
         wanted = asked(objectives, name)
-        if name == TEACHER:
-            teachers[name] = _own_teacher(recipe, model, wanted, peer)
+        own = name == TEACHER
+        if own and recipe.teacher.kind != "frozen":
+            teachers[name] = _own_teacher(recipe.teacher, model, wanted, peer)
         else:
-            tutor = recipe.mgd.tutors[name]
-            teachers[name] = _frozen(tutor.bundle, tutor.width, model.num_classes, wanted, recipe.trainer)
+            teachers[name] = _frozen(
+                recipe.teacher if own else recipe.mgd.tutors[name], classes, wanted, recipe.trainer
+            )
     return teachers
 
 
-def _own_teacher(recipe: Recipe, model: SegmentationModel, wanted: Asked, peer: SegmentationModel | None) -> Teacher:
-    config = recipe.teacher
+def _own_teacher(
+    config: TeacherConfig, model: SegmentationModel, wanted: Asked, peer: SegmentationModel | None
+) -> Teacher:
     if config.kind == "next-wider":
         return NextWider()
     if config.kind == "widest":
         return Widest()
     if config.kind == "ema":
         return Ema(model, config.decay, config.width, wanted.streams)
-    if config.kind == "frozen":
-        return _frozen(config.bundle, config.width, model.num_classes, wanted, recipe.trainer)
     return Live(model if peer is None else peer, config.width, wanted.streams)
 
 
-def _frozen(path: str | None, width: float, num_classes: int, wanted: Asked, trainer: TrainerConfig) -> Frozen:
-    assert path is not None, "the recipe was checked, and teachers that must be trained first were"
-    bundle = load_bundle(path)
-    if bundle.header.num_classes != num_classes:
+def _frozen(config: TeacherConfig | TutorConfig, classes: Classes, wanted: Asked, trainer: TrainerConfig) -> Frozen:
+    assert config.bundle is not None, "the recipe was checked, and teachers that must be trained first were"
+    bundle = load_bundle(config.bundle)
+    theirs = bundle.header.classes.names
+    if theirs != classes.names:
+        differing = next((pair for pair in zip(theirs, classes.names, strict=False) if pair[0] != pair[1]), None)
+        what = f"'{differing[0]}' where the data has '{differing[1]}'" if differing else f"{len(theirs)} classes"
         raise RecipeError(
-            f"teacher {path} knows {bundle.header.num_classes} classes, the data has {num_classes}; "
-            "choose a teacher that was trained on the same classes"
+            f"teacher {config.bundle} knows {what} (the data has {len(classes)} classes); choose a teacher that was "
+            "trained on the same classes in the same order"
         )
-    plain = bundle.plain(width)
+    plain = bundle.plain(config.width)
     assert isinstance(plain, SegmentationModel)
     _lay_out(plain, trainer)
     return Frozen(plain, wanted.streams, mixed=wanted.mixed)
@@ -262,7 +274,7 @@ def _task(
     return SegmentationTask(
         model,
         objectives,
-        teachers=build_teachers(recipe, model, objectives, peer),
+        teachers=build_teachers(recipe, data.classes, model, objectives, peer),
         widths=recipe.widths.values,
         sampling=recipe.widths.sampling,
         samples=recipe.widths.samples,

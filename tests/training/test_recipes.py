@@ -58,7 +58,7 @@ def test_overrides_are_typed() -> None:
         ("--widths.values=[]", r"widths\.values is empty"),
         ("--widths.calibrate=[0.1]", r"widths\.calibrate has 0\.1.*0\.25 to 1"),
         ("--loss.kl=0", r"no term learns from it; set --loss\.kl 1"),
-        ("--teacher.kind=none", r"need a teacher; set --teacher\.kind"),
+        ("--teacher.kind=none", r"loss\.kl needs a teacher; set --teacher\.kind"),
         ("--teacher.kind=frozen", r"teacher\.bundle names no model"),
         ("--teacher.kind=ema --teacher.width=0.3", r"teacher\.width 0\.3 is not among the widths"),
     ],
