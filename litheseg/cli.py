@@ -126,7 +126,7 @@ def _train(args: Namespace) -> None:
         return
     report = report_run(result.folder, command=args.line)
     _print_table(width_table(width_rows(load_bundle(result.bundle).header)))
-    _print_next(result.bundle, report)
+    _print_next(result.bundle, report, tuple(result.scores))
 
 
 def _evaluate(args: Namespace) -> None:
@@ -343,7 +343,7 @@ def _demo(args: Namespace) -> None:
     if result.reused:
         print(f"{args.output} holds a finished demo: nothing was trained (--force begins anew)")
     _print_table(width_table(result.rows))
-    _print_next(result.bundle, result.report)
+    _print_next(result.bundle, result.report, load_bundle(result.bundle).header.available_widths)
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
@@ -361,12 +361,15 @@ def _distinct_names(paths: Sequence[str]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
 
 
-def _print_next(bundle: Path, report: Path) -> None:
-    between = "1,.6,.25"
+def _print_next(bundle: Path, report: Path, widths: Sequence[float]) -> None:
+    between = narrowest = ""
+    if len(widths) > 1:
+        between = f" --widths {max(widths):g},{sum(widths) / len(widths):.2g},{min(widths):g}"
+        narrowest = f" --width {min(widths):g}"
     print(f"model   {bundle}\nreport  {report}\n\nnext:")
-    print(f"  litheseg evaluate {bundle} --widths {between}")
+    print(f"  litheseg evaluate {bundle}{between}")
     print(f"  litheseg profile {bundle}")
-    print(f"  litheseg predict {bundle} PHOTOS --output labelled --width 0.5 --kind both")
+    print(f"  litheseg predict {bundle} PHOTOS --output labelled{narrowest} --kind both")
 
 
 def _print_table(table: Any, title: str | None = None) -> None:

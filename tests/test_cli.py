@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,27 @@ def test_train_leaves_model_report_and_card(trained: Path) -> None:
     assert {path.name for path in (trained / "figures").iterdir()} == {"curves.png", "frontier.png", "gallery.png"}
     page = (trained / "report.html").read_text()
     assert "litheseg train --recipe slimseg" in page and page.count("data:image/png") == 3
+
+
+@pytest.mark.parametrize("widths", ["[1]", "[1, 0.5]"])
+def test_the_commands_that_train_names_work(
+    widths: str, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--data.root", streets, "--output", tmp_path / "run", *TINY, *SHORT, f"--widths.values={widths}")
+    assert run("train", "--recipe", "supervised", *options) == 0
+    named = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  litheseg ")]
+    assert [words[1] for words in named] == ["evaluate", "profile", "predict"]
+    photos = streets / "images" / "val"
+    for words in named:
+        assert (
+            run(
+                *(
+                    photos if word == "PHOTOS" else tmp_path / "out" if word == "labelled" else word
+                    for word in words[1:]
+                )
+            )
+            == 0
+        )
 
 
 def test_evaluate_calibrates_a_width_in_between_and_can_keep_it(
