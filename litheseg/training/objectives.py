@@ -6,7 +6,7 @@ each teacher must be able to answer.
 Usage:
     >>> objectives = build_objectives(recipe, class_weights, aux=True)
     >>> asked(objectives, "deep")
-    Asked(streams=frozenset({'labelled', 'unlabelled'}), mixed=True)
+    Asked(streams=frozenset({'labelled', 'unlabelled'}), mixed=frozenset({'logits'}))
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ from litheseg.training.task import Objective
 __all__ = ["TEACHER", "Asked", "asked", "build_objectives", "build_terms"]
 
 TEACHER = "teacher"  # the name of the recipe's own teacher; MGD's are "deep" and "wide"
-_OF_WHOLE_IMAGES = (ImageLevelTerm, IntraClassTerm, PairwiseTerm, RegionLevelTerm)
+# Which output of whole images a term compares.
+_COMPARED = {
+    ImageLevelTerm: "logits",
+    IntraClassTerm: "features",
+    PairwiseTerm: "features",
+    RegionLevelTerm: "features",
+}
 
 
 @dataclass(frozen=True)
@@ -46,22 +52,19 @@ class Asked:
 
     Attributes:
         streams: those it must give lessons for.
-        mixed: whether a term needs what it makes of the mixed images themselves.
+        mixed: the outputs that terms need of what it makes of the mixed images themselves.
     """
 
     streams: frozenset[str]
-    mixed: bool
+    mixed: frozenset[str]
 
 
 def asked(objectives: Mapping[str, Objective], teacher: str) -> Asked:
     """What these objectives ask of the teacher of this name."""
     mine = [objective for objective in objectives.values() if objective.teacher == teacher]
-    whole = any(
-        isinstance(getattr(objective.term, "inner", objective.term), _OF_WHOLE_IMAGES)
-        for objective in mine
-        if objective.stream == UNLABELLED
-    )
-    return Asked(frozenset(objective.stream for objective in mine), whole)
+    terms = [getattr(objective.term, "inner", objective.term) for objective in mine if objective.stream == UNLABELLED]
+    mixed = frozenset(_COMPARED[type(term)] for term in terms if type(term) in _COMPARED)
+    return Asked(frozenset(objective.stream for objective in mine), mixed)
 
 
 def build_objectives(recipe: Recipe, weight: Tensor | None, *, aux: bool) -> dict[str, Objective]:

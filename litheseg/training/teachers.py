@@ -119,12 +119,12 @@ class NetworkTeacher(Teacher):
 
     Args:
         streams: those that it is asked about; images of others are not run.
-        mixed: also give what it makes of the mixed images themselves.
+        mixed: outputs that it also gives of the mixed images themselves, such as ["features"].
     """
 
-    def __init__(self, streams: Collection[str] = (LABELLED,), *, mixed: bool = False) -> None:
+    def __init__(self, streams: Collection[str] = (LABELLED,), *, mixed: Collection[str] = ()) -> None:
         super().__init__()
-        self._streams, self._mixed = frozenset(streams), mixed
+        self._streams, self._mixed = frozenset(streams), tuple(mixed)
         self._lessons: dict[str, Outputs] = {}
 
     @abstractmethod
@@ -134,33 +134,42 @@ class NetworkTeacher(Teacher):
     @torch.no_grad()
     def begin(self, step: Step) -> None:
         """Run the network, on all images at once."""
-        images = {LABELLED: step.labelled} if LABELLED in self._streams else {}
-        if step.weak is not None and self._streams & {UNLABELLED, PERTURBED}:
-            images["weak"] = step.weak
-        if step.mixed is not None and self._mixed:
-            images["mixed"] = step.mixed
-        outputs = at_size(self._outputs(torch.cat(list(images.values()))), step.size) if images else {}
-        parts = dict(zip(images, _split(outputs, [len(image) for image in images.values()]), strict=True))
-        self._lessons = _lessons(step, parts, self._streams)
+        images = self._images(step)
+        outputs = self._outputs(torch.cat(list(images.values()))) if images else {}
+        counts = [len(image) for image in images.values()]
+        parts = dict(zip(images, _split(outputs, counts), strict=True))
+        self._lessons = self._compose(step, parts)
 
     def lesson(self, width: float, stream: str) -> Outputs | None:
         """The same for every width."""
         return self._lessons.get(stream)
 
+    def _images(self, step: Step) -> dict[str, Tensor]:
+        """Those that it must see for what it is asked."""
+        images = {LABELLED: step.labelled} if LABELLED in self._streams else {}
+        if step.weak is not None and self._streams & {UNLABELLED, PERTURBED}:
+            images["weak"] = step.weak
+        if step.mixed is not None and self._mixed:
+            images["mixed"] = step.mixed
+        return images
+
+    def _compose(self, step: Step, parts: dict[str, Outputs]) -> dict[str, Outputs]:
+        """Lessons by stream; only what they need is brought to full size, which costs as much as a small network."""
+        lessons = {LABELLED: at_size(parts[LABELLED], step.size)} if LABELLED in parts else {}
+        if "weak" not in parts:
+            return lessons
+        weak = at_size({"logits": parts["weak"]["logits"]}, step.size)["logits"]
+        if UNLABELLED in self._streams:
+            whole = at_size({name: parts["mixed"][name] for name in self._mixed}, step.size)
+            lessons[UNLABELLED] = {"logits": step.mix(weak), **{f"mixed_{name}": whole[name] for name in whole}}
+        if PERTURBED in self._streams and PERTURBED in step.masks:
+            lessons[PERTURBED] = {"logits": weak[: len(step.masks[PERTURBED])]}
+        return lessons
+
 
 def _split(outputs: Outputs, counts: list[int]) -> list[Outputs]:
     pieces = {name: value.split(counts) for name, value in outputs.items()}
     return [{name: piece[index] for name, piece in pieces.items()} for index in range(len(counts))]
-
-
-def _lessons(step: Step, parts: dict[str, Outputs], streams: Collection[str]) -> dict[str, Outputs]:
-    lessons = {LABELLED: parts[LABELLED]} if LABELLED in parts else {}
-    if UNLABELLED in streams and "weak" in parts:
-        direct = {f"mixed_{name}": value for name, value in parts.get("mixed", {}).items()}
-        lessons[UNLABELLED] = {"logits": step.mix(parts["weak"]["logits"]), **direct}
-    if PERTURBED in streams and PERTURBED in step.masks:
-        lessons[PERTURBED] = {"logits": parts["weak"]["logits"][: len(step.masks[PERTURBED])]}
-    return lessons
 
 
 class Frozen(NetworkTeacher):
@@ -173,7 +182,7 @@ class Frozen(NetworkTeacher):
     """
 
     def __init__(
-        self, model: SegmentationModel, streams: Collection[str] = (LABELLED,), *, mixed: bool = False
+        self, model: SegmentationModel, streams: Collection[str] = (LABELLED,), *, mixed: Collection[str] = ()
     ) -> None:
         super().__init__(streams, mixed=mixed)
         self.model = model.requires_grad_(False)

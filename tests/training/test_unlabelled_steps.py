@@ -110,7 +110,7 @@ def test_an_mgd_step_equals_the_papers_formula(ranks: int) -> None:
     batch["inside"][:] = True  # the paper has no padding
     plain = copy.deepcopy(student).train()
     both = (LABELLED, UNLABELLED)
-    teachers = {"deep": Frozen(deep, both, mixed=True), "wide": Frozen(wide, both, mixed=True)}
+    teachers = {"deep": Frozen(deep, both, mixed=["logits"]), "wide": Frozen(wide, both, mixed=["features"])}
     task = SegmentationTask(student, mgd_objectives(), teachers=teachers).train()
     task.training_step(batch, 0).backward()
 
@@ -143,7 +143,7 @@ def test_padding_and_void_are_left_out() -> None:
     """What is beyond the image, or labelled void, moves nothing."""
     batch, grads = batch_of(), []
     for noise in (0.0, 100.0):
-        student, teacher = network(0), Frozen(network(1), (LABELLED, UNLABELLED), mixed=True)
+        student, teacher = network(0), Frozen(network(1), (LABELLED, UNLABELLED))
         step = Step.of(batch)
         teacher.begin(step)
         for stream in (LABELLED, UNLABELLED):
@@ -238,10 +238,10 @@ def test_a_live_teacher_is_the_network_as_it_is_and_leaves_it_so() -> None:
 def test_a_teacher_runs_only_what_it_is_asked_about() -> None:
     step, counts = Step.of(batch_of(), perturbed=True), []
     for streams, mixed in (
-        ((LABELLED,), False),
-        ((UNLABELLED,), False),
-        ((LABELLED, PERTURBED), False),
-        ((UNLABELLED,), True),
+        ((LABELLED,), ()),
+        ((UNLABELLED,), ()),
+        ((LABELLED, PERTURBED), ()),
+        ((UNLABELLED,), ("features",)),
     ):
         own = network(1)
         own.stem.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
