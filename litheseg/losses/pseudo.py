@@ -14,8 +14,6 @@ Usage:
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from litheseg.data.classes import IGNORE_INDEX
@@ -58,7 +56,7 @@ class PseudoLabelTerm(Term):
 
     def _loss(self, context: StepContext) -> Tensor:
         labels = self._labels(context)
-        loss: Tensor = self.inner(replace(context, mask=labels))
+        loss: Tensor = self.inner(context.relabelled(labels))
         if self.threshold <= 0:
             return loss
         counted = (context.mask != IGNORE_INDEX).float()

@@ -15,7 +15,7 @@ Usage:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,7 @@ class StepContext:
     bands: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     # Not handed on by `dataclasses.replace`, so it cannot outlive the mask or the logits it was computed from.
     _pixel_losses: Tensor | None = field(default=None, init=False, repr=False)
+    _relabelled: dict[int, StepContext] = field(default_factory=dict, init=False, repr=False)
 
     def output(self, name: str) -> Tensor:
         """The student's tensor `name`; a `ModelError` if the model gave none."""
@@ -93,6 +94,12 @@ class StepContext:
         if key not in self.bands:
             self.bands[key] = self.mask, boundary_mask(self.mask, radius)
         return self.bands[key][1]
+
+    def relabelled(self, mask: Tensor) -> StepContext:
+        """The same context with other labels; one and the same for each mask."""
+        if id(mask) not in self._relabelled:  # kept with the context that it names, so the id stays its own
+            self._relabelled[id(mask)] = replace(self, mask=mask)
+        return self._relabelled[id(mask)]
 
     def log_probabilities(self) -> Tensor:
         """Log-softmax of the student's logits, float N K H W; kept in `outputs`, where a narrower width finds it."""

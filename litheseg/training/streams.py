@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class Step:
         """(H, W) of the masks."""
         return self.masks[LABELLED].shape[-2:]
 
-    @property
+    @cached_property
     def image(self) -> Tensor:
         """All rows that the student sees, R x 3 x H x W."""
         if self.mixed is None or self.weak is None:

@@ -163,22 +163,30 @@ class SegmentationTask(L.LightningModule):
         """The weighted objectives of one width."""
         outputs = at_size(self._student(width, step), step.size)
         parts = {stream: step.part(outputs, stream) for stream in step.masks}
-        lessons = {
-            (name, stream): teacher.lesson(width, stream)
-            for name, teacher in self._teachers().items()
-            for stream in step.masks
-        }
-        taught = {stream for (_, stream), lesson in lessons.items() if lesson is not None}
+        contexts = self._contexts(width, step, parts, shared)
+        taught = {stream for (stream, _), context in contexts.items() if context.teacher is not None}
         addends = {}
         for name, objective in self.objectives.items():
-            lesson = lessons.get((objective.teacher, objective.stream)) if objective.teacher else None
-            if objective.stream in parts and self._applies(objective, lesson, taught):
-                mask = step.masks[objective.stream]
-                context = StepContext(parts[objective.stream], lesson, mask, width, shared)
+            context = contexts.get((objective.stream, objective.teacher))
+            spared = objective.teacher is None and objective.optional and objective.stream in taught
+            if context is not None and not spared:
                 addends[name] = self._ramp(objective.warmup) * objective.term(context)
         for teacher in self._teachers().values():
             teacher.observe(width, parts)
         return addends
+
+    def _contexts(
+        self, width: float, step: Step, parts: dict[str, Outputs], shared: dict[Any, Any]
+    ) -> dict[tuple[str, str | None], StepContext]:
+        """By stream and teacher (None: the labels); one for all terms that share it, where a teacher has a lesson."""
+        contexts: dict[tuple[str, str | None], StepContext] = {}
+        for stream, mask in step.masks.items():
+            contexts[stream, None] = StepContext(parts[stream], None, mask, width, shared)
+            for name, teacher in self._teachers().items():
+                lesson = teacher.lesson(width, stream)
+                if lesson is not None:
+                    contexts[stream, name] = StepContext(parts[stream], lesson, mask, width, shared)
+        return contexts
 
     def _student(self, width: float, step: Step) -> Outputs:
         set_width(self.model, width)
@@ -186,11 +194,6 @@ class SegmentationTask(L.LightningModule):
             return self._outputs(step.image)
         with self._dropout.on(step.rows(PERTURBED)):
             return self._outputs(step.image)
-
-    def _applies(self, objective: Objective, lesson: Outputs | None, taught: set[str]) -> bool:
-        if objective.teacher is not None:
-            return lesson is not None
-        return not (objective.optional and objective.stream in taught)
 
     def _ramp(self, warmup: float) -> float:
         total = self.total_steps or 0
@@ -220,7 +223,7 @@ class SegmentationTask(L.LightningModule):
             self.log(name, score, prog_bar="@" in name)
 
     def take_scores(self) -> dict[str, float]:
-        """MIoU of the validation so far, per width and their mean; the next one begins anew."""
+        """The mIoU of the validation so far, per width and their mean; the next one begins anew."""
         scores = {}
         for width, metrics in zip(self.widths, self.metrics, strict=True):
             assert isinstance(metrics, SegmentationMetrics)
