@@ -28,12 +28,13 @@ from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import DataError, LithesegError
 from litheseg.models.base import SegmentationModel, resize
 from litheseg.nn import extract
+from litheseg.runtime.upsampling import upsample_labels, warm_up
 
 __all__ = ["ImageLike", "Predictor", "to_rgb"]
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
-_MAX_LOGITS = 1 << 26  # values; above, classes are compared one at a time, so that a 24-megapixel photo needs no 2 GB
+_MAX_LOGITS = 1 << 26  # values held at once, so that a 24-megapixel photo needs no 2 GB
 
 
 class Predictor:
@@ -97,9 +98,11 @@ class Predictor:
         self._width = self.bundle.check_width(width)
 
     def prepare(self, *widths: float) -> None:
-        """Extract these widths now (all of them if none is given) instead of at their first image."""
+        """Do now what the first image would wait for: extract these widths (all of them if none is given), compile."""
         for width in widths or self.widths:
             self.module(width)
+        if self.device.type == "cpu":
+            warm_up()
 
     def module(self, width: float | None = None) -> nn.Module:
         """The plain network of a width (None: the one in use), on the device; shared, not to be changed.
@@ -136,9 +139,11 @@ class Predictor:
     @torch.inference_mode()
     def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
         """As `predictor(image)`, for an array that is uint8 H W 3 RGB already."""
-        module = self.module(width)
-        mask = _labels(module(self._ready(image)), (image.shape[0], image.shape[1]))
-        return np.asarray(mask.cpu().numpy())
+        module, ready, size = self.module(width), self._ready(image), (image.shape[0], image.shape[1])
+        # A network that sees the image at its own size need not fill it with logits: its labels do that.
+        same = isinstance(module, SegmentationModel) and ready.shape[-2:] == size
+        logits = cast(SegmentationModel, module).outputs(ready)["logits"] if same else module(ready)
+        return np.asarray(_labels(logits, size).cpu().numpy())
 
     @torch.inference_mode()
     def outputs_rgb(self, image: np.ndarray, *, width: float | None = None) -> dict[str, Tensor]:
@@ -228,19 +233,10 @@ def _from_array(image: np.ndarray, kind: str) -> np.ndarray:
 
 def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 H x W of the largest of the logits 1 x K x h x w, each interpolated to `size` (H, W)."""
-    if logits.shape[-2:] == torch.Size(size):
-        return logits[0].argmax(0).to(torch.uint8)
-    if logits.shape[1] * size[0] * size[1] <= _MAX_LOGITS:
+    if logits.device.type != "cpu" and logits.shape[1] * size[0] * size[1] <= _MAX_LOGITS:
+        # On a GPU two large operations take less time than several small ones.
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8)
-    best: Tensor | None = None
-    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for index in range(logits.shape[1]):
-        score = F.interpolate(logits[:, index : index + 1], size, mode="bilinear", align_corners=False)[0, 0]
-        # Strictly greater: a tie goes to the first class, as with argmax.
-        better = score > (best if best is not None else -torch.inf)
-        labels.masked_fill_(better, index)
-        best = score if best is None else torch.maximum(best, score)
-    return labels
+    return upsample_labels(logits, size, max_values=_MAX_LOGITS)[0]
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
