@@ -1,0 +1,160 @@
+"""Why a gain is there or not: how good teachers' labels are, and how hard each objective pulls.
+
+For a finished run of recipe mgd or lithe: each teacher's labels on the unlabelled training images against the masks
+that the run did not see (precision and recall per class, mIoU, share of the image), and the norm of each objective's
+gradient on the student's weights, with fresh weights and with the final ones, over the same batches.
+
+    python benchmarks/mgd_diagnosis.py RUN --output benchmarks/results/mgd_diagnosis.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from step_cost import provenance
+from torch import Tensor
+
+from litheseg.data import open_source
+from litheseg.data.datamodule import SegmentationData
+from litheseg.data.source import Sample, Source
+from litheseg.deploy.bundle import load_bundle
+from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
+from litheseg.files import atomic_path
+from litheseg.runtime import Predictor
+from litheseg.training import Recipe, load_recipe
+from litheseg.training.build import build_data, build_task
+from litheseg.training.task import SegmentationTask
+
+BATCHES = 4
+
+
+def main() -> None:
+    """Diagnose, print tables, write JSON."""
+    options = parse()
+    bundle = load_bundle(options.run / "model.safetensors")
+    recipe = load_recipe(str(options.run / "recipe.yaml"), overrides(bundle.header.recipe, options))
+    data = build_data(recipe)
+    task = build_task(recipe, data)
+    assert isinstance(task, SegmentationTask)
+    report = {
+        "run": options.run.name,
+        "teachers": {name: quality(Path(path), recipe, data) for name, path in teachers(recipe).items()},
+        "gradients": {"first": gradient_norms(task, data)},
+    }
+    task.model.load_state_dict(bundle.model().state_dict(), strict=False)  # training heads are not kept
+    report["gradients"]["last"] = gradient_norms(task, data)
+    show(report, data.classes.names)
+    if options.output:
+        command = {"command": shlex.join(["python", "benchmarks/mgd_diagnosis.py", *sys.argv[1:]])}
+        with atomic_path(options.output) as temporary:
+            temporary.write_text(json.dumps(report | provenance(options) | command, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--data", help="where its data is now")
+    for name in ("deep", "wide"):
+        parser.add_argument(f"--{name}", help=f"where the {name} teacher's bundle is now")
+    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser.parse_args()
+
+
+def overrides(recipe: Any, options: argparse.Namespace) -> list[str]:
+    """What the run's recipe leaves open: the teachers that were trained for it, and where the data is."""
+    known = {name: getattr(options, name) or recipe["mgd"][name]["bundle"] for name in ("deep", "wide")}
+    bundles = [f"--mgd.{name}.bundle={path}" for name, path in known.items()]
+    return [*bundles, *([f"--data.root={options.data}"] if options.data else [])]
+
+
+def teachers(recipe: Recipe) -> dict[str, str]:
+    return {name: str(tutor.bundle) for name, tutor in recipe.mgd.tutors.items()}
+
+
+def unseen(recipe: Recipe, data: SegmentationData) -> tuple[Source, list[Sample]]:
+    """The training images whose masks the run did not use."""
+    source = open_source(recipe.data.source, recipe.data.root, **recipe.data.options)
+    assert data.unlabelled is not None
+    ids = {sample.id for sample in data.unlabelled.samples}
+    return source, [sample for sample in source.samples("train") if sample.id in ids]
+
+
+def quality(path: Path, recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
+    """Precision, recall and IoU per class of a teacher's labels, each image at its own size."""
+    predictor = Predictor(path)
+    source, samples = unseen(recipe, data)
+    confusion = np.zeros((len(data.classes),) * 2, np.int64)
+    for sample in track(samples, f"{path.parent.name}", transient=True):
+        labels = torch.from_numpy(predictor(source.read_image(sample)).astype(np.int64))
+        mask = torch.from_numpy(source.read_mask(sample).astype(np.int64))
+        confusion += confusion_matrix(labels[None], mask[None], len(data.classes)).numpy()
+    right = confusion.diagonal()
+    return {
+        "images": len(samples),
+        "miou": mean_iou(confusion),
+        "iou": iou_per_class(confusion).tolist(),
+        "precision": (right / np.maximum(confusion.sum(0), 1)).tolist(),
+        "recall": (right / np.maximum(confusion.sum(1), 1)).tolist(),
+        "share": (confusion.sum(1) / confusion.sum()).tolist(),
+    }
+
+
+def gradient_norms(task: SegmentationTask, data: SegmentationData) -> dict[str, float]:
+    """Objective -> mean norm of its gradient alone, at the widest width."""
+    norms = {}
+    for name, objective in task.objectives.items():
+        alone = SegmentationTask(task.model, {name: objective}, teachers=_teacher(task, objective.teacher)).train()
+        norms[name] = float(np.mean([_norm(alone, batch) for batch in _batches(data)]))
+    return norms
+
+
+def _teacher(task: SegmentationTask, name: str | None) -> dict[str, Any]:
+    return {name: task.teachers[name]} if name else {}
+
+
+def _batches(data: SegmentationData) -> Iterator[dict[str, Tensor]]:
+    yield from (data.train_batch(0, index) for index in range(BATCHES))
+
+
+def _norm(task: SegmentationTask, batch: dict[str, Tensor]) -> float:
+    statistics = {name: value.clone() for name, value in task.model.named_buffers()}
+    loss, _ = task.loss(task.begin(batch))
+    task.model.zero_grad()
+    loss.backward()
+    squares = [value.grad.square().sum() for value in task.model.parameters() if value.grad is not None]
+    for name, value in task.model.named_buffers():
+        value.copy_(statistics[name])  # looking must not move batch norm
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def show(report: dict[str, Any], classes: tuple[str, ...]) -> None:
+    console = Console()
+    table = Table(
+        "class", "share", *(f"{name}: precision" for name in report["teachers"]), title="labels of teachers, %"
+    )
+    for index, name in enumerate(classes):
+        shares = [teacher["share"][index] for teacher in report["teachers"].values()]
+        values = [teacher["precision"][index] for teacher in report["teachers"].values()]
+        table.add_row(name, *(f"{100 * value:.1f}" for value in (*shares[:1], *values)))
+    table.add_row("mIoU", "", *(f"{100 * teacher['miou']:.1f}" for teacher in report["teachers"].values()))
+    console.print(table)
+    norms = Table("objective", "fresh", "final", title="norm of the gradient")
+    for name, value in report["gradients"]["first"].items():
+        norms.add_row(name, f"{value:.3f}", f"{report['gradients']['last'][name]:.3f}")
+    console.print(norms)
+
+
+if __name__ == "__main__":
+    main()
