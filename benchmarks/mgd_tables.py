@@ -117,9 +117,10 @@ def mgd_pages(root: Path) -> tuple[list[str], dict[Path, Draw]]:
 
 
 def mgd_block(root: Path) -> str:
-    """The fullest study in short, for the README; empty where nothing was run."""
-    study = max(_read(root), key=lambda study: len(study.records), default=None)
-    if study is None or not study.records:
+    """The study that trains longest (the fullest of several) in short, for the README; empty where nothing was run."""
+    begun = [study for study in _read(root) if study.records]
+    study = max(begun, key=lambda study: (max(r["steps"] for r in study.records), len(study.records)), default=None)
+    if study is None:
         return ""
     title = (
         f"Few labels, student `{study.student}`, protocol `{study.protocol}`: mIoU by the share of the training images "
