@@ -33,8 +33,8 @@ from torch import Tensor
 
 from litheseg.data.streets import render_street
 from litheseg.files import atomic_path
-from litheseg.runtime import upsampling
-from litheseg.runtime.upsampling import label_maps, upsample_labels
+from litheseg.models import upsampling
+from litheseg.models.upsampling import label_maps, upsample_labels
 
 TARGET = 20.0
 PLAIN = ("argmax", "argmax, channels_last", "max", "max, channels_last")

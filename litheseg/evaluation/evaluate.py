@@ -157,7 +157,7 @@ def _labels(logits: Tensor, mask: Tensor, num_classes: int) -> Tensor:
         )
     if len(logits) != len(mask) or mask.ndim != 3:
         raise DataError(f"{len(logits)} images do not fit a mask of shape {tuple(mask.shape)}; give masks as N H W")
-    return resize(logits.float(), mask.shape[-2:]).argmax(1)
+    return resize(logits.float(), mask.shape[-2:]).max(1).indices  # argmax, but fast on a CPU
 
 
 def _sliding(model: nn.Module, image: Tensor, window: tuple[int, int], stride: float) -> Tensor:

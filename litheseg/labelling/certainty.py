@@ -25,7 +25,7 @@ from litheseg.errors import DataError
 
 __all__ = ["Certainty", "certainty"]
 
-_MAX_LOGITS = 1 << 26  # values that are interpolated at once, as in `runtime.predictor`: so labels are the same there
+_MAX_LOGITS = 1 << 26  # values that are interpolated at once
 _MAX_BAND = 1 << 24  # values of which probabilities are taken at once
 
 

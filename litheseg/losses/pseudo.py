@@ -66,6 +66,11 @@ class PseudoLabelTerm(Term):
         """Kept in the lesson, where other terms and widths find them (and the bands that go with them)."""
         assert context.teacher is not None
         key = f"labels>={self.threshold:g}"
-        if key not in context.teacher:
-            context.teacher[key] = pseudo_labels(context.taught("logits"), context.mask, self.threshold)
-        return context.teacher[key]
+        if key in context.teacher:
+            return context.teacher[key]
+        if self.threshold <= 0 and "labels" in context.teacher:
+            labels = context.taught("labels").long().masked_fill(context.mask == IGNORE_INDEX, IGNORE_INDEX)
+        else:
+            labels = pseudo_labels(context.taught("logits"), context.mask, self.threshold)
+        context.teacher[key] = labels
+        return labels

@@ -27,8 +27,8 @@ from litheseg.data.transforms import normalise, resize_image
 from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import DataError, LithesegError
 from litheseg.models.base import SegmentationModel, resize
+from litheseg.models.upsampling import upsample_labels, warm_up
 from litheseg.nn import extract
-from litheseg.runtime.upsampling import upsample_labels, warm_up
 
 __all__ = ["ImageLike", "Predictor", "to_rgb"]
 

@@ -16,7 +16,7 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,12 +26,34 @@ from torch import Tensor
 from litheseg.data.classes import IGNORE_INDEX
 from litheseg.data.views import cut_mix
 
-__all__ = ["LABELLED", "PERTURBED", "STREAMS", "UNLABELLED", "Outputs", "Step"]
+__all__ = ["LABELLED", "PERTURBED", "STREAMS", "UNLABELLED", "LazyOutputs", "Outputs", "Step"]
 
 LABELLED, UNLABELLED, PERTURBED = "labelled", "unlabelled", "perturbed"
 STREAMS = (LABELLED, UNLABELLED, PERTURBED)
 
 Outputs = dict[str, Tensor]
+
+
+class LazyOutputs(Outputs):
+    """Tensors by name, each computed when it is first read: full-size logits cost as much as a small network.
+
+    Args:
+        later: name -> what computes it.
+    """
+
+    def __init__(self, later: Mapping[str, Callable[[], Tensor]]) -> None:
+        super().__init__()
+        self._later = later
+
+    def __missing__(self, name: str) -> Tensor:
+        value = self[name] = self._later[name]()
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._later
+
+    def __bool__(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)

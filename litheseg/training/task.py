@@ -215,7 +215,7 @@ class SegmentationTask(L.LightningModule):
         for width, metrics in zip(self.widths, self.metrics, strict=True):
             set_width(self.model, width)
             logits = resize(self.model(batch["image"]), batch["mask"].shape[-2:])
-            metrics.update(logits.argmax(1), batch["mask"])  # type: ignore[operator]
+            metrics.update(logits.max(1).indices, batch["mask"])  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU per width and their mean."""

@@ -20,16 +20,20 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 
 from litheseg.models import SegmentationModel
 from litheseg.models.base import resize
+from litheseg.models.resampling import resample
+from litheseg.models.upsampling import upsample_labels
 from litheseg.nn import get_width, set_width
-from litheseg.training.streams import LABELLED, PERTURBED, UNLABELLED, Outputs, Step
+from litheseg.training.streams import LABELLED, PERTURBED, UNLABELLED, LazyOutputs, Outputs, Step
 
 __all__ = ["Ema", "Frozen", "Live", "NetworkTeacher", "NextWider", "Nobody", "Teacher", "Widest", "at_size"]
 
@@ -41,7 +45,7 @@ def at_size(outputs: Outputs, size: torch.Size) -> Outputs:
     """
     full = ("logits", "boundary")
     return {
-        name: resize(value.float().contiguous(), size) if name in full else value for name, value in outputs.items()
+        name: resample(value.float().contiguous(), size) if name in full else value for name, value in outputs.items()
     }
 
 
@@ -138,7 +142,7 @@ class NetworkTeacher(Teacher):
         outputs = self._outputs(torch.cat(list(images.values()))) if images else {}
         counts = [len(image) for image in images.values()]
         parts = dict(zip(images, _split(outputs, counts), strict=True))
-        self._lessons = self._compose(step, parts)
+        self._lessons = {stream: LazyOutputs(later) for stream, later in self._answers(step, parts).items()}
 
     def lesson(self, width: float, stream: str) -> Outputs | None:
         """The same for every width."""
@@ -153,18 +157,45 @@ class NetworkTeacher(Teacher):
             images["mixed"] = step.mixed
         return images
 
-    def _compose(self, step: Step, parts: dict[str, Outputs]) -> dict[str, Outputs]:
-        """Lessons by stream; only what they need is brought to full size, which costs as much as a small network."""
-        lessons = {LABELLED: at_size(parts[LABELLED], step.size)} if LABELLED in parts else {}
+    def _answers(self, step: Step, parts: dict[str, Outputs]) -> dict[str, dict[str, Callable[[], Tensor]]]:
+        """By stream: what can be read of the lesson, and what computes it."""
+        answers = {LABELLED: _readings(parts[LABELLED], step.size)} if LABELLED in parts else {}
         if "weak" not in parts:
-            return lessons
-        weak = at_size({"logits": parts["weak"]["logits"]}, step.size)["logits"]
+            return answers
+        weak = LazyOutputs(_readings(parts["weak"], step.size))
         if UNLABELLED in self._streams:
-            whole = at_size({name: parts["mixed"][name] for name in self._mixed}, step.size)
-            lessons[UNLABELLED] = {"logits": step.mix(weak), **{f"mixed_{name}": whole[name] for name in whole}}
+            mixed = _readings(parts.get("mixed", {}), step.size)
+            answers[UNLABELLED] = {
+                **{name: partial(_apply, step.mix, weak, name) for name in ("labels", "logits")},
+                **{f"mixed_{name}": mixed[name] for name in mixed},
+            }
         if PERTURBED in self._streams and PERTURBED in step.masks:
-            lessons[PERTURBED] = {"logits": weak[: len(step.masks[PERTURBED])]}
-        return lessons
+            rows = itemgetter(slice(len(step.masks[PERTURBED])))
+            answers[PERTURBED] = {name: partial(_apply, rows, weak, name) for name in ("labels", "logits")}
+        return answers
+
+
+def _readings(outputs: Outputs, size: torch.Size) -> dict[str, Callable[[], Tensor]]:
+    """What can be read of a network's outputs: the tensors of `at_size`, and the most likely classes, uint8 N H W."""
+    readings: dict[str, Callable[[], Tensor]] = {name: partial(_full, outputs, name, size) for name in outputs}
+    if "logits" in outputs:
+        readings["labels"] = partial(_labels, outputs["logits"], size)
+    return readings
+
+
+def _full(outputs: Outputs, name: str, size: torch.Size) -> Tensor:
+    return at_size({name: outputs[name]}, size)[name]
+
+
+def _labels(logits: Tensor, size: torch.Size) -> Tensor:
+    """The most likely class of each pixel; on a CPU without forming full-size logits."""
+    if logits.device.type == "cpu":
+        return upsample_labels(logits.float(), (size[0], size[1]))
+    return resize(logits.float(), size).max(1).indices.to(torch.uint8)
+
+
+def _apply(function: Callable[[Tensor], Tensor], outputs: Outputs, name: str) -> Tensor:
+    return function(outputs[name])
 
 
 def _split(outputs: Outputs, counts: list[int]) -> list[Outputs]:

@@ -190,7 +190,7 @@ def _axis(samples: int, pixels: int) -> _Axis:
 def _kernel() -> Callable[..., None] | None:
     """The compiled kernel, imported when first needed since that takes time; None where there cannot be one."""
     try:
-        return cast(Callable[..., None], importlib.import_module("litheseg.runtime.upsampling_kernel").fill_labels)
+        return cast(Callable[..., None], importlib.import_module("litheseg.models.upsampling_kernel").fill_labels)
     except ImportError as error:  # such as a NumPy that is newer than Numba knows
         warnings.warn(f"Numba cannot be used ({error}); PyTorch upsamples labels, more slowly")
         return None

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import litheseg.runtime.upsampling as room
+import litheseg.models.upsampling as room
 from litheseg.errors import DataError, LithesegError
-from litheseg.runtime.upsampling import label_maps, upsample_labels, warm_up
+from litheseg.models.upsampling import label_maps, upsample_labels, warm_up
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -241,7 +241,7 @@ def test_255_classes(way: str) -> None:
 
 
 def test_without_numba_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "litheseg.runtime.upsampling_kernel", raising=False)
+    monkeypatch.delitem(sys.modules, "litheseg.models.upsampling_kernel", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.setattr(room, "_kernel", cache(room._kernel.__wrapped__))
     with pytest.warns(UserWarning, match="Numba cannot be used"):
@@ -253,7 +253,7 @@ def test_without_numba_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_kernel_that_cannot_be_kept_is_compiled_all_the_same(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    kernel = importlib.import_module("litheseg.runtime.upsampling_kernel")
+    kernel = importlib.import_module("litheseg.models.upsampling_kernel")
 
     def njit(signature: object, *, cache: bool = False, **options: object) -> Callable[[object], object]:
         if cache:
