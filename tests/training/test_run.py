@@ -140,7 +140,7 @@ def test_a_bundle_teaches(tmp_path: Path, finished: Path) -> None:
     train_tiny(tmp_path, "--teacher.kind=frozen", bundle, "--teacher.width=0.5", "--trainer.epochs=1")
     state = checkpoint(tmp_path)["state_dict"]
     own = extract(load_bundle(finished / "model.safetensors").model(), 0.5).state_dict()
-    assert all(torch.equal(state[f"teacher.model.{name}"], value) for name, value in own.items())
+    assert all(torch.equal(state[f"teachers.teacher.model.{name}"], value) for name, value in own.items())
 
 
 @pytest.mark.slow
