@@ -6,7 +6,7 @@ each teacher must be able to answer.
 Usage:
     >>> objectives = build_objectives(recipe, class_weights, aux=True)
     >>> asked(objectives, "deep")
-    Asked(streams=frozenset({'labelled', 'unlabelled'}), mixed=frozenset({'logits'}))
+    Asked(streams=frozenset({'labelled', 'unlabelled'}), mixed=True)
 """
 
 from __future__ import annotations
@@ -37,13 +37,7 @@ from litheseg.training.task import Objective
 __all__ = ["TEACHER", "Asked", "asked", "build_objectives", "build_terms"]
 
 TEACHER = "teacher"  # the name of the recipe's own teacher; MGD's are "deep" and "wide"
-# Which output of whole images a term compares.
-_COMPARED = {
-    ImageLevelTerm: "logits",
-    IntraClassTerm: "features",
-    PairwiseTerm: "features",
-    RegionLevelTerm: "features",
-}
+_OF_WHOLE_IMAGES = (ImageLevelTerm, IntraClassTerm, PairwiseTerm, RegionLevelTerm)
 
 
 @dataclass(frozen=True)
@@ -52,18 +46,18 @@ class Asked:
 
     Attributes:
         streams: those it must give lessons for.
-        mixed: the outputs that terms need of what it makes of the mixed images themselves.
+        mixed: whether a term compares what it makes of the mixed images themselves.
     """
 
     streams: frozenset[str]
-    mixed: frozenset[str]
+    mixed: bool
 
 
 def asked(objectives: Mapping[str, Objective], teacher: str) -> Asked:
     """What these objectives ask of the teacher of this name."""
     mine = [objective for objective in objectives.values() if objective.teacher == teacher]
     terms = [getattr(objective.term, "inner", objective.term) for objective in mine if objective.stream == UNLABELLED]
-    mixed = frozenset(_COMPARED[type(term)] for term in terms if type(term) in _COMPARED)
+    mixed = any(isinstance(term, _OF_WHOLE_IMAGES) for term in terms)
     return Asked(frozenset(objective.stream for objective in mine), mixed)
 
 

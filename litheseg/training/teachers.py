@@ -123,12 +123,12 @@ class NetworkTeacher(Teacher):
 
     Args:
         streams: those that it is asked about; images of others are not run.
-        mixed: outputs that it also gives of the mixed images themselves, such as ["features"].
+        mixed: whether it also runs on the mixed images themselves.
     """
 
-    def __init__(self, streams: Collection[str] = (LABELLED,), *, mixed: Collection[str] = ()) -> None:
+    def __init__(self, streams: Collection[str] = (LABELLED,), *, mixed: bool = False) -> None:
         super().__init__()
-        self._streams, self._mixed = frozenset(streams), tuple(mixed)
+        self._streams, self._mixed = frozenset(streams), mixed
         self._lessons: dict[str, Outputs] = {}
 
     @abstractmethod
@@ -213,7 +213,7 @@ class Frozen(NetworkTeacher):
     """
 
     def __init__(
-        self, model: SegmentationModel, streams: Collection[str] = (LABELLED,), *, mixed: Collection[str] = ()
+        self, model: SegmentationModel, streams: Collection[str] = (LABELLED,), *, mixed: bool = False
     ) -> None:
         super().__init__(streams, mixed=mixed)
         self.model = model.requires_grad_(False)

@@ -110,7 +110,7 @@ def test_an_mgd_step_equals_the_papers_formula(ranks: int) -> None:
     batch["inside"][:] = True  # the paper has no padding
     plain = copy.deepcopy(student).train()
     both = (LABELLED, UNLABELLED)
-    teachers = {"deep": Frozen(deep, both, mixed=["logits"]), "wide": Frozen(wide, both, mixed=["features"])}
+    teachers = {"deep": Frozen(deep, both, mixed=True), "wide": Frozen(wide, both, mixed=True)}
     task = SegmentationTask(student, mgd_objectives(), teachers=teachers).train()
     task.training_step(batch, 0).backward()
 
@@ -238,10 +238,10 @@ def test_a_live_teacher_is_the_network_as_it_is_and_leaves_it_so() -> None:
 def test_a_teacher_runs_only_what_it_is_asked_about() -> None:
     step, counts = Step.of(batch_of(), perturbed=True), []
     for streams, mixed in (
-        ((LABELLED,), ()),
-        ((UNLABELLED,), ()),
-        ((LABELLED, PERTURBED), ()),
-        ((UNLABELLED,), ("features",)),
+        ((LABELLED,), False),
+        ((UNLABELLED,), False),
+        ((LABELLED, PERTURBED), False),
+        ((UNLABELLED,), True),
     ):
         own = network(1)
         own.stem.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
