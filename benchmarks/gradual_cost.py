@@ -19,17 +19,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from step_cost import CLASSES, batch_of, measure, provenance, step
+from step_cost import CLASSES, batch_of, measure, provenance, show_ratios, step
 
 from litheseg.files import atomic_path
 from litheseg.models import SegmentationModel
 from litheseg.nn.grouping import GradualConv2d, fade, gradual_layers
 from litheseg.nn.surgery import conv_like, replace_layer
 from litheseg.training import Recipe, load_recipe
-from litheseg.training.build import build_elastic_model, build_terms
+from litheseg.training.build import build_elastic_model
 from litheseg.training.gradual import GradualGrouping
+from litheseg.training.objectives import build_objectives
 
 TARGET = 1.05
 NETWORKS = {
@@ -45,7 +44,7 @@ def main() -> None:
     rows = [row_of(model, overrides, options) for model, overrides in NETWORKS.items()]
     command = {"command": "python benchmarks/gradual_cost.py --output benchmarks/results/gradual_cost.json"}
     report = {"target": TARGET, "rows": rows} | provenance(options) | command
-    show(rows)
+    show_ratios(rows, "cost of a gradual training step", TARGET)
     if options.output:
         with atomic_path(options.output) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
@@ -96,8 +95,8 @@ def steps_of(recipe: Recipe, options: argparse.Namespace) -> dict[str, Callable[
 
 def plain_step(recipe: Recipe, model: SegmentationModel, options: argparse.Namespace) -> Callable[[], None]:
     aux = getattr(model, "aux_head", None) is not None
-    terms = build_terms(recipe.loss, torch.linspace(1.0, 5.0, CLASSES), aux=aux)
-    return step(recipe, model, terms, None, (1.0,), batch_of(options), options)
+    objectives = build_objectives(recipe, torch.linspace(1.0, 5.0, CLASSES), aux=aux)
+    return step(recipe, model, objectives, None, (1.0,), batch_of(options), options)
 
 
 def dense_twin(model: SegmentationModel) -> SegmentationModel:
@@ -106,14 +105,6 @@ def dense_twin(model: SegmentationModel) -> SegmentationModel:
         assert isinstance(layer, GradualConv2d)
         replace_layer(model, name, conv_like(layer))
     return model
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0], title="cost of a gradual training step")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
-    Console().print(table)
-    print(f"target: ratio at most {TARGET}")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
-from rich.table import Table
-from step_cost import measure, provenance
+from step_cost import measure, provenance, show_ratios
 from torch import Tensor
 
 from litheseg.data.datamodule import SegmentationData
@@ -50,7 +48,7 @@ def main() -> None:
     rows = [row_of(student, options) for student in options.students]
     command = {"command": shlex.join(["python", "benchmarks/mgd_cost.py", *sys.argv[1:]])}
     report = {"target": TARGET, "rows": rows} | provenance(options) | command
-    show(rows)
+    show_ratios(rows, "cost of an MGD training step", TARGET)
     if options.output:
         with atomic_path(options.output) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
@@ -173,14 +171,6 @@ def _looking(model: SegmentationModel, rows: Tensor, options: argparse.Namespace
             model.outputs(rows)
 
     return run
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0], title="cost of an MGD training step")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
-    Console().print(table)
-    print(f"target: ratio at most {TARGET}")
 
 
 if __name__ == "__main__":

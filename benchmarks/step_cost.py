@@ -172,6 +172,15 @@ def show(report: dict[str, Any]) -> None:
     print(f"ratio {report['rows'][0]['ratio']:.3f} (target {TARGET})")
 
 
+def show_ratios(rows: list[dict[str, Any]], title: str, target: float) -> None:
+    """A table of rows with equal keys, for the scripts that compare whole steps with their parts."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
+    Console().print(table)
+    print(f"target: ratio at most {target}")
+
+
 def provenance(options: argparse.Namespace) -> dict[str, Any]:
     root = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()

@@ -26,10 +26,9 @@ from torch import Tensor
 from litheseg.data.classes import IGNORE_INDEX
 from litheseg.data.views import cut_mix
 
-__all__ = ["LABELLED", "PERTURBED", "STREAMS", "UNLABELLED", "LazyOutputs", "Outputs", "Step"]
+__all__ = ["LABELLED", "PERTURBED", "UNLABELLED", "LazyOutputs", "Outputs", "Step"]
 
 LABELLED, UNLABELLED, PERTURBED = "labelled", "unlabelled", "perturbed"
-STREAMS = (LABELLED, UNLABELLED, PERTURBED)
 
 Outputs = dict[str, Tensor]
 

@@ -35,7 +35,7 @@ from litheseg.models.upsampling import upsample_labels
 from litheseg.nn import get_width, set_width
 from litheseg.training.streams import LABELLED, PERTURBED, UNLABELLED, LazyOutputs, Outputs, Step
 
-__all__ = ["Ema", "Frozen", "Live", "NetworkTeacher", "NextWider", "Nobody", "Teacher", "Widest", "at_size"]
+__all__ = ["Ema", "Frozen", "Live", "NetworkTeacher", "NextWider", "Teacher", "Widest", "at_size"]
 
 
 def at_size(outputs: Outputs, size: torch.Size) -> Outputs:
@@ -64,14 +64,6 @@ class Teacher(nn.Module, ABC):
 
     def update(self, model: nn.Module) -> None:
         """The optimizer has moved the model's weights."""
-
-
-class Nobody(Teacher):
-    """Labels only."""
-
-    def lesson(self, width: float, stream: str) -> Outputs | None:
-        """None."""
-        return None
 
 
 def _detached(parts: dict[str, Outputs]) -> dict[str, Outputs]:
