@@ -31,8 +31,8 @@ HOUSE = (
     "runtime",
     "labelling",
     "report",
+    "budget",
     "demo",
-    "_cli_parser",
     "cli",
 )
 UNPICKLERS = ("cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve")

@@ -57,7 +57,7 @@ def test_links_resolve(page: Path) -> None:
 
 
 def test_commands_parse(page: Path) -> None:
-    parser = pytest.importorskip("litheseg._cli_parser").build_parser()
+    parser = pytest.importorskip("litheseg.cli").build_parser()
     for command in commands(page):
         words = shlex.split(command.split(" > ")[0], comments=True)[1:]
         if "..." in words or set(words) & set(PLACEHOLDERS) or "--help" in words or "--version" in words:

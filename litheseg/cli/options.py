@@ -1,0 +1,108 @@
+"""Options that several commands share, and the types of what is typed behind them."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import Any
+
+import yaml
+
+from litheseg.data import SOURCES, open_source
+from litheseg.data.source import Source
+from litheseg.errors import WidthError
+from litheseg.nn import check_width
+
+__all__ = [
+    "bundle_argument",
+    "data_argument",
+    "data_options",
+    "device_option",
+    "json_option",
+    "open_data",
+    "parse_floats",
+    "parse_mapping",
+    "parse_size",
+    "parse_width",
+    "parse_widths",
+    "widths_option",
+]
+
+
+def bundle_argument(parser: ArgumentParser) -> None:
+    """The model file."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a model file, such as runs/NAME/model.safetensors")
+
+
+def data_argument(parser: ArgumentParser) -> None:
+    """The folder of a data set, and its kind."""
+    parser.add_argument("data", nargs="?", metavar="DATA", help="the folder of the data; none for --source streets")
+    parser.add_argument("--source", choices=("auto", *SOURCES), default="auto", help="kind of data [auto]")
+
+
+def data_options(parser: ArgumentParser) -> None:
+    """Another data set than the one that the model was trained on."""
+    parser.add_argument("--data", metavar="DIR", help="the folder of the data [what the model was trained on]")
+    parser.add_argument("--source", choices=("auto", *SOURCES), default="auto", help="kind of data [auto]")
+
+
+def widths_option(parser: ArgumentParser, meaning: str) -> None:
+    """Several widths."""
+    parser.add_argument("--widths", type=parse_widths, metavar="W,W", help=meaning)
+
+
+def device_option(parser: ArgumentParser) -> None:
+    """Where to run."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... [cpu]")
+
+
+def json_option(parser: ArgumentParser) -> None:
+    """Print JSON."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def parse_floats(text: str) -> tuple[float, ...]:
+    """``1,.5``, in brackets or not."""
+    try:
+        return tuple(float(part) for part in text.strip("[]()").split(","))
+    except ValueError as error:
+        raise ArgumentTypeError(f"'{text}' is no list of numbers; write e.g. 1,.5") from error
+
+
+def parse_widths(text: str) -> tuple[float, ...]:
+    """Fractions in (0, 1]: ``1,.5``."""
+    try:
+        return tuple(check_width(value) for value in parse_floats(text))
+    except WidthError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def parse_width(text: str) -> float:
+    """One fraction in (0, 1]."""
+    values = parse_widths(text)
+    if len(values) != 1:
+        raise ArgumentTypeError(f"'{text}' is more than one width")
+    return values[0]
+
+
+def parse_mapping(text: str) -> dict[str, Any]:
+    """A mapping in YAML: ``{up: bilinear}``."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict):
+        raise ArgumentTypeError(f"'{text}' is no mapping; write e.g. '{{up: bilinear}}'")
+    return content
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels: ``360x480``."""
+    parts = text.lower().strip("[]()").replace(",", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ArgumentTypeError(f"'{text}' is no size; write height x width in pixels, such as 360x480")
+    return int(parts[0]), int(parts[1])
+
+
+def open_data(args: Namespace) -> Source:
+    """What `data_argument` named."""
+    return open_source(args.source, args.data)

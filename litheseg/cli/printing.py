@@ -1,0 +1,48 @@
+"""How commands speak: tables and JSON on standard output, complaints in one line on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from litheseg.report.terminal import terminal_table
+
+__all__ = ["complain", "console", "print_json", "print_next", "print_table"]
+
+
+def print_table(table: Any, title: str | None = None) -> None:
+    """A table as wide as the terminal allows."""
+    console().print(terminal_table(table, title))
+
+
+def print_json(content: Any) -> None:
+    """Indented, on standard output."""
+    print(json.dumps(content, indent=2))
+
+
+def console() -> Console:
+    """Wide enough for every table where nobody's terminal says how wide it is."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def complain(message: str, status: int) -> int:
+    """One line on standard error; returns `status`."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def print_next(bundle: Path, report: Path, widths: Sequence[float]) -> None:
+    """Where a trained model lies, and what to do with it."""
+    between = narrowest = ""
+    if len(widths) > 1:
+        between = f" --widths {max(widths):g},{sum(widths) / len(widths):.2g},{min(widths):g}"
+        narrowest = f" --width {min(widths):g}"
+    print(f"model   {bundle}\nreport  {report}\n\nnext:")
+    print(f"  litheseg evaluate {bundle}{between}")
+    print(f"  litheseg profile {bundle}")
+    print(f"  litheseg predict {bundle} PHOTOS --output labelled{narrowest} --kind both")
