@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import os
 import platform
@@ -93,6 +94,8 @@ def read_rows(
     `model` is one of these, and there are rows for each of `shares`, by default the table's first alone.
     """
     content = yaml.safe_load((HERE / f"{table}.yaml").read_text())
+    if "module" in content:
+        importlib.import_module(content["module"])
     if "students" in content:
         groups = [
             _student_rows(content, table, protocol, model, seed, share)
@@ -271,7 +274,7 @@ def append(table: str, record: dict[str, Any]) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help="slimseg, grouping or mgd")
+    parser.add_argument("table", help="slimseg, grouping, mgd or peers")
     parser.add_argument("--protocol", default="camvid-half", help="one of protocols.yaml")
     parser.add_argument("--data", required=True, help="the CamVid folder")
     parser.add_argument("--model", "--student", help="one of the table's models or students; by default its first")
