@@ -1,8 +1,8 @@
 """Light networks of other libraries, trained and timed beside ours: what an engineer would otherwise reach for.
 
-Each is its library's own network, from random weights, behind the interface that the trainer wants: it is padded to the
-multiple that it needs and its logits are cropped back. Importing this module registers them in `litheseg.models.MODELS`,
-so that the benchmarks' runner trains them by the same protocols as everything else.
+Each is its library's own network, from random weights, behind the interface that the trainer wants: it is padded to
+the multiple that it needs and its logits are cropped back. Importing this module registers them in
+`litheseg.models.MODELS`, so that the runner of the benchmarks trains them by the same protocols as everything else.
 
 Usage:
     >>> import peer_models
