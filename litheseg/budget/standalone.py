@@ -1,0 +1,395 @@
+"""Time the networks of a kit on this machine; write measurements.json for `litheseg fit --measured`.
+
+This one file needs Python 3.9 or newer, NumPy, and onnxruntime or openvino (or both); neither litheseg nor PyTorch.
+`litheseg measure` puts it into a kit as measure.py, beside kit.json and the networks, and litheseg itself times with
+the functions below, so that numbers from here and from elsewhere mean the same.
+
+What is timed is the network alone: a uint8 image of the network's size in, float32 logits out. Decoding, resizing and
+the mask at full size are left out: on a target box they are done by whatever is used there.
+
+    python measure.py                           every network, in every runtime that is installed
+    python measure.py --threads 1,2,4           with other numbers of CPU threads than 1 and all
+    python measure.py --only w0.5-180x240-fp32 --repeats 300      some again, with more repeats
+
+Networks take turns, round after round, in rotating order: whatever else the machine does slows all of them alike. A
+turn is one pass that is not timed, since the others have left their data in the caches and their threads spinning, and
+then a few that are: as when one network runs alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import importlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+__all__ = [
+    "BURST",
+    "KIT_FILE",
+    "PERCENTILES",
+    "RESULT_FILE",
+    "SCHEMA",
+    "Unusable",
+    "cores",
+    "host_facts",
+    "interleave",
+    "main",
+    "milliseconds",
+    "summary",
+]
+
+SCHEMA = 1
+"""Of kit.json and measurements.json."""
+KIT_FILE, RESULT_FILE = "kit.json", "measurements.json"
+PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+BURST = 3
+"""Timed passes in a turn."""
+
+Call = Callable[[], Any]
+Network = Callable[[np.ndarray], Any]
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class Unusable(Exception):
+    """A kit that cannot be timed, or a runtime that cannot run it; the message says how to mend it."""
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def milliseconds(call: Call) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def interleave(
+    calls: Mapping[K, Call],
+    repeats: int,
+    *,
+    warmup: int = 3,
+    burst: int = BURST,
+    timed: Callable[[Call], T] = milliseconds,  # type: ignore[assignment]
+    after_turn: Callable[[], None] = lambda: None,
+) -> dict[K, list[T]]:
+    """Time each call `repeats` times, all of them in turns.
+
+    Args:
+        calls: by name.
+        repeats: timed passes of each, >= 1.
+        warmup: untimed passes of each before anything is timed.
+        burst: timed passes in a turn, after one that is not.
+        timed: makes a timed call and says how long it took.
+        after_turn: called when all have had a turn, for a progress bar.
+
+    Returns:
+        What `timed` said, by name, in the order in which it was measured.
+    """
+    names = list(calls)
+    times: dict[K, list[T]] = {name: [] for name in names}
+    for name in names:
+        for _ in range(warmup):
+            calls[name]()
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()  # the collector is kept out, as timeit does
+    try:
+        for turn in range(math.ceil(repeats / burst)):
+            for name in _rotated(names, turn):
+                calls[name]()
+                for _ in range(min(burst, repeats - turn * burst)):
+                    times[name].append(timed(calls[name]))
+            after_turn()
+    finally:
+        if enabled:
+            gc.enable()
+    return times
+
+
+def summary(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Percentiles, mean and number."""
+    values = np.asarray(milliseconds, dtype=np.float64)
+    found = {f"p{percent}": round(float(np.percentile(values, percent)), 4) for percent in PERCENTILES}
+    return {**found, "mean": round(float(values.mean()), 4), "repeats": len(values)}
+
+
+def _rotated(names: Sequence[K], turn: int) -> Iterator[K]:
+    """Nobody always has the same neighbour."""
+    for position in range(len(names)):
+        yield names[(position + turn) % len(names)]
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def host_facts() -> dict[str, Any]:
+    """What a measurement depends on: processor, cores, system, versions."""
+    packages = ("numpy", "onnxruntime", "openvino", "torch")
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {name: found for name in packages if (found := _version(name))},
+    }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        facts = dict(line.split(":", 1) for line in lines if ":" in line)
+        named = {key.strip(): value.strip() for key, value in facts.items()}
+        found = named.get("model name") or named.get("Model") or named.get("Hardware")
+        if found:
+            return found
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        told = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        if told.stdout.strip():
+            return told.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    # Not importlib.metadata alone: packages that were copied to a box have no metadata.
+    metadata = importlib.import_module("importlib.metadata")
+    try:
+        return str(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+def _load() -> list[float] | None:
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+# --- runtimes --------------------------------------------------------------------------------------------------------
+
+
+def _in_onnxruntime(path: Path, threads: int) -> Network:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})[0]
+
+
+def _in_openvino(path: Path, threads: int) -> Network:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    return lambda image: request.infer({0: image}, share_inputs=True)[0]
+
+
+_RUNTIMES: dict[str, Callable[[Path, int], Network]] = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
+
+
+# --- the kit ---------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; 0 for success, 2 with one line on standard error where that is not possible."""
+    options = _parser().parse_args(arguments)
+    try:
+        content = _measure(options)
+    except Unusable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _write(options.output, content)
+    _show(content)
+    print(
+        f"\nwritten: {options.output}\nnext, where litheseg is: litheseg fit MODEL --measured {options.output.name} ..."
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--kit", type=Path, default=here, metavar="DIR", help="folder of kit.json [where this file is]")
+    parser.add_argument("--output", type=Path, default=here / RESULT_FILE, metavar="FILE", help=f"[{RESULT_FILE}]")
+    parser.add_argument("--repeats", type=_positive, default=90, metavar="N", help="timed passes of each [90]")
+    parser.add_argument("--warmup", type=_positive, default=5, metavar="N", help="untimed passes of each before [5]")
+    parser.add_argument("--threads", type=_positives, metavar="N,N", help="CPU threads to try [1 and all]")
+    parser.add_argument("--runtime", choices=tuple(_RUNTIMES), action="append", help="[those that are installed]")
+    parser.add_argument("--only", action="append", metavar="ID", help="a network of the kit, may be repeated [all]")
+    parser.add_argument(
+        "--together", type=_positive, default=24, metavar="N", help="networks in memory that take turns at once [24]"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_positive(part.strip()) for part in text.split(",")))
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    kit = _read_kit(options.kit)
+    chosen = _chosen(kit["networks"], options.only)
+    threads = options.threads or tuple(sorted({1, cores()}))
+    runtimes, skipped = _installed(options.runtime or tuple(_RUNTIMES))
+    loaded, started = _load(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    jobs = [(entry, runtime, count) for entry in chosen for runtime in runtimes for count in threads]
+    rows: list[dict[str, Any]] = []
+    for first in range(0, len(jobs), options.together):
+        rows += _turns(options, jobs[first : first + options.together], skipped, len(jobs))
+    if not rows:
+        raise Unusable("nothing could be timed: " + "; ".join(entry["reason"] for entry in skipped))
+    return {
+        "litheseg": "measurements",
+        "schema": SCHEMA,
+        "model": kit["model"],
+        "name": kit.get("name", ""),
+        "scope": "network",
+        "host": host_facts(),
+        "started": started,
+        "load_average": {"before": loaded, "after": _load()},
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "rows": rows,
+        "skipped": skipped,
+    }
+
+
+def _read_kit(folder: Path) -> dict[str, Any]:
+    path = folder / KIT_FILE
+    try:
+        kit = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unusable(
+            f"{path} cannot be read ({error}); copy the whole folder that `litheseg measure` wrote"
+        ) from error
+    if not isinstance(kit, dict) or kit.get("litheseg") != "kit" or kit.get("schema") != SCHEMA:
+        raise Unusable(f"{path} is no kit of this version; write it anew with `litheseg measure`")
+    for entry in kit["networks"]:
+        for name, digest in entry["files"].items():
+            _check(folder / name, digest)
+    return kit
+
+
+def _check(path: Path, digest: str) -> None:
+    try:
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise Unusable(f"{path} is missing ({error.strerror}); copy the whole folder") from error
+    if actual != digest:
+        raise Unusable(f"{path} is not the file that was written (its checksum differs); copy the folder again")
+
+
+def _chosen(networks: Sequence[dict[str, Any]], only: Sequence[str] | None) -> Sequence[dict[str, Any]]:
+    known = [entry["id"] for entry in networks]
+    for name in only or ():
+        if name not in known:
+            raise Unusable(f"--only {name}: the kit has {', '.join(known)}")
+    return [entry for entry in networks if not only or entry["id"] in only]
+
+
+def _installed(names: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Those that can be imported, and why others cannot."""
+    found, missing = [], []
+    for name in names:
+        try:
+            importlib.import_module(name)
+            found.append(name)
+        except ImportError as error:
+            missing.append({"runtime": name, "reason": f"{name} cannot be imported ({error}): pip install {name}"})
+    if not found:
+        raise Unusable("; ".join(entry["reason"] for entry in missing))
+    return found, missing
+
+
+def _turns(
+    options: argparse.Namespace, jobs: Sequence[tuple[Any, str, int]], skipped: list[dict[str, Any]], total: int
+) -> list[dict[str, Any]]:
+    """Open some and let them take turns; what cannot be opened or run goes to `skipped`."""
+    calls: dict[str, Call] = {}
+    for entry, runtime, threads in jobs:
+        try:
+            calls[f"{entry['id']} {runtime} {threads}"] = _opened(options.kit, entry, runtime, threads)
+        except Exception as error:  # whatever a runtime says of a network that it cannot run
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            skipped.append({"id": entry["id"], "runtime": runtime, "threads": threads, "reason": reason})
+    _say(f"{len(calls)} of {total} in turns, {options.repeats} repeats ...")
+    times: dict[str, list[float]] = interleave(calls, options.repeats, warmup=options.warmup)
+    facts = ("id", "width", "size", "precision", "files")
+    return [
+        {
+            **{name: entry[name] for name in facts},
+            "runtime": runtime,
+            "threads": threads,
+            **summary(times[key]),
+            "ms": [round(value, 4) for value in times[key]],
+        }
+        for entry, runtime, threads in jobs
+        if (key := f"{entry['id']} {runtime} {threads}") in times
+    ]
+
+
+def _opened(folder: Path, entry: Mapping[str, Any], runtime: str, threads: int) -> Call:
+    height, width = entry["size"]
+    shape = (1, height, width, 3) if entry["layout"] == "NHWC" else (1, 3, height, width)
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    network = _RUNTIMES[runtime](folder / entry["path"], threads)
+    network(image)  # fails now rather than among the others
+    return lambda: network(image)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SystemExit(f"error: cannot write {path} ({error.strerror}); give another file with --output") from error
+
+
+def _show(content: Mapping[str, Any]) -> None:
+    host = content["host"]
+    print(f"{host['cpu']}, {host['cores']} cores; the network alone, milliseconds\n")
+    print(f"{'network':<28}{'runtime':<13}{'threads':>7}{'p50':>9}{'p95':>9}{'p99':>9}")
+    for row in content["rows"]:
+        times = "".join(f"{row[name]:>9.2f}" for name in ("p50", "p95", "p99"))
+        print(f"{row['id']:<28}{row['runtime']:<13}{row['threads']:>7}{times}")
+    for entry in content["skipped"]:
+        print(f"left out: {entry.get('id', '')} {entry['runtime']}: {entry['reason']}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
