@@ -36,6 +36,7 @@ from litheseg.cli import (
     pseudo_label,
     recipes,
     report,
+    serve,
     train,
 )
 from litheseg.cli.printing import complain
@@ -49,6 +50,7 @@ COMMANDS: Mapping[str, ModuleType] = {
     "evaluate": evaluate,
     "profile": profile,
     "predict": predict,
+    "serve": serve,
     "pseudo-label": pseudo_label,
     "import-labels": import_labels,
     "doctor": doctor,

@@ -1,0 +1,156 @@
+"""`litheseg serve`: segment images over HTTP, with a page to try it."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from litheseg.cli.options import bundle_argument, device_option, parse_width
+from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.server import check_extra
+from litheseg.runtime.server.pace import Pace
+from litheseg.runtime.server.settings import DEFAULT_TARGET_MS, Settings, read_api_key
+
+__all__ = ["SUMMARY", "add", "run"]
+
+SUMMARY = "segment images over HTTP, with a page to try it"
+
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
+
+
+def add(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    bundle_argument(parser)
+    _address_options(parser)
+    width = parser.add_argument_group("width")
+    fixed = width.add_mutually_exclusive_group()
+    fixed.add_argument("--width", type=parse_width, metavar="W", help="give all requests that name none this width")
+    fixed.add_argument(
+        "--target-ms",
+        type=float,
+        default=DEFAULT_TARGET_MS,
+        metavar="MS",
+        help=f"narrow under load, so that 95%% of answers take less, waiting included [{DEFAULT_TARGET_MS:g}]",
+    )
+    _limit_options(parser)
+    device_option(parser)
+    parser.epilog = """examples:
+  litheseg serve model.safetensors                         then open http://127.0.0.1:8000
+  litheseg serve model.safetensors --target-ms 80          narrower networks while more clients ask than it can serve
+  litheseg serve model.safetensors --width 0.5             always this width; when the queue is full, 503
+  litheseg serve model.safetensors --host 0.0.0.0 --api-key-file key.txt
+  curl -F image=@street.jpg "http://127.0.0.1:8000/v1/segment/mask?budget_ms=50" -o mask.png
+"""
+
+
+def _address_options(parser: ArgumentParser) -> None:
+    address = parser.add_argument_group("address")
+    address.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all [127.0.0.1]")
+    address.add_argument("--port", type=_port, default=8000, help="0 for a free one [8000]")
+    address.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="a file that holds the key which clients send as 'Authorization: Bearer KEY' [variable LITHESEG_API_KEY]",
+    )
+
+
+def _limit_options(parser: ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--workers", type=int, metavar="N", help="images at work at once [the number of cores]")
+    limits.add_argument("--queue", type=int, default=Settings.queue, metavar="N", help="requests that may wait [16]")
+    limits.add_argument(
+        "--max-upload", type=_amount, default=Settings.max_upload, metavar="BYTES", help="such as 500kB or 20MB [20MB]"
+    )
+    limits.add_argument(
+        "--max-pixels", type=_amount, default=Settings.max_pixels, metavar="N", help="of an image, such as 25M [25M]"
+    )
+    limits.add_argument(
+        "--timeout", type=float, default=Settings.timeout, metavar="S", help="seconds from upload to answer [30]"
+    )
+    limits.add_argument(
+        "--upload-timeout",
+        type=float,
+        default=Settings.upload_timeout,
+        metavar="S",
+        help="seconds an upload may take [30]",
+    )
+    limits.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds to finish after SIGTERM [30]")
+
+
+def run(args: Namespace) -> None:
+    """Serve until it is told to stop."""
+    check_extra()
+    # Only now: these modules need the packages that were just checked.
+    from litheseg.runtime.server.running import run_until_stopped
+    from litheseg.runtime.server.service import Service
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("litheseg").setLevel(logging.INFO)
+    settings = _settings(args)
+    _warn_if_open(args.host, settings)
+    # Several images at once share the cores better than each of them can.
+    torch.set_num_threads(1)
+    predictor = Predictor(args.bundle, device=args.device)
+    service = Service(predictor, settings, name=_name(Path(args.bundle)))
+    run_until_stopped(service, args.host, args.port, grace=args.grace, announce=partial(_announce, service.pace))
+
+
+def _settings(args: Namespace) -> Settings:
+    names = ("width", "target_ms", "queue", "max_upload", "max_pixels", "timeout", "upload_timeout")
+    given = {name: getattr(args, name) for name in names}
+    if args.workers is not None:
+        given["workers"] = args.workers
+    return Settings(**given, api_key=read_api_key(args.api_key_file))
+
+
+def _name(path: Path) -> str:
+    """Runs all call their file model.safetensors: there the folder says more."""
+    path = path.expanduser().resolve()
+    return path.parent.name if path.stem == "model" and path.parent.name else path.stem
+
+
+def _warn_if_open(host: str, settings: Settings) -> None:
+    if settings.api_key is None and not _is_loopback(host):
+        print(
+            f"warning: anyone who reaches {host} can use this server; set --api-key-file, and put a proxy with TLS "
+            "in front of it",
+            file=sys.stderr,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _announce(pace: Pace, url: str) -> None:
+    timings = [(width, pace.timing(width)) for width in pace.widths]
+    costs = ", ".join(f"{width:g}: {timing.p50:.0f}" for width, timing in timings if timing)
+    if pace.fixed is None:
+        print(f"width    {pace.width:g} to begin with, for 95% of answers within {pace.target_ms:g} ms")
+    else:
+        print(f"width    {pace.fixed:g}")
+    print(f"ms       {costs}\npage     {url}\napi      {url}/openapi.json\nmetrics  {url}/metrics", flush=True)
+
+
+def _port(text: str) -> int:
+    if not (text.isdigit() and int(text) < 1 << 16):
+        raise ArgumentTypeError(f"'{text}' is no port; give a number from 0 to 65535")
+    return int(text)
+
+
+def _amount(text: str) -> int:
+    """``20MB``, ``500k``, ``25M``: decimal units."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", text.strip().lower())
+    if match is None:
+        raise ArgumentTypeError(f"'{text}' is no amount; write e.g. 500k or 20M")
+    return int(float(match[1]) * _UNITS[match[2]])

@@ -1,0 +1,116 @@
+"""What surrounds every request: counting, security headers, refusals that arrive, and errors that stay inside.
+
+Pure ASGI, so that bodies stream through it. Anything that nobody foresaw is logged with a number and becomes a JSON 500
+with that number and nothing else; the service goes on. A client that is refused while it still sends gets some of its
+bytes read and thrown away first: else the connection would be reset and the refusal lost. It knows no route.
+
+Usage:
+    >>> app.add_middleware(Gate, metrics=metrics)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from litheseg.runtime.server.metrics import Metrics
+from litheseg.runtime.server.problems import PROBLEM_TYPE, Problem
+from litheseg.runtime.server.service import Abandoned
+
+__all__ = ["Gate", "problem_response"]
+
+_log = logging.getLogger(__name__)
+
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 << 20
+
+
+def problem_response(problem: Problem) -> JSONResponse:
+    """The refusal as a response."""
+    headers = {"Cache-Control": "no-store", **problem.headers}
+    return JSONResponse(problem.content(), problem.kind.status, headers, PROBLEM_TYPE)
+
+
+class Gate:
+    """The outermost middleware.
+
+    Args:
+        app: what it surrounds.
+        metrics: where requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except (Abandoned, ClientDisconnect):
+            self.metrics.abandoned()
+        except Exception:
+            await self._unforeseen(scope, exchange)
+        if exchange.status:
+            self.metrics.request(_path(scope), exchange.status)
+
+    async def _unforeseen(self, scope: Scope, exchange: _Exchange) -> None:
+        number = uuid.uuid4().hex[:12]
+        _log.exception("request %s (%s %s) failed", number, scope["method"], _path(scope))
+        if not exchange.status:
+            detail = f"the server's log says more under number {number}; the same request may work again"
+            await problem_response(Problem("internal-error", detail))(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """One request's messages, in both directions."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._headers = Headers(scope=scope)
+        self._begun = self._complete = False
+        self.status = 0  # until the response starts
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._begun = True
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            for name, value in _HEADERS.items():
+                MutableHeaders(scope=message).setdefault(name, value)
+            if self.status >= 400 and self._still_sending():
+                await self._linger()
+        await self._send(message)
+
+    def _still_sending(self) -> bool:
+        has_body = self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers
+        # Who asked before sending ("Expect: 100-continue") and was not told to go on has sent nothing.
+        asked = "expect" in self._headers and not self._begun
+        return has_body and not self._complete and not asked
+
+    async def _linger(self) -> None:
+        received = 0
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while self._still_sending() and received < _LINGER_BYTES:
+                    received += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return
+
+
+def _path(scope: Scope) -> str:
+    """The route's path; one name for all that fit no route."""
+    return str(getattr(scope.get("route"), "path", "other"))

@@ -1,0 +1,212 @@
+"""Images in, encoded masks out: the queue, the workers, the width and the clock of one model.
+
+It lives on an event loop but leaves it alone: decoding, the network and encoding run in worker threads. It knows
+neither HTTP nor where images come from.
+
+Usage:
+    >>> service = Service(Predictor("model.safetensors"), Settings(), name="model")
+    >>> service.prepare()
+    >>> outcome = await service.segment(data, Ask(width=0.5), mask_png)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from litheseg.errors import WidthError
+from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.server.encodings import Encode
+from litheseg.runtime.server.example import draw, example_size, fits
+from litheseg.runtime.server.images import decode_image
+from litheseg.runtime.server.metrics import Metrics
+from litheseg.runtime.server.pace import Ask, Pace
+from litheseg.runtime.server.problems import Problem
+from litheseg.runtime.server.settings import Settings
+from litheseg.runtime.server.workers import Turn, Workers
+
+__all__ = ["Abandoned", "Outcome", "Service"]
+
+_log = logging.getLogger(__name__)
+
+_WARM_UPS, _MEASURED = 1, 5  # passes a width before the first request
+_EXAMPLE = (480, 640)  # pixels, where the model does not say
+
+
+class Abandoned(Exception):
+    """The client left before its answer."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A mask, encoded, and where its time went, in milliseconds."""
+
+    body: bytes
+    width: float
+    queue_ms: float
+    decode_ms: float
+    predict_ms: float
+    encode_ms: float
+
+    @property
+    def work_ms(self) -> float:
+        """All but waiting."""
+        return self.decode_ms + self.predict_ms + self.encode_ms
+
+
+class Service:
+    """One model at work for many clients.
+
+    Args:
+        predictor: the model.
+        settings: limits.
+        name: of the model, for people.
+
+    Raises:
+        WidthError: `settings.width` is none of the model's.
+    """
+
+    def __init__(self, predictor: Predictor, settings: Settings, name: str) -> None:
+        self.predictor, self.settings, self.name = predictor, settings, name
+        fixed = None if settings.width is None else _checked_width(settings.width, predictor.widths)
+        self.pace = Pace(predictor.widths, target_ms=settings.target_ms, fixed=fixed)
+        self.workers = Workers(settings.workers, settings.queue)
+        self.metrics = Metrics(
+            waiting=lambda: self.workers.waiting,
+            running=lambda: self.workers.running,
+            width=lambda: self.pace.width,
+        )
+        self._ready = threading.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is warm and takes requests."""
+        return self._ready.is_set() and not self.workers.stopping
+
+    def prepare(self) -> None:
+        """Load and measure every width; requests are refused until this is done. A second call does nothing."""
+        if self._ready.is_set():
+            return
+        self.predictor.prepare()
+        self.pace.measured(self._measure())
+        self._ready.set()
+        _log.info("%s is ready at widths %s", self.name, ", ".join(f"{w:g}" for w in self.predictor.widths))
+
+    def check(self, ask: Ask) -> Ask:
+        """The ask with the model's own number for its width.
+
+        Raises:
+            Problem: "invalid-parameter".
+        """
+        problem = None
+        if ask.width is not None and ask.budget_ms is not None:
+            problem = ("query.budget_ms", "give width or budget_ms, not both")
+        elif ask.width is not None:
+            try:
+                return Ask(_checked_width(ask.width, self.predictor.widths))
+            except WidthError as error:
+                problem = ("query.width", str(error))
+        if problem is not None:
+            where, message = problem
+            raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
+        return ask
+
+    async def segment(self, data: bytes, ask: Ask, encode: Encode, gone: Awaitable[object] | None = None) -> Outcome:
+        """Label one image.
+
+        Args:
+            data: an image file.
+            ask: as `check` returned it.
+            encode: what to make of the mask.
+            gone: becomes done when nobody waits for the answer any more.
+
+        Raises:
+            Problem: refused, or an image that cannot be used.
+            Abandoned: `gone` was sooner; work that had not begun is dropped.
+        """
+        if not self._ready.is_set():
+            raise Problem("starting", "the model is being loaded; try again in a moment", retry_after=2)
+        future = self.workers.submit(lambda turn: self._work(data, ask, encode, turn))
+        outcome = await self._await(future, gone)
+        self.metrics.answered(outcome.width, outcome.queue_ms, outcome.queue_ms + outcome.work_ms)
+        return outcome
+
+    @property
+    def has_example(self) -> bool:
+        """Whether drawn streets are what the model knows."""
+        return fits(self.predictor.classes)
+
+    async def example(self, seed: int) -> bytes:
+        """A street scene as PNG.
+
+        Raises:
+            Problem: "not-found" for a model of other classes, "busy" or "stopping".
+        """
+        if not self.has_example:
+            raise Problem("not-found", "this model does not label street scenes; send an image of your own")
+        size = example_size(self.predictor.bundle.header)
+        return await asyncio.wrap_future(self.workers.submit(lambda turn: draw(seed, size)))
+
+    async def _await(self, future: Future[Outcome], gone: Awaitable[object] | None) -> Outcome:
+        answer = asyncio.wrap_future(future)
+        left = None if gone is None else asyncio.ensure_future(gone)
+        try:
+            both: set[asyncio.Future[Any]] = {answer} if left is None else {answer, left}
+            await asyncio.wait(both, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if left is not None and left.done():
+                raise Abandoned
+            seconds = self.settings.timeout
+            detail = f"no answer within {seconds:g} s; send a smaller image, or ask for a narrower width"
+            raise Problem("too-slow", detail, retry_after=1)
+        finally:
+            future.cancel()
+            answer.cancel()
+            if left is not None:
+                left.cancel()
+
+    def _work(self, data: bytes, ask: Ask, encode: Encode, turn: Turn) -> Outcome:
+        width = self.pace.choose(ask, waited_ms=turn.waited_ms, crowded=turn.crowded)
+        outcome = self._outcome(data, width, encode, turn.waited_ms)
+        self.pace.observe(ask, width, waited_ms=turn.waited_ms, work_ms=outcome.work_ms)
+        return outcome
+
+    def _outcome(self, data: bytes, width: float, encode: Encode, waited_ms: float) -> Outcome:
+        started = time.perf_counter()
+        image = decode_image(data, self.settings.max_pixels)
+        decoded = time.perf_counter()
+        mask = self.predictor.predict_rgb(image, width=width)
+        predicted = time.perf_counter()
+        body = encode(image, mask, self.predictor.classes)
+        encoded = time.perf_counter()
+        milliseconds = [1e3 * part for part in (decoded - started, predicted - decoded, encoded - predicted)]
+        return Outcome(body, width, waited_ms, *milliseconds)
+
+    def _measure(self) -> dict[float, list[float]]:
+        """Milliseconds by width, the widths in turn."""
+        size = self.predictor.size or _EXAMPLE
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        times: dict[float, list[float]] = {width: [] for width in self.predictor.widths}
+        for turn in range(_WARM_UPS + _MEASURED):
+            for width, values in times.items():
+                started = time.perf_counter()
+                self.predictor.predict_rgb(image, width=width)
+                if turn >= _WARM_UPS:
+                    values.append(1e3 * (time.perf_counter() - started))
+        return times
+
+
+def _checked_width(width: float, widths: tuple[float, ...]) -> float:
+    for known in widths:
+        if abs(known - width) < 1e-6:
+            return known
+    raise WidthError(f"no width {width:g}; available: {', '.join(f'{known:g}' for known in widths)}")

@@ -1,0 +1,93 @@
+"""What a server allows: sizes, times, and how much may wait.
+
+It knows no framework and no model.
+
+Usage:
+    >>> Settings(max_upload=5_000_000, target_ms=100).workers
+    2
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from litheseg.errors import LithesegError
+
+__all__ = ["DEFAULT_TARGET_MS", "Settings", "available_cores", "read_api_key"]
+
+DEFAULT_TARGET_MS = 200.0
+_SHORTEST_KEY = 16  # characters
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of one server.
+
+    Attributes:
+        width: what requests that name no width get, always; None to let the controller choose.
+        target_ms: milliseconds that 95 of 100 such requests are to stay below, waiting included; it chooses the width.
+        queue: requests that may wait while all workers are busy; one more is refused.
+        workers: images at work at once.
+        max_upload: bytes of one upload.
+        max_pixels: of one image, width times height.
+        timeout: seconds from a received upload to its answer.
+        upload_timeout: seconds that an upload may take to arrive.
+        api_key: what clients have to send; None for an open server.
+
+    Raises:
+        LithesegError: a value out of range.
+    """
+
+    width: float | None = None
+    target_ms: float = DEFAULT_TARGET_MS
+    queue: int = 16
+    workers: int = field(default_factory=available_cores)
+    max_upload: int = 20_000_000
+    max_pixels: int = 25_000_000
+    timeout: float = 30.0
+    upload_timeout: float = 30.0
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "workers", "max_upload", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise LithesegError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give 1 or more")
+        for name in ("target_ms", "timeout", "upload_timeout"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise LithesegError(f"--{name.replace('_', '-')} {value:g}: give a positive number")
+        if self.api_key is not None and len(self.api_key) < _SHORTEST_KEY:
+            raise LithesegError(f"an API key of {len(self.api_key)} characters; use {_SHORTEST_KEY} or more")
+
+
+def read_api_key(path: str | Path | None, environment: str = "LITHESEG_API_KEY") -> str | None:
+    """The key from a file, or else from an environment variable; None where there is neither.
+
+    Raises:
+        LithesegError: a file that cannot be read, or a key that is empty or not printable ASCII.
+    """
+    if path is None:
+        where, key = f"the environment variable {environment}", os.environ.get(environment)
+    else:
+        where, key = str(path), _read(Path(path))
+    if key is None:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise LithesegError(f"the API key in {where} is empty or not plain ASCII; make one with `openssl rand -hex 32`")
+    return key
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LithesegError(f"cannot read the API key from {path} ({error}); give a text file that holds it") from error
