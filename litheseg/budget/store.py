@@ -1,0 +1,141 @@
+"""What fits remember, so that the next one is quick: timings of this machine, scores, exports.
+
+One folder per model, named by a digest of its weights. Timings are kept per host, that is per processor, number of
+cores and versions of the runtimes; scores per data set. Everything can be deleted at any time. A file that cannot be
+read counts as empty: what it held is measured again.
+
+It knows neither candidates nor data sets: keys are text.
+
+Usage:
+    >>> store = Store.of(bundle)
+    >>> store.samples["w0.5-180x240-fp32 openvino 2t 360x480"].ms
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litheseg.budget.standalone import host_facts
+from litheseg.budget.stats import Samples
+from litheseg.data.source import Source
+from litheseg.deploy.bundle import Bundle
+from litheseg.files import atomic_path
+
+__all__ = ["Store", "data_digest", "default_cache", "model_digest"]
+
+_MOST_SAMPLES = 2000  # of a candidate; older ones are forgotten
+
+
+@dataclass
+class Store:
+    """The memory of one model on one machine.
+
+    Attributes:
+        folder: where it lies; made when something is kept.
+        host: `standalone.host_facts` of this machine.
+        samples: timings by key.
+        scores: accuracy by key: name -> value.
+    """
+
+    folder: Path
+    host: Mapping[str, Any] = field(default_factory=host_facts)
+    samples: dict[str, Samples] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bundle: Bundle, cache: Path | None = None, *, fresh: bool = False) -> Store:
+        """What is known of a bundle.
+
+        Args:
+            bundle: a loaded one.
+            cache: the folder of all models; None for `default_cache()`.
+            fresh: forget the timings.
+        """
+        store = cls((cache or default_cache()) / model_digest(bundle)[:16])
+        store.scores = _read(store._scores_file)
+        if not fresh:
+            store.samples = {key: Samples(list(map(float, times))) for key, times in _read(store._timings_file).items()}
+        return store
+
+    @property
+    def exports(self) -> Path:
+        """The folder for exports."""
+        return self.folder / "exports"
+
+    def save_samples(self) -> None:
+        """Write the timings.
+
+        Raises:
+            LithesegError: the folder cannot be written to.
+        """
+        kept = {key: [round(value, 4) for value in found.ms[-_MOST_SAMPLES:]] for key, found in self.samples.items()}
+        _write(self._timings_file, {"host": dict(self.host), "entries": kept})
+
+    def save_scores(self) -> None:
+        """Write the scores.
+
+        Raises:
+            LithesegError: the folder cannot be written to.
+        """
+        _write(self._scores_file, {"entries": self.scores})
+
+    @property
+    def _timings_file(self) -> Path:
+        lasting = {name: self.host[name] for name in ("cpu", "cores", "machine", "versions")}
+        digest = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"timings-{digest[:12]}.json"
+
+    @property
+    def _scores_file(self) -> Path:
+        return self.folder / "scores.json"
+
+
+def default_cache() -> Path:
+    """``~/.cache/litheseg/budget``, or below ``$XDG_CACHE_HOME``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litheseg" / "budget"
+
+
+def model_digest(bundle: Bundle) -> str:
+    """SHA-256 of what a model computes: its architecture, normalisation and weights.
+
+    Widths that were calibrated later, scores and provenance do not count: they change no other width.
+    """
+    header = bundle.header
+    told = [header.architecture, header.widths, header.divisor, header.mean, header.std, header.resizes, header.size]
+    result = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name, tensor in sorted(bundle.state_dict.items()):
+        if ".calibrated." not in name:
+            result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+def data_digest(source: Source, *splits: str) -> str:
+    """SHA-256 of which samples the splits hold, and of their files' sizes and times."""
+    result = hashlib.sha256(json.dumps([source.name, source.classes.names]).encode())
+    for split in splits:
+        for sample in source.samples(split):
+            facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (sample.image, sample.mask) if path]
+            result.update(json.dumps([split, sample.id, facts]).encode())
+    return result.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
