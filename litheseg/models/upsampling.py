@@ -40,7 +40,7 @@ from torch import Tensor
 
 from litheseg.errors import DataError, LithesegError
 
-__all__ = ["LabelMaps", "label_maps", "upsample_labels", "warm_up"]
+__all__ = ["LabelMaps", "Part", "label_maps", "upsample_labels", "upsample_part", "warm_up"]
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -64,6 +64,23 @@ class LabelMaps(Generic[Array]):
     labels: Array
     confidence: Array | None = None
     borders: Array | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of an image whose logits are made piece by piece.
+
+    Attributes:
+        samples: rows and columns of the whole image's logits.
+        size: H and W of the whole image.
+        first: row and column, in the whole, of the first sample at hand.
+        box: the rectangle, in pixels of the whole image: top, bottom, left, right.
+    """
+
+    samples: tuple[int, int]
+    size: tuple[int, int]
+    first: tuple[int, int]
+    box: tuple[int, int, int, int]
 
 
 class _Axis(NamedTuple):
@@ -95,6 +112,32 @@ def upsample_labels(
     """
     values = _checked(logits, size)
     return _like(logits, _labels(values, size, threads, max_values))
+
+
+def upsample_part(logits: Array, part: Part, *, threads: int | None = None) -> Array:
+    """The labels of a rectangle, as `upsample_labels` of the whole image's logits has them there.
+
+    Args:
+        logits: K x h x w, floating point: the samples around the rectangle, one beyond it where the whole has one.
+        part: where they lie.
+        threads: at most so many on a CPU; None for `torch.get_num_threads()`.
+
+    Returns:
+        uint8, the rectangle's height x width; an array for an array, otherwise a tensor on the same device.
+
+    Raises:
+        DataError: logits of another shape or type, or without samples that the rectangle needs.
+    """
+    top, bottom, left, right = part.box
+    values, axes = _checked(logits, (bottom - top, right - left)), []
+    for dimension, (start, stop) in ((2, (top, bottom)), (3, (left, right))):
+        samples, pixels, first = (pair[dimension - 2] for pair in (part.samples, part.size, part.first))
+        if samples == pixels:  # an axis of the same size is copied
+            values, first = values.narrow(dimension, start - first, stop - start), start
+        elif values.shape[dimension] == stop - start:  # which only looks so: a sample that nothing asks for
+            values = torch.cat([values, values.narrow(dimension, -1, 1)], dimension)
+        axes.append(_part_of(_axis(samples, pixels), slice(start, stop), first, values.shape[dimension], samples))
+    return _like(logits, _by_axes(values, axes[0], axes[1], threads))
 
 
 def label_maps(
@@ -165,12 +208,44 @@ def _labels(logits: Tensor, size: tuple[int, int], threads: int | None, max_valu
     kernel = _kernel() if logits.device.type == "cpu" else None
     if kernel is None:
         return _by_torch(logits, size, max_values)
-    labels = torch.empty((len(logits), *size), dtype=torch.uint8)
-    rows, columns = _axis(logits.shape[2], size[0]), _axis(logits.shape[3], size[1])
+    return _by_kernel(kernel, logits, _axis(logits.shape[2], size[0]), _axis(logits.shape[3], size[1]), threads)
+
+
+def _by_axes(logits: Tensor, rows: _Axis, columns: _Axis, threads: int | None) -> Tensor:
+    """`_labels` for axes that are parts of longer ones."""
+    kernel = _kernel() if logits.device.type == "cpu" else None
+    if kernel is not None:
+        return _by_kernel(kernel, logits, rows, columns, threads)
+    down, across = (torch.from_numpy(axis.lower).to(logits.device) for axis in (rows, columns))
+    below, right = (
+        (lower + 1).clamp(max=count - 1) for lower, count in zip((down, across), logits.shape[2:], strict=True)
+    )
+    low, high, near, far = (
+        torch.from_numpy(w).to(logits.device) for w in (rows.low, rows.high, columns.low, columns.high)
+    )
+    labels = torch.empty((1, len(low), len(near)), dtype=torch.uint8, device=logits.device)
+    for _, band in _bands(logits, (len(low), len(near)), _MAX_VALUES):
+        ends = logits[0][:, down[band]] * low[band, None] + logits[0][:, below[band]] * high[band, None]
+        labels[0, band] = (ends[..., across] * near + ends[..., right] * far).max(0).indices.to(torch.uint8)
+    return labels
+
+
+def _by_kernel(kernel: Callable[..., None], logits: Tensor, rows: _Axis, columns: _Axis, threads: int | None) -> Tensor:
+    labels = torch.empty((len(logits), len(rows.low), len(columns.low)), dtype=torch.uint8)
     tables = (rows.starts, rows.low, rows.high, columns.starts, columns.low, columns.high)
     work = partial(kernel, logits.numpy(), labels.numpy(), *tables)
     _share(work, logits.shape[0] * logits.shape[2], labels.numel(), threads or torch.get_num_threads())
     return labels
+
+
+def _part_of(axis: _Axis, pixels: slice, first: int, count: int, samples: int) -> _Axis:
+    """The axis of some pixels, where `count` of the samples are at hand, from `first` on."""
+    lower = axis.lower[pixels] - first
+    needed = min(first + int((lower + (axis.high[pixels] > 0)).max()), samples - 1)
+    if lower[0] < 0 or needed >= first + count:
+        raise DataError(f"logits for the samples {first} to {first + count - 1}, but other ones are needed")
+    starts = np.searchsorted(lower, np.arange(count + 1)).astype(np.int64)
+    return _Axis(lower, axis.low[pixels], axis.high[pixels], starts)
 
 
 @lru_cache(maxsize=64)
