@@ -9,8 +9,9 @@ input size, runtime and threads, as JSON, and used again with `--plan`.
 It does not know whole networks' time: a runtime may fuse a layer with its neighbours. `fit` times what it deploys.
 
 Usage:
-    >>> plan = Plan.measure(bundle.plain(0.5), Spot(0.5, (360, 480), "openvino", 2))
-    >>> deployed = densified(bundle.plain(0.5), plan.dense(Spot(0.5, (360, 480), "openvino", 2)))
+    >>> spot = Spot(0.5, (360, 480), "openvino", threads=2)
+    >>> plan.measure(bundle.plain(0.5), spot)
+    >>> deployed = replace(bundle, dense=plan.dense(spot)).plain(0.5)
 """
 
 from __future__ import annotations
@@ -32,19 +33,16 @@ from litheseg.budget.standalone import host_facts, interleave
 from litheseg.cost.latency import threads_limited
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
-from litheseg.nn.surgery import conv_like, replace_layer
+from litheseg.nn.dense import grouped_layers, to_dense
 
 __all__ = [
     "Geometry",
     "LayerTimes",
     "Plan",
     "Spot",
-    "densified",
     "geometries",
-    "grouped_layers",
     "load_plan",
     "measure_layers",
-    "to_dense",
 ]
 
 PLAN_VERSION = 1
@@ -159,36 +157,6 @@ def load_plan(path: Path, model: str) -> Plan:
     if plan.model != model:
         raise LithesegError(f"{path} is the plan of another model; leave out --plan to measure one for this model")
     return plan
-
-
-def grouped_layers(module: nn.Module) -> dict[str, nn.Conv2d]:
-    """Convolutions with more than one group, by name."""
-    found = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
-    return {name: layer for name, layer in found if layer.groups > 1}
-
-
-def to_dense(layer: nn.Conv2d) -> nn.Conv2d:
-    """The dense layer that computes the same: zero outside the diagonal blocks."""
-    dense = conv_like(layer)
-    rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
-    weight = torch.zeros_like(dense.weight)
-    for group in range(layer.groups):
-        inside = slice(group * rows, (group + 1) * rows)
-        weight[inside, group * columns : (group + 1) * columns] = layer.weight.detach()[inside]
-    dense.weight = nn.Parameter(weight, layer.weight.requires_grad)
-    dense.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
-    return dense
-
-
-def densified(module: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A copy in which these grouped layers are dense; the module itself where there are none."""
-    if not names:
-        return module
-    result = copy.deepcopy(module)
-    for name, layer in grouped_layers(result).items():
-        if name in names:
-            replace_layer(result, name, to_dense(layer))
-    return result
 
 
 def geometries(module: nn.Module, size: tuple[int, int]) -> dict[str, Geometry]:

@@ -31,7 +31,7 @@ from litheseg.files import atomic_path
 
 __all__ = ["Store", "data_digest", "default_cache", "model_digest"]
 
-_MOST_SAMPLES = 2000  # of a candidate; older ones are forgotten
+_MOST_SAMPLES = 400  # of a candidate; older ones are forgotten
 
 
 @dataclass

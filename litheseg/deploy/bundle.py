@@ -31,6 +31,7 @@ from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.nn import add_width, extract, slim
+from litheseg.nn.dense import densified
 from litheseg.nn.efficient import Efficient
 
 __all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "save_bundle"]
@@ -50,11 +51,13 @@ class Bundle:
         header: everything but the weights.
         state_dict: the elastic model's weights, on the CPU; not to be changed.
         path: the file, for messages; None for a bundle that was not read from one.
+        dense: names of grouped convolutions that `plain` gives as dense ones, which compute the same; not in the file.
     """
 
     header: BundleHeader
     state_dict: Mapping[str, Tensor]
     path: Path | None = None
+    dense: tuple[str, ...] = ()
 
     def model(self) -> SegmentationModel:
         """A new elastic model with these weights, on the CPU, in eval mode, at its widest width.
@@ -90,10 +93,11 @@ class Bundle:
         Raises:
             WidthError: a width that this bundle does not have.
             BundleError: as `model`.
+            ModelError: `dense` names a layer that is not grouped.
         """
         self.check_width(width)
         with torch.inference_mode(False):
-            return extract(self.model(), width).eval()
+            return densified(extract(self.model(), width).eval(), self.dense)
 
     def check_width(self, width: float) -> float:
         """`width` if this bundle has it.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,76 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from litheseg.budget.plan import (
-    Geometry,
-    Plan,
-    Spot,
-    densified,
-    geometries,
-    grouped_layers,
-    load_plan,
-    measure_layers,
-    to_dense,
-)
+from litheseg.budget.plan import Geometry, Plan, Spot, geometries, load_plan, measure_layers
+from litheseg.data.classes import Classes
+from litheseg.deploy.bundle import Bundle, BundleHeader
 from litheseg.errors import LithesegError
 from litheseg.models import build_model
 from litheseg.nn import extract, slim
+from litheseg.nn.dense import grouped_layers
 from litheseg.nn.efficient import Efficient
 
 SPOT = Spot(1.0, (32, 48), "torch", 1)
-
-
-def layers() -> list[nn.Conv2d]:
-    return [
-        nn.Conv2d(8, 12, 3, padding=1, groups=4),
-        nn.Conv2d(8, 8, (3, 1), padding=(2, 0), dilation=(2, 1), groups=8, bias=False),
-        nn.Conv2d(8, 16, 1, stride=2, groups=2),
-        nn.Conv2d(6, 9, 5, padding="same", groups=3),
-    ]
-
-
-@pytest.mark.parametrize("layer", layers(), ids=str)
-def test_the_dense_layer_is_the_grouped_one_exactly(layer: nn.Conv2d) -> None:
-    """Integers in float64: sums are exact in any order, so the difference is 0 and not merely small."""
-    layer = layer.double()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randint(-9, 10, parameter.shape))
-    dense = to_dense(layer)
-    image = torch.randint(-9, 10, (2, layer.in_channels, 11, 13)).double()
-    assert dense.groups == 1
-    assert (dense(image) - layer(image)).abs().max() == 0
-
-
-@pytest.mark.parametrize("layer", layers(), ids=str)
-def test_the_dense_weight_is_block_diagonal(layer: nn.Conv2d) -> None:
-    weight = to_dense(layer).weight
-    rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
-    for place in torch.cartesian_prod(torch.arange(weight.shape[2]), torch.arange(weight.shape[3])):
-        blocks = [part[:, :, place[0], place[1]] for part in layer.weight.split(rows)]
-        assert torch.equal(weight[:, :, place[0], place[1]], torch.block_diag(*blocks))
-    assert weight.count_nonzero() <= layer.weight.numel() and columns * layer.groups == weight.shape[1]
 
 
 def network(width: float = 1.0) -> nn.Module:
     torch.manual_seed(0)
     model = build_model("ddrnet", num_classes=5, base=8, efficient=Efficient(groups=2, where="encoder,3x3"))
     return extract(slim(model, (1.0, 0.5)), width)
-
-
-@pytest.mark.parametrize("width", [1.0, 0.5])
-def test_a_network_with_dense_layers_computes_the_same(width: float) -> None:
-    module = network(width).double()
-    names = list(grouped_layers(module))
-    chosen = names[::2]
-    dense = densified(module, chosen)
-    assert set(grouped_layers(dense)) == set(names) - set(chosen)
-    assert set(grouped_layers(module)) == set(names), "the module itself stays as it was"
-    image = torch.randn(1, 3, 32, 48, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(dense(image), module(image), rtol=0, atol=1e-12)
-    assert densified(module, []) is module
 
 
 def test_geometries_are_those_that_run() -> None:
@@ -158,3 +105,18 @@ def test_plans_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> N
         load_plan(tmp_path / "plan.json", "digest")
     with pytest.raises(LithesegError, match="no plan"):
         load_plan(tmp_path / "nothing.json", "digest")
+
+
+def test_a_bundle_gives_its_layers_dense_where_it_is_told_to() -> None:
+    efficient = Efficient(groups=2, where="encoder,3x3")
+    heads = {"aux_head": False, "boundary_head": False}
+    model = slim(build_model("ddrnet", 5, base=8, efficient=efficient, **heads), (1.0, 0.5))
+    architecture = {"name": "ddrnet", "args": {"base": 8}, "efficient": vars(efficient)}
+    classes = Classes(tuple("abcde"), tuple((i, i, i) for i in range(5)))
+    bundle = Bundle(BundleHeader(architecture, classes, widths=(1.0, 0.5)), model.state_dict())
+    names = tuple(grouped_layers(bundle.plain(0.5)))
+    plain, dense = bundle.plain(0.5), replace(bundle, dense=names[:2]).plain(0.5)
+    assert set(grouped_layers(plain)) - set(grouped_layers(dense)) == set(names[:2])
+    image = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(dense(image), plain(image))
