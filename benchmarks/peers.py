@@ -1,0 +1,251 @@
+"""Our widths against light networks of other libraries: same machine, same images, one run, end to end.
+
+Every network is timed from a uint8 image to its uint8 mask, through every runtime and precision at hand, in turns; the
+fastest way of each counts. A peer is deployed as its users deploy it: labels at its full-size output, taken inside the
+graph. Ours give logits at their own stride, and labels come from these (lazy upsampling). Two settings:
+
+- scored: as trained and scored. Images of the data's own size are resized to the training size, masks come back at the
+  images' size; mIoU is measured here, as deployed, on val.
+- full: the network sees 384x480 pixels, as large as a camera's picture, and nothing is resized.
+
+Peak memory is the largest resident set of a fresh process that labels three images the fastest way. A network that was
+not trained has random weights and no mIoU.
+
+    python benchmarks/peers.py --data path/to/camvid --work runs/benchmarks --output benchmarks/results/peers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import numpy as np
+import peer_models
+import torch
+from litheseg.deploy.export import export_bundle
+from peers_tables import peers_tables
+from rich.console import Console
+from rich.markdown import Markdown
+from step_cost import hardware
+
+from litheseg.budget.scores import score
+from litheseg.budget.timing import Pipeline, measure_total
+from litheseg.cost import count
+from litheseg.data import open_source
+from litheseg.data.source import Source
+from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle
+from litheseg.deploy.engines import Engine, bundle_engine, open_engine
+from litheseg.files import atomic_path
+from litheseg.models import build_model
+
+PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half-short", (180, 240), (384, 480)
+OURS = {"ddrnet (base 16)": "ddrnet-slim", "ERFNet": "erfnet-erfnet"}  # name -> row of benchmarks/grouping.yaml
+WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
+FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One width of what is compared; `ours` says by whom it is, `trained` whether its weights are worth a score."""
+
+    name: str
+    bundle: Bundle
+    width: float
+    ours: bool
+    trained: bool
+
+
+def main() -> None:
+    """Parse, measure both settings, print the tables, write JSON."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        return print(json.dumps(peak_memory(*options.memory_of)))
+    source = open_source("camvid", options.data)
+    networks = all_networks(options.work, source, options.networks)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            name: setting(networks, size, source, Path(folder) / name, options)
+            for name, size in (("scored", TRAINING_SIZE), ("full", FULL_SIZE))
+        }
+    report = {"protocol": PROTOCOL, "settings": settings, **provenance(options)}
+    Console(width=200).print(Markdown(peers_tables(report)))
+    if options.output:
+        with atomic_path(options.output) as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="the CamVid folder")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where the runs are kept")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of them only")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=40, help="timed images of each")
+    parser.add_argument("--output", type=Path, help="where to write JSON")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def all_networks(work: Path, source: Source, chosen: Sequence[str] | None) -> list[Network]:
+    """Ours at every width, and the peers, trained where the work folder has a trained model."""
+    networks = []
+    for name, row in OURS.items():
+        bundle = load_bundle(work / f"{PROTOCOL}-{row}-seed0" / "model.safetensors")
+        networks += [Network(name, bundle, width, True, True) for width in bundle.header.available_widths]
+    for key, (name, _) in peer_models.PEERS.items():
+        path = work / f"{PROTOCOL}-{key}-{key.removeprefix('peer-')}-seed0" / "model.safetensors"
+        bundle = load_bundle(path) if path.exists() else random_bundle(key, source)
+        networks.append(Network(name, bundle, 1.0, False, path.exists()))
+    return [network for network in networks if not chosen or network.name in chosen]
+
+
+def random_bundle(key: str, source: Source) -> Bundle:
+    """A peer that nobody trained: good for its time only."""
+    torch.manual_seed(0)
+    weights = build_model(key, num_classes=len(source.classes)).state_dict()
+    return Bundle(BundleHeader({"name": key, "args": {}}, source.classes, size=TRAINING_SIZE), weights)
+
+
+def setting(
+    networks: Sequence[Network], size: tuple[int, int], source: Source, folder: Path, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One row per network: what it costs, how long each way takes, how right the fastest is."""
+    frames = camera(source, size)
+    exports = {index: exported(network, size, folder / str(index), source) for index, network in enumerate(networks)}
+    pipelines = {
+        (index, *way): Pipeline(engine(network, exports[index], *way, options.threads), size, options.threads)
+        for (index, network), way in itertools.product(enumerate(networks), WAYS)
+        if way in exports[index] or way[0] == "torch"
+    }
+    times = measure_total(pipelines, frames, repeats=options.rounds)
+    rows = []
+    for index, network in enumerate(networks):
+        own = {way: summary(times[index, *way]) for way in WAYS if (index, *way) in times}
+        rows.append(row(network, size, own, exports[index], {way: pipelines[index, *way] for way in own}, source))
+    return rows
+
+
+def camera(source: Source, size: tuple[int, int]) -> list[np.ndarray]:
+    """A few images: the data's own where the network resizes them, else cut or repeated to the network's size."""
+    images = [source.read_image(sample) for sample in source.samples("val")[::30]]
+    if size == TRAINING_SIZE:
+        return images
+    return [np.ascontiguousarray(np.pad(image, pads(image, size), mode="reflect")) for image in images]
+
+
+def pads(image: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(0, wanted - extent) for wanted, extent in zip(size, image.shape[:2], strict=True)] + [(0, 0)]
+
+
+def exported(network: Network, size: tuple[int, int], folder: Path, source: Source) -> dict[tuple[str, str], Path]:
+    """The network as a file for each runtime and precision: ours with logits, a peer with labels."""
+    paths = {}
+    for runtime, precision in WAYS:
+        if runtime == "torch":
+            continue
+        path = folder / f"{runtime}-{precision}"
+        export_bundle(
+            network.bundle,
+            path,
+            formats=(FORMATS[runtime],),
+            widths=(network.width,),
+            size=size,
+            output_kind="logits" if network.ours else "labels",
+            precision=precision,
+            data=source,
+            check=False,
+        )
+        paths[runtime, precision] = path
+    return paths
+
+
+def engine(
+    network: Network, exports: Mapping[tuple[str, str], Path], runtime: str, precision: str, threads: int
+) -> Engine:
+    if runtime == "torch":
+        return bundle_engine(network.bundle, network.width, "torch", threads=threads)
+    return open_engine(exports[runtime, precision], runtime=runtime, precision=precision, threads=threads)
+
+
+def summary(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile."""
+    cuts = quantiles(milliseconds, n=20, method="inclusive")
+    return {"p50": cuts[9], "p95": cuts[18]}
+
+
+def row(
+    network: Network,
+    size: tuple[int, int],
+    times: Mapping[tuple[str, str], dict[str, float]],
+    exports: Mapping[tuple[str, str], Path],
+    pipelines: Mapping[tuple[str, str], Pipeline],
+    source: Source,
+) -> dict[str, Any]:
+    cost = count(network.bundle.plain(network.width), size)
+    scored = network.trained and size == TRAINING_SIZE
+    ways = []
+    for precision in ("fp32", "int8"):
+        fastest = min((way for way in times if way[1] == precision), key=lambda way: times[way]["p50"])
+        path = exports.get(fastest)
+        ways.append(
+            {
+                "runtime": fastest[0],
+                "precision": precision,
+                **times[fastest],
+                "miou": score(pipelines[fastest], source, source.samples("val")) if scored else None,
+                "peak_mib": memory(fastest[0], path, size) if path else None,
+            }
+        )
+    facts = {"network": network.name, "width": network.width, "ours": network.ours, "trained": network.trained}
+    every = {f"{runtime} {precision}": value for (runtime, precision), value in times.items()}
+    return {**facts, "params": cost.params, "macs": cost.macs, "ways": ways, "all": every}
+
+
+def memory(runtime: str, path: Path, size: tuple[int, int]) -> float:
+    """MiB of a fresh process that labels three images."""
+    command = [sys.executable, __file__, "--memory-of", json.dumps([str(path), runtime]), json.dumps(size)]
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def peak_memory(export: str, size: str) -> float:
+    """What `memory` starts: the largest resident set, MiB."""
+    path, runtime = json.loads(export)
+    height, width = json.loads(size)
+    opened = open_engine(path, runtime=runtime, precision=path.rsplit("-", 1)[1])
+    pipeline = Pipeline(opened, (height, width))
+    for seed in range(3):
+        pipeline(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def provenance(options: argparse.Namespace) -> dict[str, Any]:
+    root = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
+    packages = ("torch", "torchvision", "segmentation-models-pytorch", "onnxruntime", "openvino", "nncf", "numba")
+    return {
+        "command": "python benchmarks/peers.py --data DATA --output benchmarks/results/peers.json",
+        "options": {name: getattr(options, name) for name in ("threads", "rounds", "networks")},
+        "clock": "wall-clock time, in turns",
+        "commit": commit or None,
+        "hardware": hardware("cpu"),
+        "load": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The page of the comparison with other libraries' networks, made from `results/peers.json`.
+
+It computes ratios and says whether targets are met; it measures nothing.
+
+Usage:
+    >>> peers_tables(json.loads(Path("benchmarks/results/peers.json").read_text()))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from page_parts import NONE, markdown, origin
+
+__all__ = ["PEERS_TARGETS", "peers_section", "peers_tables"]
+
+PEERS_TARGETS = {"speed": 4.0, "narrow int8": 0.15}
+"""At least so many times as fast as the fastest peer of equal or better mIoU; at most this share of LR-ASPP's time."""
+
+_LRASPP = "LR-ASPP"
+_TITLES = {
+    "scored": "As trained and scored: 360x480 images in, networks at 180x240, 360x480 masks out",
+    "full": "Networks at 384x480, nothing resized (mIoU as scored above)",
+}
+_SHOWN = ("settings", "protocol")
+
+
+def peers_section(report: Mapping[str, Any], notes: str = "") -> str:
+    """The section of the results page, with what was learnt, in words."""
+    parts = ["## Beside other libraries' networks", peers_tables(report), notes.strip(), origin(report, _SHOWN)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def peers_tables(report: Mapping[str, Any]) -> str:
+    """Both settings, and the targets."""
+    scores = dict(_scores(report["settings"]["scored"]))
+    parts = []
+    for name, rows in report["settings"].items():
+        parts += [f"### {_TITLES[name]}", _table(rows, scores), _targets(rows, scores)]
+    return "\n\n".join(parts)
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, float, str], float]]:
+    """Percent of mIoU by network, width and precision, of those that were trained."""
+    for row in rows:
+        for way in row["ways"]:
+            if way["miou"] is not None:
+                yield (row["network"], row["width"], way["precision"]), 100 * way["miou"]
+
+
+def _ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return ((row, way) for row in rows for way in row["ways"])
+
+
+def _table(rows: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, float, str], float]) -> str:
+    head = ["network", "precision", "runtime", "p50 ms", "p95 ms", "mIoU", "params, M", "MACs, G", "peak MiB"]
+    lines = [head, ["---", "---", "---", *["---:"] * 6]]
+    for row, way in sorted(_ways(rows), key=lambda pair: pair[1]["p50"]):
+        score = scores.get((row["network"], row["width"], way["precision"]))
+        name = f"**{row['network']}, width {row['width']:g}**" if row["ours"] else row["network"]
+        numbers = [f"{way['p50']:.2f}", f"{way['p95']:.2f}", NONE if score is None else f"{score:.2f}"]
+        cost = [f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}"]
+        peak = NONE if way["peak_mib"] is None else f"{way['peak_mib']:.0f}"
+        lines.append([name, way["precision"], way["runtime"], *numbers, *cost, peak])
+    return markdown(lines)
+
+
+def _targets(rows: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, float, str], float]) -> str:
+    return "Targets:\n\n" + "\n".join(f"- {line}" for line in [_speed(rows, scores), _narrow(rows)])
+
+
+def _speed(rows: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, float, str], float]) -> str:
+    """Of ours that some peer equals in mIoU: how many times as fast as the fastest such peer, at best."""
+    goal = f"at least {PEERS_TARGETS['speed']:g}x as fast as the fastest peer of equal or better mIoU"
+    scored = [
+        (way["p50"], scores[key], row, way)
+        for row, way in _ways(rows)
+        if (key := (row["network"], row["width"], way["precision"])) in scores
+    ]
+    ratios = []
+    for own, miou, row, way in scored:
+        rivals = [time for time, other, peer, _ in scored if not peer["ours"] and other >= miou]
+        if row["ours"] and rivals:
+            ratios.append((min(rivals) / own, f"{row['network']}, width {row['width']:g}, {way['precision']}"))
+    if not ratios:
+        return f"{goal}: **not comparable** (no peer reached the mIoU of any of ours, or none was trained)"
+    best, who = max(ratios)
+    return f"{goal}: **{'met' if best >= PEERS_TARGETS['speed'] else 'missed'}** ({best:.1f}x by {who})"
+
+
+def _narrow(rows: Sequence[Mapping[str, Any]]) -> str:
+    limit = PEERS_TARGETS["narrow int8"]
+    goal = f"width 0.25 in int8 at most {limit:g} of LR-ASPP's time"
+    peer = min((way["p50"] for row, way in _ways(rows) if row["network"].startswith(_LRASPP)), default=None)
+    own = [
+        way["p50"] for row, way in _ways(rows) if row["ours"] and row["width"] == 0.25 and way["precision"] == "int8"
+    ]
+    if peer is None or not own:
+        return f"{goal}: **open** (not measured)"
+    share = min(own) / peer
+    return f"{goal}: **{'met' if share <= limit else 'missed'}** ({share:.2f})"
