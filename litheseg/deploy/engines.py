@@ -12,20 +12,27 @@ Usage:
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import platform
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from litheseg.cost.latency import threads_limited
 from litheseg.deploy.bundle import Bundle
-from litheseg.deploy.exported import RUNTIMES, Export, load_export
-from litheseg.deploy.network import Deployed
-from litheseg.errors import DataError, LithesegError
+from litheseg.deploy.exported import PRECISIONS, RUNTIMES, Artefact, Export, check_choice, load_export
+from litheseg.deploy.network import Deployed, deployed
+from litheseg.deploy.onnx import save_onnx
+from litheseg.deploy.openvino import require_openvino
+from litheseg.deploy.torch_export import export_program, load_archive
+from litheseg.errors import DataError, LithesegError, MissingExtraError
 
 __all__ = ["Engine", "available_runtimes", "bundle_engine", "open_engine", "torch_engine"]
 
@@ -91,7 +98,23 @@ def open_engine(
         LithesegError: a network that it does not have, or that this machine cannot run so.
     """
     opened = export if isinstance(export, Export) else load_export(export)
-    raise LithesegError(f"{opened.path}: no runtime")
+    artefact = opened.find(width, runtime or _installed(opened, width, precision), precision)
+    chosen = runtime or next(name for name in artefact.runtimes if name in available_runtimes())
+    file = opened.file(artefact)
+    return _OPENERS[chosen](file, artefact, precision=precision, threads=threads, device=device)
+
+
+def _installed(export: Export, width: float | None, precision: str) -> str | None:
+    """A runtime that is here and takes what the export holds; None to let `find` say what is wrong."""
+    runtimes = [name for artefact in export.artefacts for name in artefact.runtimes]
+    here = [name for name in runtimes if name in available_runtimes()]
+    if not here:
+        raise LithesegError(f"{export.path} runs in {', '.join(dict.fromkeys(runtimes))}, none of which is installed")
+    for name in dict.fromkeys(here):
+        with suppress(LithesegError):
+            export.find(width, name, precision)
+            return name
+    return None
 
 
 def torch_engine(
@@ -119,10 +142,13 @@ def torch_engine(
     Raises:
         LithesegError: a precision or device that is not to be had here.
     """
+    place = torch.device(device)
+    _check_torch(precision, place)
     memory = torch.channels_last if channels_last else torch.contiguous_format
     network = Deployed(module, mean, std).eval().requires_grad_(False)
-    network = network.to(device=torch.device(device), memory_format=memory)  # type: ignore[call-overload]
-    return _TorchEngine(network, precision=precision, output="logits", threads=threads, device=device)
+    network = network.to(device=place, memory_format=memory)  # type: ignore[call-overload]
+    anything = Artefact("torch", 1.0, "fp32", None, "NHWC", "logits", "-")
+    return _TorchEngine(network, anything, precision=precision, threads=threads, device=place)
 
 
 def bundle_engine(
@@ -149,30 +175,39 @@ def bundle_engine(
         MissingExtraError: a runtime that is not installed.
         LithesegError: an unknown runtime, or a precision that is not to be had.
     """
-    header = bundle.header
+    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "int8":
+        raise LithesegError("a bundle holds no int8 network; make one with `litheseg export --precision int8`")
+    network = deployed(bundle, width)
     if runtime == "torch":
-        return torch_engine(bundle.plain(width), header.mean, header.std, threads=threads, precision=precision)
-    raise LithesegError(f"no runtime {runtime}")
+        return torch_engine(
+            network.network, bundle.header.mean, bundle.header.std, threads=threads, precision=precision
+        )
+    with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
+        file = Path(folder) / "network.onnx"
+        save_onnx(export_program(network, size), file, "logits", "")
+        artefact = Artefact("onnx", width, "fp32", size, "NHWC", "logits", file.name)
+        return _OPENERS[runtime](file, artefact, precision=precision, threads=threads, device="cpu")
 
 
 class _TorchEngine:
-    """A module that takes uint8 1 x h x w x 3."""
+    """A function of a uint8 tensor 1 x h x w x 3, or 1 x 3 x h x w."""
 
     runtime = "torch"
 
     def __init__(
         self,
-        network: Callable[[torch.Tensor], torch.Tensor],
+        network: Callable[[Tensor], Tensor],
+        artefact: Artefact,
         *,
         precision: str,
-        output: str,
-        threads: int | None = None,
-        device: str | torch.device = "cpu",
-        size: tuple[int, int] | None = None,
-        layout: str = "NHWC",
+        threads: int | None,
+        device: str | torch.device,
     ) -> None:
-        self.precision, self.output, self.size = precision, output, size
-        self._network, self._threads, self._device, self._layout = network, threads, torch.device(device), layout
+        self.precision, self.output, self.size = precision, artefact.output, artefact.size
+        self._network, self._layout, self._threads = network, artefact.layout, threads
+        self._device = torch.device(device)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(_batched(image, self._layout, self.size)).to(self._device)
@@ -182,6 +217,120 @@ class _TorchEngine:
             if self.precision == "bf16":
                 stack.enter_context(torch.autocast(self._device.type, torch.bfloat16))
             return np.asarray(self._network(pixels)[0].cpu().numpy())
+
+
+class _OnnxEngine:
+    """A session of ONNX Runtime, which is safe to be shared."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, session: Any, artefact: Artefact) -> None:
+        self.precision, self.output, self.size = artefact.precision, artefact.output, artefact.size
+        self._session, self._layout = session, artefact.layout
+        self._input = session.get_inputs()[0].name
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        batch = _batched(image, self._layout, self.size)
+        with _explained(self.runtime, image):
+            return np.asarray(self._session.run(None, {self._input: batch})[0][0])
+
+
+class _OpenVinoEngine:
+    """A compiled model; every thread has a request of its own."""
+
+    runtime = "openvino"
+
+    def __init__(self, model: Any, artefact: Artefact, precision: str) -> None:
+        self.precision, self.output, self.size = precision, artefact.output, artefact.size
+        self._model, self._layout, self._requests = model, artefact.layout, threading.local()
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        batch = _batched(image, self._layout, self.size)
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self._model.create_infer_request()
+        with _explained(self.runtime, image):
+            self._requests.own.infer([batch], share_inputs=True)
+            return np.array(self._requests.own.get_output_tensor(0).data[0])  # a copy: the next call overwrites it
+
+
+def _open_torch(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+    if torch.device(device).type != "cpu":
+        raise LithesegError(f"an archive runs on the CPU; for '{device}', give the bundle instead of the export")
+    _check_torch(precision, torch.device(device))
+    return _TorchEngine(load_archive(file), artefact, precision=precision, threads=threads, device=device)
+
+
+def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "onnx", "running in ONNX Runtime") from error
+    if precision == "bf16":
+        raise LithesegError(
+            "ONNX Runtime has no bf16 convolutions; choose fp32 or int8, or --runtime openvino or torch"
+        )
+    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if providers[0] not in onnxruntime.get_available_providers():
+        raise LithesegError(f"this ONNX Runtime has no '{device}'; install onnxruntime-gpu, or choose cpu")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    with _explained("onnxruntime", file):
+        return _OnnxEngine(onnxruntime.InferenceSession(str(file), options, providers=providers), artefact)
+
+
+def _open_openvino(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+    openvino = require_openvino("running in OpenVINO")
+    if device != "cpu":
+        raise LithesegError(f"OpenVINO runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise LithesegError("this CPU has no bf16 (OpenVINO would compute in fp32); choose fp32 or int8")
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    with _explained("openvino", file):
+        return _OpenVinoEngine(core.compile_model(str(file), "CPU", settings), artefact, precision)
+
+
+_OPENERS: dict[str, Callable[..., Engine]] = {
+    "onnxruntime": _open_onnx,
+    "openvino": _open_openvino,
+    "torch": _open_torch,
+}
+
+
+def _check_torch(precision: str, device: torch.device) -> None:
+    """Whether PyTorch computes so, and faster than it would emulate it.
+
+    Raises:
+        LithesegError: it does not.
+    """
+    if precision == "int8":
+        raise LithesegError("PyTorch runs no int8 network here; choose --runtime openvino or onnxruntime")
+    if precision == "bf16" and not (torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()):
+        raise LithesegError(f"'{device}' has no bf16 here (PyTorch would emulate it, slowly); choose fp32")
+
+
+def _cpu_has_bf16() -> bool:
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def _explained(runtime: str, subject: Path | np.ndarray) -> Iterator[None]:
+    """One error in place of a runtime's many; they have no class in common."""
+    try:
+        yield
+    except Exception as error:
+        what = subject if isinstance(subject, Path) else f"an image of {subject.shape[0]}x{subject.shape[1]}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise LithesegError(
+            f"{runtime} {version(runtime)} cannot run {what} ({lines[-1]}); try another runtime"
+        ) from error
 
 
 def _batched(image: np.ndarray, layout: str, size: tuple[int, int] | None) -> np.ndarray:

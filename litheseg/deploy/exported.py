@@ -35,6 +35,7 @@ __all__ = [
     "RUNTIMES",
     "Artefact",
     "Export",
+    "check_choice",
     "description",
     "file_digest",
     "load_export",
@@ -172,9 +173,8 @@ class Export:
             WidthError: there is no such width.
             LithesegError: there is nothing that fits; names what there is.
         """
-        for name, value, choices in (("runtime", runtime, RUNTIMES), ("precision", precision, PRECISIONS)):
-            if value is not None and value not in choices:
-                raise LithesegError(f"unknown {name} '{value}'.{did_you_mean(value, choices)}")
+        check_choice("runtime", runtime, RUNTIMES)
+        check_choice("precision", precision, PRECISIONS)
         if width is not None and width not in self.widths:
             known = ", ".join(f"{known:g}" for known in self.widths)
             raise WidthError(f"{self.path} has no width {width:g}, but {known}; export that width as well")
@@ -195,6 +195,16 @@ class Export:
         wanted = [precision, f"for {runtime}" if runtime else None, f"at width {width:g}" if width else None]
         wanted_text = " ".join(part for part in wanted if part) or "network"
         return f"{self.path} has no {wanted_text}; it has {'; '.join(map(str, self.artefacts))}: export that as well"
+
+
+def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of the choices; None is fine.
+
+    Raises:
+        LithesegError: it is; names the choices.
+    """
+    if value is not None and value not in tuple(choices):
+        raise LithesegError(f"unknown {name} '{value}'.{did_you_mean(value, choices)}")
 
 
 def load_export(path: str | Path) -> Export:

@@ -1,0 +1,91 @@
+"""A network as an ONNX file, written by PyTorch's graph exporter.
+
+Input ``image`` is the raw picture, output ``logits`` or ``labels``; normalisation lies inside, and so does the export's
+account of itself (`metadata_props`). It does not know how the file is run.
+
+Usage:
+    >>> save_onnx(export_program(network, None), Path("street.onnx"), "logits", text)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from litheseg.deploy.metadata import KEY
+from litheseg.errors import MissingExtraError, ModelError
+
+__all__ = ["INPUT", "onnx_model", "save_onnx"]
+
+INPUT = "image"
+_EXTENTS = ("height", "width")
+
+
+def onnx_model(program: ExportedProgram, output: str, text: str) -> Any:
+    """The `onnx.ModelProto` of a graph.
+
+    Args:
+        program: from `litheseg.deploy.torch_export.export_program`.
+        output: what its output is called: "logits" or "labels".
+        text: to be kept inside.
+
+    Raises:
+        MissingExtraError: the packages `onnx` or `onnxscript` are not installed.
+        ModelError: an operator that ONNX lacks.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (what PyTorch's exporter is made of)
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "onnx", "export to ONNX") from error
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[output], verbose=False)
+    except Exception as error:  # an unknown operator comes wrapped in several layers
+        raise ModelError(f"ONNX cannot hold this network ({_innermost(error)}); export to torch instead") from error
+    assert made is not None
+    model = made.model_proto
+    _tidy(model)
+    onnx.helper.set_model_props(model, {KEY: text})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def save_onnx(program: ExportedProgram, path: Path, output: str, text: str) -> None:
+    """Write a graph with its weights into one file; arguments as of `onnx_model`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.write_bytes(onnx_model(program, output, text).SerializeToString(deterministic=True))
+
+
+def _tidy(model: Any) -> None:
+    """Drop what only the exporter needed (stack traces with this machine's paths), and name the open sizes."""
+    graph = model.graph
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del graph.value_info[:], graph.metadata_props[:]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+    open_sizes = [dim.dim_param for dim in graph.input[0].type.tensor_type.shape.dim if dim.dim_param]
+    names = dict(zip(open_sizes, _EXTENTS, strict=False))
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\b\w+\b", lambda match: names.get(match[0], match[0]), dim.dim_param)
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,52 @@
+"""A network as OpenVINO's own files: an .xml of the graph and a .bin of the weights, in 32 bits.
+
+It is read from ONNX, so that there is one path from PyTorch to every runtime; OpenVINO's own converter would do the
+same, and report its use to its makers. It does not know how the files are run.
+
+Usage:
+    >>> save_openvino(Path("street.onnx"), Path("street.xml"), text)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from litheseg.deploy.metadata import KEY
+from litheseg.errors import MissingExtraError, ModelError
+
+__all__ = ["require_openvino", "save_openvino"]
+
+
+def require_openvino(purpose: str) -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", purpose) from error
+    return openvino
+
+
+def save_openvino(source: Path, path: Path, text: str) -> None:
+    """Convert an ONNX file, with `text` inside; the weights go to `path` with the ending .bin.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        ModelError: an operator that it lacks.
+        OSError: a file cannot be written.
+    """
+    openvino = require_openvino("export to OpenVINO")
+    try:
+        model = openvino.Core().read_model(source)
+    except Exception as error:  # its errors have no class in common
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise ModelError(f"OpenVINO cannot hold this network ({reason}); export to onnx or torch instead") from error
+    model.set_rt_info(text, KEY)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(f"OpenVINO cannot write {path.name}: {error}") from error

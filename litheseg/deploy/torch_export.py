@@ -1,0 +1,186 @@
+"""The graph of a network (`torch.export`), and archives of it (.pt2) that hold no pickle.
+
+Every other format is written from the same graph. Sizes may be left open: the graph is then taken from a large example
+of which no two sizes at any depth are alike, so that nothing in it is bound to the example; what PyTorch still notes as
+conditions (sizes above those at which a map shrinks to one pixel) says nothing of the result and is dropped. That the
+result is right at other sizes is checked by running it (`litheseg.deploy.export`), not by trust.
+
+`torch.export.load` unpickles, evaluates and calls whatever an archive asks for. The archives written here ask for
+nothing of the kind, and `load_archive` refuses any other before PyTorch sees it: weights are raw numbers, operators are
+ATen's, sizes are plain arithmetic.
+
+Usage:
+    >>> save_archive(export_program(network, (360, 480)), Path("street.pt2"), text)
+    >>> logits = load_archive(Path("street.pt2"))(pixels)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_shapes
+
+from litheseg.deploy.metadata import ARCHIVE_ENTRY
+from litheseg.deploy.network import Deployed
+from litheseg.errors import BundleError, LithesegError, ModelError
+
+__all__ = ["export_program", "load_archive", "save_archive"]
+
+_LARGE = (1043, 1307)  # primes of which no two sizes inside any network are equal, and none is one pixel
+# What an archive may hold, by name; anything else may be code.
+_PLAIN = re.compile(
+    r"[^/]+/(?:archive_format|archive_version|byteorder|\.data/\w+|data/weights/weight_\d+|data/constants/tensor_\d+|"
+    r"extra/[\w.]+)"
+)
+_EMPTY = re.compile(r"[^/]+/data/sample_inputs/model\.pt")
+_WEIGHTS = re.compile(r"[^/]+/data/(?:weights/model_weights|constants/model_constants)_config\.json")
+_GRAPH = re.compile(r"[^/]+/models/model\.json")
+# What a graph may ask for, by the key under which it stands: what is called, evaluated or looked up.
+_ALLOWED = {
+    "target": re.compile(
+        r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_(?:int|max|min|not)|math\.(?:ceil|floor)|"
+        r"_operator\.(?:add|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|sub|truediv)"
+    ),
+    "expr_str": re.compile(
+        r"(?:[\d\s+\-*/(),]|Symbol\('\w+'(?:, \w+=True)*\)|\b(?:[su]\d+|Add|CeilDiv|CleanDiv|FloorDiv|Integer|Max|Min|"
+        r"Mod|Mul|Pow|PythonMod|Rational)\b)*"
+    ),
+    "guards_code": re.compile(""),
+    "in_spec": (_TREE := re.compile(r'(?:(?!"type")[^\\]|"type": (?:null|"builtins\.(?:dict|list|tuple)"))*')),
+    "out_spec": _TREE,
+    "name": (_NAME := re.compile(r"[\w.]*")),  # names become Python source
+    "as_name": _NAME,
+}
+_ONE_LINE = re.compile(r"[^\n\r]*")
+
+
+def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedProgram:
+    """The graph of a network.
+
+    Args:
+        network: in evaluation mode.
+        size: height and width of its input in pixels; None for any.
+
+    Raises:
+        ModelError: an operator or a decision in it that depends on what is in the image.
+    """
+    height, width = size or _LARGE
+    shape = (1, height, width, 3) if network.layout == "NHWC" else (1, 3, height, width)
+    first = shape.index(height, 1) if size is None else 0
+    free = None if size is not None else {"image": {first: Dim.DYNAMIC, first + 1: Dim.DYNAMIC}}
+    try:
+        # Oblivious: no graph of its own for a dimension of 1.
+        with (
+            warnings.catch_warnings(),
+            symbolic_shapes.patch(  # type: ignore[attr-defined]
+                backed_size_oblivious=size is None
+            ),
+        ):
+            warnings.simplefilter("ignore")
+            program = torch.export.export(network, (torch.zeros(shape, dtype=torch.uint8),), dynamic_shapes=free)
+    except Exception as error:  # as many kinds as there are ways to be untraceable
+        raise ModelError(f"the network cannot be exported ({_first_line(error)}); {_remedy(size)}") from error
+    for node in program.graph.nodes:  # where this machine keeps its files is nobody's business
+        node.meta.pop("stack_trace", None)
+    return program if size is not None else _any_size(program)
+
+
+def save_archive(program: ExportedProgram, path: Path, text: str) -> None:
+    """Write a graph and its weights, with `text` inside; the program loses its example.
+
+    Raises:
+        LithesegError: PyTorch would store something of it by pickling.
+        OSError: the file cannot be written.
+    """
+    program.example_inputs = None  # type: ignore[assignment]  # would be pickled
+    try:
+        torch.export.save(program, path, extra_files={ARCHIVE_ENTRY: text})
+        check_archive(path)
+    except BundleError as error:
+        raise LithesegError(f"this version of PyTorch writes archives that are not plain data: {error}") from error
+    except RuntimeError as error:  # PyTorch's writer has no other for a full disk
+        raise OSError(f"{_first_line(error)}") from error
+
+
+def load_archive(path: Path) -> Callable[[Tensor], Tensor]:
+    """The network of an archive: as `Deployed.forward`.
+
+    Raises:
+        BundleError: no archive, a damaged one, or one that would run code when it is read.
+    """
+    check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cast(Callable[[Tensor], Tensor], torch.export.load(path).module(check_guards=False))
+    except Exception as error:  # a damaged archive fails in as many ways as it has bytes
+        raise BundleError(
+            f"{path} cannot be read by PyTorch {torch.__version__} ({_first_line(error)}); archives last as long as "
+            "PyTorch's format: export the model anew"
+        ) from error
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive that is more than numbers and a graph of ATen's operators.
+
+    Raises:
+        BundleError: it is, or it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                _check_entry(archive, entry, path)
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, RecursionError) as error:
+        raise BundleError(f"{path} is damaged, or no torch.export archive ({error}); copy it again") from error
+
+
+def _any_size(program: ExportedProgram) -> ExportedProgram:
+    ranges = program.range_constraints
+    for symbol, known in ranges.items():
+        ranges[symbol] = type(known)(1, known.upper)
+    program._guards_code = []
+    return program
+
+
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    name = entry.filename
+    if _PLAIN.fullmatch(name) or (_EMPTY.fullmatch(name) and not entry.file_size):
+        return
+    if _WEIGHTS.fullmatch(name):
+        entries = json.loads(archive.read(entry))["config"].values()
+        foreign = next((item["path_name"] for item in entries if item["use_pickle"] is not False), None)
+    elif _GRAPH.fullmatch(name):
+        foreign = next(_foreign(json.loads(archive.read(entry))), None)
+    else:
+        foreign = name
+    if foreign is not None:
+        raise BundleError(f"{path} holds '{foreign}', which could run code when it is read; export the model anew")
+
+
+def _foreign(content: Any, key: str = "") -> Iterator[str]:
+    """The texts in a graph that PyTorch would act on and that are not allowed."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _foreign(value, name)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _foreign(value, key)
+    elif isinstance(content, str) and not _ALLOWED.get(key, _ONE_LINE).fullmatch(content):
+        yield content
+
+
+def _remedy(size: tuple[int, int] | None) -> str:
+    return "give a fixed size (--size HxW)" if size is None else "its architecture does what no exported graph can"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
