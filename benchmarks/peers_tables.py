@@ -8,12 +8,14 @@ Usage:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from page_parts import NONE, markdown, origin
 
-__all__ = ["PEERS_TARGETS", "peers_section", "peers_tables"]
+__all__ = ["PEERS_TARGETS", "peers_block", "peers_section", "peers_tables"]
 
 PEERS_TARGETS = {"speed": 4.0, "narrow int8": 0.15}
 """At least so many times as fast as the fastest peer of equal or better mIoU; at most this share of LR-ASPP's time."""
@@ -26,10 +28,37 @@ _TITLES = {
 _SHOWN = ("settings", "protocol")
 
 
-def peers_section(report: Mapping[str, Any], notes: str = "") -> str:
-    """The section of the results page, with what was learnt, in words."""
-    parts = ["## Beside other libraries' networks", peers_tables(report), notes.strip(), origin(report, _SHOWN)]
-    return "\n\n".join(part for part in parts if part)
+def peers_section(root: Path) -> str:
+    """Heading, both tables, what was learnt, in words, and where it comes from; empty without the file."""
+    report = _report(root)
+    if report is None:
+        return ""
+    notes = root / "benchmarks/peers.md"
+    heading = (
+        "## Beside other libraries' networks\n\n"
+        f"End to end, batch 1, {report['options']['threads']} CPU threads, {report['clock']}: each network through the "
+        "fastest runtime for it, in float32 and in int8. Ours in bold; mIoU on val, as deployed, after the same "
+        f"training (protocol `{report['protocol']}`)."
+    )
+    learnt = notes.read_text().strip() if notes.exists() else ""
+    return "\n\n".join(filter(None, [heading, peers_tables(report), learnt, origin(report, _SHOWN)]))
+
+
+def peers_block(root: Path) -> str:
+    """The scored setting, for the README; empty without the file."""
+    report = _report(root)
+    if report is None:
+        return ""
+    rows = report["settings"]["scored"]
+    scores = dict(_scores(rows))
+    text = "Beside other libraries' networks, from a 360x480 image to its mask, on a CPU with "
+    text += f"{report['options']['threads']} threads, after the same training (protocol `{report['protocol']}`):"
+    return "\n\n".join([text, _table(rows, scores, short=True), _targets(rows, scores)])
+
+
+def _report(root: Path) -> dict[str, Any] | None:
+    path = root / "benchmarks/results/peers.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def peers_tables(report: Mapping[str, Any]) -> str:
@@ -53,16 +82,22 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any]
     return ((row, way) for row in rows for way in row["ways"])
 
 
-def _table(rows: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, float, str], float]) -> str:
-    head = ["network", "precision", "runtime", "p50 ms", "p95 ms", "mIoU", "params, M", "MACs, G", "peak MiB"]
-    lines = [head, ["---", "---", "---", *["---:"] * 6]]
+def _table(
+    rows: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, float, str], float], short: bool = False
+) -> str:
+    """Fastest first; in short: trained networks only, and less of each."""
+    head = ["network", "precision", "runtime", "p50 ms", "mIoU", "params, M", "MACs, G", "p95 ms", "peak MiB"]
+    shown = len(head) - 2 * short
+    lines = [head[:shown], ["---", "---", "---", *["---:"] * (shown - 3)]]
     for row, way in sorted(_ways(rows), key=lambda pair: pair[1]["p50"]):
         score = scores.get((row["network"], row["width"], way["precision"]))
+        if short and score is None:
+            continue
         name = f"**{row['network']}, width {row['width']:g}**" if row["ours"] else row["network"]
-        numbers = [f"{way['p50']:.2f}", f"{way['p95']:.2f}", NONE if score is None else f"{score:.2f}"]
-        cost = [f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}"]
+        cost = [f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}", f"{way['p95']:.2f}"]
         peak = NONE if way["peak_mib"] is None else f"{way['peak_mib']:.0f}"
-        lines.append([name, way["precision"], way["runtime"], *numbers, *cost, peak])
+        score_text = NONE if score is None else f"{score:.2f}"
+        lines.append([name, way["precision"], way["runtime"], f"{way['p50']:.2f}", score_text, *cost, peak][:shown])
     return markdown(lines)
 
 

@@ -26,6 +26,7 @@ from grouping_tables import grouping_block, grouping_pages
 from latency_tables import latency_section
 from mgd_tables import mgd_block, mgd_pages
 from page_parts import NONE, Draw, cell, frontier_plot, markdown, origin, provenance
+from peers_tables import peers_block, peers_section
 
 from litheseg.files import atomic_path
 from litheseg.report.plots import FrontierPoint
@@ -172,13 +173,13 @@ def build(root: Path = ROOT) -> Pages:
         sections.append(notes.read_text().strip())
     ways, pictures = grouping_pages(root)
     few, more = mgd_pages(root)
-    sections += [*ways, latency_section(root), *few]
+    sections += [*ways, latency_section(root), *few, peers_section(root)]
     pages.plots |= pictures | more
     sections += [cost_section(root, *entry) for entry in _COSTS]
     pages.texts[root / "docs/results.md"] = "\n\n".join(section for section in sections if section) + "\n"
     readme = root / "README.md"
     if readme.exists():
-        blocks = (readme_block(studies), grouping_block(root), mgd_block(root), _LINK)
+        blocks = (readme_block(studies), grouping_block(root), mgd_block(root), peers_block(root), _LINK)
         pages.texts[readme] = _with_block(readme, "\n\n".join(block for block in blocks if block))
     return pages
 
