@@ -42,7 +42,7 @@ class Race(Generic[C]):
         accuracy: of a candidate; asked only for those that timings have not ruled out, once each.
         budget: milliseconds.
         percentile: that has to be within the budget.
-        samples: timings from earlier, which count; they are added to.
+        recall: timings of a candidate from earlier, which count.
 
     Attributes:
         samples: timings of every candidate so far.
@@ -55,11 +55,11 @@ class Race(Generic[C]):
         accuracy: Callable[[C], float],
         budget: float,
         percentile: float = 95.0,
-        samples: Mapping[C, Samples] | None = None,
+        recall: Callable[[C], Samples] = lambda _: Samples(),
     ) -> None:
-        self.samples: dict[C, Samples] = dict(samples or {})
+        self.samples: dict[C, Samples] = {}
         self.accuracies: dict[C, float] = {}
-        self._measure, self._accuracy = measure, accuracy
+        self._measure, self._accuracy, self._recall = measure, accuracy, recall
         self._budget, self._percentile = budget, percentile
         self._pool: dict[C, None] = {}
 
@@ -75,6 +75,10 @@ class Race(Generic[C]):
         while open_ := [c for c in self._contenders() if not self.settled(c)]:
             self._add_repeats(open_, min(len(self._of(c)) for c in open_))
         return next((c for c in self.ranked() if self.inside(c)), None)
+
+    def timed(self, candidate: C) -> bool:
+        """Whether anything is known of its time."""
+        return len(self._of(candidate)) > 0
 
     def possible(self, candidate: C) -> bool:
         """Whether its timings leave it a chance."""
@@ -123,7 +127,9 @@ class Race(Generic[C]):
         return self.accuracies[candidate]
 
     def _of(self, candidate: C) -> Samples:
-        return self.samples.setdefault(candidate, Samples())
+        if candidate not in self.samples:
+            self.samples[candidate] = self._recall(candidate)
+        return self.samples[candidate]
 
     def _add_repeats(self, candidates: Sequence[C], repeats: int) -> None:
         if candidates:

@@ -93,7 +93,7 @@ class Search:
         timer: times candidates.
         scores: their accuracies.
         costs: of networks on paper.
-        samples: timings from earlier; they are added to.
+        recall: timings of a candidate from earlier.
         refine: whether widths between those given may be tried.
         quantise: whether int8 may be tried.
         progress: told what is being done.
@@ -106,7 +106,7 @@ class Search:
         scores: Scores,
         costs: Callable[[Iterable[Network]], Mapping[Network, Mapping[str, float]]],
         *,
-        samples: Mapping[Candidate, Samples] | None = None,
+        recall: Callable[[Candidate], Samples] = lambda _: Samples(),
         refine: bool = True,
         quantise: bool = False,
         progress: Callable[[str], None] = lambda _: None,
@@ -115,7 +115,7 @@ class Search:
         self._refine, self._quantise, self._progress = refine, quantise, progress
         self._costs: dict[Network, Mapping[str, float]] = {}
         self._notes: dict[str, None] = {}
-        self.race: Race[Candidate] = Race(timer.measure, self._accuracy, limits.available, limits.percentile, samples)
+        self.race: Race[Candidate] = Race(timer.measure, self._accuracy, limits.available, limits.percentile, recall)
 
     def run(self, candidates: Iterable[Candidate]) -> Found:
         """Search, then prove.
@@ -156,7 +156,7 @@ class Search:
         fitting = [candidate for candidate in told if not broken[candidate.network]]
         if told and not fitting and not self.race.pool:
             raise _too_big(self._limits, {network: self._costs[network] for network in broken})
-        reasons = self._timer.unusable([c for c in fitting if c not in self.race.samples])
+        reasons = self._timer.unusable([c for c in fitting if not self.race.timed(c)])
         for reason in reasons.values():
             self._notes[f"left out: {reason}"] = None
         usable = [candidate for candidate in fitting if candidate not in reasons]
@@ -238,12 +238,14 @@ class Search:
         return points, next(point for point in points if point.candidate == holding[0])
 
     def _rivals(self, best: Candidate) -> list[Candidate]:
-        """The choice, those just above it that nearly fit, and the next ones below it."""
-        ranked = self.race.ranked()
-        place = ranked.index(best)
-        near = [c for c in ranked[:place] if self.race.estimate(c) <= _NEAR * self._limits.available]
-        below = [c for c in ranked[place + 1 :] if self.race.estimate(c) <= self._limits.available]
-        return [*near[-_RIVALS:], best, *below[:_RIVALS]]
+        """The choice, more accurate ones that nearly fit, and the next ones below it."""
+        ranked, scored = self.race.ranked(), self.race.accuracies
+        better = [c for c in self.race.pool if scored.get(c, -1.0) > scored[best]]
+        near = sorted(
+            (c for c in better if self.race.estimate(c) <= _NEAR * self._limits.available), key=self.race.estimate
+        )
+        below = [c for c in ranked[ranked.index(best) + 1 :] if self.race.estimate(c) <= self._limits.available]
+        return [*near[:_RIVALS], best, *below[:_RIVALS]]
 
     def _accuracy(self, candidate: Candidate) -> float:
         return self._scores.miou(candidate.network)

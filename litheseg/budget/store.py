@@ -70,6 +70,11 @@ class Store:
         """The folder for exports."""
         return self.folder / "exports"
 
+    @property
+    def plan_file(self) -> Path:
+        """Where the plan of this machine is kept (`litheseg.budget.plan`)."""
+        return self.folder / f"plan-{self._host_digest}.json"
+
     def save_samples(self) -> None:
         """Write the timings.
 
@@ -88,10 +93,13 @@ class Store:
         _write(self._scores_file, {"entries": self.scores})
 
     @property
-    def _timings_file(self) -> Path:
+    def _host_digest(self) -> str:
         lasting = {name: self.host[name] for name in ("cpu", "cores", "machine", "versions")}
-        digest = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"timings-{digest[:12]}.json"
+        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def _timings_file(self) -> Path:
+        return self.folder / f"timings-{self._host_digest}.json"
 
     @property
     def _scores_file(self) -> Path:

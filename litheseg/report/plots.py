@@ -112,6 +112,7 @@ def frontier(
     score_label: str,
     title: str = "",
     log_x: bool = False,
+    limit: tuple[float, str] | None = None,
 ) -> None:
     """Draw accuracy against cost, one line per model and one labelled point per width.
 
@@ -122,6 +123,7 @@ def frontier(
         score_label: what the score is; scores in [0, 1] are drawn in percent.
         title: above the figure; empty for none.
         log_x: a logarithmic cost axis.
+        limit: a cost that is not to be exceeded, drawn as a dashed line, and its name.
 
     Raises:
         LithesegError: no points, points that are not finite, a cost <= 0 on a logarithmic axis, or another suffix.
@@ -133,13 +135,15 @@ def frontier(
     best = max(curves, key=lambda name: max(point.score for point in curves[name]))
     for index, (name, points) in enumerate(curves.items()):
         _frontier_line(axes, index, name, points, above=name == best)
+    if limit is not None:
+        axes.axvline(limit[0], color=_GREY, linestyle=(0, (4, 3)), linewidth=1.2, label=limit[1])
     if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.margins(x=0.08, y=0.14)
-    if len(curves) > 1:
+    if len(curves) > 1 or limit is not None:
         axes.legend(frameon=False, loc="lower right")
     _save(figure, path)
 

@@ -131,6 +131,6 @@ def test_further_candidates_may_join() -> None:
 def test_earlier_timings_count() -> None:
     known = {c: Samples([float(5 + c)] * 60) for c in range(5)}
     plant = Plant(0)
-    race = Race(plant.measure, lambda c: c / 10, budget=8.0, samples=known)
+    race = Race(plant.measure, lambda c: c / 10, budget=8.0, recall=known.__getitem__)
     assert race.run(range(5)) == 3
     assert plant.calls == []
