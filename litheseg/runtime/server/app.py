@@ -62,8 +62,10 @@ def _refuse(request: Request, error: Exception) -> Response:
 
 def _refuse_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [{"where": ".".join(map(str, entry["loc"])), "message": entry["msg"]} for entry in error.errors()]
-    detail = "; ".join(f"{entry['where']}: {entry['message']}" for entry in errors)
+    # Of what stands in the location only the first two count: where, and the parameter's name.
+    messages = {".".join(map(str, entry["loc"][:2])): entry["msg"] for entry in reversed(error.errors())}
+    errors = [{"where": where, "message": message} for where, message in messages.items()]
+    detail = "; ".join(f"{where}: {message}" for where, message in messages.items())
     return _refuse(request, Problem("invalid-parameter", detail, errors=errors))
 
 

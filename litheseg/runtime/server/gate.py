@@ -91,7 +91,7 @@ class _Exchange:
             self.status = message["status"]
             for name, value in _HEADERS.items():
                 MutableHeaders(scope=message).setdefault(name, value)
-            if self.status >= 400 and self._still_sending():
+            if self.status >= 400 and self.status != 408 and self._still_sending():
                 await self._linger()
         await self._send(message)
 

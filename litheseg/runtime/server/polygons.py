@@ -64,7 +64,7 @@ def trace(mask: np.ndarray, min_area: int = 1) -> list[Polygon]:
             part = int(parts[y, x])
             polygons[part] = Polygon(ring, int(areas[part]))
         elif _area(ring) >= min_area:
-            polygons[int(parts[y - 1, x])].holes.append(ring)
+            polygons[int(parts[y - 1, x])].holes.append(ring[::-1])
     return list(polygons.values())
 
 

@@ -236,7 +236,7 @@ async def _answer(request: Request, ask: Ask, encode: Encode, media_type: str) -
     service = service_of(request)
     settings = service.settings
     data = await read_upload(request, max_bytes=settings.max_upload, seconds=settings.upload_timeout)
-    outcome = await service.segment(data, ask, encode, gone=_gone(request))
+    outcome = await service.segment(data, ask, encode, gone=partial(_gone, request))
     return Response(outcome.body, media_type=media_type, headers=_timing(outcome))
 
 

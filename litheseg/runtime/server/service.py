@@ -15,7 +15,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 _WARM_UPS, _MEASURED = 1, 5  # passes a width before the first request
 _EXAMPLE = (480, 640)  # pixels, where the model does not say
+
+
+Gone = Callable[[], Coroutine[Any, Any, object]]
 
 
 class Abandoned(Exception):
@@ -119,18 +122,18 @@ class Service:
             raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
         return ask
 
-    async def segment(self, data: bytes, ask: Ask, encode: Encode, gone: Awaitable[object] | None = None) -> Outcome:
+    async def segment(self, data: bytes, ask: Ask, encode: Encode, gone: Gone | None = None) -> Outcome:
         """Label one image.
 
         Args:
             data: an image file.
             ask: as `check` returned it.
             encode: what to make of the mask.
-            gone: becomes done when nobody waits for the answer any more.
+            gone: returns when nobody waits for the answer any more.
 
         Raises:
             Problem: refused, or an image that cannot be used.
-            Abandoned: `gone` was sooner; work that had not begun is dropped.
+            Abandoned: `gone` returned first; work that had not begun is dropped.
         """
         if not self._ready.is_set():
             raise Problem("starting", "the model is being loaded; try again in a moment", retry_after=2)
@@ -155,9 +158,9 @@ class Service:
         size = example_size(self.predictor.bundle.header)
         return await asyncio.wrap_future(self.workers.submit(lambda turn: draw(seed, size)))
 
-    async def _await(self, future: Future[Outcome], gone: Awaitable[object] | None) -> Outcome:
+    async def _await(self, future: Future[Outcome], gone: Gone | None) -> Outcome:
         answer = asyncio.wrap_future(future)
-        left = None if gone is None else asyncio.ensure_future(gone)
+        left = None if gone is None else asyncio.ensure_future(gone())
         try:
             both: set[asyncio.Future[Any]] = {answer} if left is None else {answer, left}
             await asyncio.wait(both, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,93 @@
+"""A server without a network: its predictor labels pixels by their largest channel, as slowly as a test asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from litheseg.data.classes import Classes
+from litheseg.deploy.header import BundleHeader
+from litheseg.runtime.server.app import create_app
+from litheseg.runtime.server.running import Server
+from litheseg.runtime.server.service import Service
+from litheseg.runtime.server.settings import Settings
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+WIDTHS = (1.0, 0.5, 0.25)
+CLASSES = Classes(("red", "green", "blue"), (RED, GREEN, BLUE))
+
+
+class FakePredictor:
+    """What the server uses of a `Predictor`."""
+
+    def __init__(self, seconds: Mapping[float, float] | None = None, classes: Classes = CLASSES) -> None:
+        self.seconds = dict(seconds or {})
+        self.header = BundleHeader(
+            architecture={"name": "fake", "args": {}},
+            classes=classes,
+            widths=WIDTHS,
+            size=(24, 40),
+            metrics={"1": {"miou": 0.75}},
+        )
+        self.bundle = SimpleNamespace(header=self.header)
+        self.classes, self.widths, self.size = classes, WIDTHS, (24, 40)
+        self.calls: list[float] = []
+        self.before: Callable[[], Any] = lambda: None  # called ahead of every prediction
+
+    def prepare(self, *widths: float) -> None:
+        pass
+
+    def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
+        assert width is not None
+        self.before()
+        time.sleep(self.seconds.get(width, 0.0))
+        self.calls.append(width)
+        return image.argmax(2).astype(np.uint8)
+
+
+def picture(height: int = 24, width: int = 40) -> np.ndarray:
+    """Left half red, right half green over blue."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2] = RED
+    image[: height // 2, width // 2 :] = GREEN
+    image[height // 2 :, width // 2 :] = BLUE
+    return image
+
+
+def truth(height: int = 24, width: int = 40) -> np.ndarray:
+    return picture(height, width).argmax(2).astype(np.uint8)
+
+
+def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def service(predictor: Any = None, **settings: Any) -> Service:
+    """Ready to serve; two workers unless told otherwise."""
+    made = Service(predictor or FakePredictor(), Settings(**{"workers": 2, **settings}), name="fake")
+    made.prepare()
+    return made
+
+
+@contextmanager
+def client_of(made: Service, **options: Any) -> Iterator[httpx.Client]:
+    """A client of a real server on a free port."""
+    with Server(create_app(made)) as server, httpx.Client(base_url=server.url, timeout=20, **options) as client:
+        yield client
+    made.workers.close()
+
+
+def send(client: httpx.Client, path: str = "mask", data: bytes | None = None, **options: Any) -> httpx.Response:
+    """Post an image to one of the segmenting paths."""
+    content = encoded(picture()) if data is None else data
+    return client.post(f"/v1/segment/{path}", files={"image": ("a.png", content)}, **options)
