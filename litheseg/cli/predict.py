@@ -1,58 +1,133 @@
-"""`litheseg predict`: label images."""
+"""`litheseg predict`: label images, one or millions."""
 
 from __future__ import annotations
 
 import sys
+import time
 from argparse import ArgumentParser, Namespace
+from contextlib import redirect_stdout
 from dataclasses import asdict
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import Progress
 
 from litheseg.cli.options import bundle_argument, device_option, json_option, parse_width
 from litheseg.cli.printing import complain, print_json
-from litheseg.runtime.files import predict
+from litheseg.deploy.exported import PRECISIONS, RUNTIMES
+from litheseg.runtime.files import ENGINES, REPORT, Progress, Summary, predict
 
 __all__ = ["SUMMARY", "add", "run"]
 
 SUMMARY = "label images"
 
+_SHOWN = 20  # failures; the others are in the report
+
 
 def add(parser: ArgumentParser) -> None:
     """Declare the options."""
     bundle_argument(parser)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images and folders of images")
-    parser.add_argument("--output", required=True, metavar="DIR", help="where NAME.png and NAME_overlay.png go")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, .parquet or .csv lists; or URIs")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where NAME.png and NAME_overlay.png go; or URI")
     parser.add_argument("--width", type=parse_width, metavar="W", help="one of the bundle's [the widest]")
     parser.add_argument("--kind", choices=("mask", "overlay", "both"), default="mask", help="what to write [mask]")
     parser.add_argument("--force", action="store_true", help="replace results that exist")
+    parser.add_argument("--engine", choices=ENGINES, default="local", help="this process, or Ray's processes [local]")
+    parser.add_argument("--workers", type=int, metavar="N", help="images at once [one for each core]")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="what runs the network [torch]")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network [fp32]")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU for each image [1]")
     device_option(parser)
     json_option(parser)
-    parser.epilog = """examples:
+    parser.epilog = f"""examples:
   litheseg predict model.safetensors street.jpg --output out/ --kind both
   litheseg predict model.safetensors photos/ --output out/ --width 0.25
+  litheseg predict model.safetensors frames.parquet --output s3://bucket/masks --engine ray --workers 32
+
+What exists is kept: a run that was stopped goes on with the same command. Images that cannot be labelled are listed in
+{REPORT} in the output folder. A list has a column `image` and, if you like, `output` for the results' names.
 """
 
 
 def run(args: Namespace) -> int:
     """Do it and print what came of it."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("labelling", total=None)
-        summary = predict(
-            args.bundle,
-            args.inputs,
-            args.output,
-            width=args.width,
-            kind=args.kind,
-            force=args.force,
-            device=args.device,
-            progress=lambda done, total, _: bar.update(task, completed=done, total=total),
-        )
-    for _, reason in summary.failed:
+    bar = _Bar()
+    try:
+        # Ray prints on standard output, which with --json is to hold JSON only.
+        with bar, redirect_stdout(sys.stderr):
+            summary = predict(
+                args.bundle,
+                args.inputs,
+                args.output,
+                width=args.width,
+                kind=args.kind,
+                engine=args.engine,
+                workers=args.workers,
+                force=args.force,
+                device=args.device,
+                runtime=args.runtime,
+                precision=args.precision,
+                threads=args.threads,
+                progress=bar.show,
+            )
+    except KeyboardInterrupt:
+        again = "the same command without --force" if args.force else "the same command"
+        return complain(f"stopped by Ctrl-C with {bar.state}; {again} goes on", 130)
+    _print(summary, args)
+    return 1 if summary.failed else 0
+
+
+def _print(summary: Summary, args: Namespace) -> None:
+    for _, reason in summary.failed[:_SHOWN]:
         complain(reason, 1)
+    if len(summary.failed) > _SHOWN:
+        complain(f"{len(summary.failed) - _SHOWN} more, all of them in {args.output.rstrip('/')}/{REPORT}", 1)
     if args.json:
         print_json(asdict(summary))
-    else:
-        kept = f", {summary.skipped} kept as they were (--force replaces them)" if summary.skipped else ""
-        print(f"{summary.images} images: {summary.written} files written to {args.output}{kept}")
-    return 1 if summary.failed else 0
+        return
+    kept = f", {summary.skipped} kept as they were (--force replaces them)" if summary.skipped else ""
+    failed = f", {len(summary.failed)} images failed (see {REPORT} there)" if summary.failed else ""
+    print(f"{summary.images} images: {summary.written} files written to {args.output}{kept}{failed}")
+
+
+class _Bar:
+    """A line on standard error that says how far it is, if somebody is there to read it."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        console = Console(file=sys.stderr)
+        self._bar = bars.Progress(
+            bars.TextColumn("labelling"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[speed]}"),
+            bars.TextColumn("[red]{task.fields[failures]}"),
+            bars.TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+            redirect_stdout=False,
+        )
+        self._task = self._bar.add_task("", total=None, speed="", failures="")
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Take note, and show it."""
+        if self._progress is None:
+            self._begun = time.monotonic()
+        self._progress = progress
+        fresh, seconds = progress.done - progress.kept, time.monotonic() - self._begun
+        speed = f"{fresh / seconds:.1f} images/s" if fresh and seconds else ""
+        failures = f"{progress.failed} failed" if progress.failed else ""
+        self._bar.update(self._task, completed=progress.done, total=progress.total, speed=speed, failures=failures)
+
+    @property
+    def state(self) -> str:
+        """How far it came."""
+        return f"{self._progress.done} of {self._progress.total} images done" if self._progress else "nothing begun"

@@ -1,7 +1,9 @@
-"""Files and folders through a predictor: mask and overlay images beside each other, one bad file no reason to stop.
+"""Many images through a model: masks and overlays into a folder, one bad image no reason to stop.
 
-Masks are 8-bit palette PNGs: the pixel values are class indices, the palette their colours. Folders are searched
-recursively and mirrored below the output folder. It does not know models; it calls a `Predictor`.
+Images come from files, folders, manifests and object stores; results are files or objects, each written once and as a
+whole. What exists is kept, so a run that was stopped or killed goes on with the same call. What could not be labelled
+is listed in ``failed.jsonl`` beside the results. An engine does the work: threads of this process (`local`), or Ray's
+processes on this machine or many (`ray_engine`); masks are the same, bit for bit. It knows neither models nor formats.
 
 Usage:
     >>> summary = predict("model.safetensors", ["photos/"], "labelled/", width=0.5, kind="both")
@@ -11,29 +13,37 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image
 
-from litheseg.data.classes import Classes
-from litheseg.data.masks import read_image
 from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError, did_you_mean
-from litheseg.files import atomic_path
+from litheseg.runtime.jobs import Job, Plan, find_items, make_plan
+from litheseg.runtime.labeller import Labeller, Outcome, Settings
+from litheseg.runtime.local import default_workers, run_local
+from litheseg.runtime.pictures import overlay, write_mask
 from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.ray_engine import run_ray
+from litheseg.runtime.storage import Folder, open_folder
 
-__all__ = ["Kind", "Summary", "overlay", "predict", "write_mask"]
+__all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "overlay", "predict", "write_mask"]
+
+ENGINES = ("local", "ray")
+REPORT = "failed.jsonl"
+"""Where the images that could not be labelled are listed, with the reasons."""
 
 Kind = Literal["mask", "overlay", "both"]
 
+_Outcomes = Generator[Outcome, None, None]
+
 _KINDS = {"mask": ("mask",), "overlay": ("overlay",), "both": ("mask", "overlay")}
-_SUFFIX = {"mask": ".png", "overlay": "_overlay.png"}
-_IMAGES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,28 @@ class Summary:
     failed: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        total: images found.
+        kept: images that had nothing left to do when the run began.
+        labelled: images done since.
+        failed: images that could not be labelled.
+    """
+
+    total: int
+    kept: int
+    labelled: int
+    failed: int
+
+    @property
+    def done(self) -> int:
+        """Images that need no more work."""
+        return self.kept + self.labelled + self.failed
+
+
 def predict(
     bundle: Bundle | Predictor | str | Path,
     inputs: str | Path | Iterable[str | Path],
@@ -60,140 +92,118 @@ def predict(
     *,
     width: float | None = None,
     kind: Kind = "mask",
+    engine: str = "local",
+    workers: int | None = None,
     force: bool = False,
     device: str | torch.device = "cpu",
     size: tuple[int, int] | Literal["training"] | None = "training",
+    runtime: str = "torch",
+    precision: str = "fp32",
+    threads: int = 1,
     alpha: float = 0.5,
-    progress: Callable[[int, int, Path], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Label images and folders of images into `output`, as `NAME.png` (mask) and `NAME_overlay.png`.
+    """Label images into `output`, as `NAME.png` (mask) and `NAME_overlay.png`.
 
-    An image that cannot be labelled is reported in the summary and the others go on. Inputs are never overwritten;
-    other existing files only with `force`.
+    An image that cannot be labelled is reported in the summary and in ``failed.jsonl``, and the others go on. Inputs
+    are never overwritten; other existing files only with `force`.
 
     Args:
-        bundle: a bundle, its path, or a predictor (then `device` and `size` are its own).
-        inputs: files and folders; files in folders count if their name ends like an image's and is not hidden.
-        output: the folder for the results; made if missing.
+        bundle: a model's path; for the local engine also a bundle or a predictor (then `device`, `size`, `runtime` and
+            `precision` are its own).
+        inputs: images, folders and manifests (``.parquet``, ``.csv``), as paths or URIs; files in folders count if
+            their name ends like an image's and is not hidden.
+        output: the folder for the results, a path or the URI of an object store; made if missing.
         width: None for the widest, or the predictor's.
         kind: what to write.
-        force: overwrite results that exist instead of skipping them.
+        engine: one of `ENGINES`.
+        workers: images labelled at once; None for as many as there are cores.
+        force: overwrite results that exist instead of keeping them.
         device: where to run.
         size: as in `Predictor`.
+        runtime: as in `Predictor`.
+        precision: as in `Predictor`.
+        threads: of the CPU for each image. More cores are used better by more workers; masks of two runs are equal bit
+            for bit if this is.
         alpha: weight of the class colour in overlays, in [0, 1].
-        progress: called with (done, total, image) after each image.
+        progress: called when the work begins, and whenever images are done.
 
     Raises:
-        DataError: no images, an unknown `kind`, or an output that is a file or one of the input folders.
-        WidthError: the bundle does not have the width.
+        DataError: no images, an unknown `kind` or `engine`, a value out of range, a manifest that cannot be read, or an
+            output that is a file or one of the input folders.
+        WidthError: the model does not have the width.
+        MissingExtraError: an engine, a runtime or a kind of input whose package is not installed.
         LithesegError: a result cannot be written.
     """
-    if kind not in _KINDS:
-        raise DataError(f"unknown kind '{kind}'.{did_you_mean(kind, _KINDS)}")
+    _check(kind, engine, workers, threads, alpha)
+    workers = workers or default_workers(threads)
+    folder = open_folder(output)
+    model = "" if isinstance(bundle, (Bundle, Predictor)) else str(bundle)
+    settings = Settings(model, str(output), width, str(device), size, runtime, precision, threads, alpha, force)
+    label = _by_threads(bundle, settings, folder, workers) if engine == "local" else _by_ray(settings, workers)
+    items = find_items([inputs] if isinstance(inputs, (str, Path)) else inputs, folder)
+    plan = make_plan(items, folder, _KINDS[kind], force=force)
+    return _follow(plan, label(plan.jobs), folder, progress or (lambda _: None))
+
+
+def _check(kind: str, engine: str, workers: int | None, threads: int, alpha: float) -> None:
+    for name, value, choices in (("kind", kind, tuple(_KINDS)), ("engine", engine, ENGINES)):
+        if value not in choices:
+            raise DataError(f"unknown {name} '{value}'.{did_you_mean(value, choices)}")
+    for name, number in (("workers", workers), ("threads", threads)):
+        if number is not None and number < 1:
+            raise DataError(f"{name} is {number}; give 1 or more")
     if not 0 <= alpha <= 1:
         raise DataError(f"alpha {alpha} is outside [0, 1]; 0 shows the image, 1 the colours")
-    predictor = bundle if isinstance(bundle, Predictor) else Predictor(bundle, device=device, size=size)
-    width = predictor.width if width is None else predictor.bundle.check_width(width)
-    images = _find([inputs] if isinstance(inputs, (str, Path)) else inputs, Path(output).expanduser())
-    written = skipped = 0
-    failed: list[tuple[str, str]] = []
-    sources = {image.resolve() for image, _ in images}
-    owner: dict[Path, Path] = {}
-    for done, (image, stem) in enumerate(images, 1):
-        try:
-            targets = {part: stem.with_name(stem.name + _SUFFIX[part]) for part in _KINDS[kind]}
-            _check_targets(image, targets.values(), sources, owner)
-            due = {part: path for part, path in targets.items() if force or not path.exists()}
-            results = _results(predictor, image, due, width, alpha) if due else {}
-        # A PyTorch error (memory, an image too small for the network) concerns this image as well.
-        except (DataError, RuntimeError, MemoryError) as error:
-            failed.append((str(image), str(error) or type(error).__name__))
-        else:
-            for path, result in results.items():
-                _write(path, result)
-            written, skipped = written + len(due), skipped + len(targets) - len(due)
-        if progress is not None:
-            progress(done, len(images), image)
-    return Summary(len(images), written, skipped, tuple(failed))
 
 
-def write_mask(path: str | Path, mask: np.ndarray, classes: Classes) -> None:
-    """Write uint8 H W labels as an 8-bit palette PNG, whole or not at all.
-
-    Raises:
-        LithesegError: the file cannot be written.
-    """
-    _write(Path(path), _palette_image(mask, classes))
-
-
-def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, alpha: float = 0.5) -> np.ndarray:
-    """The image (uint8 H W 3) under the colours of its labels (uint8 H W); labels without a class leave it as it is."""
-    colors = classes.palette()[mask].astype(np.float32)
-    mixed = np.rint(image + np.float32(alpha) * (colors - image)).astype(np.uint8)
-    return np.where((mask < len(classes))[:, :, None], mixed, image)
+def _by_threads(
+    model: Bundle | Predictor | str | Path, settings: Settings, folder: Folder, workers: int
+) -> Callable[[Sequence[Job]], _Outcomes]:
+    if isinstance(model, Predictor):
+        model.prepare(model.width if settings.width is None else settings.width)
+        predictors = [model] * workers
+    else:
+        predictors = settings.predictors(workers, model if isinstance(model, Bundle) else None)
+    labeller = Labeller(predictors, folder, width=settings.width, alpha=settings.alpha)
+    return partial(run_local, labeller, workers=workers, threads=settings.threads)
 
 
-def _results(
-    predictor: Predictor, image: Path, due: dict[str, Path], width: float, alpha: float
-) -> dict[Path, Image.Image]:
-    pixels = read_image(image)
-    mask = predictor.predict_rgb(pixels, width=width)
-    results = {}
-    for part, path in due.items():
-        if part == "mask":
-            results[path] = _palette_image(mask, predictor.classes)
-        else:
-            results[path] = Image.fromarray(overlay(pixels, mask, predictor.classes, alpha))
-    return results
+def _by_ray(settings: Settings, workers: int) -> Callable[[Sequence[Job]], _Outcomes]:
+    if not settings.model:
+        raise DataError("engine 'ray' needs the path of a model, which its workers load themselves; or take 'local'")
+    settings.predictors(1)  # what is wrong with the model or the width is said here and not by a worker
+    return partial(run_ray, settings, workers=workers)
 
 
-def _palette_image(mask: np.ndarray, classes: Classes) -> Image.Image:
-    image = Image.fromarray(mask).convert("L")
-    image.putpalette(classes.palette().ravel().tolist())
-    return image
+def _follow(plan: Plan, outcomes: _Outcomes, folder: Folder, progress: Callable[[Progress], None]) -> Summary:
+    """Count outcomes until there are no more."""
+    due = {job.index: len(job.parts) for job in plan.jobs}
+    failed, written = dict(plan.refused), 0
+    state = Progress(len(plan.items), len(plan.items) - len(due) - len(failed), 0, len(failed))
+    progress(state)
+    try:
+        with closing(outcomes):
+            for outcome in outcomes:
+                if outcome.problem is None:
+                    written += due[outcome.index]
+                    state = replace(state, labelled=state.labelled + 1)
+                else:
+                    failed[outcome.index] = outcome.problem
+                    state = replace(state, failed=len(failed))
+                progress(state)
+    except KeyboardInterrupt:
+        _report(plan, failed, folder)
+        raise
+    return Summary(len(plan.items), written, plan.kept, _report(plan, failed, folder))
 
 
-def _write(path: Path, image: Image.Image) -> None:
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def _find(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, Path]]:
-    """(image, output path without ending) of every input, folders in sorted order."""
-    if output.exists() and not output.is_dir():
-        raise DataError(f"output {output} is a file; give a folder")
-    found: dict[Path, Path] = {}
-    for entry in (Path(entry).expanduser() for entry in inputs):
-        if not entry.is_dir():
-            found.setdefault(entry, output / entry.stem)
-            continue
-        if entry.resolve() == output.resolve():
-            raise DataError(f"output {output} is an input folder; results would mix with the images: choose another")
-        for path in _images_in(entry, output):
-            found.setdefault(path, output / path.relative_to(entry).with_suffix(""))
-    if not found:
-        raise DataError("no images among the inputs; give image files, or folders that hold some")
-    return list(found.items())
-
-
-def _images_in(folder: Path, output: Path) -> list[Path]:
-    """Image files below a folder, without hidden ones and without results of an earlier run."""
-    results = output.resolve()
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _IMAGES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.resolve().is_relative_to(results)
-        and path.is_file()
-    ]
-
-
-def _check_targets(image: Path, targets: Iterable[Path], sources: set[Path], owner: dict[Path, Path]) -> None:
-    """No result may replace an input, nor the result of another input."""
-    for target in targets:
-        if target.resolve() in sources:
-            raise DataError(f"{target} is one of the inputs and is not overwritten; choose another output folder")
-        first = owner.setdefault(target, image)
-        if first != image:
-            raise DataError(f"{target} already holds the result of {first}; rename one of them or label them apart")
+def _report(plan: Plan, failed: Mapping[int, str], folder: Folder) -> tuple[tuple[str, str], ...]:
+    """Write what failed, in the order of the inputs; remove the report of an earlier run if nothing did."""
+    rows = tuple((plan.items[index].image, failed[index]) for index in sorted(failed))
+    if rows:
+        lines = (json.dumps({"image": image, "reason": reason}, ensure_ascii=False) for image, reason in rows)
+        folder.write(REPORT, ("\n".join(lines) + "\n").encode())
+    else:
+        folder.remove(REPORT)
+    return rows

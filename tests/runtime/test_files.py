@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle, save_bundl
 from litheseg.errors import DataError, LithesegError, WidthError
 from litheseg.models import MODELS, SegmentationModel
 from litheseg.nn import slim
-from litheseg.runtime.files import Summary, overlay, predict, write_mask
+from litheseg.runtime.files import Progress, Summary, predict
 from litheseg.runtime.predictor import Predictor
 
 CLASSES = Classes(("dark", "bright"), ((10, 20, 30), (200, 100, 0)))
@@ -69,6 +70,11 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+def _report(folder: Path) -> dict[str, str]:
+    rows = [json.loads(line) for line in (folder / "failed.jsonl").read_text().splitlines()]
+    return {row["image"]: row["reason"] for row in rows}
+
+
 def test_folders_are_mirrored_as_palette_masks(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     summary = predict(bundle, photos, tmp_path / "out")
     assert summary == Summary(images=2, written=2, skipped=0, failed=())
@@ -92,19 +98,21 @@ def test_bad_images_are_named_and_the_others_go_on(bundle: Bundle, photos: Path,
     (photos / "0_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
     truncated = photos / "1_truncated.png"
     truncated.write_bytes((photos / "a.png").read_bytes()[:60])
-    seen: list[tuple[int, int, str]] = []
+    seen: list[Progress] = []
     summary = predict(
         bundle,
         [photos, tmp_path / "missing.jpg", photos / "notes.txt"],
         tmp_path / "out",
-        progress=lambda done, total, image: seen.append((done, total, image.name)),
+        progress=seen.append,
     )
     assert (summary.images, summary.written) == (6, 2)
     names = ["0_broken.png", "1_truncated.png", "missing.jpg", "notes.txt"]
     assert [Path(name).name for name, _ in summary.failed] == names
     assert all(Path(name).name in reason for name, reason in summary.failed)
-    assert len(seen) == 6 and seen[-1] == (6, 6, "notes.txt")
-    assert _files(tmp_path / "out") == ["a.png", "deep/b.png"]
+    assert [state.done for state in seen] == [*range(7)]
+    assert seen[-1] == Progress(total=6, kept=0, labelled=2, failed=4)
+    assert _files(tmp_path / "out") == ["a.png", "deep/b.png", "failed.jsonl"]
+    assert _report(tmp_path / "out") == dict(summary.failed)
 
 
 def test_a_network_that_fails_on_one_image(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
@@ -118,7 +126,7 @@ def test_a_network_that_fails_on_one_image(bundle: Bundle, photos: Path, tmp_pat
 
     predictor.module().register_forward_pre_hook(fails_once)
     summary = predict(predictor, photos, tmp_path / "out")
-    assert summary.failed == ((str(photos / "a.png"), "out of memory"),) and summary.written == 1
+    assert [reason for _, reason in summary.failed] == ["out of memory"] and summary.written == 1
 
 
 def test_nothing_is_overwritten_without_force(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
@@ -158,6 +166,12 @@ def test_two_images_of_one_result_name(bundle: Bundle, photos: Path, tmp_path: P
 def test_wrong_arguments(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Did you mean 'overlay'"):
         predict(bundle, photos, tmp_path / "out", kind="overlays")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="unknown engine 'rai'"):
+        predict(bundle, photos, tmp_path / "out", engine="rai")
+    with pytest.raises(DataError, match="workers is 0"):
+        predict(bundle, photos, tmp_path / "out", workers=0)
+    with pytest.raises(DataError, match="engine 'ray' needs the path"):
+        predict(bundle, photos, tmp_path / "out", engine="ray")
     with pytest.raises(DataError, match="alpha"):
         predict(bundle, photos, tmp_path / "out", alpha=2)
     with pytest.raises(DataError, match="is a file; give a folder"):
@@ -176,14 +190,66 @@ def test_an_output_that_cannot_be_written_stops_the_run(bundle: Bundle, photos: 
         predict(bundle, photos, tmp_path / "out", force=True)
 
 
-def test_mask_files_keep_every_label(tmp_path: Path) -> None:
-    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    write_mask(tmp_path / "m.png", labels, CLASSES)
-    with Image.open(tmp_path / "m.png") as mask:
-        assert np.array_equal(np.asarray(mask), labels)
+def test_the_report_of_an_earlier_run_goes_when_nothing_fails(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.png").write_text("no image")
+    assert len(predict(bundle, photos, tmp_path / "out").failed) == 1
+    _write(photos / "broken.png")
+    assert predict(bundle, photos, tmp_path / "out") == Summary(images=3, written=1, skipped=2, failed=())
+    assert _files(tmp_path / "out") == ["a.png", "broken.png", "deep/b.png"]
 
 
-def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
-    image = np.full((1, 3, 3), 100, np.uint8)
-    mixed = overlay(image, np.array([[0, 1, 255]], np.uint8), CLASSES, alpha=0.5)
-    assert mixed.tolist() == [[[55, 60, 65], [150, 100, 50], [100, 100, 100]]]
+def test_ctrl_c_leaves_whole_files_and_the_same_call_goes_on(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    for number in range(30):
+        _write(photos / f"{number:02}.png")
+    (photos / "000.png").write_text("no image")
+
+    def impatient(state: Progress) -> None:
+        if state.done >= 5:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict(bundle, photos, out, workers=1, progress=impatient)
+    done = {path: path.stat() for path in out.rglob("*.png")}
+    assert 4 <= len(done) < 32
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in done)  # no temporary files either
+    assert list(_report(out)) == [str(photos / "000.png")]
+    summary = predict(bundle, photos, out)
+    assert (summary.images, summary.written, summary.skipped) == (33, 32 - len(done), len(done))
+    assert all((path.stat().st_ino, path.stat().st_mtime_ns) == (s.st_ino, s.st_mtime_ns) for path, s in done.items())
+
+
+def test_lists_of_images(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"image,output\nphotos/a.png,\n{photos}/deep/b.JPG,x/y.png\nphotos/no.png,\n,\nphotos/a.png,\n")
+    summary = predict(bundle, listed, tmp_path / "out", kind="both")
+    assert summary.images == 4 and summary.written == 4
+    assert _files(tmp_path / "out") == [
+        "failed.jsonl",
+        "photos/a.png",
+        "photos/a_overlay.png",
+        "x/y.png",
+        "x/y_overlay.png",
+    ]
+    missing, nameless = summary.failed
+    assert "photos/no.png does not exist" in missing[1] and "list.csv, row 4 names no image" in nameless[1]
+
+
+def test_object_stores_for_images_and_results(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    predict(bundle, photos, tmp_path / "out")
+    store = f"memory://{tmp_path.name}"
+    for path in photos.rglob("*.*"):
+        memory.pipe_file(f"{store}/photos/{path.relative_to(photos).as_posix()}", path.read_bytes())
+    memory.pipe_file(f"{store}/photos/broken # 1.png", b"\x89PNG")
+    summary = predict(bundle, f"{store}/photos", f"{store}/out")
+    assert (summary.images, summary.written) == (3, 2)
+    assert [(name, name in reason) for name, reason in summary.failed] == [(f"{store}/photos/broken # 1.png", True)]
+    for name in ("a.png", "deep/b.png"):
+        assert memory.cat_file(f"{store}/out/{name}") == (tmp_path / "out" / name).read_bytes()
+    memory.pipe_file(f"{store}/out/a.png", b"mine")
+    assert predict(bundle, f"{store}/photos", f"{store}/out").skipped == 2
+    assert memory.cat_file(f"{store}/out/a.png") == b"mine"
+    assert predict(bundle, f"{store}/photos/a.png", f"{store}/out", force=True).written == 1
+    assert not memory.exists(f"{store}/out/failed.jsonl")

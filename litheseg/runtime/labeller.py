@@ -1,0 +1,168 @@
+"""One image after another: read, label, encode, write; what every engine does with a job, so that all do the same.
+
+An image is always labelled alone, and by a predictor of a fixed number of threads: sums of floating-point numbers
+depend on batch size and threads, and with these two the masks could. So they depend on neither engine nor workers, and
+more cores mean more images at once. Reading and writing wait for other machines and are done beside the predictors,
+which are lent to one image at a time. It does not choose which images, and does not count.
+
+Usage:
+    >>> label = Labeller.open(Settings(model="model.safetensors", output="labelled", width=0.5), workers=2)
+    >>> label(job)
+    Outcome(index=0, problem=None)
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from litheseg.data.masks import read_image
+from litheseg.deploy.bundle import Bundle
+from litheseg.errors import LithesegError
+from litheseg.runtime.jobs import ENDINGS, Job
+from litheseg.runtime.pictures import encode_mask, encode_overlay
+from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.storage import Folder, fetch, open_folder
+
+__all__ = ["Labeller", "Outcome", "Settings", "UnwritableError"]
+
+
+class UnwritableError(LithesegError):
+    """A result could not be written; the next one could not be either, so the run ends."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What another process needs to label images as this one would.
+
+    Attributes:
+        model: path of a bundle or an export.
+        output: address of the folder for the results.
+        width: None for the widest.
+        device: where to run.
+        size: as in `Predictor`.
+        runtime: one of `litheseg.deploy.exported.RUNTIMES`.
+        precision: "fp32", "bf16" or "int8".
+        threads: of the CPU, for each image.
+        alpha: weight of the class colour in overlays, in [0, 1].
+        force: results that exist are replaced.
+    """
+
+    model: str
+    output: str
+    width: float | None = None
+    device: str = "cpu"
+    size: tuple[int, int] | Literal["training"] | None = "training"
+    runtime: str = "torch"
+    precision: str = "fp32"
+    threads: int = 1
+    alpha: float = 0.5
+    force: bool = False
+
+    def predictors(self, workers: int, source: Bundle | None = None) -> list[Predictor]:
+        """Predictors that may work at the same time, ready for the first image.
+
+        Args:
+            workers: how many; they are one and the same where a runtime computes several images at once.
+            source: the model, if it is loaded already.
+
+        Raises:
+            LithesegError: as `Predictor`.
+        """
+        first = self._predictor(source)
+        first.prepare(first.width)
+        # PyTorch works in the threads of its callers; other runtimes have threads of their own, which callers share.
+        return (
+            [first] * workers if self.runtime == "torch" else [first, *map(self._predictor, [source] * (workers - 1))]
+        )
+
+    def _predictor(self, source: Bundle | None) -> Predictor:
+        options: dict[str, Any] = {"device": self.device, "size": self.size}
+        return Predictor(source or self.model, self.width, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        index: the job's.
+        problem: why the image could not be labelled; None if its results are written.
+    """
+
+    index: int
+    problem: str | None = None
+
+
+class Labeller:
+    """Does jobs; several threads may call it at once.
+
+    Args:
+        predictors: those that may work at the same time; the same one may stand there several times.
+        output: where results go.
+        width: None for the predictors' own.
+        alpha: weight of the class colour in overlays, in [0, 1].
+    """
+
+    def __init__(
+        self, predictors: Sequence[Predictor], output: Folder, *, width: float | None = None, alpha: float = 0.5
+    ) -> None:
+        self._output, self._width, self._alpha = output, width, alpha
+        self._idle: queue.SimpleQueue[Predictor] = queue.SimpleQueue()
+        for predictor in predictors:
+            self._idle.put(predictor)
+
+    @classmethod
+    def open(cls, settings: Settings, *, workers: int = 1) -> Labeller:
+        """A labeller with predictors of its own.
+
+        Raises:
+            LithesegError: as `Predictor`, or an output that cannot be used.
+        """
+        return cls(settings.predictors(workers), open_folder(settings.output), alpha=settings.alpha)
+
+    def __call__(self, job: Job) -> Outcome:
+        """Do a job.
+
+        Raises:
+            UnwritableError: a result cannot be written.
+        """
+        try:
+            source = fetch(job.image)
+            with self._predictor() as predictor:
+                files = self._files(predictor, cast(Path, source), job)
+        # A PyTorch error (memory, an image too small for the network) concerns this image as well.
+        except (LithesegError, RuntimeError, MemoryError) as error:
+            return Outcome(job.index, str(error) or type(error).__name__)
+        try:
+            for name, data in files.items():
+                self._output.write(name, data)
+        except LithesegError as error:
+            raise UnwritableError(str(error)) from error
+        return Outcome(job.index)
+
+    def remaining(self, job: Job) -> Job | None:
+        """The job without the results that exist by now; None if that is all of it."""
+        parts = tuple(part for part in job.parts if not self._output.exists(job.name + ENDINGS[part]))
+        return Job(job.index, job.image, job.name, parts) if parts else None
+
+    def _files(self, predictor: Predictor, source: Path, job: Job) -> Mapping[str, bytes]:
+        image = read_image(source)
+        mask = predictor.predict_rgb(image, width=self._width)
+        encoders = {
+            "mask": lambda: encode_mask(mask, predictor.classes),
+            "overlay": lambda: encode_overlay(image, mask, predictor.classes, self._alpha),
+        }
+        return {job.name + ENDINGS[part]: encoders[part]() for part in job.parts}
+
+    @contextmanager
+    def _predictor(self) -> Iterator[Predictor]:
+        predictor = self._idle.get()
+        try:
+            yield predictor
+        finally:
+            self._idle.put(predictor)

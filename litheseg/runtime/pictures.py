@@ -1,0 +1,60 @@
+"""Labels as pictures: palette PNGs whose pixel values are class indices, and photos under the colours of their labels.
+
+It does not know where the files go.
+
+Usage:
+    >>> data = encode_mask(mask, classes)                       # bytes of a PNG
+    >>> data = encode_overlay(photo, mask, classes, alpha=0.5)
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from litheseg.data.classes import Classes
+from litheseg.files import atomic_path
+
+__all__ = ["encode_mask", "encode_overlay", "overlay", "write_mask"]
+
+# Of zlib's levels 1 to 9: a third of the time of the usual 6, a third more bytes.
+_LEVEL = 3
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, alpha: float = 0.5) -> np.ndarray:
+    """The image (uint8 H W 3) under the colours of its labels (uint8 H W); labels without a class leave it as it is."""
+    colors = classes.palette()[mask].astype(np.float32)
+    mixed = np.rint(image + np.float32(alpha) * (colors - image)).astype(np.uint8)
+    return np.where((mask < len(classes))[:, :, None], mixed, image)
+
+
+def encode_mask(mask: np.ndarray, classes: Classes) -> bytes:
+    """An 8-bit palette PNG of labels, uint8 H W; the palette holds their colours."""
+    image = Image.fromarray(mask).convert("L")
+    image.putpalette(classes.palette().ravel().tolist())
+    return _png(image)
+
+
+def encode_overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, alpha: float = 0.5) -> bytes:
+    """An RGB PNG of `overlay`."""
+    return _png(Image.fromarray(overlay(image, mask, classes, alpha)))
+
+
+def write_mask(path: str | Path, mask: np.ndarray, classes: Classes) -> None:
+    """Write `encode_mask`, whole or not at all.
+
+    Raises:
+        LithesegError: the file cannot be written.
+    """
+    data = encode_mask(mask, classes)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=_LEVEL)
+    return buffer.getvalue()

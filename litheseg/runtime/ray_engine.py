@@ -1,0 +1,192 @@
+"""Labelling by Ray Data: processes on this machine, or on all machines of a cluster.
+
+Every worker is a process with a predictor of its own; what travels are names, never pixels. A block of images is the
+unit of work. A worker that dies is replaced and its block done again, images that have their results by then left out;
+an image whose worker dies again and again is listed as bad. It connects to the cluster that is running in this program
+or that ``RAY_ADDRESS`` names, where model and paths must be readable everywhere, or starts one of its own and ends it.
+
+Usage:
+    >>> for outcome in run_ray(Settings("model.safetensors", "labelled"), jobs, workers=8):
+    ...     print(outcome.index, outcome.problem)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from litheseg.errors import DataError, LithesegError, MissingExtraError
+from litheseg.runtime.jobs import Job
+from litheseg.runtime.labeller import Labeller, Outcome, Settings, UnwritableError
+from litheseg.runtime.local import run_local
+from litheseg.runtime.storage import local_path
+
+__all__ = ["run_ray"]
+
+_BLOCK = 64  # images at most: what is looked at again when a worker dies
+_BLOCKS = 8  # for each worker at least, so that all of them end together
+_DEATHS = 3  # of workers that had nothing but one image in hand: then the image is to blame
+_UNWRITABLE = -1  # in place of an image's index
+
+
+def run_ray(settings: Settings, jobs: Sequence[Job], *, workers: int) -> Generator[Outcome, None, None]:
+    """Do all jobs; outcomes come block by block.
+
+    Args:
+        settings: for the workers.
+        jobs: what is to be done.
+        workers: processes, each with `settings.threads` cores, and with a GPU if the device is one.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        DataError: an output that other processes cannot reach.
+        UnwritableError: a result cannot be written.
+        LithesegError: workers cannot be started.
+    """
+    ray = _ray()
+    if settings.output.startswith("memory://"):
+        raise DataError(f"{settings.output} is this process's own memory; take engine 'local' or another output")
+    if not jobs:
+        return
+    settings = replace(settings, model=_absolute(settings.model), output=_absolute(settings.output))
+    with _session(ray, workers * settings.threads):
+        try:
+            for batch in _results(ray, settings, jobs, workers):
+                yield from _outcomes(batch)
+        except ray.exceptions.RayError as error:
+            raise LithesegError(f"Ray stopped: {str(error).strip().splitlines()[-1]}") from error
+
+
+class _Diary:
+    """What was begun, remembered across the deaths of workers: an actor that holds counts only."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, what: str) -> int:
+        """Note it; how often was it begun before?"""
+        self._begun[what] += 1
+        return self._begun[what] - 1
+
+
+class _Worker:
+    """Labels blocks of images in a process of its own."""
+
+    def __init__(self, settings: Settings, diary: Any) -> None:
+        self._label = Labeller.open(settings)
+        self._settings, self._diary = settings, diary
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        columns = (block["index"].tolist(), block["image"], block["name"], block["parts"])
+        jobs = [Job(i, image, name, tuple(parts.split())) for i, image, name, parts in zip(*columns, strict=True)]
+        outcomes = self._carefully(jobs) if self._begin(f"block {jobs[0].index}") else self._all(jobs)
+        try:
+            done = list(outcomes)
+        except UnwritableError as error:
+            done = [Outcome(_UNWRITABLE, str(error))]
+        return {"index": [outcome.index for outcome in done], "problem": [outcome.problem or "" for outcome in done]}
+
+    def _all(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        return run_local(self._label, jobs, workers=1, threads=self._settings.threads)
+
+    def _carefully(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """A worker has died over this block: leave out what it wrote, then one image at a time, to find the culprit."""
+        for job in jobs:
+            rest = job if self._settings.force else self._label.remaining(job)
+            if rest is None:
+                yield Outcome(job.index)
+            elif (deaths := self._begin(f"image {job.index}")) < _DEATHS:
+                yield from self._all([rest])
+            else:
+                reason = f"{job.image}: {deaths} workers died over it, for want of memory perhaps; make it smaller"
+                yield Outcome(job.index, reason)
+
+    def _begin(self, what: str) -> int:
+        return int(_ray().get(self._diary.begin.remote(what)))
+
+
+def _results(ray: ModuleType, settings: Settings, jobs: Sequence[Job], workers: int) -> Iterable[dict[str, np.ndarray]]:
+    import pyarrow
+
+    rows = max(1, min(_BLOCK, math.ceil(len(jobs) / (_BLOCKS * workers))))
+    blocks = [
+        pyarrow.table(
+            {
+                "index": [job.index for job in some],
+                "image": [_absolute(job.image) for job in some],
+                "name": [job.name for job in some],
+                "parts": [" ".join(job.parts) for job in some],
+            }
+        )
+        for some in (jobs[start : start + rows] for start in range(0, len(jobs), rows))
+    ]
+    diary = ray.remote(_Diary).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    labelled = ray.data.from_arrow(blocks).map_batches(
+        _Worker,
+        fn_constructor_kwargs={"settings": settings, "diary": diary},
+        batch_size=None,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=settings.threads,
+        num_gpus=int(settings.device != "cpu") or None,
+    )
+    return labelled.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _outcomes(batch: dict[str, np.ndarray]) -> Iterator[Outcome]:
+    for index, problem in zip(batch["index"].tolist(), batch["problem"], strict=True):
+        if index == _UNWRITABLE:
+            raise UnwritableError(problem)
+        yield Outcome(index, problem or None)
+
+
+@contextmanager
+def _session(ray: ModuleType, cores: int) -> Iterator[None]:
+    """Ray, and as little talk from it as possible; what was running before goes on afterwards."""
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = (context.enable_progress_bars, context.print_on_execution_start, log.level)
+    context.enable_progress_bars = context.print_on_execution_start = False
+    log.setLevel(logging.ERROR)
+    started = _connect(ray, cores)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+        context.enable_progress_bars, context.print_on_execution_start = before[:2]
+        log.setLevel(before[2])
+
+
+def _connect(ray: ModuleType, cores: int) -> bool:
+    """Whether this made the connection."""
+    if ray.is_initialized():
+        return False
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+    return True
+
+
+def _ray() -> ModuleType:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingExtraError("ray[data]", "ray", "engine 'ray'") from error
+    return ray
+
+
+def _absolute(address: str) -> str:
+    path = local_path(address)
+    return address if path is None else str(path.absolute())
