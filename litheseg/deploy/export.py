@@ -1,0 +1,308 @@
+"""From a bundle to a folder of networks that run elsewhere, each proven equal to PyTorch on real images.
+
+    exports/street/
+        export.json             what is here: see `litheseg.deploy.exported`
+        onnx-fp32-w1.onnx       one network per format and width
+        openvino-fp32-w1.xml    (and .bin)
+        torch-fp32-w1.pt2
+        certificate.json        how far each is from PyTorch: see `litheseg.deploy.parity`
+        README.md               for whoever finds the folder
+
+The folder appears whole or not at all; a network that disagrees with PyTorch keeps it from appearing. It does not
+quantize: whoever does hands in `further`.
+
+Usage:
+    >>> export = export_bundle(load_bundle("model.safetensors"), "exports/street", formats=("onnx", "openvino"))
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from litheseg import __version__
+from litheseg.data.source import Source
+from litheseg.deploy.bundle import Bundle
+from litheseg.deploy.engines import Engine, available_runtimes, open_engine
+from litheseg.deploy.exported import (
+    EXPORT_FILE,
+    FORMATS,
+    LAYOUTS,
+    OUTPUTS,
+    Artefact,
+    Export,
+    check_choice,
+    description,
+    file_digest,
+    load_export,
+)
+from litheseg.deploy.network import deployed
+from litheseg.deploy.onnx import save_onnx
+from litheseg.deploy.openvino import save_openvino
+from litheseg.deploy.parity import THRESHOLD, Certificate, certify_all, pytorch_reference
+from litheseg.deploy.readme import export_readme
+from litheseg.deploy.samples import Samples, open_samples
+from litheseg.deploy.torch_export import export_program, save_archive
+from litheseg.errors import LithesegError, ModelError
+from litheseg.files import atomic_folder
+from litheseg.models.upsampling import upsample_labels
+
+__all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "Further", "export_bundle"]
+
+CERTIFICATE_FILE = "certificate.json"
+CHECK_IMAGES = 200
+"""So many images at most are compared; evenly spread where there are more."""
+
+Further = Callable[[Export], Iterable[tuple[Artefact, Mapping[str, Any]]]]
+"""Writes further networks, such as int8 twins, into the folder of an export that is not finished yet; gives each with
+what its check found, for `CERTIFICATE_FILE`."""
+
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+_LIBRARIES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
+_ODD_SIZES = ((64, 64), (65, 97), (130, 51), (256, 320))  # pixels, to try a network of any size on
+_TOLERANCE = 1e-3  # of the largest logit, there
+
+
+def export_bundle(
+    bundle: Bundle,
+    output: str | Path,
+    *,
+    formats: Sequence[str] = ("onnx",),
+    widths: Sequence[float] | None = None,
+    size: tuple[int, int] | Literal["training"] | None = "training",
+    layout: str = "NHWC",
+    output_kind: str = "logits",
+    check: bool = True,
+    data: str | Path | Source | None = None,
+    source: str = "auto",
+    split: str = "val",
+    threshold: float = THRESHOLD,
+    further: Further | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    force: bool = False,
+) -> Export:
+    """Export a bundle.
+
+    Args:
+        bundle: a loaded one.
+        output: the folder.
+        formats: keys of `FORMATS`.
+        widths: those to export; None for all that the bundle has.
+        size: height and width of the networks' input; "training": the size that the bundle resizes images to, any if
+            it does not; None for any.
+        layout: of the input: "NHWC" or "NCHW".
+        output_kind: "logits" at the network's own stride, or "labels" at the input's size.
+        check: compare every network with PyTorch on images; without, nothing but sizes is checked.
+        data: the images: the folder of a data set, an open one, or a folder of images; None for what the bundle was
+            trained on.
+        source: kind of data, "auto" to detect it.
+        split: of the data set.
+        threshold: least share of pixels, in [0, 1], that must agree.
+        further: makes more networks of those written.
+        progress: told what is being done.
+        force: replace an export that is there.
+
+    Returns:
+        The export as written.
+
+    Raises:
+        DataError: no images to check on.
+        MissingExtraError: a format's package is not installed.
+        ModelError: an operator that a format lacks, or a network that cannot take any size.
+        WidthError: a width that the bundle does not have.
+        LithesegError: the folder is there, or cannot be written; a network disagrees with PyTorch.
+    """
+    target = Path(output).expanduser()
+    job = _Job(bundle, _checked(formats, FORMATS, "format"), size, layout, output_kind, progress)
+    check_choice("layout", layout, LAYOUTS)
+    check_choice("output", output_kind, OUTPUTS)
+    if not 0 <= threshold <= 1:
+        raise LithesegError(f"threshold {threshold:g} is no share of pixels; give a number in [0, 1], such as 0.999")
+    _check_target(target, force)
+    chosen = [bundle.check_width(width) for width in dict.fromkeys(widths or bundle.header.available_widths)]
+    samples = open_samples(bundle, data, source=source, split=split).thinned(CHECK_IMAGES) if check else None
+    with atomic_folder(target) as folder:
+        export = Export(folder, bundle.header, (), job.provenance())
+        found: dict[str, Mapping[str, Any]] = {}
+        for width in chosen:
+            written = replace(export, artefacts=job.write(folder, width))
+            job.try_sizes(written)
+            if samples is not None:
+                found |= _certified(job.compare(written, samples), threshold)
+            export = replace(export, artefacts=(*export.artefacts, *written.artefacts))
+        for artefact, result in further(export) if further is not None else ():
+            export = replace(export, artefacts=(*export.artefacts, artefact))
+            found[artefact.path] = result
+        _finish(export, found, threshold)
+    return load_export(target)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is wanted of every width."""
+
+    bundle: Bundle
+    formats: tuple[str, ...]
+    wanted_size: tuple[int, int] | Literal["training"] | None
+    layout: str
+    output: str
+    progress: Callable[[str], None]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Of the networks' input."""
+        if self.wanted_size != "training":
+            return self.wanted_size
+        return self.seen_size
+
+    @property
+    def seen_size(self) -> tuple[int, int] | None:
+        """What images are resized to where the network takes any size."""
+        return self.bundle.header.size if self.bundle.header.resizes else None
+
+    def provenance(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"litheseg": __version__}
+        libraries = ("torch", *(library for name in self.formats for library in _LIBRARIES[name]))
+        facts |= {library: version(library) for library in dict.fromkeys(libraries)}
+        path = self.bundle.path
+        if path is not None and path.is_file():
+            facts |= {"bundle": path.name, "bundle_sha256": file_digest(path)}
+        return facts
+
+    def write(self, folder: Path, width: float) -> tuple[Artefact, ...]:
+        """All formats of a width."""
+        self.progress(f"width {width:g}: exporting")
+        network = deployed(self.bundle, width, layout=self.layout, output=self.output)
+        program = export_program(network, self.size)
+        drafts = {name: self._artefact(name, width) for name in self.formats}
+        texts = {name: self._account(draft) for name, draft in drafts.items()}
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            onnx = folder / drafts["onnx"].path if "onnx" in drafts else Path(scratch) / "network.onnx"
+            if {"onnx", "openvino"} & drafts.keys():
+                self.progress(f"width {width:g}: writing ONNX")
+                save_onnx(program, onnx, self.output, texts.get("onnx", ""))
+            if "openvino" in drafts:
+                self.progress(f"width {width:g}: writing OpenVINO")
+                save_openvino(onnx, folder / drafts["openvino"].path, texts["openvino"])
+        if "torch" in drafts:
+            self.progress(f"width {width:g}: writing torch.export")
+            save_archive(program, folder / drafts["torch"].path, texts["torch"])
+        return tuple(replace(draft, files=_digests(folder, draft)) for draft in drafts.values())
+
+    def try_sizes(self, written: Export) -> None:
+        """Run networks of any size on sizes that have nothing in common.
+
+        Raises:
+            ModelError: one gives something else than PyTorch.
+        """
+        if self.size is not None:
+            return
+        reference = pytorch_reference(self.bundle, written.artefacts[0].width)
+        random = np.random.default_rng(0)
+        for size in _ODD_SIZES:
+            image = random.integers(0, 256, (*size, 3), np.uint8)
+            expected = reference(image)
+            for artefact in written.artefacts:
+                engine = _natural_engine(written, artefact)
+                if engine is not None and not _alike(engine(image), expected, size):
+                    raise ModelError(
+                        f"{artefact} differs from PyTorch on an image of {size[0]}x{size[1]}, so it cannot take any "
+                        "size; give one (--size HxW)"
+                    )
+
+    def compare(self, written: Export, samples: Samples) -> dict[str, Certificate]:
+        """Certificates of one width, by path."""
+        width = written.artefacts[0].width
+        engines = {artefact.path: _natural_engine(written, artefact) for artefact in written.artefacts}
+        missing = [path for path, engine in engines.items() if engine is None]
+        if missing:
+            raise LithesegError(
+                f"nothing installed here runs {missing[0]}, so it cannot be checked; install its runtime "
+                "(pip install 'litheseg[onnx,openvino]'), or write it unchecked with --no-check (check=False)"
+            )
+        return certify_all(
+            {path: engine for path, engine in engines.items() if engine is not None},
+            pytorch_reference(self.bundle, width),
+            samples,
+            self.bundle.header.classes.names,
+            size=self.size or self.seen_size,
+            origin=samples.origin,
+            progress=lambda done: self.progress(f"width {width:g}: compared {done} of {len(samples)} images"),
+        )
+
+    def _artefact(self, name: str, width: float) -> Artefact:
+        path = f"{name}-fp32-w{width:g}{_SUFFIXES[name]}"
+        return Artefact(name, width, "fp32", self.size, self.layout, self.output, path)
+
+    def _account(self, artefact: Artefact) -> str:
+        return description(self.bundle.header, [artefact], self.provenance())
+
+
+def _checked(values: Sequence[str], choices: Iterable[str], name: str) -> tuple[str, ...]:
+    if not values:
+        raise LithesegError(f"no {name} is given; choose from {', '.join(choices)}")
+    for value in values:
+        check_choice(name, value, choices)
+    return tuple(dict.fromkeys(values))
+
+
+def _check_target(target: Path, force: bool) -> None:
+    """What may be replaced is an export, and only if that is wanted."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / EXPORT_FILE).is_file():
+        raise LithesegError(f"{target} exists and is no export, so it is not replaced; choose another output")
+    if not force:
+        raise LithesegError(f"{target} holds an export; replace it with --force (force=True), or choose another output")
+
+
+def _digests(folder: Path, draft: Artefact) -> dict[str, str]:
+    paths = [draft.path, *([str(Path(draft.path).with_suffix(".bin"))] if draft.format == "openvino" else [])]
+    return {path: file_digest(folder / path) for path in paths}
+
+
+def _natural_engine(export: Export, artefact: Artefact) -> Engine | None:
+    """An engine for the artefact in the first of its runtimes that is installed; None if there is none."""
+    runtime = next((name for name in artefact.runtimes if name in available_runtimes()), None)
+    if runtime is None:
+        return None
+    return open_engine(replace(export, artefacts=(artefact,)), runtime=runtime, precision=artefact.precision)
+
+
+def _alike(result: np.ndarray, expected: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether labels (h w) or logits (K h w) are those of the expected logits, to rounding."""
+    if result.ndim == 2:
+        labels = upsample_labels(expected, size)
+        return result.shape == labels.shape and float((result == labels).mean()) > 1 - _TOLERANCE
+    near = _TOLERANCE * float(np.abs(expected).max())
+    return result.shape == expected.shape and bool((np.abs(result - expected) <= near).all())
+
+
+def _certified(certificates: Mapping[str, Certificate], threshold: float) -> dict[str, Mapping[str, Any]]:
+    """As JSON, if all hold."""
+    for path, found in certificates.items():
+        if found.agreement < threshold:
+            raise LithesegError(
+                f"{path} agrees with PyTorch at {100 * found.agreement:.3f} % of the pixels of {found.images} images, "
+                f"less than {100 * threshold:g} % (worst: {found.worst_image}, {100 * found.worst_agreement:.3f} %); "
+                "nothing is written. Try another format, or allow it with --threshold"
+            )
+    return {path: found.to_dict() for path, found in certificates.items()}
+
+
+def _finish(export: Export, found: Mapping[str, Mapping[str, Any]], threshold: float) -> None:
+    """The files that speak of the others."""
+    texts = {EXPORT_FILE: description(export.header, export.artefacts, export.provenance)}
+    if found:
+        content = {"threshold": threshold, "certificates": dict(found)}
+        texts[CERTIFICATE_FILE] = json.dumps(content, indent=2, allow_nan=False)
+    texts["README.md"] = export_readme(export, found)
+    for name, text in texts.items():
+        (export.folder / name).write_text(text + "\n", encoding="utf-8")

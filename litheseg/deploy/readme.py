@@ -1,0 +1,136 @@
+"""The README of an export's folder: what lies there, how near it is to PyTorch, how to run it without litheseg.
+
+It says what the export and its certificates hold, and measures nothing.
+
+Usage:
+    >>> text = export_readme(export, {"onnx-fp32-w1.onnx": certificate.to_dict()})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from litheseg.deploy.exported import Artefact, Export
+
+__all__ = ["export_readme"]
+
+Certificates = Mapping[str, Mapping[str, Any]]
+
+
+def export_readme(export: Export, certificates: Certificates) -> str:
+    """Markdown.
+
+    Args:
+        export: of which all files are written.
+        certificates: what the checks found, by the path of the network; empty if nothing was checked.
+    """
+    header = export.header
+    return "\n\n".join(
+        (
+            f"# {header.architecture['name']}, {len(header.classes)} classes, exported by litheseg",
+            _what(export),
+            "## Networks",
+            _table(("file", "width", "precision", "input", "MB", "runs in"), _network_rows(export)),
+            "## Certificate",
+            _certificate(export, certificates),
+            "## Use",
+            _use(export),
+            "## Classes",
+            _table(("index", "class", "colour (RGB)"), _class_rows(export)),
+            "## Origin",
+            _origin(export),
+        )
+    )
+
+
+def _what(export: Export) -> str:
+    first = export.artefacts[0]
+    shape = "1 x height x width x 3" if first.layout == "NHWC" else "1 x 3 x height x width"
+    output = (
+        "`logits`, float32 1 x classes x h x w at the network's own stride: upsample them bilinearly (pixel centres "
+        "aligned) and take the largest"
+        if first.output == "logits"
+        else "`labels`, uint8 1 x height x width, class indices"
+    )
+    resized = export.header.resizes and first.size is None
+    resize = " It was trained on images resized to {}x{}.".format(*export.header.size) if resized else ""
+    return f"Input: `image`, the raw picture, uint8 {shape}, RGB; normalisation is inside.{resize} Output: {output}."
+
+
+def _network_rows(export: Export) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"`{artefact.path}`",
+            f"{artefact.width:g}",
+            artefact.precision,
+            "any size" if artefact.size is None else f"{artefact.size[0]}x{artefact.size[1]}",
+            f"{sum((export.folder / path).stat().st_size for path in artefact.files) / 1e6:.2f}",
+            ", ".join(artefact.runtimes),
+        )
+        for artefact in export.artefacts
+    ]
+
+
+def _certificate(export: Export, certificates: Certificates) -> str:
+    compared = [
+        (artefact, certificates[artefact.path]) for artefact in export.artefacts if artefact.path in certificates
+    ]
+    known = [(artefact, found) for artefact, found in compared if "agreement" in found]
+    if not known:
+        return "These networks were not compared with PyTorch." if not compared else "See `certificate.json`."
+    origin = f"Against PyTorch in fp32, on {known[0][1]['images']} images ({known[0][1]['origin']}):"
+    head = ("file", "pixels that agree (%)", "mIoU (%)", "mIoU in PyTorch (%)", "worst image", "logits differ by")
+    return f"{origin}\n\n{_table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
+
+
+def _certificate_row(artefact: Artefact, found: Mapping[str, Any]) -> tuple[str, ...]:
+    difference = found["largest_difference"]
+    return (
+        f"`{artefact.path}`",
+        f"{100 * found['agreement']:.4f}",
+        *("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou")),
+        f"{found['worst_image']} ({100 * found['worst_agreement']:.3f})",
+        "–" if difference is None else f"{difference:.1e} of {found['largest_logit']:.0f}",
+    )
+
+
+def _use(export: Export) -> str:
+    artefact = next((found for found in export.artefacts if found.format == "onnx"), export.artefacts[0])
+    height, width = artefact.size or export.header.size
+    read = f'Image.open("photo.jpg").convert("RGB").resize(({width}, {height}))'
+    arranged = "[None]" if artefact.layout == "NHWC" else ".transpose(2, 0, 1)[None]"
+    result = "result.argmax(1)  # at the stride of the logits" if artefact.output == "logits" else "result"
+    lines = {
+        "onnx": (
+            "import onnxruntime",
+            f'[result] = onnxruntime.InferenceSession("{artefact.path}").run(None, {{"image": image}})',
+        ),
+        "openvino": ("import openvino", f'result = openvino.Core().compile_model("{artefact.path}", "CPU")(image)[0]'),
+        "torch": (
+            "import torch",
+            f'result = torch.export.load("{artefact.path}").module()(torch.from_numpy(image)).numpy()',
+        ),
+    }[artefact.format]
+    code = f"""import numpy as np
+{lines[0]}
+from PIL import Image
+image = np.asarray({read}){arranged}
+{lines[1]}
+labels = {result}"""
+    return f"```python\n{code}\n```"
+
+
+def _class_rows(export: Export) -> list[tuple[str, ...]]:
+    pairs = zip(export.classes.names, export.classes.colors, strict=True)
+    return [(str(index), name, ", ".join(map(str, color))) for index, (name, color) in enumerate(pairs)]
+
+
+def _origin(export: Export) -> str:
+    facts = {**export.header.provenance, **export.provenance}
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if isinstance(value, (str, int, float)))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
