@@ -29,7 +29,7 @@ from litheseg.cost.latency import threads_limited
 from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.exported import PRECISIONS, RUNTIMES, Artefact, Export, check_choice, load_export
 from litheseg.deploy.network import Deployed, deployed
-from litheseg.deploy.onnx import save_onnx
+from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import require_openvino
 from litheseg.deploy.torch_export import export_program, load_archive
 from litheseg.errors import DataError, LithesegError, MissingExtraError
@@ -186,7 +186,7 @@ def bundle_engine(
         )
     with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
         file = Path(folder) / "network.onnx"
-        save_onnx(export_program(network, size), file, "logits", "")
+        save_onnx(onnx_model(export_program(network, size), "logits"), file)
         artefact = Artefact("onnx", width, "fp32", size, "NHWC", "logits", file.name)
         return _OPENERS[runtime](file, artefact, precision=precision, threads=threads, device="cpu")
 

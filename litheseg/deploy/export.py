@@ -44,7 +44,7 @@ from litheseg.deploy.exported import (
     load_export,
 )
 from litheseg.deploy.network import deployed
-from litheseg.deploy.onnx import save_onnx
+from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import save_openvino
 from litheseg.deploy.parity import THRESHOLD, Certificate, certify_all, pytorch_reference
 from litheseg.deploy.readme import export_readme
@@ -183,16 +183,17 @@ class _Job:
         program = export_program(network, self.size)
         drafts = {name: self._artefact(name, width) for name in self.formats}
         texts = {name: self._account(draft) for name, draft in drafts.items()}
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            onnx = folder / drafts["onnx"].path if "onnx" in drafts else Path(scratch) / "network.onnx"
-            if {"onnx", "openvino"} & drafts.keys():
-                self.progress(f"width {width:g}: writing ONNX")
-                save_onnx(program, onnx, self.output, texts.get("onnx", ""))
-            if "openvino" in drafts:
-                self.progress(f"width {width:g}: writing OpenVINO")
-                save_openvino(onnx, folder / drafts["openvino"].path, texts["openvino"])
+        if {"onnx", "openvino"} & drafts.keys():
+            self.progress(f"width {width:g}: converting to ONNX")
+            model = onnx_model(program, self.output)
+        if "openvino" in drafts:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                plain = Path(scratch) / "network.onnx"
+                save_onnx(model, plain)
+                save_openvino(plain, folder / drafts["openvino"].path, texts["openvino"])
+        if "onnx" in drafts:
+            save_onnx(model, folder / drafts["onnx"].path, texts["onnx"])
         if "torch" in drafts:
-            self.progress(f"width {width:g}: writing torch.export")
             save_archive(program, folder / drafts["torch"].path, texts["torch"])
         return tuple(replace(draft, files=_digests(folder, draft)) for draft in drafts.values())
 
@@ -299,7 +300,8 @@ def _certified(certificates: Mapping[str, Certificate], threshold: float) -> dic
 
 def _finish(export: Export, found: Mapping[str, Mapping[str, Any]], threshold: float) -> None:
     """The files that speak of the others."""
-    texts = {EXPORT_FILE: description(export.header, export.artefacts, export.provenance)}
+    account = json.loads(description(export.header, export.artefacts, export.provenance))
+    texts = {EXPORT_FILE: json.dumps(account, indent=2)}
     if found:
         content = {"threshold": threshold, "certificates": dict(found)}
         texts[CERTIFICATE_FILE] = json.dumps(content, indent=2, allow_nan=False)

@@ -192,9 +192,9 @@ class Export:
         return min(fitting, key=lambda found: (-found.width, found.precision != "fp32", len(found.runtimes)))
 
     def _nothing_fits(self, width: float | None, runtime: str | None, precision: str | None) -> str:
-        wanted = [precision, f"for {runtime}" if runtime else None, f"at width {width:g}" if width else None]
-        wanted_text = " ".join(part for part in wanted if part) or "network"
-        return f"{self.path} has no {wanted_text}; it has {'; '.join(map(str, self.artefacts))}: export that as well"
+        wanted = (precision, "network", runtime and f"for {runtime}", width and f"at width {width:g}")
+        what, there = " ".join(part for part in wanted if part), ", ".join(map(str, self.artefacts))
+        return f"{self.path} has no {what}, but {there}; export that as well"
 
 
 def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
@@ -239,7 +239,7 @@ def description(header: BundleHeader, artefacts: Iterable[Artefact], provenance:
         "header": json.loads(header.to_json()),
         "artefacts": [artefact.to_dict() for artefact in artefacts],
     }
-    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    return json.dumps(content, sort_keys=True, allow_nan=False)
 
 
 def file_digest(path: Path) -> str:

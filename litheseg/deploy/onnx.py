@@ -4,7 +4,7 @@ Input ``image`` is the raw picture, output ``logits`` or ``labels``; normalisati
 account of itself (`metadata_props`). It does not know how the file is run.
 
 Usage:
-    >>> save_onnx(export_program(network, None), Path("street.onnx"), "logits", text)
+    >>> save_onnx(onnx_model(export_program(network, None), "logits"), Path("street.onnx"), text)
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ INPUT = "image"
 _EXTENTS = ("height", "width")
 
 
-def onnx_model(program: ExportedProgram, output: str, text: str) -> Any:
+def onnx_model(program: ExportedProgram, output: str) -> Any:
     """The `onnx.ModelProto` of a graph.
 
     Args:
         program: from `litheseg.deploy.torch_export.export_program`.
         output: what its output is called: "logits" or "labels".
-        text: to be kept inside.
 
     Raises:
         MissingExtraError: the packages `onnx` or `onnxscript` are not installed.
@@ -54,18 +53,20 @@ def onnx_model(program: ExportedProgram, output: str, text: str) -> Any:
     assert made is not None
     model = made.model_proto
     _tidy(model)
-    onnx.helper.set_model_props(model, {KEY: text})
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def save_onnx(program: ExportedProgram, path: Path, output: str, text: str) -> None:
-    """Write a graph with its weights into one file; arguments as of `onnx_model`.
+def save_onnx(model: Any, path: Path, text: str = "") -> None:
+    """Write a model with its weights into one file, with `text` inside; what it held of this kind is replaced.
 
     Raises:
         OSError: the file cannot be written.
     """
-    path.write_bytes(onnx_model(program, output, text).SerializeToString(deterministic=True))
+    del model.metadata_props[:]
+    if text:
+        model.metadata_props.add(key=KEY, value=text)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _tidy(model: Any) -> None:

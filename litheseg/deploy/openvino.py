@@ -1,7 +1,7 @@
 """A network as OpenVINO's own files: an .xml of the graph and a .bin of the weights, in 32 bits.
 
-It is read from ONNX, so that there is one path from PyTorch to every runtime; OpenVINO's own converter would do the
-same, and report its use to its makers. It does not know how the files are run.
+It is read from ONNX, so that there is one path from PyTorch to every runtime. `openvino.convert_model` would do the
+same in one call, and report its use to its makers. It does not know how the files are run.
 
 Usage:
     >>> save_openvino(Path("street.onnx"), Path("street.xml"), text)
@@ -34,6 +34,11 @@ def require_openvino(purpose: str) -> Any:
 def save_openvino(source: Path, path: Path, text: str) -> None:
     """Convert an ONNX file, with `text` inside; the weights go to `path` with the ending .bin.
 
+    Args:
+        source: the ONNX file; what it says of itself would be kept too.
+        path: the .xml file.
+        text: the export's account of itself.
+
     Raises:
         MissingExtraError: OpenVINO is not installed.
         ModelError: an operator that it lacks.
@@ -41,7 +46,10 @@ def save_openvino(source: Path, path: Path, text: str) -> None:
     """
     openvino = require_openvino("export to OpenVINO")
     try:
+        from openvino._offline_transformations import apply_moc_transformations
+
         model = openvino.Core().read_model(source)
+        apply_moc_transformations(model, cf=False)  # folds what only described shapes
     except Exception as error:  # its errors have no class in common
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ModelError(f"OpenVINO cannot hold this network ({reason}); export to onnx or torch instead") from error

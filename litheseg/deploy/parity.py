@@ -50,7 +50,8 @@ class Certificate:
         runtime: that ran the export.
         images: how many were compared.
         origin: where they come from, in words.
-        agreement: share of all pixels with the same label.
+        pixels: of all images together.
+        differing: how many of them have another label.
         worst_image: the image with the smallest share.
         worst_agreement: that share.
         largest_difference: between logits, in their own unit; None for an export of labels.
@@ -65,7 +66,8 @@ class Certificate:
     runtime: str
     images: int
     origin: str
-    agreement: float
+    pixels: int
+    differing: int
     worst_image: str
     worst_agreement: float
     largest_difference: float | None
@@ -75,6 +77,11 @@ class Certificate:
     reference_miou: float | None = None
     iou: tuple[float | None, ...] | None = None
     reference_iou: tuple[float | None, ...] | None = None
+
+    @property
+    def agreement(self) -> float:
+        """Share of all pixels with the same label."""
+        return 1 - self.differing / self.pixels
 
     @property
     def worst_class(self) -> tuple[str, float] | None:
@@ -224,7 +231,8 @@ class _Tally:
             runtime=runtime,
             images=images,
             origin=origin,
-            agreement=self._same / self._pixels,
+            pixels=self._pixels,
+            differing=self._pixels - self._same,
             worst_image=self._worst[0],
             worst_agreement=self._worst[1],
             largest_difference=self._difference,

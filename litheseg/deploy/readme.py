@@ -76,11 +76,11 @@ def _certificate(export: Export, certificates: Certificates) -> str:
     compared = [
         (artefact, certificates[artefact.path]) for artefact in export.artefacts if artefact.path in certificates
     ]
-    known = [(artefact, found) for artefact, found in compared if "agreement" in found]
+    known = [(artefact, found) for artefact, found in compared if "differing" in found]
     if not known:
         return "These networks were not compared with PyTorch." if not compared else "See `certificate.json`."
     origin = f"Against PyTorch in fp32, on {known[0][1]['images']} images ({known[0][1]['origin']}):"
-    head = ("file", "pixels that agree (%)", "mIoU (%)", "mIoU in PyTorch (%)", "worst image", "logits differ by")
+    head = ("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "worst image", "logits differ by")
     return f"{origin}\n\n{_table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
 
 
@@ -88,9 +88,9 @@ def _certificate_row(artefact: Artefact, found: Mapping[str, Any]) -> tuple[str,
     difference = found["largest_difference"]
     return (
         f"`{artefact.path}`",
-        f"{100 * found['agreement']:.4f}",
+        f"{found['differing']:,} of {found['pixels']:,}",
         *("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou")),
-        f"{found['worst_image']} ({100 * found['worst_agreement']:.3f})",
+        f"{found['worst_image']} ({100 * found['worst_agreement']:.3f} % alike)",
         "–" if difference is None else f"{difference:.1e} of {found['largest_logit']:.0f}",
     )
 
