@@ -22,6 +22,7 @@ __all__ = [
     "parse_floats",
     "parse_mapping",
     "parse_size",
+    "parse_sizes",
     "parse_width",
     "parse_widths",
     "widths_option",
@@ -101,6 +102,11 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise ArgumentTypeError(f"'{text}' is no size; write height x width in pixels, such as 360x480")
     return int(parts[0]), int(parts[1])
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Several: ``180x240,136x184``."""
+    return tuple(dict.fromkeys(parse_size(part) for part in text.strip("[]()").split(",")))
 
 
 def open_data(args: Namespace) -> Source:

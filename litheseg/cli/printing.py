@@ -12,7 +12,7 @@ from rich.console import Console
 
 from litheseg.report.terminal import terminal_table
 
-__all__ = ["complain", "console", "print_json", "print_next", "print_table"]
+__all__ = ["complain", "console", "print_json", "print_next", "print_table", "say"]
 
 
 def print_table(table: Any, title: str | None = None) -> None:
@@ -34,6 +34,11 @@ def complain(message: str, status: int) -> int:
     """One line on standard error; returns `status`."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def say(what: str) -> None:
+    """What is being done, on standard error: it may take a while."""
+    print(f"{what} ...", file=sys.stderr)
 
 
 def print_next(bundle: Path, report: Path, widths: Sequence[float]) -> None:

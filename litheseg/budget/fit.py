@@ -1,0 +1,270 @@
+"""`litheseg fit`: from a model file and a budget to the most accurate deployable model within it, proven by timing.
+
+This module puts the parts together: what there is to choose among (`candidates`), how it is made to run (`workbench`),
+timed (`bench`), scored (`scores`), chosen and proven (`search`), or chosen from measurements of another machine
+(`measured`); and it writes what came of it (`account`).
+
+Usage:
+    >>> job = Fit(load_bundle("model.safetensors"), Limits(parse_budget("20ms")), data="data/camvid")
+    >>> account = job.run()
+    >>> job.deliver(account, Path("deployed"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from litheseg.budget import standalone
+from litheseg.budget.account import Account
+from litheseg.budget.bench import Bench, Timer
+from litheseg.budget.candidates import Candidate, Network, default_sizes, grid, paper_costs
+from litheseg.budget.limits import Limits
+from litheseg.budget.measured import choose_measured
+from litheseg.budget.plan import Plan, load_plan
+from litheseg.budget.scores import MeasuredScores, open_scores
+from litheseg.budget.search import Search
+from litheseg.budget.stats import Samples
+from litheseg.budget.store import Store, model_digest
+from litheseg.budget.target import read_measurements
+from litheseg.budget.timing import street_frames
+from litheseg.budget.workbench import Workbench
+from litheseg.data.source import Source
+from litheseg.deploy.bundle import Bundle, save_bundle
+from litheseg.deploy.engines import Engine, available_runtimes
+from litheseg.deploy.exported import file_digest
+from litheseg.errors import LithesegError
+from litheseg.files import atomic_path
+from litheseg.nn.dense import grouped_layers
+
+__all__ = ["FIT_FILE", "Choices", "Fit", "default_threads"]
+
+FIT_FILE, FIGURE_FILE, PLAN_FILE, MODEL_FILE = "fit.json", "frontier.png", "plan.json", "model.safetensors"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a fit may choose among; None leaves it to litheseg.
+
+    Attributes:
+        widths: those to try; None for those of the bundle, and between them where that may pay.
+        sizes: heights and widths of the network's input; None for the training size, 3/4 and 1/2 of it.
+        runtimes: None for all that are installed.
+        precisions: None for fp32, and int8 where it can be made.
+        threads: numbers of CPU threads; None for all cores and one.
+    """
+
+    widths: tuple[float, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
+    runtimes: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    threads: tuple[int, ...] | None = None
+
+    def allows(self, candidate: Candidate) -> bool:
+        """Whether a candidate is among them."""
+        network = candidate.network
+        pairs = (
+            (self.widths, network.width),
+            (self.sizes, network.size),
+            (self.precisions, network.precision),
+            (self.runtimes, candidate.runtime),
+            (self.threads, candidate.threads),
+        )
+        return all(allowed is None or value in allowed for allowed, value in pairs)
+
+
+class Fit:
+    """One fit.
+
+    Args:
+        bundle: a loaded one.
+        limits: what has to hold.
+        choices: what there is to choose among.
+        data: labelled images to score and calibrate on: a folder or a source; None for what the bundle was trained on.
+        split: that is scored.
+        image: height and width of the camera's images; None for that of the data, or of the model's training.
+        plan: a file of `litheseg.budget.plan`; None to measure one where the model has grouped convolutions.
+        measured: what `litheseg measure` brought back from the target; None to time here.
+        cache: folder of what is remembered between fits; None for the user's own.
+        fresh: forget earlier timings.
+        progress: told what is being done.
+
+    Raises:
+        DataError: data that cannot be used, or none and no scores in the bundle.
+        LithesegError: a plan or measurements of another model.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        limits: Limits,
+        choices: Choices | None = None,
+        *,
+        data: str | Path | Source | None = None,
+        split: str = "val",
+        image: tuple[int, int] | None = None,
+        plan: Path | None = None,
+        measured: Path | None = None,
+        cache: Path | None = None,
+        fresh: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self.bundle, self.limits, self.choices, self.progress = bundle, limits, choices or Choices(), progress
+        self._digest = model_digest(bundle)
+        self._measured = read_measurements(measured, self._digest) if measured else None
+        self.store = Store.of(bundle, cache, fresh=fresh)
+        self._plan, self._plan_tag = self._opened_plan(plan)
+        self.scores = open_scores(bundle, data, self.store, split=split, engine=self._engine, progress=progress)
+        self.frames = self._frames(image)
+        self.workbench = Workbench(
+            bundle, self.store.exports, plan=self._plan, calibrated=self._calibrated, progress=progress
+        )
+
+    def run(self) -> Account:
+        """Choose, and prove it where the timing is done here.
+
+        Raises:
+            BudgetError: nothing is within the limits; names the nearest point.
+            LithesegError: nothing to choose among.
+        """
+        costs = partial(paper_costs, self.bundle)
+        facts: dict[str, Any] = {"model": self._digest, "bundle": str(self.bundle.path or "")}
+        if self._measured is not None:
+            found = choose_measured(self._measured, self.limits, self.scores, costs, among=self.choices.allows)
+            host, facts["measured"] = self._measured.host, str(self._measured.path)
+            return Account(found, self.limits, "network", self.scores.told, None, host, facts)
+        timer = _Remembering(Bench(self.workbench.engine, self.frames, progress=self.progress), self.store, self._key)
+        search = Search(
+            self.limits,
+            timer,
+            self.scores,
+            costs,
+            recall=self._recalled,
+            refine=self.choices.widths is None,
+            progress=self.progress,
+        )
+        try:
+            found = search.run(self._candidates())
+        finally:
+            if self._plan is not None:
+                self._plan.save(self.store.plan_file)
+        return Account(found, self.limits, "end to end", self.scores.told, self._image, self.store.host, facts)
+
+    def deliver(self, account: Account, folder: Path, *, command: str = "") -> Path:
+        """Write the choice and what led to it.
+
+        Args:
+            account: what `run` returned.
+            folder: for ``export/`` (or, for PyTorch, ``model.safetensors``), fit.json, frontier.png and, where the
+                model has grouped convolutions, plan.json.
+            command: for fit.json.
+
+        Returns:
+            What to deploy: the export's folder, or the bundle's file.
+
+        Raises:
+            LithesegError: the folder cannot be written to.
+        """
+        chosen = account.found.chosen.candidate
+        self.progress("writing")
+        bundle = self.workbench.planned(chosen, self._calibrated(chosen.network.width))
+        if chosen.runtime == "torch":
+            result = save_bundle(folder / MODEL_FILE, bundle.model(), bundle.header).path
+            assert result is not None
+        else:
+            data = self.scores.source if isinstance(self.scores, MeasuredScores) else None
+            result = self.workbench.write(bundle, chosen, folder / "export", data=data).path
+        if self._plan is not None:
+            self._plan.save(folder / PLAN_FILE)
+        account.draw(folder / FIGURE_FILE)
+        content = replace(account, facts={**account.facts, "command": command, "deploy": result.name}).to_dict()
+        with atomic_path(folder / FIT_FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return result
+
+    def _opened_plan(self, path: Path | None) -> tuple[Plan | None, str]:
+        """The plan of a model with grouped convolutions, and what its timings are remembered by."""
+        if not grouped_layers(self.bundle.plain(self.bundle.header.available_widths[0])):
+            return None, ""
+        if path is not None:
+            return load_plan(path, self._digest), file_digest(path)[:8]
+        try:
+            return load_plan(self.store.plan_file, self._digest), ""
+        except LithesegError:  # none yet
+            return Plan(self._digest), ""
+
+    def _candidates(self) -> Sequence[Candidate]:
+        choices, header = self.choices, self.bundle.header
+        base = header.size if header.resizes else self._image
+        return tuple(
+            grid(
+                choices.widths or header.available_widths,
+                choices.sizes or default_sizes(base),
+                runtimes=choices.runtimes or available_runtimes(),
+                precisions=choices.precisions or ("fp32",),
+                threads=choices.threads or default_threads(),
+            )
+        )
+
+    @property
+    def _image(self) -> tuple[int, int]:
+        height, width = self.frames[0].shape[:2]
+        return (height, width)
+
+    def _frames(self, image: tuple[int, int] | None) -> list[np.ndarray]:
+        """Images as the camera gives them."""
+        frames = self.scores.frames() if isinstance(self.scores, MeasuredScores) else []
+        if frames and image is None:
+            return frames
+        return street_frames(image or self.bundle.header.size)
+
+    def _engine(self, bundle: Bundle, network: Network) -> Engine:
+        """For scoring: a network that is not fp32, in the first runtime that takes it."""
+        problem: LithesegError | None = None
+        for runtime in self.choices.runtimes or available_runtimes():
+            try:
+                return self.workbench.engine(Candidate(network, runtime, standalone.cores()))
+            except LithesegError as error:
+                problem = error
+        assert problem is not None
+        raise problem
+
+    def _calibrated(self, width: float) -> Bundle:
+        return self.scores.with_width(width) if isinstance(self.scores, MeasuredScores) else self.bundle
+
+    def _key(self, candidate: Candidate) -> str:
+        return f"{candidate.name} {self._image[0]}x{self._image[1]} {self._plan_tag}".strip()
+
+    def _recalled(self, candidate: Candidate) -> Samples:
+        return Samples(list(self.store.samples.get(self._key(candidate), Samples()).ms))
+
+
+class _Remembering:
+    """A timer that keeps what it measures, at once: a fit that is stopped goes on where it was."""
+
+    def __init__(self, timer: Timer, store: Store, key: Callable[[Candidate], str]) -> None:
+        self._timer, self._store, self._key = timer, store, key
+
+    def unusable(self, candidates: Iterable[Candidate]) -> dict[Candidate, str]:
+        return self._timer.unusable(candidates)
+
+    def measure(self, candidates: Sequence[Candidate], repeats: int) -> dict[Candidate, list[float]]:
+        times = self._timer.measure(candidates, repeats)
+        for candidate, values in times.items():
+            self._store.samples.setdefault(self._key(candidate), Samples()).add(values)
+        self._store.save_samples()
+        return times
+
+
+def default_threads() -> tuple[int, ...]:
+    """All cores, half of them, and one."""
+    cores = standalone.cores()
+    return tuple(dict.fromkeys((cores, max(1, cores // 2), 1)))

@@ -1,0 +1,162 @@
+"""Measuring on a machine without litheseg: a folder to copy there, and what it brings back.
+
+A kit holds networks as ONNX files, an account of them, and one script (`standalone`, copied as measure.py) that needs
+Python, NumPy and a runtime. It times the networks alone: what reads, resizes and paints on the target is the target's
+own, and upsampling in NumPy would say nothing of the compiled kernel here. Batch-norm statistics do not change time, so
+widths between the trained ones need no calibration. Networks and measurements carry the digest of their model: those of
+another one are refused. It does not choose (`measured` does).
+
+Usage:
+    >>> write_kit(bundle, Path("kit"), [Network(0.5, (180, 240), "fp32")])
+    >>> measurements = read_measurements(Path("measurements.json"), model_digest(bundle))
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litheseg.budget import standalone
+from litheseg.budget.candidates import Candidate, Network, with_widths
+from litheseg.budget.stats import Samples
+from litheseg.budget.store import model_digest
+from litheseg.deploy.bundle import Bundle
+from litheseg.deploy.export import export_bundle
+from litheseg.errors import LithesegError
+from litheseg.files import atomic_path
+
+__all__ = ["SCRIPT", "Measurements", "kit_networks", "read_measurements", "write_kit"]
+
+SCRIPT = "measure.py"
+_BETWEEN = 2  # widths added between two trained ones
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a kit brought back.
+
+    Attributes:
+        path: the file.
+        host: facts of the machine.
+        samples: timings of the network alone, by candidate.
+    """
+
+    path: Path
+    host: Mapping[str, Any]
+    samples: Mapping[Candidate, Samples]
+
+
+def kit_networks(
+    bundle: Bundle, widths: Sequence[float] | None, sizes: Sequence[tuple[int, int]]
+) -> tuple[Network, ...]:
+    """What a kit holds: the widths given, or the bundle's with two in between each pair, at every size, in fp32."""
+    chosen = tuple(widths or _with_between(bundle.header.available_widths))
+    return tuple(Network(width, size, "fp32") for size in sizes for width in chosen)
+
+
+def write_kit(
+    bundle: Bundle,
+    folder: Path,
+    networks: Sequence[Network],
+    *,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Write a kit.
+
+    Args:
+        bundle: a loaded one.
+        folder: where; made if it is not there.
+        networks: what to export.
+        force: replace a kit that is there.
+        progress: told of each export.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LithesegError: the folder holds something, or cannot be written to.
+        WidthError: a width outside the trained range.
+        MissingExtraError: what exports need is not installed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise LithesegError(f"{folder} is there already; give another folder, or --force to replace what it holds")
+    bundle = with_widths(bundle, {network.width for network in networks})
+    entries = []
+    for network in networks:
+        progress(f"exporting {network.name}")
+        entries.append(_exported(bundle, network, folder))
+    name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
+    content = {"litheseg": "kit", "schema": standalone.SCHEMA, "model": model_digest(bundle), "name": name}
+    with atomic_path(folder / standalone.KIT_FILE) as temporary:
+        temporary.write_text(json.dumps({**content, "networks": entries}, indent=1) + "\n", encoding="utf-8")
+    with atomic_path(folder / SCRIPT) as temporary:
+        shutil.copyfile(Path(standalone.__file__), temporary)
+    return folder
+
+
+def read_measurements(path: Path, model: str) -> Measurements:
+    """Read what measure.py wrote.
+
+    Args:
+        path: measurements.json.
+        model: digest of the model that they must be of.
+
+    Raises:
+        LithesegError: the file cannot be read, is something else, or holds those of another model.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (content["litheseg"], content["schema"]) != ("measurements", standalone.SCHEMA):
+            raise ValueError(f"it is '{content['litheseg']}' of schema {content['schema']}")
+        samples = {Candidate.from_dict(row): _samples(row["ms"]) for row in content["rows"]}
+        found = Measurements(path, content["host"], samples)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise LithesegError(f"{path} holds no measurements ({error}); give the JSON that {SCRIPT} wrote") from error
+    if content["model"] != model:
+        raise LithesegError(
+            f"{path} holds measurements of another model ({content.get('name') or 'unnamed'}); write a kit of this "
+            "one with `litheseg measure` and run it on the target"
+        )
+    if not samples:
+        raise LithesegError(f"{path} holds no timings at all; run {SCRIPT} again on the target")
+    return found
+
+
+def _samples(values: Sequence[Any]) -> Samples:
+    times = [float(value) for value in values]
+    if not times or not all(math.isfinite(value) and value > 0 for value in times):
+        raise ValueError("a timing that is not above 0")
+    return Samples(times)
+
+
+def _with_between(widths: Sequence[float]) -> list[float]:
+    """The widths, and some at equal distances between neighbours, the widest first."""
+    ordered = sorted(widths, reverse=True)
+    result = [ordered[0]]
+    for wide, narrow in itertools.pairwise(ordered):
+        steps = ((wide - narrow) * part / (_BETWEEN + 1) for part in range(1, _BETWEEN + 1))
+        result += [round(wide - step, 4) for step in steps] + [narrow]
+    return result
+
+
+def _exported(bundle: Bundle, network: Network, folder: Path) -> dict[str, Any]:
+    """Export one network into the kit; returns its entry."""
+    sub = folder / "networks" / network.name
+    options: dict[str, Any] = {"formats": ("onnx",), "widths": (network.width,), "size": network.size}
+    export = export_bundle(bundle, sub, check=False, force=True, **options)
+    artefact = export.find(width=network.width, precision=network.precision)
+    prefix = sub.relative_to(folder).as_posix()
+    return {
+        "id": network.name,
+        **network._asdict(),
+        "layout": artefact.layout,
+        "path": f"{prefix}/{artefact.path}",
+        "files": {f"{prefix}/{path}": digest for path, digest in artefact.files.items()},
+    }

@@ -1,0 +1,127 @@
+"""Makes candidates run: exports of a bundle, kept and used again, and engines of them.
+
+PyTorch runs the network straight from the bundle; the other runtimes run an ONNX file of one width at one input size,
+which is also what is delivered. Layers that a plan keeps dense are dense in the file; int8 networks are calibrated on
+training images. It does not time networks and does not know which candidate is wanted.
+
+Usage:
+    >>> workbench = Workbench(bundle, store.exports)
+    >>> engine = workbench.engine(candidate)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from litheseg.budget.candidates import Candidate, Network, with_widths
+from litheseg.budget.plan import Plan, Spot
+from litheseg.data.source import Source
+from litheseg.deploy.bundle import Bundle
+from litheseg.deploy.engines import Engine, bundle_engine, open_engine
+from litheseg.deploy.export import Further, export_bundle
+from litheseg.deploy.exported import Export, load_export
+from litheseg.errors import BundleError, LithesegError
+from litheseg.nn.dense import grouped_layers
+
+__all__ = ["Workbench"]
+
+_FORMAT = "onnx"  # both other runtimes take it
+
+
+class Workbench:
+    """Engines for a bundle.
+
+    Args:
+        bundle: a loaded one.
+        folder: where exports are kept.
+        plan: which grouped layers stay dense; measured where a candidate is not in it. None leaves all grouped.
+        calibrated: gives the bundle with a width whose batch norm is measured. Timing fp32 needs none; labels of other
+            precisions are scored with the engines made here, and they do.
+        quantise: makes networks int8; None if that cannot be done here.
+        progress: told of exports and of layers that are timed, which take time.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        folder: Path,
+        *,
+        plan: Plan | None = None,
+        calibrated: Callable[[float], Bundle] | None = None,
+        quantise: Further | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._bundle, self._folder, self._plan = bundle, folder, plan
+        self._calibrated, self._quantise, self._progress = calibrated, quantise, progress
+
+    def engine(self, candidate: Candidate) -> Engine:
+        """A candidate, made to run.
+
+        Raises:
+            WidthError: a width outside the trained range.
+            MissingExtraError: its runtime is not installed.
+            LithesegError: what this machine, or the runtime, cannot do.
+        """
+        width, _, precision = candidate.network
+        if candidate.runtime == "torch" and precision != "int8":
+            bundle = self.planned(candidate, self._prepared(width, precision))
+            return bundle_engine(bundle, width, "torch", precision=precision, threads=candidate.threads)
+        runs = {"runtime": candidate.runtime, "precision": precision, "threads": candidate.threads}
+        return open_engine(self.export(candidate), width=width, **runs)  # type: ignore[arg-type]
+
+    def export(self, candidate: Candidate) -> Export:
+        """The candidate's network as a file, from the cache or made now."""
+        width, _, precision = candidate.network
+        bundle = self.planned(candidate, self._prepared(width, precision))
+        folder = self._folder / _folder_name(candidate.network, bundle.dense)
+        try:
+            return load_export(folder)
+        except BundleError:  # none yet, or a damaged one
+            self._progress(f"exporting {candidate.network.name}")
+            return self.write(bundle, candidate, folder)
+
+    def write(self, bundle: Bundle, candidate: Candidate, folder: Path, *, data: Source | None = None) -> Export:
+        """Export a candidate's network to a folder, replacing what is there.
+
+        Args:
+            bundle: that has the width.
+            candidate: which.
+            folder: where.
+            data: images on which the export is compared with PyTorch; None not to.
+
+        Raises:
+            LithesegError: as `export_bundle`; int8 without anything that makes it.
+        """
+        width, size, precision = candidate.network
+        further = self._quantise if precision == "int8" else None
+        if precision == "int8" and further is None:
+            raise LithesegError("int8 needs images to calibrate on: name the folder of the data with --data")
+        options: dict[str, Any] = {"formats": (_FORMAT,), "widths": (width,), "size": size, "force": True}
+        return export_bundle(bundle, folder, check=data is not None, data=data, further=further, **options)
+
+    def planned(self, candidate: Candidate, bundle: Bundle) -> Bundle:
+        """The bundle with those layers dense that are faster so where the candidate runs."""
+        network = candidate.network
+        spot = Spot(network.width, network.size, candidate.runtime, candidate.threads)
+        if self._plan is None:
+            return bundle
+        if spot not in self._plan.entries:
+            plain = with_widths(bundle, [network.width]).plain(network.width)
+            if grouped_layers(plain):
+                self._progress(f"timing the grouped layers of {candidate.name}")
+            self._plan.measure(plain, spot)
+        return replace(bundle, dense=self._plan.dense(spot))
+
+    def _prepared(self, width: float, precision: str) -> Bundle:
+        if precision != "fp32" and self._calibrated is not None:
+            return self._calibrated(width)
+        return with_widths(self._bundle, [width])
+
+
+def _folder_name(network: Network, dense: tuple[str, ...]) -> str:
+    digest = hashlib.sha256("\n".join(dense).encode()).hexdigest()[:8]
+    return f"{network.name}-dense-{digest}" if dense else network.name

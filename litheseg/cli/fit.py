@@ -1,0 +1,132 @@
+"""`litheseg fit`: the most accurate deployable model within a budget, found by measuring."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from litheseg.budget.fit import FIT_FILE, Choices, Fit
+from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
+from litheseg.cli.options import bundle_argument, data_options, json_option, parse_size, parse_sizes, widths_option
+from litheseg.cli.printing import console, print_json, say
+from litheseg.data import open_source
+from litheseg.deploy.bundle import load_bundle
+from litheseg.deploy.exported import PRECISIONS, RUNTIMES
+from litheseg.errors import LithesegError
+
+__all__ = ["SUMMARY", "add", "run"]
+
+SUMMARY = "find the most accurate model within a budget, by measuring, and export it"
+
+
+def add(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    bundle_argument(parser)
+    _budget_options(parser)
+    _choice_options(parser)
+    data_options(parser)
+    parser.add_argument("--split", default="val", help="which images measure accuracy [val]")
+    parser.add_argument("--image", type=parse_size, metavar="HxW", help="of the camera's images [those of the data]")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="timings of another machine: `litheseg measure`")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="which grouped layers stay dense [measured]")
+    parser.add_argument("--fresh", action="store_true", help="forget the timings of earlier fits")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="what is kept between fits [~/.cache/litheseg/budget]"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="export, fit.json, frontier.png")
+    parser.add_argument("--force", action="store_true", help="replace a fit that is there")
+    json_option(parser)
+    parser.epilog = """Times are end to end, from an image of the camera to its mask of the same size, on this machine;
+keep it quiet meanwhile. What is chosen is timed again, beside its rivals, before it is promised.
+
+examples:
+  litheseg fit runs/camvid/model.safetensors --budget 20ms --output deployed
+  litheseg fit model.safetensors --budget 15fps --percentile 99 --threads 1 --runtime openvino --output deployed
+  litheseg fit model.safetensors --budget 10ms --sizes 180x240,136x184 --model-size 2MB --min-miou 0.5 --output out
+  litheseg fit model.safetensors --budget 20ms --measured measurements.json --reserve 4ms --output for-the-box
+"""
+
+
+def _budget_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--budget", type=_typed(parse_budget), required=True, metavar="TIME", help="20ms or 15fps")
+    parser.add_argument("--percentile", type=float, default=95.0, metavar="P", help="that must be within it [95]")
+    parser.add_argument(
+        "--reserve", type=_typed(parse_budget), default=0.0, metavar="TIME", help="of it, for what is not timed [0ms]"
+    )
+    parser.add_argument("--memory", type=_typed(parse_bytes), metavar="SIZE", help="activations and weights, e.g. 50MB")
+    parser.add_argument("--model-size", type=_typed(parse_bytes), metavar="SIZE", help="of the weights, e.g. 2MB")
+    macs = partial(parse_quantity, what="MACs")
+    parser.add_argument("--macs", type=_typed(macs), metavar="N", help="multiply-accumulates, e.g. 1G")
+    parser.add_argument("--min-miou", type=float, metavar="X", help="refuse less, e.g. 0.6")
+
+
+def _choice_options(parser: ArgumentParser) -> None:
+    widths_option(parser, "to choose among [those of the model, and between them where that may pay]")
+    parser.add_argument(
+        "--sizes", type=parse_sizes, metavar="HxW,HxW", help="the network's input [training size, 3/4 and 1/2 of it]"
+    )
+    parser.add_argument("--runtime", type=_several(RUNTIMES), metavar="R,R", help=f"{', '.join(RUNTIMES)} [installed]")
+    parser.add_argument(
+        "--precision",
+        type=_several(PRECISIONS),
+        metavar="P,P",
+        help=f"{', '.join(PRECISIONS)} [fp32, int8 where it can]",
+    )
+    parser.add_argument("--threads", type=_counts, metavar="N,N", help="CPU threads [all cores, half of them, one]")
+
+
+def run(args: Namespace) -> None:
+    """Do it and print what came of it."""
+    if (args.output / FIT_FILE).exists() and not args.force:
+        raise LithesegError(f"{args.output} holds a fit already; give another --output, or --force to replace it")
+    names = ("percentile", "reserve", "memory", "model_size", "macs", "min_miou")
+    limits = Limits(args.budget, **{name: getattr(args, name) for name in names})
+    choices = Choices(args.widths, args.sizes, args.runtime, args.precision, args.threads)
+    data = args.data if args.data is None or args.source == "auto" else open_source(args.source, args.data)
+    options = {name: getattr(args, name) for name in ("split", "image", "plan", "measured", "cache", "fresh")}
+    fit = Fit(load_bundle(args.bundle), limits, choices, data=data, progress=say, **options)
+    account = fit.run()
+    deployed = fit.deliver(account, args.output, command=args.line)
+    if args.json:
+        return print_json(json.loads((args.output / FIT_FILE).read_text()))
+    console().print(account.table())
+    for note in account.found.notes:
+        print(f"note: {note}")
+    print(f"\nchosen  {account.sentence()}")
+    print(f"deploy  {deployed}\nplot    {args.output / 'frontier.png'}\nall     {args.output / FIT_FILE}")
+
+
+def _typed(parse: Callable[[str], float]) -> Callable[[str], float]:
+    """For argparse, which wants an error of its own."""
+
+    def typed(text: str) -> float:
+        try:
+            return parse(text)
+        except LithesegError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return typed
+
+
+def _several(known: tuple[str, ...]) -> Callable[[str], Any]:
+    def parse(text: str) -> tuple[str, ...] | None:
+        names = tuple(part.strip() for part in text.split(","))
+        if names == ("all",):
+            return known
+        for name in names:
+            if name not in known:
+                raise ArgumentTypeError(f"'{name}' is none of {', '.join(known)}, all")
+        return names
+
+    return parse
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise ArgumentTypeError(f"'{text}' is no list of numbers of threads; write e.g. 1,2")
+    return tuple(dict.fromkeys(int(part) for part in parts))
