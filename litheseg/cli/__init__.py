@@ -28,6 +28,7 @@ from litheseg.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     fit,
     import_labels,
     import_weights,
@@ -50,6 +51,7 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 COMMANDS: Mapping[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
+    "export": export,
     "profile": profile,
     "fit": fit,
     "measure": measure,

@@ -1,0 +1,141 @@
+"""`litheseg export`: write a model's widths as networks for other runtimes, each compared with PyTorch."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from litheseg.cli.options import bundle_argument, data_options, json_option, parse_size, widths_option
+from litheseg.cli.printing import print_json, print_table
+from litheseg.deploy.bundle import load_bundle
+from litheseg.deploy.export import CERTIFICATE_FILE, export_bundle
+from litheseg.deploy.exported import FORMATS, Export
+from litheseg.deploy.parity import THRESHOLD
+from litheseg.report.card import Table
+
+__all__ = ["SUMMARY", "add", "run"]
+
+SUMMARY = "write networks for ONNX Runtime, OpenVINO and torch.export, proven equal"
+
+
+def add(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    bundle_argument(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the export")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=("onnx",),
+        metavar="F,F",
+        help=f"{', '.join(FORMATS)}, several with commas [onnx]",
+    )
+    widths_option(parser, "those to export, one network each [all of the bundle]")
+    parser.add_argument(
+        "--size",
+        type=_size,
+        default="training",
+        metavar="HxW",
+        help="of the input; dynamic: any; training: what the model resizes images to, any if it does not [training]",
+    )
+    parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of the input, uint8 RGB [nhwc]")
+    parser.add_argument(
+        "--labels", action="store_true", help="give labels at the input's size; slower than logits, but ready to use"
+    )
+    check = parser.add_argument_group("comparison with PyTorch")
+    data_options(check)  # type: ignore[arg-type]
+    check.add_argument("--split", default="val", help="which images [val]")
+    check.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        metavar="T",
+        help=f"least share of pixels that must agree, 0..1 [{THRESHOLD:g}]",
+    )
+    check.add_argument("--no-check", dest="check", action="store_false", help="compare nothing")
+    parser.add_argument("--force", action="store_true", help="replace an export that is there")
+    json_option(parser)
+    parser.epilog = """examples:
+  litheseg export runs/camvid/model.safetensors --output exports/camvid
+  litheseg export model.safetensors --output exports/street --format onnx,openvino --widths 1,.5 --data data/camvid
+  litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
+  litheseg export model.safetensors --output exports/simple --labels --layout nchw
+
+The input is the raw picture: normalisation is inside, and so are classes, colours and provenance. The logits come at
+the network's own stride, since upsampling them is most of a small network's time; --labels does it inside all the same.
+Every network is run on real images beside PyTorch, and nothing is written if more than a few pixels differ: see DIR/certificate.json.
+"""
+
+
+def run(args: Namespace) -> None:
+    """Do it and print what came of it."""
+    with Console(stderr=True).status("") as status:
+        export = export_bundle(
+            load_bundle(args.bundle),
+            args.output,
+            formats=args.format,
+            widths=args.widths,
+            size=None if args.size == "dynamic" else args.size,
+            layout=args.layout.upper(),
+            output_kind="labels" if args.labels else "logits",
+            check=args.check,
+            data=args.data,
+            source=args.source,
+            split=args.split,
+            threshold=args.threshold,
+            progress=status.update,
+            force=args.force,
+        )
+    certificates = _certificates(export)
+    if args.json:
+        networks = [artefact.to_dict() for artefact in export.artefacts]
+        return print_json({"export": str(export.path), "networks": networks, "certificates": certificates})
+    print_table(_table(export, certificates), str(export.path))
+    if certificates:
+        first = next(iter(certificates.values()))
+        print(f"compared with PyTorch on {first['images']} images ({first['origin']})")
+    else:
+        print("not compared with PyTorch; leave out --no-check to do so")
+    print(f"\nnext:\n  litheseg predict {export.path} PHOTOS --output labelled")
+
+
+def _certificates(export: Export) -> Mapping[str, Mapping[str, Any]]:
+    file = export.folder / CERTIFICATE_FILE
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content.get("certificates", {})
+
+
+def _table(export: Export, certificates: Mapping[str, Mapping[str, Any]]) -> Table:
+    head = ("file", "input", "MB", "pixels that differ", "mIoU (%)", "in PyTorch (%)", "worst image, alike (%)")
+    rows = []
+    for artefact in export.artefacts:
+        size = "any size" if artefact.size is None else f"{artefact.size[0]}x{artefact.size[1]}"
+        weight = sum((export.folder / path).stat().st_size for path in artefact.files) / 1e6
+        rows.append((artefact.path, size, f"{weight:.2f}", *_comparison(certificates.get(artefact.path))))
+    return Table(head, tuple(rows))
+
+
+def _comparison(found: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if found is None or "differing" not in found:
+        return ("–",) * 4
+    scores = ("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou"))
+    return (
+        f"{found['differing']:,} of {found['pixels']:,}",
+        *scores,
+        f"{found['worst_image']} {100 * found['worst_agreement']:.3f}",
+    )
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in FORMATS:
+            raise ArgumentTypeError(f"'{name}' is no format; choose from {', '.join(FORMATS)}")
+    return names
+
+
+def _size(text: str) -> tuple[int, int] | str:
+    return text if text in ("dynamic", "training") else parse_size(text)
