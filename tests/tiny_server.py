@@ -41,6 +41,7 @@ class FakePredictor:
         self.classes, self.widths, self.size = classes, WIDTHS, (24, 40)
         self.calls: list[float] = []
         self.before: Callable[[], Any] = lambda: None  # called ahead of every prediction
+        self.labels: Callable[[np.ndarray, float], np.ndarray] = lambda image, width: image.argmax(2).astype(np.uint8)
 
     def prepare(self, *widths: float) -> None:
         pass
@@ -50,7 +51,7 @@ class FakePredictor:
         self.before()
         time.sleep(self.seconds.get(width, 0.0))
         self.calls.append(width)
-        return image.argmax(2).astype(np.uint8)
+        return self.labels(image, width)
 
 
 def picture(height: int = 24, width: int = 40) -> np.ndarray:

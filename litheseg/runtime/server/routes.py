@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from litheseg import __version__
@@ -52,6 +53,10 @@ _HEADERS = {
 }
 
 
+Width = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(gt=0, le=600_000, allow_inf_nan=False)]
+
+
 def service_of(request: Request) -> Service:
     """The service that the application was made for."""
     service: Service = request.app.state.service
@@ -61,17 +66,11 @@ def service_of(request: Request) -> Service:
 def ask_of(
     service: Annotated[Service, Depends(service_of)],
     width: Annotated[
-        float | SkipJsonSchema[None],
-        Query(gt=0, le=1, allow_inf_nan=False, description="One of the model's; default: what the load allows."),
+        Width | SkipJsonSchema[None], Query(description="One of the model's; default: what the load allows.")
     ] = None,
     budget_ms: Annotated[
-        float | SkipJsonSchema[None],
-        Query(
-            gt=0,
-            le=600_000,
-            allow_inf_nan=False,
-            description="The widest that should answer within so many milliseconds, waiting included; not with width.",
-        ),
+        Milliseconds | SkipJsonSchema[None],
+        Query(description="The widest that should answer within this time, waiting included; not with width."),
     ] = None,
 ) -> Ask:
     """The width that a request names, or its budget."""

@@ -255,7 +255,7 @@ function percent(share) {
 }
 
 function showTime({ work, queue, roundTrip }) {
-  const rate = state.stream ? ` · ${(1000 / roundTrip).toFixed(0)} a second` : ` · ${roundTrip.toFixed(0)} with the way`;
+  const rate = state.stream ? ` · ${(1000 / roundTrip).toFixed(0)} a second` : ` · ${roundTrip.toFixed(0)} round trip`;
   const waited = queue >= 1 ? ` + ${queue.toFixed(0)} waiting` : "";
   $("time-now").textContent = `${work.toFixed(0)} ms${waited}${rate}`;
 }

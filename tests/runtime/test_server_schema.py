@@ -1,0 +1,59 @@
+"""The server keeps to its OpenAPI document, whatever is sent: requests are made from it, right and wrong ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("schemathesis")
+
+import schemathesis
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from tiny_server import encoded, picture, service
+
+from litheseg.runtime.server.app import create_app
+
+OPERATIONS = [
+    *(("POST", f"/v1/segment/{form}") for form in ("mask", "overlay", "polygons", "rle")),
+    *(("GET", path) for path in ("/v1/model", "/v1/status", "/v1/example", "/metrics", "/healthz", "/readyz")),
+]
+WITH_PARAMETERS = [path for method, path in OPERATIONS if method == "POST" or path == "/v1/example"]
+
+_IMAGES = st.sampled_from([encoded(picture()), encoded(picture(5, 3), "JPEG"), encoded(picture(9, 16), "WEBP")])
+for kind in ("image/png", "image/jpeg", "image/webp"):
+    schemathesis.openapi.media_type(kind, _IMAGES)
+
+
+@pytest.fixture(scope="module")
+def schema() -> Iterator[schemathesis.BaseSchema]:
+    made = service(queue=64)
+    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(made))
+    made.workers.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        *((method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS),
+        *((method, path, GenerationMode.NEGATIVE) for method, path in OPERATIONS if path in WITH_PARAMETERS),
+    ],
+)
+def test_answers_are_as_documented(
+    schema: schemathesis.BaseSchema, method: str, path: str, mode: GenerationMode
+) -> None:
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @given(case=schema[path][method].as_strategy(generation_mode=mode))
+    def answers(case: schemathesis.Case) -> None:
+        # No schema says that of two parameters only one may be given.
+        assume(mode is GenerationMode.NEGATIVE or not {"width", "budget_ms"} <= set(case.query))
+        case.call_and_validate()
+
+    answers()
+
+
+def test_all_operations_are_tried(schema: schemathesis.BaseSchema) -> None:
+    documented = {(method.upper(), path) for path, item in schema.raw_schema["paths"].items() for method in item}
+    assert documented == set(OPERATIONS)
