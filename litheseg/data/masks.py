@@ -37,6 +37,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _LYING = (5, 6, 7, 8)  # orientations that swap height and width
+_ANIMATED = ("GIF", "PNG", "WEBP")  # further pages of a TIFF or MPO file are previews
 _GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by these factors
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -45,9 +46,11 @@ def read_image(path: str | Path) -> np.ndarray:
     """Decode an image: uint8 H W 3, RGB, upright.
 
     Raises:
-        DataError: a file that is missing, no image, truncated, or of floating-point pixels.
+        DataError: a file that is missing, no image, animated, truncated, or of floating-point pixels.
     """
     with _opened(path) as image:
+        if image.format in _ANIMATED and getattr(image, "is_animated", False):
+            raise DataError(f"{path} is animated; save the frame that is meant, or label it with `litheseg video`")
         orientation = _orientation(image)
         return np.array(_turn(_to_rgb(image, path), orientation))
 

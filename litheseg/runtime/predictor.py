@@ -1,106 +1,164 @@
-"""A model file at work: one image in, one mask of the image's own size out.
+"""A model at work, in any runtime: one image in, one mask of the image's own size out.
 
-Every width is extracted once, when it is first used, and kept; turning the width is then free, and several threads may
-predict at once, each with a width of its own. Images are resized as they were for training, masks come back at the size
-of the image. It does not know where images come from (see `batch`) nor which width is worth its milliseconds.
+The model is a bundle or an export. The network of each width is made when it is first used, and kept; turning the width
+is then free, and several threads may predict at once, each with a width of its own. Images are resized as they were for
+training, masks come back at the size of the image. A large image that is taken at its own size is labelled tile by
+tile. It does not know where images come from (see `predict` and `video`) nor which width is worth its milliseconds (see
+`controller`).
 
 Usage:
-    >>> predictor = Predictor("model.safetensors", width=0.5)
+    >>> predictor = Predictor("model.safetensors", width=0.5, runtime="openvino")
     >>> mask = predictor("street.jpg")  # uint8, H x W of the photo
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from litheseg.data.classes import Classes
-from litheseg.data.masks import read_image
-from litheseg.data.transforms import normalise, resize_image
+from litheseg.data.transforms import resize_mask
 from litheseg.deploy.bundle import Bundle, load_bundle
-from litheseg.errors import DataError, LithesegError
-from litheseg.models.base import SegmentationModel, resize
+from litheseg.deploy.exported import Export, load_export
+from litheseg.deploy.header import BundleHeader
+from litheseg.errors import LithesegError
 from litheseg.models.upsampling import upsample_labels, warm_up
-from litheseg.nn import extract
+from litheseg.runtime.networks import Networks, TorchNetworks, bundle_networks, export_networks, is_export
+from litheseg.runtime.rgb import ImageLike, to_rgb
+from litheseg.runtime.tiles import predict_tiles, tile_starts
 
 __all__ = ["ImageLike", "Predictor", "to_rgb"]
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-
 _MAX_LOGITS = 1 << 26  # values held at once, so that a 24-megapixel photo needs no 2 GB
+_WHOLE = 1 << 23  # pixels of an image at its own size beyond which it is labelled in tiles: more than 4K video
+_TILE = (1024, 1024)
 
 
 class Predictor:
-    """Runs a bundle.
+    """Runs a bundle or an export.
 
     Args:
-        bundle: a loaded bundle, or the path of one.
+        source: a loaded bundle or export, or the path of one.
         width: the width to start with; None for the widest.
         device: "cpu", "cuda", "cuda:1", ...
         size: height and width that images are resized to before the network; "training" as the model was trained (a
-            model trained on images of their own size takes them so), None for the image's own.
-        channels_last: run in this memory format, which is often the faster one.
+            model trained on images of their own size takes them so), None for the image's own. An export for one size
+            takes that.
+        channels_last: run in this memory format, which is often the faster one; in PyTorch only.
+        runtime: "torch", "onnxruntime" or "openvino"; None for PyTorch, or, of an export, one that takes its files.
+        precision: "fp32", "bf16" or, of an export, "int8"; None for "fp32" if there is such a network.
+        threads: of the CPU; None for the runtime's own choice.
+        tile: side of the tiles, or their height and width, in which images are labelled at their own size; None for
+            tiles of 1024 where an image at its own size has more than 8 megapixels.
+        overlap: pixels that neighbouring tiles share at least; None for a quarter of a tile.
 
     Raises:
         BundleError: the file cannot be loaded.
-        WidthError: the bundle does not have the width.
-        LithesegError: a device that this machine does not have, or a size that is not positive.
+        WidthError: the model does not have the width.
+        MissingExtraError: a runtime that is not installed.
+        LithesegError: a runtime, precision or device that is not to be had here, or sizes that do not go together.
     """
 
     def __init__(
         self,
-        bundle: Bundle | str | Path,
+        source: Bundle | Export | str | Path,
         width: float | None = None,
         device: str | torch.device = "cpu",
         *,
         size: tuple[int, int] | Literal["training"] | None = "training",
         channels_last: bool = False,
+        runtime: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | None = None,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.source = source if isinstance(source, (Bundle, Export)) else _load(Path(source).expanduser())
         self.device = _checked_device(device)
-        header = self.bundle.header
-        trained = header.size if header.resizes else None
-        self.size = _checked_size(trained if size == "training" else size)
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._elastic = self.bundle.model()
-        self._modules: dict[float, nn.Module] = {}
-        self._lock = threading.Lock()
-        self._width = self.widths[0] if width is None else self.bundle.check_width(width)
+        header = self.source.header
+        self.tile, self._overlap = _checked_tile(tile, overlap, size), overlap
+        trained = header.size if header.resizes and self.tile is None else None
+        wanted = _checked_size(trained if size == "training" else size)
+        how: dict[str, Any] = {"device": self.device, "threads": threads}
+        self._networks: Networks = (
+            export_networks(self.source, width, runtime, precision=precision, **how)
+            if isinstance(self.source, Export)
+            else bundle_networks(
+                self.source,
+                width,
+                runtime or "torch",
+                precision=precision or "fp32",
+                size=wanted,
+                channels_last=channels_last,
+                **how,
+            )
+        )
+        self.size = self._agreed(wanted, size)
+        self._threads = threads
+        self._width = self.widths[0] if width is None else width
+
+    @property
+    def header(self) -> BundleHeader:
+        """Of the bundle, or of the one that the export was made from."""
+        return self.source.header
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that is run.
+
+        Raises:
+            LithesegError: it is an export.
+        """
+        if isinstance(self.source, Export):
+            raise LithesegError(f"{self.source.path} is an export; this needs the bundle that it was made from")
+        return self.source
+
+    @property
+    def runtime(self) -> str:
+        """What runs the networks: "torch", "onnxruntime" or "openvino"."""
+        return self._networks.runtime
 
     @property
     def classes(self) -> Classes:
         """Names and colours of the labels."""
-        return self.bundle.header.classes
+        return self.header.classes
 
     @property
     def widths(self) -> tuple[float, ...]:
         """The widths to choose from, widest first."""
-        return self.bundle.header.available_widths
+        return self._networks.widths
 
     @property
     def width(self) -> float:
         """The width in use."""
         return self._width
 
+    def check_width(self, width: float) -> float:
+        """`width` if it is one of `widths`.
+
+        Raises:
+            WidthError: it is not; names those that there are.
+        """
+        return width if width in self.widths else self._networks.check_width(width)
+
     def set_width(self, width: float) -> None:
         """Use another width from the next image on.
 
         Raises:
-            WidthError: the bundle does not have it; the message names those that it has.
+            WidthError: the model does not have it; the message names those that it has.
         """
-        self._width = self.bundle.check_width(width)
+        self._width = self.check_width(width)
 
     def prepare(self, *widths: float) -> None:
-        """Do now what the first image would wait for: extract these widths (all of them if none is given), compile."""
+        """Do now what the first image would wait for: make these networks (all of them if none is given), compile."""
         for width in widths or self.widths:
-            self.module(width)
+            self._networks.load(self.check_width(width))
         if self.device.type == "cpu":
             warm_up()
 
@@ -108,44 +166,69 @@ class Predictor:
         """The plain network of a width (None: the one in use), on the device; shared, not to be changed.
 
         Raises:
-            WidthError: the bundle does not have it.
+            WidthError: the model does not have it.
+            LithesegError: not a bundle that runs in PyTorch, in float32.
         """
-        width = self._width if width is None else self.bundle.check_width(width)
-        # Locked: two threads must not extract the same width. Not inference mode: its weights could not be exported.
-        with self._lock, torch.inference_mode(False):
-            if width not in self._modules:
-                module = extract(self._elastic, width).eval().to(self.device).requires_grad_(False)
-                self._modules[width] = module.to(memory_format=self._format)  # type: ignore[call-overload]
-            return self._modules[width]
+        return self._in_torch().module(self._chosen(width))
 
-    def __call__(self, image: ImageLike, *, width: float | None = None) -> np.ndarray:
+    @overload
+    def __call__(self, image: ImageLike, *, width: float | None = None) -> np.ndarray: ...
+
+    @overload
+    def __call__(self, image: list[Any] | tuple[Any, ...], *, width: float | None = None) -> list[np.ndarray]: ...
+
+    def __call__(
+        self, image: ImageLike | list[Any] | tuple[Any, ...], *, width: float | None = None
+    ) -> np.ndarray | list[np.ndarray]:
         """Label every pixel.
 
         Args:
-            image: a path; a PIL image of any mode; a NumPy array, uint8 H W, H W 1, H W 3 (RGB) or H W 4; or a tensor,
-                C H W or 1 C H W with C of 1, 3 or 4, uint8, or floating point in [0, 1]. Alpha is laid over black,
-                EXIF orientation applied.
+            image: a path; a PIL image of any mode; a NumPy array, uint8 H W, H W 1, H W 3 (RGB) or H W 4; a tensor,
+                C H W or 1 C H W with C of 1, 3 or 4, uint8, or floating point in [0, 1]; an `av.VideoFrame`; or a list
+                of such. Alpha is laid over black, EXIF orientation applied.
             width: for this image only, whatever `set_width` says; for callers that share a predictor.
 
         Returns:
-            uint8 H x W, class indices, at the image's own (upright) size.
+            uint8 H x W, class indices, at the image's own (upright) size; a list for a list.
 
         Raises:
             DataError: the image cannot be read or is of another kind.
-            WidthError: the bundle does not have the width.
+            WidthError: the model does not have the width.
         """
+        if isinstance(image, (list, tuple)):
+            return self.batch(image, width=width)
         return self.predict_rgb(to_rgb(image), width=width)
 
-    @torch.inference_mode()
+    def batch(self, images: Iterable[ImageLike], *, width: float | None = None) -> list[np.ndarray]:
+        """Label several images, of any sizes, all at one width.
+
+        Args:
+            images: of the kinds that `__call__` takes; an array N H W C or a tensor N C H W is one of several, too.
+            width: as in `__call__`.
+        """
+        chosen = self._chosen(width)
+        return [self.predict_rgb(to_rgb(image), width=chosen) for image in images]
+
     def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
         """As `predictor(image)`, for an array that is uint8 H W 3 RGB already."""
-        module, ready, size = self.module(width), self._ready(image), (image.shape[0], image.shape[1])
-        # A network that sees the image at its own size need not fill it with logits: its labels do that.
-        same = isinstance(module, SegmentationModel) and ready.shape[-2:] == size
-        logits = cast(SegmentationModel, module).outputs(ready)["logits"] if same else module(ready)
-        return np.asarray(_labels(logits, size).cpu().numpy())
+        width, size = self._chosen(width), (image.shape[0], image.shape[1])
+        only = self._networks.size
+        tile = self.tile or (_TILE if self.size is None and size[0] * size[1] > _WHOLE else None)
+        if tile is not None:
+            return predict_tiles(
+                lambda pixels: _array(self._networks.run(pixels, width, None)),
+                image,
+                tile=tile,
+                overlap=self._overlap,
+                fixed=only is not None,
+                threads=self._threads,
+            )
+        result = self._networks.run(image, width, self.size)
+        if result.ndim == 2:
+            return np.asarray(resize_mask(torch.as_tensor(result), size).cpu().numpy())
+        logits = torch.as_tensor(result)
+        return np.asarray(_labels(logits if logits.ndim == 4 else logits[None], size, self._threads).cpu().numpy())
 
-    @torch.inference_mode()
     def outputs_rgb(self, image: np.ndarray, *, width: float | None = None) -> dict[str, Tensor]:
         """What the network says of an image before labels are taken: how sure it is, and what the image is like.
 
@@ -154,89 +237,55 @@ class Predictor:
             width: as in `predictor(image)`.
 
         Returns:
-            ``logits`` (1 x K x h x w at the size that the network sees: bilinear interpolation to H x W and the largest
-            give the mask) and ``features`` (1 x C x h' x w', what its classifier sees); float32, on the device.
+            ``logits`` (1 x K x h x w at the network's own stride: bilinear interpolation to H x W and the largest give
+            the mask) and ``features`` (1 x C x h' x w', what its classifier sees); float32, on the device.
 
         Raises:
-            WidthError: the bundle does not have the width.
+            WidthError: the model does not have the width.
+            LithesegError: not a bundle that runs in PyTorch, in float32.
         """
-        module, ready = self.module(width), self._ready(image)
-        outputs = cast(SegmentationModel, module).outputs(ready)
-        return {
-            "logits": resize(outputs["logits"], ready.shape[-2:]).float(),
-            "features": outputs["features"].float(),
-        }
+        outputs = self._in_torch().outputs(image, self._chosen(width), self.size)
+        return {name: outputs[name].float() for name in ("logits", "features")}
 
-    def _ready(self, image: np.ndarray) -> Tensor:
-        """uint8 H W 3 as the network takes it: 1 x 3 x h x w, resized and normalised, on the device."""
-        header = self.bundle.header
-        pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")).to(self.device)
-        resized = pixels if self.size is None else resize_image(pixels, self.size)
-        return normalise(resized, header.mean, header.std)[None].contiguous(memory_format=self._format)
+    def _chosen(self, width: float | None) -> float:
+        return self._width if width is None else self.check_width(width)
 
+    def _in_torch(self) -> TorchNetworks:
+        if not isinstance(self._networks, TorchNetworks):
+            raise LithesegError("this needs a bundle that runs in PyTorch, in fp32; give the bundle, without a runtime")
+        return self._networks
 
-def to_rgb(image: ImageLike) -> np.ndarray:
-    """Any supported kind of image as uint8 H W 3, RGB, upright; kinds as in `Predictor.__call__`.
-
-    Raises:
-        DataError: the image cannot be read or is of another kind.
-    """
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return _from_pil(image)
-    if isinstance(image, Tensor):
-        return _from_array(_from_tensor(image), "tensor")
-    if isinstance(image, np.ndarray):
-        return _from_array(image, "array")
-    raise DataError(f"cannot label a {type(image).__name__}; give a path, a PIL image, a NumPy array or a tensor")
+    def _agreed(self, wanted: tuple[int, int] | None, asked: Any) -> tuple[int, int] | None:
+        """The size that images are resized to, where the networks may take one size only."""
+        only = self._networks.size
+        if only is None or only == (self.tile or wanted):
+            return wanted
+        if asked == "training" and self.tile is None:
+            return only
+        found = f"images of {wanted[0]}x{wanted[1]}" if wanted else "images of their own size"
+        found = f"tiles of {self.tile[0]}x{self.tile[1]}" if self.tile else found
+        raise LithesegError(
+            f"the export takes {only[0]}x{only[1]} only, not {found}; export it for that size, or for any "
+            "(--size dynamic)"
+        )
 
 
-def _from_pil(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise DataError("a PIL image of floating-point pixels; convert it to 8 bits")
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255; the high byte is the picture
-            return _from_array((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8), "image")
-        return _from_array(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), "image")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"the PIL image cannot be decoded ({error}); replace it") from error
+def _load(path: Path) -> Bundle | Export:
+    return load_export(path) if is_export(path) else load_bundle(path)
 
 
-def _from_tensor(image: Tensor) -> np.ndarray:
-    """C H W or 1 C H W to H W C."""
-    if image.ndim == 4 and image.shape[0] == 1:
-        image = image[0]
-    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
-        raise DataError(f"a tensor of shape {tuple(image.shape)}; give one image as C x H x W with 1, 3 or 4 channels")
-    image = image.detach().cpu()
-    if image.is_floating_point():
-        if image.numel() and not (image.min() >= 0 and image.max() <= 1):
-            raise DataError("a tensor with values outside [0, 1]; give it unnormalised, in [0, 1] or as uint8")
-        image = (image.float() * 255).round().to(torch.uint8)
-    return np.asarray(image.permute(1, 2, 0).numpy())
+def _array(result: np.ndarray | Tensor) -> np.ndarray:
+    """Logits without their batch dimension, or labels, in main memory."""
+    array = result if isinstance(result, np.ndarray) else result.float().cpu().numpy()
+    return array[0] if array.ndim == 4 else array
 
 
-def _from_array(image: np.ndarray, kind: str) -> np.ndarray:
-    if image.dtype != np.uint8:
-        raise DataError(f"an {kind} of {image.dtype}; convert it to uint8, 0..255")
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
-        raise DataError(f"an {kind} of shape {image.shape}; give H x W, or H x W x C with 1, 3 or 4 channels")
-    if image.shape[2] == 4:  # over black, as files are read
-        color, alpha = image[:, :, :3].astype(np.uint16), image[:, :, 3:].astype(np.uint16)
-        return ((color * alpha + 127) // 255).astype(np.uint8)
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-
-
-def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def _labels(logits: Tensor, size: tuple[int, int], threads: int | None = None) -> Tensor:
     """uint8 H x W of the largest of the logits 1 x K x h x w, each interpolated to `size` (H, W)."""
     if logits.device.type != "cpu" and logits.shape[1] * size[0] * size[1] <= _MAX_LOGITS:
         # On a GPU two large operations take less time than several small ones.
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8)
-    return upsample_labels(logits, size, max_values=_MAX_LOGITS)[0]
+    return upsample_labels(logits, size, threads=threads, max_values=_MAX_LOGITS)[0]
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
@@ -255,3 +304,14 @@ def _checked_size(size: Any) -> tuple[int, int] | None:
     if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in size):
         raise LithesegError(f"size {size!r}: give height and width in pixels, 'training', or None for the image's own")
     return (size[0], size[1])
+
+
+def _checked_tile(tile: int | tuple[int, int] | None, overlap: int | None, size: Any) -> tuple[int, int] | None:
+    if tile is None:
+        return None
+    if size not in ("training", None):
+        raise LithesegError(f"tiles cut images at their own size; leave out size {size}, or the tiles")
+    checked = _checked_size((tile, tile) if isinstance(tile, int) else tile)
+    for side in checked or ():
+        tile_starts(2 * side, side, overlap if overlap is not None else max(64, min(checked or ()) // 4))
+    return checked

@@ -24,8 +24,7 @@ def _plain(bundle: Bundle, image: np.ndarray, width: float) -> tuple[np.ndarray,
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].double() / 255
     batch = F.interpolate(batch, (12, 16), mode="bilinear", align_corners=False, antialias=True)
     outputs = module.outputs(batch)
-    logits = F.interpolate(outputs["logits"], (12, 16), mode="bilinear", align_corners=False)
-    logits = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
+    logits = F.interpolate(outputs["logits"], image.shape[:2], mode="bilinear", align_corners=False)
     return (
         scipy.special.softmax(logits[0].detach().numpy(), axis=0),
         outputs["features"].detach().mean((0, 2, 3)).numpy(),
@@ -47,7 +46,7 @@ def test_certainty_is_that_of_the_plain_model(
     ordered = np.sort(likely, axis=0)
     # 8-bit rounding after the resize: a value of 255 is 8 in the logits.
     assert sure.labels.dtype == np.uint8 and sure.labels.shape == (33, 45)
-    assert (sure.labels == likely.argmax(0)).mean() > 0.99
+    assert (sure.labels == likely.argmax(0)).mean() > 0.98
     np.testing.assert_allclose(sure.confidence, ordered[-1], atol=6e-3)
     assert sure.entropy == pytest.approx(scipy.stats.entropy(likely, axis=0).mean() / np.log(3), abs=1e-3)
     assert sure.margin == pytest.approx((ordered[-1] - ordered[-2]).mean(), abs=2e-3)

@@ -29,7 +29,7 @@ def _likely(bundle: Bundle, image: np.ndarray) -> np.ndarray:
     """Probabilities K x H x W by the plain model alone."""
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].double() / 255
     batch = F.interpolate(batch, (12, 16), mode="bilinear", align_corners=False, antialias=True)
-    logits = bundle.plain(1.0).double()(batch)
+    logits = bundle.plain(1.0).double().outputs(batch)["logits"]
     return F.interpolate(logits, image.shape[:2], mode="bilinear").softmax(1)[0].detach().numpy()
 
 
@@ -125,7 +125,7 @@ def _forbid_the_network(predictor: Predictor) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the network ran")
 
-    predictor.module().register_forward_pre_hook(fail)
+    next(predictor.module().children()).register_forward_pre_hook(fail)
     predictor.outputs_rgb = fail  # type: ignore[assignment]
 
 

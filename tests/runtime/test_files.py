@@ -124,7 +124,7 @@ def test_a_network_that_fails_on_one_image(bundle: Bundle, photos: Path, tmp_pat
         if len(calls) == 1:
             raise RuntimeError("out of memory")
 
-    predictor.module().register_forward_pre_hook(fails_once)
+    next(predictor.module().children()).register_forward_pre_hook(fails_once)
     summary = predict(predictor, photos, tmp_path / "out")
     assert [reason for _, reason in summary.failed] == ["out of memory"] and summary.written == 1
 

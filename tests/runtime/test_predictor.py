@@ -9,59 +9,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_colours import GREEN, colour_bundle, dominant, picture, truth
 from torch import Tensor, nn
 
+import litheseg.runtime.networks as networks
 import litheseg.runtime.predictor as room
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle, save_bundle
+from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
-from litheseg.models import MODELS, SegmentationModel
-from litheseg.nn import slim
+from litheseg.models import MODELS
 from litheseg.runtime.predictor import Predictor
-
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-CLASSES = Classes(("red", "green", "blue"), (RED, GREEN, BLUE))
-
-
-class _Dominant(SegmentationModel):
-    """Labels each pixel by its largest channel, at every width: what a test expects can be read off the image."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
-        self.features, self.norm = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)
-        self.classifier = nn.Conv2d(16, num_classes, 1)
-        with torch.no_grad():
-            for layer in (self.features, self.classifier):
-                layer.weight.zero_()
-                layer.bias.zero_()
-            for index in range(3):
-                self.features.weight[index, index] = self.classifier.weight[index, index] = 1
-
-    def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        features = self.norm(self.features(image))
-        return {"logits": self.classifier(features), "features": features}
-
-
-def _dominant(num_classes: int, *, aux_head: bool = False, boundary_head: bool = False) -> _Dominant:
-    return _Dominant(num_classes)
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "dominant", _dominant)
+    monkeypatch.setitem(MODELS, "dominant", dominant)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    header = BundleHeader(
-        architecture={"name": "dominant", "args": {}},
-        classes=CLASSES,
-        widths=(1.0, 0.5),
-        size=(8, 16),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-    )
-    save_bundle(tmp_path / "model.safetensors", slim(_dominant(3), (1.0, 0.5)), header)
+    colour_bundle(tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
@@ -70,24 +36,11 @@ def bundle(path: Path) -> Bundle:
     return load_bundle(path)
 
 
-def _picture(height: int = 24, width: int = 40) -> np.ndarray:
-    """Left half red, right half split into green over blue."""
-    image = np.zeros((height, width, 3), np.uint8)
-    image[:, : width // 2] = RED
-    image[: height // 2, width // 2 :] = GREEN
-    image[height // 2 :, width // 2 :] = BLUE
-    return image
-
-
-def _truth(height: int = 24, width: int = 40) -> np.ndarray:
-    return _picture(height, width).argmax(2).astype(np.uint8)
-
-
 @pytest.mark.parametrize("width", [1.0, 0.5])
 def test_mask_has_the_images_own_size_and_the_right_classes(path: Path, width: float) -> None:
-    mask = Predictor(path, width=width)(_picture())
+    mask = Predictor(path, width=width)(picture())
     assert mask.dtype == np.uint8 and mask.shape == (24, 40)
-    assert np.array_equal(mask, _truth())
+    assert np.array_equal(mask, truth())
 
 
 @pytest.mark.parametrize("size", ["training", None, (5, 7)])
@@ -97,22 +50,22 @@ def test_any_size(bundle: Bundle, size: object, shape: tuple[int, int]) -> None:
 
 
 def test_every_kind_of_image_gives_the_same_mask(bundle: Bundle, tmp_path: Path) -> None:
-    picture, predictor = _picture(), Predictor(bundle)
+    pixels, predictor = picture(), Predictor(bundle)
     file = tmp_path / "a.png"
-    Image.fromarray(picture).save(file)
-    chw = torch.from_numpy(picture).permute(2, 0, 1)
-    rgba = np.dstack([picture, np.full((24, 40), 255, np.uint8)])
+    Image.fromarray(pixels).save(file)
+    chw = torch.from_numpy(pixels).permute(2, 0, 1)
+    rgba = np.dstack([pixels, np.full((24, 40), 255, np.uint8)])
     kinds = [
-        *(file, str(file), Image.open(file), Image.fromarray(picture), Image.fromarray(picture).quantize()),
+        *(file, str(file), Image.open(file), Image.fromarray(pixels), Image.fromarray(pixels).quantize()),
         *(rgba, Image.fromarray(rgba), chw, chw[None], chw.float() / 255, chw.double()[None] / 255),
-        picture[:, ::-1][:, ::-1],
+        pixels[:, ::-1][:, ::-1],
     ]
     for image in kinds:
-        assert np.array_equal(predictor(image), _truth())
+        assert np.array_equal(predictor(image), truth())
 
 
 def test_alpha_is_laid_over_black_in_every_kind(bundle: Bundle, tmp_path: Path) -> None:
-    rgba = np.dstack([_picture(), np.full((24, 40), 100, np.uint8)])
+    rgba = np.dstack([picture(), np.full((24, 40), 100, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
     expected = room.to_rgb(tmp_path / "a.png")
     assert expected.max() == 100
@@ -132,9 +85,9 @@ def test_grey_in_every_kind(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(bundle: Bundle, tmp_path: Path, lazy: bool) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.rot90(_picture())).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.rot90(picture())).save(tmp_path / "a.png", exif=exif)
     image = tmp_path / "a.png" if lazy else Image.open(tmp_path / "a.png")
-    assert np.array_equal(Predictor(bundle)(image), _truth())
+    assert np.array_equal(Predictor(bundle)(image), truth())
 
 
 @pytest.mark.parametrize(
@@ -162,7 +115,7 @@ def test_images_of_another_kind(bundle: Bundle, image: object, message: str) -> 
 def test_normalisation_and_resize_are_the_bundles_own(bundle: Bundle) -> None:
     seen: list[Tensor] = []
     predictor = Predictor(bundle)
-    predictor.module().register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    predictor.module().features.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     predictor(np.full((3, 5, 3), 255, np.uint8))
     assert seen[0].shape == (1, 3, 8, 16)
     torch.testing.assert_close(seen[0], torch.full((1, 3, 8, 16), 2.0))
@@ -175,18 +128,18 @@ def test_a_model_trained_on_crops_takes_whole_images_at_their_own_size(bundle: B
 
 def test_widths_are_extracted_when_first_used_and_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted: list[float] = []
-    real = room.extract
+    real = networks.extract
 
     def counted(module: nn.Module, width: float) -> nn.Module:
         extracted.append(width)
         return real(module, width)
 
-    monkeypatch.setattr(room, "extract", counted)
+    monkeypatch.setattr(networks, "extract", counted)
     predictor = Predictor(bundle)
     assert (predictor.width, predictor.widths, extracted) == (1.0, (1.0, 0.5), [])
     for width in (0.5, 1.0, 0.5):
         predictor.set_width(width)
-        predictor(_picture())
+        predictor(picture())
     assert extracted == [0.5, 1.0]
     assert predictor.module(0.5).features.out_channels == 8
     assert predictor.module(1.0).features.out_channels == 16
@@ -196,7 +149,7 @@ def test_widths_are_extracted_when_first_used_and_kept(bundle: Bundle, monkeypat
 
 def test_one_call_may_have_a_width_of_its_own(bundle: Bundle) -> None:
     predictor = Predictor(bundle)
-    predictor(_picture(), width=0.5)
+    predictor(picture(), width=0.5)
     assert predictor.width == 1.0
 
 
@@ -204,7 +157,7 @@ def test_unavailable_widths_name_the_available_ones(bundle: Bundle) -> None:
     predictor = Predictor(bundle)
     for act in (
         lambda: predictor.set_width(0.3),
-        lambda: predictor(_picture(), width=0.3),
+        lambda: predictor(picture(), width=0.3),
         lambda: predictor.module(0.3),
         lambda: Predictor(bundle, width=0.3),
     ):
@@ -215,8 +168,8 @@ def test_unavailable_widths_name_the_available_ones(bundle: Bundle) -> None:
 
 def test_threads_share_a_predictor(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted: list[float] = []
-    real = room.extract
-    monkeypatch.setattr(room, "extract", lambda module, width: extracted.append(width) or real(module, width))
+    real = networks.extract
+    monkeypatch.setattr(networks, "extract", lambda module, width: extracted.append(width) or real(module, width))
     predictor, start = Predictor(bundle), threading.Barrier(4)
 
     def work(index: int) -> bool:
@@ -224,8 +177,8 @@ def test_threads_share_a_predictor(bundle: Bundle, monkeypatch: pytest.MonkeyPat
         masks = []
         for turn in range(5):
             predictor.set_width((1.0, 0.5)[(index + turn) % 2])
-            masks.append(predictor(_picture()))
-        return all(np.array_equal(mask, _truth()) for mask in masks)
+            masks.append(predictor(picture()))
+        return all(np.array_equal(mask, truth()) for mask in masks)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
@@ -240,12 +193,12 @@ def test_large_masks_are_compared_class_by_class(monkeypatch: pytest.MonkeyPatch
 
 
 def test_channels_last_changes_nothing(bundle: Bundle) -> None:
-    assert np.array_equal(Predictor(bundle, channels_last=True)(_picture()), _truth())
+    assert np.array_equal(Predictor(bundle, channels_last=True)(picture()), truth())
 
 
 def test_modules_can_be_exported_later(bundle: Bundle) -> None:
     predictor = Predictor(bundle)
-    predictor(_picture())
+    predictor(picture())
     assert not any(tensor.is_inference() for tensor in predictor.module().state_dict().values())
 
 

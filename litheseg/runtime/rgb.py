@@ -1,0 +1,106 @@
+"""Whatever holds an image -> uint8 H x W x 3, RGB, upright.
+
+It does not resize, and knows no model. Files are read by `litheseg.data.masks.read_image`.
+
+Usage:
+    >>> pixels = to_rgb(Image.open("street.jpg"))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from litheseg.data.masks import read_image
+from litheseg.errors import DataError
+
+__all__ = ["Frame", "ImageLike", "frame_to_rgb", "to_rgb"]
+
+
+class Frame(Protocol):
+    """What is used of an `av.VideoFrame`."""
+
+    def to_ndarray(self, *, format: str) -> np.ndarray:
+        """The pixels in that format."""
+
+    @property
+    def rotation(self) -> int:
+        """Degrees by which to turn it counterclockwise."""
+
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor | Frame
+
+
+def to_rgb(image: ImageLike) -> np.ndarray:
+    """Any supported kind of image as uint8 H W 3, RGB, upright; kinds as in `Predictor.__call__`.
+
+    Raises:
+        DataError: the image cannot be read or is of another kind.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return _from_pil(image)
+    if isinstance(image, Tensor):
+        return _from_array(_from_tensor(image), "tensor")
+    if isinstance(image, np.ndarray):
+        return _from_array(image, "array")
+    if hasattr(image, "to_ndarray") and hasattr(image, "rotation"):
+        return frame_to_rgb(image)
+    raise DataError(
+        f"cannot label a {type(image).__name__}; give a path, a PIL image, a NumPy array, a tensor or a video frame"
+    )
+
+
+def frame_to_rgb(frame: Frame) -> np.ndarray:
+    """A video frame, turned as its file says that it is to be shown."""
+    pixels = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise DataError("a PIL image of floating-point pixels; convert it to 8 bits")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255; the high byte is the picture
+            return _from_array((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8), "image")
+        return _from_array(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), "image")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"the PIL image cannot be decoded ({error}); replace it") from error
+
+
+def _from_tensor(image: Tensor) -> np.ndarray:
+    """C H W or 1 C H W to H W C."""
+    if image.ndim == 4 and image.shape[0] == 1:
+        image = image[0]
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise DataError(
+            f"a tensor of shape {tuple(image.shape)}; give one image as C x H x W with 1, 3 or 4 channels, or several "
+            "to `batch`"
+        )
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        if image.numel() and not (image.min() >= 0 and image.max() <= 1):
+            raise DataError("a tensor with values outside [0, 1]; give it unnormalised, in [0, 1] or as uint8")
+        image = (image.float() * 255).round().to(torch.uint8)
+    return np.asarray(image.permute(1, 2, 0).numpy())
+
+
+def _from_array(image: np.ndarray[Any, Any], kind: str) -> np.ndarray:
+    if image.dtype != np.uint8:
+        raise DataError(f"an {kind} of {image.dtype}; convert it to uint8, 0..255")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
+        raise DataError(f"an {kind} of shape {image.shape}; give H x W, or H x W x C with 1, 3 or 4 channels")
+    if image.shape[2] == 4:  # over black, as files are read
+        color, alpha = image[:, :, :3].astype(np.uint16), image[:, :, 3:].astype(np.uint16)
+        return ((color * alpha + 127) // 255).astype(np.uint8)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
