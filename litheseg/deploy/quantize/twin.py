@@ -30,7 +30,9 @@ from litheseg.deploy.engines import Engine, open_engine
 from litheseg.deploy.exported import Artefact, Export, description, file_digest
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.quantize.calibration import CalibrationImages
-from litheseg.deploy.quantize.networks import Network, read_network
+from litheseg.deploy.quantize.networks import Network
+from litheseg.deploy.quantize.onnx_network import OnnxNetwork
+from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.deploy.quantize.report import REPORT_SUFFIX, QuantizationReport, QuantizationTrial
 from litheseg.deploy.quantize.search import search
 from litheseg.deploy.quantize.sensitivity import Sensitivity, rank_layers
@@ -41,6 +43,7 @@ from litheseg.errors import LithesegError
 __all__ = ["Twins"]
 
 _LIBRARIES = {"onnx": ("nncf", "onnx", "onnxruntime"), "openvino": ("nncf", "openvino")}
+_NETWORKS: dict[str, type[Network]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 _PROBE_IMAGES = 8  # that layers are ranked on
 
@@ -121,7 +124,7 @@ class _Job:
         header = export.header
         self._size = artefact.size or (header.size if header.resizes else None)
         self._images = CalibrationImages(twins.calibration, self._size)
-        self._network = read_network(export.file(artefact), artefact.format, artefact.layout)
+        self._network = _NETWORKS[artefact.format].read(export.file(artefact), artefact.layout)
         self._fp32 = self._open(artefact, export.path)
         self._made: list[tuple[QuantizationTrial, Network]] = []
         self._ranking: tuple[Sensitivity, ...] = ()

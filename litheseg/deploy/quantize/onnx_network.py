@@ -1,0 +1,142 @@
+"""ONNX networks: pairs of QuantizeLinear and DequantizeLinear in front of what runs in int8.
+
+It does not know what the network is for.
+
+Usage:
+    >>> network = OnnxNetwork.read(Path("street.onnx"), "NHWC")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from litheseg.deploy.metadata import KEY
+from litheseg.deploy.quantize.networks import PASSING, Layer, Network
+from litheseg.errors import MissingExtraError
+
+__all__ = ["OnnxNetwork"]
+
+_NORMALISATION = "normalisation"
+
+
+class OnnxNetwork(Network):
+    """An `onnx.ModelProto`; see `Network`."""
+
+    suffix = ".onnx"
+
+    @classmethod
+    def read(cls, path: Path, layout: str) -> Network:
+        """See `Network.read`."""
+        model = _onnx().load(str(path))
+        _unite_normalisation(model)
+        return cls(model, layout)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """See `Network.layers`."""
+        quantizers = self._quantizers()
+        return tuple(Layer(node.name, node.op_type) for node in self.model.graph.node if quantizers.get(node.name))
+
+    def only(self, name: str) -> Network:
+        """See `Network.only`."""
+        active, model = self._quantizers()[name], self._copy()
+        by_output = {output: node for node in model.graph.node for output in node.output}
+        bypass = {
+            node.output[0]: by_output[node.input[0]].input[0]
+            for node in model.graph.node
+            if node.op_type == "DequantizeLinear" and node.output[0] not in active
+        }
+        for node in model.graph.node:
+            for index, value in enumerate(node.input):
+                node.input[index] = bypass.get(value, value)
+        used = {value for node in model.graph.node if node.op_type != "QuantizeLinear" for value in node.input}
+        idle = [node for node in model.graph.node if node.output[0] in bypass]
+        idle += [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.output[0] not in used]
+        for node in idle:
+            model.graph.node.remove(node)
+        return OnnxNetwork(model, self.layout)
+
+    def described(self, text: str) -> Network:
+        """See `Network.described`."""
+        model = self._copy()
+        _onnx().helper.set_model_props(model, {KEY: text})
+        return OnnxNetwork(model, self.layout)
+
+    def write(self, path: Path) -> tuple[Path, ...]:
+        """See `Network.write`."""
+        path.write_bytes(self.model.SerializeToString(deterministic=True))
+        return (path,)
+
+    def _quantizers(self) -> dict[str, frozenset[str]]:
+        """By layer: the outputs of the DequantizeLinears whose values it reads."""
+        by_output = {output: node for node in self.model.graph.node for output in node.output}
+
+        def behind(node: Any) -> Iterator[str]:
+            for value in node.input:
+                source = by_output.get(value)
+                if source is not None and source.op_type == "DequantizeLinear":
+                    yield value
+                elif source is not None and source.op_type in PASSING:
+                    yield from behind(source)
+
+        skipped = {"QuantizeLinear", "DequantizeLinear", *PASSING}
+        return {node.name: frozenset(behind(node)) for node in self.model.graph.node if node.op_type not in skipped}
+
+    def _untouched(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.model.graph.node if node.name == _NORMALISATION)
+
+    def _copy(self) -> Any:
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        return model
+
+    def _feed(self, image: np.ndarray) -> Any:
+        return {self.model.graph.input[0].name: self._batch(image)}
+
+
+def _unite_normalisation(model: Any) -> None:
+    """Make the image's multiplication and addition one batch norm, with the same result, in place.
+
+    ONNX Runtime arranges an int8 network by pixels, and its multiplication by three numbers per pixel is slow: as long
+    as a fifth of the network at width 1. A batch norm it leaves as it is.
+    """
+    onnx, graph = _onnx(), model.graph
+    multiply, add = _normalisation(graph)
+    constants = {entry.name: entry for entry in graph.initializer}
+    gain, offset = (
+        next((constants[name] for name in node.input if name in constants), None) for node in (multiply, add)
+    )
+    if gain is None or offset is None or gain.dims != offset.dims or np.prod(gain.dims) != 3:
+        return
+    values = [onnx.numpy_helper.to_array(constant) for constant in (gain, offset)] + [np.zeros(3), np.ones(3)]
+    names = [f"{_NORMALISATION}.{part}" for part in ("gain", "offset", "mean", "variance")]
+    for name, value in zip(names, values, strict=True):
+        graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32).reshape(3), name))
+    inputs = [*(name for name in multiply.input if name != gain.name), *names]
+    united = onnx.helper.make_node("BatchNormalization", inputs, list(add.output), name=_NORMALISATION, epsilon=0.0)
+    graph.node.insert(list(graph.node).index(add), united)
+    graph.node.remove(multiply)
+    graph.node.remove(add)
+    graph.initializer.remove(gain)
+    graph.initializer.remove(offset)
+
+
+def _normalisation(graph: Any) -> tuple[Any, Any]:
+    """The Mul and the Add that follow the image's Cast to float32; without inputs where there are none."""
+    nothing = _onnx().NodeProto()
+    readers = {value: node for node in graph.node for value in node.input}
+    pixels = next((node.output[0] for node in graph.node if node.op_type == "Cast"), "")
+    multiply = readers.get(pixels, nothing)
+    add = readers.get(multiply.output[0], nothing) if multiply.op_type == "Mul" else nothing
+    return (multiply, add) if add.op_type == "Add" else (nothing, nothing)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx", "int8 in ONNX") from error
+    return onnx
