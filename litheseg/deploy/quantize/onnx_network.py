@@ -106,9 +106,11 @@ def _unite_normalisation(model: Any) -> None:
     onnx, graph = _onnx(), model.graph
     multiply, add = _normalisation(graph)
     constants = {entry.name: entry for entry in graph.initializer}
-    gain, offset = (
-        next((constants[name] for name in node.input if name in constants), None) for node in (multiply, add)
-    )
+
+    def constant(node: Any) -> Any:
+        return next((constants[name] for name in node.input if name in constants), None)
+
+    gain, offset = constant(multiply), constant(add)
     if gain is None or offset is None or gain.dims != offset.dims or np.prod(gain.dims) != 3:
         return
     values = [onnx.numpy_helper.to_array(constant) for constant in (gain, offset)] + [np.zeros(3), np.ones(3)]

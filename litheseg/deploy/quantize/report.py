@@ -127,8 +127,8 @@ class QuantizationReport:
         content = {
             "calibration": f"{self.calibration_images} images ({self.calibration_origin})",
             "fp32_bytes": self.fp32_bytes,
-            "layers": len(self.ranking) or None,
             **self.result.to_dict(),
+            "summary": self.summary(),
         }
         plain: dict[str, Any] = _plain(content)
         return plain
