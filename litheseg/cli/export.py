@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 
 from litheseg.cli.options import bundle_argument, data_options, json_option, parse_size, widths_option
 from litheseg.cli.printing import print_json, print_table
-from litheseg.deploy.bundle import load_bundle
-from litheseg.deploy.export import CERTIFICATE_FILE, export_bundle
+from litheseg.deploy.bundle import Bundle, load_bundle
+from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
 from litheseg.deploy.exported import FORMATS, Export
 from litheseg.deploy.parity import THRESHOLD
+from litheseg.deploy.quantize import CALIBRATION_IMAGES, Tolerance, Twins, calibration_samples
 from litheseg.report.card import Table
 
 __all__ = ["SUMMARY", "add", "run"]
@@ -56,6 +57,7 @@ def add(parser: ArgumentParser) -> None:
         help=f"least share of pixels that must agree, 0..1 [{THRESHOLD:g}]",
     )
     check.add_argument("--no-check", dest="check", action="store_false", help="compare nothing")
+    _add_int8(parser)
     parser.add_argument("--force", action="store_true", help="replace an export that is there")
     json_option(parser)
     parser.epilog = """examples:
@@ -63,18 +65,54 @@ def add(parser: ArgumentParser) -> None:
   litheseg export model.safetensors --output exports/street --format onnx,openvino --widths 1,.5 --data data/camvid
   litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
   litheseg export model.safetensors --output exports/simple --labels --layout nchw
+  litheseg export model.safetensors --output exports/small --format onnx,openvino --precision int8 --data data/camvid
 
 The input is the raw picture: normalisation is inside, and so are classes, colours and provenance. The logits come at
 the network's own stride, since upsampling them is most of a small network's time; --labels does it inside all the same.
-Every network is run on real images beside PyTorch, and nothing is written if more than a few pixels differ: see DIR/certificate.json.
+Every network is run on real images beside PyTorch, and nothing is written where more than a few pixels differ; what was
+found is in DIR/certificate.json.
 """
+
+
+def _add_int8(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("int8")
+    group.add_argument(
+        "--precision", choices=("fp32", "int8"), default="fp32", help="int8: write an int8 twin beside each [fp32]"
+    )
+    group.add_argument("--calibration", metavar="DIR", help="images to calibrate on [the data's training split]")
+    group.add_argument(
+        "--calibration-images",
+        type=int,
+        default=CALIBRATION_IMAGES,
+        metavar="N",
+        help=f"how many at most [{CALIBRATION_IMAGES}]",
+    )
+    defaults = Tolerance()
+    group.add_argument(
+        "--tolerance", type=float, default=defaults.miou, metavar="P", help=f"points mIoU may fall [{defaults.miou:g}]"
+    )
+    group.add_argument(
+        "--class-tolerance",
+        type=float,
+        default=defaults.class_iou,
+        metavar="P",
+        help=f"points a class may fall [{defaults.class_iou:g}]",
+    )
+    group.add_argument(
+        "--agreement",
+        type=float,
+        default=defaults.agreement,
+        metavar="A",
+        help=f"where nothing is labelled: least share of pixels that agree, 0..1 [{defaults.agreement:g}]",
+    )
 
 
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
+    bundle = load_bundle(args.bundle)
     with Console(stderr=True).status("") as status:
         export = export_bundle(
-            load_bundle(args.bundle),
+            bundle,
             args.output,
             formats=args.format,
             widths=args.widths,
@@ -86,6 +124,7 @@ def run(args: Namespace) -> None:
             source=args.source,
             split=args.split,
             threshold=args.threshold,
+            further=_twins(bundle, args, status.update) if args.precision == "int8" else None,
             progress=status.update,
             force=args.force,
         )
@@ -99,7 +138,24 @@ def run(args: Namespace) -> None:
         print(f"compared with PyTorch on {first['images']} images ({first['origin']})")
     else:
         print("not compared with PyTorch; leave out --no-check to do so")
+    for found in certificates.values():
+        if "int8" in found:
+            print(f"\n{found['int8']['summary']}")
     print(f"\nnext:\n  litheseg predict {export.path} PHOTOS --output labelled")
+
+
+def _twins(bundle: Bundle, args: Namespace, progress: Callable[[str], None]) -> Twins:
+    calibration, check = calibration_samples(
+        bundle,
+        args.data,
+        source=args.source,
+        folder=args.calibration,
+        split=args.split,
+        count=args.calibration_images,
+    )
+    tolerance = Tolerance(miou=args.tolerance, class_iou=args.class_tolerance, agreement=args.agreement)
+    wanted = args.calibration_images
+    return Twins(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, wanted, progress=progress)
 
 
 def _certificates(export: Export) -> Mapping[str, Mapping[str, Any]]:

@@ -145,9 +145,10 @@ def torch_engine(
     place = torch.device(device)
     _check_torch(precision, place)
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    network = Deployed(module, mean, std).eval().requires_grad_(False)
+    layout = "NHWC" if channels_last else "NCHW"  # as the pixels lie, so the network runs
+    network = Deployed(module, mean, std, layout=layout).eval().requires_grad_(False)
     network = network.to(device=place, memory_format=memory)  # type: ignore[call-overload]
-    anything = Artefact("torch", 1.0, "fp32", None, "NHWC", "logits", "-")
+    anything = Artefact("torch", 1.0, "fp32", None, layout, "logits", "-")
     return _TorchEngine(network, anything, precision=precision, threads=threads, device=place)
 
 

@@ -212,10 +212,11 @@ class _Job:
             expected = reference(image)
             for artefact in written.artefacts:
                 engine = _natural_engine(written, artefact)
-                if engine is not None and not _alike(engine(image), expected, size):
+                problem = None if engine is None else _problem(engine, image, expected)
+                if problem:
                     raise ModelError(
-                        f"{artefact} differs from PyTorch on an image of {size[0]}x{size[1]}, so it cannot take any "
-                        "size; give one (--size HxW)"
+                        f"{artefact}: on an image of {size[0]}x{size[1]}, {problem}; so it cannot take any size: give "
+                        "one (--size HxW)"
                     )
 
     def compare(self, written: Export, samples: Samples) -> dict[str, Certificate]:
@@ -277,13 +278,19 @@ def _natural_engine(export: Export, artefact: Artefact) -> Engine | None:
     return open_engine(replace(export, artefacts=(artefact,)), runtime=runtime, precision=artefact.precision)
 
 
-def _alike(result: np.ndarray, expected: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether labels (h w) or logits (K h w) are those of the expected logits, to rounding."""
+def _problem(engine: Engine, image: np.ndarray, expected: np.ndarray) -> str | None:
+    """What keeps labels (h w) or logits (K h w) from being those of the expected logits, to rounding."""
+    try:
+        result = engine(image)
+    except LithesegError as error:
+        return str(error)
     if result.ndim == 2:
-        labels = upsample_labels(expected, size)
-        return result.shape == labels.shape and float((result == labels).mean()) > 1 - _TOLERANCE
-    near = _TOLERANCE * float(np.abs(expected).max())
-    return result.shape == expected.shape and bool((np.abs(result - expected) <= near).all())
+        labels = upsample_labels(expected, (image.shape[0], image.shape[1]))
+        same = result.shape == labels.shape and float((result == labels).mean()) > 1 - _TOLERANCE
+    else:
+        near = _TOLERANCE * float(np.abs(expected).max())
+        same = result.shape == expected.shape and bool((np.abs(result - expected) <= near).all())
+    return None if same else "it differs from PyTorch"
 
 
 def _certified(certificates: Mapping[str, Certificate], threshold: float) -> dict[str, Mapping[str, Any]]:
@@ -291,9 +298,9 @@ def _certified(certificates: Mapping[str, Certificate], threshold: float) -> dic
     for path, found in certificates.items():
         if found.agreement < threshold:
             raise LithesegError(
-                f"{path} agrees with PyTorch at {100 * found.agreement:.3f} % of the pixels of {found.images} images, "
-                f"less than {100 * threshold:g} % (worst: {found.worst_image}, {100 * found.worst_agreement:.3f} %); "
-                "nothing is written. Try another format, or allow it with --threshold"
+                f"{path} labels {found.differing:,} of {found.pixels:,} pixels unlike PyTorch, more than "
+                f"{100 * (1 - threshold):g} % of them (worst image: {found.worst_image}, "
+                f"{100 * (1 - found.worst_agreement):.3g} %); nothing is written. Try another format, or --threshold"
             )
     return {path: found.to_dict() for path, found in certificates.items()}
 

@@ -91,8 +91,8 @@ class Certificate:
         return max(changes, key=lambda change: abs(change[1]), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; `agreement` is among them."""
+        return asdict(self) | {"agreement": self.agreement}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
@@ -102,6 +102,7 @@ class Certificate:
             BundleError: something else.
         """
         names = {entry.name for entry in fields(cls)}
+        content = {name: value for name, value in content.items() if name != "agreement"}
         if set(content) != names:
             raise BundleError(f"a certificate must have exactly {', '.join(sorted(names))}")
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}

@@ -115,7 +115,7 @@ def _use(export: Export) -> str:
     code = f"""import numpy as np
 {lines[0]}
 from PIL import Image
-image = np.asarray({read}){arranged}
+image = np.array({read}){arranged}
 {lines[1]}
 labels = {result}"""
     return f"```python\n{code}\n```"

@@ -1,9 +1,9 @@
 """The graph of a network (`torch.export`), and archives of it (.pt2) that hold no pickle.
 
 Every other format is written from the same graph. Sizes may be left open: the graph is then taken from a large example
-of which no two sizes at any depth are alike, so that nothing in it is bound to the example; what PyTorch still notes as
-conditions (sizes above those at which a map shrinks to one pixel) says nothing of the result and is dropped. That the
-result is right at other sizes is checked by running it (`litheseg.deploy.export`), not by trust.
+that is odd at every depth, so that no two sizes in it are alike by chance and no resizing is left out; what PyTorch
+still notes as conditions (sizes above those at which a map shrinks to one pixel) says nothing of the result and is
+dropped. That the result is right at other sizes is checked by running it (`litheseg.deploy.export`), not by trust.
 
 `torch.export.load` unpickles, evaluates and calls whatever an archive asks for. The archives written here ask for
 nothing of the kind, and `load_archive` refuses any other before PyTorch sees it: weights are raw numbers, operators are
@@ -16,6 +16,7 @@ Usage:
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import warnings
@@ -35,7 +36,7 @@ from litheseg.errors import BundleError, LithesegError, ModelError
 
 __all__ = ["export_program", "load_archive", "save_archive"]
 
-_LARGE = (1043, 1307)  # primes of which no two sizes inside any network are equal, and none is one pixel
+_LARGE = (1025, 1537)  # halved and rounded up, they stay odd: 513, 257, ... 5 and 769, 385, ... 7
 # What an archive may hold, by name; anything else may be code.
 _PLAIN = re.compile(
     r"[^/]+/(?:archive_format|archive_version|byteorder|\.data/\w+|data/weights/weight_\d+|data/constants/tensor_\d+|"
@@ -102,13 +103,13 @@ def save_archive(program: ExportedProgram, path: Path, text: str) -> None:
         OSError: the file cannot be written.
     """
     program.example_inputs = None  # type: ignore[assignment]  # would be pickled
+    content = io.BytesIO()  # on a full disk, PyTorch's own writer ends the process
+    torch.export.save(program, content, extra_files={ARCHIVE_ENTRY: text})
+    path.write_bytes(content.getvalue())
     try:
-        torch.export.save(program, path, extra_files={ARCHIVE_ENTRY: text})
         check_archive(path)
     except BundleError as error:
-        raise LithesegError(f"this version of PyTorch writes archives that are not plain data: {error}") from error
-    except RuntimeError as error:  # PyTorch's writer has no other for a full disk
-        raise OSError(f"{_first_line(error)}") from error
+        raise LithesegError(f"PyTorch {torch.__version__} writes archives that are not plain data: {error}") from error
 
 
 def load_archive(path: Path) -> Callable[[Tensor], Tensor]:
