@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ from PIL import Image
 
 from litheseg.data.classes import Classes
 from litheseg.deploy.header import BundleHeader
+from litheseg.errors import WidthError
 from litheseg.runtime.server.app import create_app
 from litheseg.runtime.server.running import Server
 from litheseg.runtime.server.service import Service
@@ -37,11 +37,15 @@ class FakePredictor:
             size=(24, 40),
             metrics={"1": {"miou": 0.75}},
         )
-        self.bundle = SimpleNamespace(header=self.header)
-        self.classes, self.widths, self.size = classes, WIDTHS, (24, 40)
+        self.runtime, self.classes, self.widths, self.size = "fake", classes, WIDTHS, (24, 40)
         self.calls: list[float] = []
         self.before: Callable[[], Any] = lambda: None  # called ahead of every prediction
         self.labels: Callable[[np.ndarray, float], np.ndarray] = lambda image, width: image.argmax(2).astype(np.uint8)
+
+    def check_width(self, width: float) -> float:
+        if width not in WIDTHS:
+            raise WidthError(f"no width {width:g}; available: 1, 0.5, 0.25")
+        return width
 
     def prepare(self, *widths: float) -> None:
         pass

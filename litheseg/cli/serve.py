@@ -10,9 +10,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from litheseg.cli.options import bundle_argument, device_option, parse_width
+from litheseg.cli.options import device_option, parse_width
+from litheseg.deploy.exported import PRECISIONS, RUNTIMES
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.server import check_extra
 from litheseg.runtime.server.pace import Pace
@@ -27,7 +26,7 @@ _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
 def add(parser: ArgumentParser) -> None:
     """Declare the options."""
-    bundle_argument(parser)
+    parser.add_argument("model", metavar="MODEL", help="a model file, or an export: its folder or one of its networks")
     _address_options(parser)
     width = parser.add_argument_group("width")
     fixed = width.add_mutually_exclusive_group()
@@ -40,11 +39,12 @@ def add(parser: ArgumentParser) -> None:
         help=f"narrow under load, so that 95%% of answers take less, waiting included [{DEFAULT_TARGET_MS:g}]",
     )
     _limit_options(parser)
-    device_option(parser)
+    _runtime_options(parser)
     parser.epilog = """examples:
   litheseg serve model.safetensors                         then open http://127.0.0.1:8000
   litheseg serve model.safetensors --target-ms 80          narrower networks while more clients ask than it can serve
   litheseg serve model.safetensors --width 0.5             always this width; when the queue is full, 503
+  litheseg serve exports/street --runtime openvino --precision int8
   litheseg serve model.safetensors --host 0.0.0.0 --api-key-file key.txt
   curl -F image=@street.jpg "http://127.0.0.1:8000/v1/segment/mask?budget_ms=50" -o mask.png
 """
@@ -84,6 +84,13 @@ def _limit_options(parser: ArgumentParser) -> None:
     limits.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds to finish after SIGTERM [30]")
 
 
+def _runtime_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--runtime", choices=RUNTIMES, help="what runs the network [torch, or what fits the export]")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the network [fp32 if there is one]")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU for each image [1]")
+    device_option(parser)
+
+
 def run(args: Namespace) -> None:
     """Serve until it is told to stop."""
     check_extra()
@@ -95,10 +102,8 @@ def run(args: Namespace) -> None:
     logging.getLogger("litheseg").setLevel(logging.INFO)
     settings = _settings(args)
     _warn_if_open(args.host, settings)
-    # Several images at once share the cores better than each of them can.
-    torch.set_num_threads(1)
-    predictor = Predictor(args.bundle, device=args.device)
-    service = Service(predictor, settings, name=_name(Path(args.bundle)))
+    how = {name: getattr(args, name) for name in ("device", "runtime", "precision", "threads")}
+    service = Service(Predictor(args.model, **how), settings, name=_name(Path(args.model)))
     run_until_stopped(service, args.host, args.port, grace=args.grace, announce=partial(_announce, service.pace))
 
 

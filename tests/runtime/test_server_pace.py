@@ -61,6 +61,14 @@ def test_the_controller_narrows_what_names_nothing() -> None:
     assert choose(pace, budget_ms=1000) == 1.0, "a budget is the client's own"
 
 
+def test_a_queue_that_forces_narrow_widths_moves_the_controller() -> None:
+    pace = measured()
+    for _ in range(40):  # in time, but only because the width that was due would not have been
+        assert choose(pace, 85) == 0.25
+        pace.observe(Ask(), 0.25, waited_ms=85, work_ms=10)
+    assert pace.width < 1.0
+
+
 def test_requests_that_name_a_width_do_not_move_it() -> None:
     pace = measured()
     for _ in range(100):

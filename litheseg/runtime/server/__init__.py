@@ -18,7 +18,7 @@ from litheseg.errors import MissingExtraError
 
 __all__ = ["check_extra"]
 
-_PACKAGES = {"fastapi": "fastapi", "multipart": "python-multipart", "prometheus_client": "prometheus-client"}
+_PACKAGES = {"fastapi": "fastapi", "python_multipart": "python-multipart", "prometheus_client": "prometheus-client"}
 
 
 def check_extra() -> None:

@@ -105,12 +105,15 @@ class Pace:
         """Take note of an answered request."""
         with self._lock:
             self._recent[width].append(work_ms)
-            if width in self._costs:
+            if self._costs:
                 self._loads.append(work_ms / self._costs[width])
                 self._load = float(np.percentile(self._loads, 95))
             if ask == Ask() and self.fixed is None:
-                # Also where the load forced a narrower width: the present one would have been slower still.
-                self._controller.observe(waited_ms + work_ms)
+                # Where the queue forced another width, what the present one would have taken: else the controller,
+                # which sees that all is in time, would leave it to the queue to stay long.
+                present = self._controller.width
+                relative = self._costs[present] / self._costs[width] if self._costs else 1.0
+                self._controller.observe(waited_ms + relative * work_ms)
 
     def timing(self, width: float) -> Timing | None:
         """What a width took lately; None before it was measured."""

@@ -155,13 +155,14 @@ async def segment_rle(
 @api.get("/model", tags=["model"], summary="The model", responses=documented(["unauthorised", "internal-error"]))
 def model(service: Services) -> ModelInfo:
     """Classes and colours, widths and what each takes on this machine, and what is allowed."""
-    header, settings = service.predictor.bundle.header, service.settings
+    header, settings = service.predictor.header, service.settings
     colors = ("#" + bytes(color).hex() for color in header.classes.colors)
     named = zip(header.classes.names, colors, strict=True)
     size = service.predictor.size
     return ModelInfo(
         name=service.name,
         version=__version__,
+        runtime=service.predictor.runtime,
         classes=[ModelClass(index=k, name=name, color=color) for k, (name, color) in enumerate(named)],
         widths=[_width(service, width) for width in service.predictor.widths],
         input=ImageSize(height=size[0], width=size[1]) if size else None,
@@ -257,7 +258,7 @@ def _timing(outcome: Outcome) -> dict[str, str]:
 
 def _width(service: Service, width: float) -> ModelWidth:
     timing = service.pace.timing(width)
-    scores = service.predictor.bundle.header.metrics.get(f"{width:g}", {})
+    scores = service.predictor.header.metrics.get(f"{width:g}", {})
     return ModelWidth(
         width=width,
         p50_ms=timing.p50 if timing else None,

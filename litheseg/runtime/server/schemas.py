@@ -121,6 +121,7 @@ class ModelInfo(BaseModel):
 
     name: str
     version: str = Field(description="of litheseg")
+    runtime: str = Field(description="torch, onnxruntime or openvino")
     classes: list[ModelClass]
     widths: list[ModelWidth] = Field(description="widest first")
     input: ImageSize | None = Field(description="what images are resized to for the network; null: not at all")

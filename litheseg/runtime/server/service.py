@@ -79,7 +79,7 @@ class Service:
 
     def __init__(self, predictor: Predictor, settings: Settings, name: str) -> None:
         self.predictor, self.settings, self.name = predictor, settings, name
-        fixed = None if settings.width is None else _checked_width(settings.width, predictor.widths)
+        fixed = None if settings.width is None else predictor.check_width(settings.width)
         self.pace = Pace(predictor.widths, target_ms=settings.target_ms, fixed=fixed)
         self.workers = Workers(settings.workers, settings.queue)
         self.metrics = Metrics(
@@ -114,7 +114,7 @@ class Service:
             problem = ("query.budget_ms", "give width or budget_ms, not both")
         elif ask.width is not None:
             try:
-                return Ask(_checked_width(ask.width, self.predictor.widths))
+                return Ask(self.predictor.check_width(ask.width))
             except WidthError as error:
                 problem = ("query.width", str(error))
         if problem is not None:
@@ -155,7 +155,7 @@ class Service:
         """
         if not self.has_example:
             raise Problem("not-found", "this model does not label street scenes; send an image of your own")
-        size = example_size(self.predictor.bundle.header)
+        size = example_size(self.predictor.header)
         return await asyncio.wrap_future(self.workers.submit(lambda turn: draw(seed, size)))
 
     async def _await(self, future: Future[Outcome], gone: Gone | None) -> Outcome:
@@ -206,10 +206,3 @@ class Service:
                 if turn >= _WARM_UPS:
                     values.append(1e3 * (time.perf_counter() - started))
         return times
-
-
-def _checked_width(width: float, widths: tuple[float, ...]) -> float:
-    for known in widths:
-        if abs(known - width) < 1e-6:
-            return known
-    raise WidthError(f"no width {width:g}; available: {', '.join(f'{known:g}' for known in widths)}")

@@ -40,11 +40,11 @@ async function start() {
     else explain(error, start);
     return;
   }
-  const { name, classes, widths, version, example } = state.model;
+  const { name, classes, widths, version, runtime, example } = state.model;
   state.widths = widths.map((entry) => entry.width).sort((a, b) => a - b);
   document.title = `${name} · litheseg`;
   $("model").textContent = `${name} · ${classes.length} classes`;
-  $("version").textContent = `litheseg ${version}`;
+  $("version").textContent = `litheseg ${version} · ${runtime}`;
   $("example").hidden = !example;
   makeLegend(classes);
   makeDial("left", state.widths.length - 1);
