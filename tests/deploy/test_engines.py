@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_export import MEAN, STD, build_tiny, noise, plain_logits, tiny_bundle
+
+import litheseg.deploy.engines as room
+from litheseg.deploy.bundle import Bundle
+from litheseg.deploy.engines import Engine, available_runtimes, bundle_engine, open_engine, torch_engine
+from litheseg.deploy.export import export_bundle
+from litheseg.deploy.exported import RUNTIMES, Export
+from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
+from litheseg.models import MODELS
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+openvino = pytest.importorskip("openvino")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    MODELS["tiny"] = build_tiny
+    yield
+    del MODELS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def export(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    folder = tmp_path_factory.mktemp("export") / "x"
+    return export_bundle(bundle, folder, formats=("onnx", "torch"), widths=[0.5], check=False)
+
+
+@pytest.fixture(scope="module")
+def engines(bundle: Bundle) -> dict[str, Engine]:
+    return {runtime: bundle_engine(bundle, 0.5, runtime) for runtime in RUNTIMES}
+
+
+def test_every_runtime_is_here() -> None:
+    assert available_runtimes() == RUNTIMES
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_engines_say_what_they_are_and_agree_with_pytorch(
+    engines: dict[str, Engine], bundle: Bundle, runtime: str
+) -> None:
+    engine = engines[runtime]
+    assert isinstance(engine, Engine)
+    assert (engine.runtime, engine.precision, engine.output, engine.size) == (runtime, "fp32", "logits", None)
+    for size in ((24, 32), (65, 97)):
+        image = noise(*size)
+        logits = engine(image)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, plain_logits(bundle, 0.5, image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_any_strides(engines: dict[str, Engine], runtime: str) -> None:
+    image, engine = noise(24, 32), engines[runtime]
+    expected = engine(image)
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    views = [np.asfortranarray(image), image[::-1].copy()[::-1], np.dstack([image, image])[:, :, :3], frozen]
+    for view in views:
+        assert np.array_equal(engine(view), expected)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_results_are_the_callers_own(engines: dict[str, Engine], runtime: str) -> None:
+    first = engines[runtime](noise(24, 32, 0))
+    kept = first.copy()
+    engines[runtime](noise(24, 32, 1))
+    assert np.array_equal(first, kept)
+    first += 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_threads_may_share_an_engine(engines: dict[str, Engine], runtime: str) -> None:
+    images = [noise(24, 32, seed) for seed in range(24)]
+    alone = [engines[runtime](image) for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(engines[runtime], images))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "image",
+    [noise(4, 4).astype(np.float32), noise(4, 4)[:, :, :2], noise(4, 4)[:, :, 0], np.zeros((0, 4, 3), np.uint8)],
+)
+def test_images_of_another_kind(engines: dict[str, Engine], runtime: str, image: np.ndarray) -> None:
+    with pytest.raises(DataError, match="give uint8 h x w x 3"):
+        engines[runtime](image)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_fixed_size_is_the_only_one(export: Export, runtime: str) -> None:
+    engine = open_engine(export, runtime=runtime)
+    assert engine.size == (24, 32)
+    with pytest.raises(DataError, match=r"image of 32x24, where the export takes 24x32 only.*--size dynamic"):
+        engine(noise(32, 24))
+
+
+def test_a_runtime_is_chosen_among_those_that_are_here(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_engine(export).runtime == "onnxruntime"
+    monkeypatch.setattr(room, "available_runtimes", lambda: ("torch", "openvino"))
+    assert open_engine(export).runtime == "openvino"
+    monkeypatch.setattr(room, "available_runtimes", lambda: ("torch",))
+    assert open_engine(export).runtime == "torch"
+    monkeypatch.setattr(room, "available_runtimes", lambda: ())
+    with pytest.raises(LithesegError, match="onnxruntime, openvino, torch, none of which is installed"):
+        open_engine(export)
+
+
+def test_threads_are_limited_and_given_back(bundle: Bundle, export: Export) -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    module = bundle.plain(0.5)
+    module.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    module.outputs = _noting(module.outputs, seen)  # type: ignore[assignment, operator]
+    torch_engine(module, MEAN, STD, threads=before + 1)(noise(24, 32))
+    assert seen == [before + 1] and torch.get_num_threads() == before
+    engine: Any = open_engine(export, runtime="openvino", threads=1)
+    assert engine._model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert str(engine._model.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+
+
+def _noting(outputs: Any, seen: list[int]) -> Any:
+    def noted(image: torch.Tensor) -> Any:
+        seen.append(torch.get_num_threads())
+        return outputs(image)
+
+    return noted
+
+
+def test_memory_formats_of_pytorch(bundle: Bundle) -> None:
+    module = bundle.plain(1.0)
+    formats: list[bool] = []
+    stem = module.get_submodule("stem")
+    stem.register_forward_pre_hook(lambda _, x: formats.append(x[0].is_contiguous(memory_format=torch.channels_last)))
+    image = noise(24, 32)
+    plain = torch_engine(module, MEAN, STD)(image)
+    last = torch_engine(module, MEAN, STD, channels_last=True)(image)
+    assert formats == [False, True]
+    np.testing.assert_allclose(plain, last, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"width": 1.0}, WidthError, "no width 1, but 0.5"),
+        ({"runtime": "tensorrt"}, LithesegError, "unknown runtime 'tensorrt'"),
+        ({"precision": "int8"}, LithesegError, "has no int8 network, but onnx fp32 at width 0.5"),
+        ({"precision": "bf16", "runtime": "onnxruntime"}, LithesegError, "no bf16 convolutions; choose fp32"),
+        ({"device": "cuda", "runtime": "onnxruntime"}, LithesegError, "has no 'cuda'; install onnxruntime-gpu"),
+        ({"device": "cuda", "runtime": "openvino"}, LithesegError, "OpenVINO runs on the CPU here"),
+        ({"device": "cuda", "runtime": "torch"}, LithesegError, "an archive runs on the CPU"),
+    ],
+)
+def test_what_cannot_be_had(
+    export: Export, options: dict[str, Any], kind: type[LithesegError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(kind, match=message):
+        open_engine(export, **options)
+
+
+def test_bf16_where_the_machine_has_it_and_where_not(export: Export, bundle: Bundle, monkeypatch: Any) -> None:
+    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
+    image = noise(24, 32)
+    expected = plain_logits(bundle, 0.5, image)
+    engine = bundle_engine(bundle, 0.5, "torch", precision="bf16")
+    error = np.abs(engine(image) - expected).max()
+    assert engine.precision == "bf16" and 1e-4 < error < 0.1 * np.abs(expected).max()
+    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: False)
+    for act in (
+        lambda: open_engine(export, runtime="torch", precision="bf16"),
+        lambda: bundle_engine(bundle, 0.5, "torch", precision="bf16"),
+    ):
+        with pytest.raises(LithesegError, match="'cpu' has no bf16 here"):
+            act()
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(LithesegError, match="this CPU has no bf16"):
+            open_engine(export, runtime="openvino", precision="bf16")
+
+
+def test_bundles_that_cannot_be_run_so(bundle: Bundle) -> None:
+    with pytest.raises(WidthError, match=r"no width 0\.3"):
+        bundle_engine(bundle, 0.3, "torch")
+    with pytest.raises(LithesegError, match="unknown runtime 'onnx'"):
+        bundle_engine(bundle, 0.5, "onnx")
+    with pytest.raises(LithesegError, match="a bundle holds no int8 network"):
+        bundle_engine(bundle, 0.5, "openvino", precision="int8")
+
+
+@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_runtimes_that_are_not_installed(
+    export: Export, runtime: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, runtime, None)
+    with pytest.raises(MissingExtraError, match=rf"'{runtime}': pip install 'litheseg\[{extra}\]'"):
+        open_engine(export, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_damaged_network_is_one_error(export: Export, tmp_path: Path, runtime: str) -> None:
+    artefact = export.find(runtime="onnxruntime")
+    (tmp_path / artefact.path).write_bytes(export.file(artefact).read_bytes()[:-2000])
+    broken = Export(tmp_path, export.header, (artefact,))
+    with pytest.raises(LithesegError, match=rf"{runtime} .* cannot run .*onnx-fp32-w0\.5\.onnx"):
+        open_engine(broken, runtime=runtime)

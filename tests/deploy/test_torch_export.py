@@ -1,0 +1,168 @@
+"""Archives of torch.export: what is written is plain data, and nothing else is opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_export import build_tiny, noise, plain_logits, tiny_bundle
+
+from litheseg.deploy.bundle import Bundle
+from litheseg.deploy.network import deployed
+from litheseg.deploy.torch_export import check_archive, export_program, load_archive, save_archive
+from litheseg.errors import BundleError
+from litheseg.models import MODELS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    MODELS["tiny"] = build_tiny
+    yield
+    del MODELS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def archive(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("archive") / "network.pt2"
+    save_archive(export_program(deployed(bundle, 0.5), None), path, "{}")
+    return path
+
+
+def _rewritten(
+    archive: Path, path: Path, changes: dict[str, Callable[[bytes], bytes]], extra: dict[str, bytes]
+) -> Path:
+    """A copy with entries changed or added, named without the archive's root folder."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
+        root = source.namelist()[0].split("/")[0]
+        for name in source.namelist():
+            content = source.read(name)
+            change = changes.get(name.removeprefix(f"{root}/"))
+            target.writestr(name, content if change is None else change(content))
+        for name, content in extra.items():
+            target.writestr(f"{root}/{name}", content)
+    return path
+
+
+def _json(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    def changed(content: bytes) -> bytes:
+        loaded = json.loads(content)
+        change(loaded)
+        return json.dumps(loaded).encode()
+
+    return changed
+
+
+class _Attack:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_it_gives_the_networks_logits_at_any_size(archive: Path, bundle: Bundle) -> None:
+    network = load_archive(archive)
+    for size in ((1, 1), (24, 32), (65, 97)):
+        image = noise(*size)
+        logits = network(torch.from_numpy(image)[None])[0].numpy()
+        np.testing.assert_allclose(logits, plain_logits(bundle, 0.5, image), rtol=1e-4, atol=1e-5)
+
+
+def test_no_entry_is_a_pickle_and_pytorch_alone_reads_it(archive: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for name in file.namelist():
+            content = file.read(name)
+            assert not content.startswith((b"\x80\x02", b"\x80\x04", b"PK")), f"{name} is a pickle"
+    extra = {"litheseg.json": ""}
+    program = torch.export.load(archive, extra_files=extra)
+    assert extra == {"litheseg.json": "{}"}
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert not any("batch_norm" in target or "dropout" in target for target in targets)
+
+
+def test_pickles_are_refused_before_pytorch_sees_them(archive: Path, tmp_path: Path) -> None:
+    owned = tmp_path / "owned"
+    payload = pickle.dumps(_Attack(owned))
+    weights = "data/weights/model_weights_config.json"
+
+    def pickled(config: dict[str, Any]) -> None:
+        next(iter(config["config"].values()))["use_pickle"] = True
+
+    attacks: list[tuple[dict[str, Any], dict[str, bytes]]] = [
+        ({"data/sample_inputs/model.pt": lambda _: payload}, {}),
+        ({weights: _json(pickled), "data/weights/weight_0": lambda _: payload}, {}),
+        ({}, {"data/weights/model.pt": payload}),
+        ({}, {"data/constants/model.pt": payload}),
+        ({}, {"data/constants/custom_obj_0": payload}),
+        ({}, {"data/aotinductor/model/model.so": b"\x7fELF"}),
+    ]
+    for changes, extra in attacks:
+        broken = _rewritten(archive, tmp_path / "attack.pt2", changes, extra)
+        with pytest.raises(BundleError, match=r"attack\.pt2 holds '.*', which could run code"):
+            load_archive(broken)
+    assert not owned.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target", "torch.hub.load"),
+        ("target", "torch.ops.aten.from_file.default"),
+        ("expr_str", "__import__('os').mkdir('owned')"),
+        ("expr_str", "exec(chr(49))"),
+        ("name", "x=print('owned')"),
+        ("as_name", "x\nprint('owned')"),
+    ],
+)
+def test_graphs_that_ask_for_more_than_arithmetic(archive: Path, tmp_path: Path, key: str, value: str) -> None:
+    done: list[str] = []
+
+    def change(content: Any) -> None:
+        if isinstance(content, dict):
+            if isinstance(content.get(key), str) and not done:
+                done.append(content[key])
+                content[key] = value
+            for entry in content.values():
+                change(entry)
+        elif isinstance(content, list):
+            for entry in content:
+                change(entry)
+
+    broken = _rewritten(archive, tmp_path / "attack.pt2", {"models/model.json": _json(change)}, {})
+    assert done, f"nothing in the graph is called '{key}'"
+    with pytest.raises(BundleError, match="could run code when it is read"):
+        check_archive(broken)
+
+
+def test_guards_are_code(archive: Path, tmp_path: Path) -> None:
+    change = _json(lambda graph: graph.update(guards_code=["__import__('os').mkdir('owned')"]))
+    broken = _rewritten(archive, tmp_path / "attack.pt2", {"models/model.json": change}, {})
+    with pytest.raises(BundleError, match="could run code"):
+        load_archive(broken)
+
+
+def test_damage_is_one_error(archive: Path, tmp_path: Path) -> None:
+    path, whole = tmp_path / "broken.pt2", archive.read_bytes()
+    for content in (b"", b"hello", whole[:100], whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(BundleError, match=r"broken\.pt2 is damaged, or no torch\.export archive"):
+            load_archive(path)
+    with pytest.raises(BundleError, match="export the model anew"):
+        load_archive(
+            _rewritten(archive, path, {"models/model.json": _json(lambda graph: graph.pop("graph_module"))}, {})
+        )
+    with pytest.raises(BundleError, match=r"nowhere\.pt2"):
+        load_archive(tmp_path / "nowhere.pt2")
