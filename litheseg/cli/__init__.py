@@ -41,6 +41,7 @@ from litheseg.cli import (
     report,
     serve,
     train,
+    video,
 )
 from litheseg.cli.printing import complain
 from litheseg.errors import LithesegError, did_you_mean
@@ -56,6 +57,7 @@ COMMANDS: Mapping[str, ModuleType] = {
     "fit": fit,
     "measure": measure,
     "predict": predict,
+    "video": video,
     "serve": serve,
     "pseudo-label": pseudo_label,
     "import-labels": import_labels,
