@@ -12,7 +12,7 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -62,9 +62,10 @@ class Bench:
     def unusable(self, candidates: Iterable[Candidate]) -> dict[Candidate, str]:
         """See `Timer.unusable`; opens each, which exports what is not exported yet."""
         reasons: dict[Candidate, str] = {}
-        failed: dict[tuple[str, str], str] = {}
+        failed: dict[Hashable, str] = {}
         for candidate in candidates:
-            kind = (candidate.runtime, candidate.network.precision)
+            int8 = candidate.network.precision == "int8"  # each network may or may not bear it
+            kind = candidate.network if int8 else (candidate.runtime, candidate.network.precision)
             if kind not in failed:
                 try:
                     self._pipeline(candidate)

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from litheseg.cost.counting import count
 from litheseg.cost.profile import plain_models
 from litheseg.deploy.bundle import Bundle
-from litheseg.errors import LithesegError
 from litheseg.nn import add_width
 
 __all__ = ["Candidate", "Network", "default_sizes", "grid", "paper_costs", "with_widths"]
@@ -127,13 +126,3 @@ def paper_costs(bundle: Bundle, networks: Iterable[Network]) -> dict[Network, di
         result[network] = {"params": cost.params, "macs": cost.macs, "model_size": stored, "memory": active}
     return result
 
-
-def check_choices(name: str, values: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse what is not known.
-
-    Raises:
-        LithesegError: names what is.
-    """
-    for value in values:
-        if value not in known:
-            raise LithesegError(f"unknown {name} '{value}'; choose from: {', '.join(known)}")

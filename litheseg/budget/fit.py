@@ -12,6 +12,7 @@ Usage:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,9 @@ from litheseg.budget.workbench import Workbench
 from litheseg.data.source import Source
 from litheseg.deploy.bundle import Bundle, save_bundle
 from litheseg.deploy.engines import Engine, available_runtimes
+from litheseg.deploy.export import CHECK_IMAGES
 from litheseg.deploy.exported import file_digest
+from litheseg.deploy.quantize import Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
 from litheseg.nn.dense import grouped_layers
@@ -118,14 +121,19 @@ class Fit:
         progress: Progress = lambda _: None,
     ) -> None:
         self.bundle, self.limits, self.choices, self.progress = bundle, limits, choices or Choices(), progress
-        self._digest = model_digest(bundle)
+        self._digest, self._split = model_digest(bundle), split
         self._measured = read_measurements(measured, self._digest) if measured else None
         self.store = Store.of(bundle, cache, fresh=fresh)
         self._plan, self._plan_tag = self._opened_plan(plan)
         self.scores = open_scores(bundle, data, self.store, split=split, engine=self._engine, progress=progress)
         self.frames = self._frames(image)
         self.workbench = Workbench(
-            bundle, self.store.exports, plan=self._plan, calibrated=self._calibrated, progress=progress
+            bundle,
+            self.store.exports,
+            plan=self._plan,
+            calibrated=self._calibrated,
+            quantise=self._twins if self._has_int8 else None,
+            progress=progress,
         )
 
     def run(self) -> Account:
@@ -149,6 +157,7 @@ class Fit:
             costs,
             recall=self._recalled,
             refine=self.choices.widths is None,
+            quantise=self._has_int8,
             progress=self.progress,
         )
         try:
@@ -209,10 +218,27 @@ class Fit:
                 choices.widths or header.available_widths,
                 choices.sizes or default_sizes(base),
                 runtimes=choices.runtimes or available_runtimes(),
-                precisions=choices.precisions or ("fp32",),
+                precisions=self._first_precisions(),
                 threads=choices.threads or default_threads(),
             )
         )
+
+    def _first_precisions(self) -> tuple[str, ...]:
+        """Those of all candidates; int8 is tried later, of some, unless nothing else is wanted."""
+        chosen = self.choices.precisions or ("fp32",)
+        return tuple(precision for precision in chosen if precision != "int8") or chosen
+
+    @property
+    def _has_int8(self) -> bool:
+        """Whether int8 is wanted, and images to calibrate on and a quantizer are there."""
+        wanted = self.choices.precisions is None or "int8" in self.choices.precisions
+        able = isinstance(self.scores, MeasuredScores) and "train" in self.scores.source.splits()
+        return wanted and able and importlib.util.find_spec("nncf") is not None
+
+    def _twins(self, bundle: Bundle) -> Twins:
+        assert isinstance(self.scores, MeasuredScores)
+        calibration, check = calibration_samples(bundle, self.scores.source, split=self._split)
+        return Twins(bundle, calibration, check.thinned(CHECK_IMAGES), progress=self.progress)
 
     @property
     def _image(self) -> tuple[int, int]:

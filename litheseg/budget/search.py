@@ -38,6 +38,7 @@ _ROUNDS = 3
 _BEYOND = 3.0  # times the budget: how far the frontier is shown
 _INT8_GAIN = 6.0  # int8 is not faster than fp32 by more
 _INT8_LOSS = 0.005  # what int8 may cost
+_INT8_TRIALS = 4
 
 
 class BudgetError(LithesegError):
@@ -127,7 +128,7 @@ class Search:
         for _ in range(_HALVINGS if self._refine else 0):
             best = self.race.run(self._admitted(self._between(best)))
         if self._quantise:
-            best = self.race.run(self._admitted(self._in_int8(best)))
+            best = self._try_int8(best)
         self._score_neighbours()
         if best is None:
             raise refusal(self._limits, self.points())
@@ -188,14 +189,29 @@ class Search:
             families.setdefault(network[1:], []).append(fastest[network])
         return list(families.values())
 
-    def _in_int8(self, best: Candidate | None) -> list[Candidate]:
-        """The int8 twins of networks that are too slow, not hopelessly so, and more accurate than the best."""
+    def _try_int8(self, best: Candidate | None) -> Candidate | None:
+        """The int8 twins of networks that are too slow, not hopelessly so, and more accurate: the best of them first.
+
+        Making one takes minutes, so the first that fits ends it, and so does a number of failures.
+        """
         floor = -1.0 if best is None else self._accuracy(best) + _INT8_LOSS
         reach = _INT8_GAIN * self._limits.available
-        families = [c for family in self._families() for c in family if c.network.precision == "fp32"]
-        slow = [c for c in families if self._limits.available < self.race.estimate(c) <= reach]
-        better = [c for c in slow if c.runtime != "torch" and self._accuracy(c) > floor]
-        return [replace(c, network=c.network._replace(precision="int8")) for c in better]
+        slow = [c for c in self._fastest_in_files() if self._limits.available < self.race.estimate(c) <= reach]
+        better = sorted((c for c in slow if self._accuracy(c) > floor), key=lambda c: -self._accuracy(c))
+        for candidate in better[:_INT8_TRIALS]:
+            twin = replace(candidate, network=candidate.network._replace(precision="int8"))
+            best = self.race.run(self._admitted([twin]))
+            if best == twin:
+                break
+        return best
+
+    def _fastest_in_files(self) -> list[Candidate]:
+        """Each fp32 network in the fastest of the runtimes that can have an int8 twin of it."""
+        fastest: dict[Network, Candidate] = {}
+        for candidate in sorted(self.race.pool, key=lambda c: self.race.samples[c].percentile(50)):
+            if candidate.runtime != "torch" and candidate.network.precision == "fp32":
+                fastest.setdefault(candidate.network, candidate)
+        return list(fastest.values())
 
     def _score_neighbours(self) -> None:
         """Accuracy also of what is somewhat too slow: what more milliseconds would buy, and what is nearest."""
@@ -251,8 +267,8 @@ class Search:
         return self._scores.miou(candidate.network)
 
     def _point(self, candidate: Candidate, times: Samples) -> Point:
-        miou = self.race.accuracies.get(candidate)
-        return Point(candidate, times, miou, self._costs.get(candidate.network, {}))
+        known = {one.network: miou for one, miou in self.race.accuracies.items()}
+        return Point(candidate, times, known.get(candidate.network), self._costs.get(candidate.network, {}))
 
 
 def refusal(limits: Limits, points: Sequence[Point]) -> BudgetError:

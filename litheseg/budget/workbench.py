@@ -1,8 +1,8 @@
 """Makes candidates run: exports of a bundle, kept and used again, and engines of them.
 
-PyTorch runs the network straight from the bundle; the other runtimes run an ONNX file of one width at one input size,
-which is also what is delivered. Layers that a plan keeps dense are dense in the file; int8 networks are calibrated on
-training images. It does not time networks and does not know which candidate is wanted.
+PyTorch runs the network straight from the bundle; the other runtimes run a file of one width at one input size, in the
+format made for them, and the like of it is delivered. Layers that a plan keeps dense are dense in the file. It does not
+time networks and does not know which candidate is wanted.
 
 Usage:
     >>> workbench = Workbench(bundle, store.exports)
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from litheseg.budget.candidates import Candidate, Network, with_widths
+from litheseg.budget.candidates import Candidate, with_widths
 from litheseg.budget.plan import Plan, Spot
 from litheseg.data.source import Source
 from litheseg.deploy.bundle import Bundle
@@ -29,7 +29,7 @@ from litheseg.nn.dense import grouped_layers
 
 __all__ = ["Workbench"]
 
-_FORMAT = "onnx"  # both other runtimes take it
+_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
 class Workbench:
@@ -41,7 +41,7 @@ class Workbench:
         plan: which grouped layers stay dense; measured where a candidate is not in it. None leaves all grouped.
         calibrated: gives the bundle with a width whose batch norm is measured. Timing fp32 needs none; labels of other
             precisions are scored with the engines made here, and they do.
-        quantise: makes networks int8; None if that cannot be done here.
+        quantise: gives what makes the exports of a bundle int8; None if that cannot be done here.
         progress: told of exports and of layers that are timed, which take time.
     """
 
@@ -52,7 +52,7 @@ class Workbench:
         *,
         plan: Plan | None = None,
         calibrated: Callable[[float], Bundle] | None = None,
-        quantise: Further | None = None,
+        quantise: Callable[[Bundle], Further] | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._bundle, self._folder, self._plan = bundle, folder, plan
@@ -77,7 +77,7 @@ class Workbench:
         """The candidate's network as a file, from the cache or made now."""
         width, _, precision = candidate.network
         bundle = self.planned(candidate, self._prepared(width, precision))
-        folder = self._folder / _folder_name(candidate.network, bundle.dense)
+        folder = self._folder / _folder_name(candidate, bundle.dense)
         try:
             return load_export(folder)
         except BundleError:  # none yet, or a damaged one
@@ -97,11 +97,14 @@ class Workbench:
             LithesegError: as `export_bundle`; int8 without anything that makes it.
         """
         width, size, precision = candidate.network
-        further = self._quantise if precision == "int8" else None
-        if precision == "int8" and further is None:
-            raise LithesegError("int8 needs images to calibrate on: name the folder of the data with --data")
-        options: dict[str, Any] = {"formats": (_FORMAT,), "widths": (width,), "size": size, "force": True}
-        return export_bundle(bundle, folder, check=data is not None, data=data, further=further, **options)
+        further: Further | None = None
+        if precision == "int8":
+            if self._quantise is None:
+                raise LithesegError("int8 needs images to calibrate on: name the folder of the data with --data")
+            self._progress(f"quantizing {candidate.network.name}, which takes minutes")
+            further = self._quantise(bundle)
+        options: dict[str, Any] = {"formats": (_FORMATS[candidate.runtime],), "widths": (width,), "size": size}
+        return export_bundle(bundle, folder, check=data is not None, data=data, further=further, force=True, **options)
 
     def planned(self, candidate: Candidate, bundle: Bundle) -> Bundle:
         """The bundle with those layers dense that are faster so where the candidate runs."""
@@ -122,6 +125,6 @@ class Workbench:
         return with_widths(self._bundle, [width])
 
 
-def _folder_name(network: Network, dense: tuple[str, ...]) -> str:
+def _folder_name(candidate: Candidate, dense: tuple[str, ...]) -> str:
     digest = hashlib.sha256("\n".join(dense).encode()).hexdigest()[:8]
-    return f"{network.name}-dense-{digest}" if dense else network.name
+    return f"{candidate.network.name}-{candidate.runtime}" + (f"-dense-{digest}" if dense else "")

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from litheseg.budget import scores as room
+from litheseg.budget.candidates import Network, default_sizes, paper_costs, with_widths
+from litheseg.budget.scores import HeaderScores, MeasuredScores, open_scores
+from litheseg.budget.stats import Samples
+from litheseg.budget.store import Store, data_digest, default_cache, model_digest
+from litheseg.cost import count
+from litheseg.data import open_source
+from litheseg.deploy.bundle import Bundle
+from litheseg.errors import DataError, WidthError
+from litheseg.evaluation import evaluate
+from litheseg.evaluation.bundle import calibrate, open_bundle_data
+from litheseg.nn import extract
+
+SMALL = Network(0.5, (32, 48), "fp32")
+
+
+@pytest.fixture
+def store(bundle: Bundle, tmp_path: Path) -> Store:
+    return Store.of(bundle, tmp_path)
+
+
+def opened(bundle: Bundle, labelled: Path, store: Store) -> MeasuredScores:
+    result = open_scores(bundle, labelled, store)
+    assert isinstance(result, MeasuredScores)
+    return result
+
+
+def test_accuracy_is_that_of_evaluate(bundle: Bundle, labelled: Path, store: Store) -> None:
+    """But for logits that are upsampled once here and twice there."""
+    data = open_bundle_data(bundle, labelled)
+    expected = evaluate(bundle.model(), data.val_dataloader(), widths=(1.0, 0.5))
+    scores = opened(bundle, labelled, store)
+    for width in (1.0, 0.5):
+        assert scores.miou(Network(width, (32, 48), "fp32")) == pytest.approx(expected[width].miou, abs=0.02)
+
+
+def test_a_width_in_between_is_calibrated(bundle: Bundle, labelled: Path, store: Store) -> None:
+    scores = opened(bundle, labelled, store)
+    data = open_bundle_data(bundle, labelled)
+    reference = extract(calibrate(bundle, data, (0.7,)).model(), 0.7)
+    made = scores.with_width(0.7).plain(0.7)
+    image = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(made(image), reference(image))
+    assert scores.miou(Network(0.7, (32, 48), "fp32")) >= 0
+    assert bundle.header.available_widths == (1.0, 0.5)
+
+
+def test_scores_are_remembered(bundle: Bundle, labelled: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(bundle, labelled, store).miou(SMALL)
+    monkeypatch.setattr(room, "score", lambda *_: 1 / 0)
+    again = Store.of(bundle, store.folder.parent)
+    assert opened(bundle, labelled, again).miou(SMALL) == first
+    with pytest.raises(ZeroDivisionError):
+        opened(bundle, labelled, again).miou(SMALL._replace(size=(16, 24)))
+    [mask, *_] = (labelled / "masks" / "val").glob("*.png")
+    before = mask.stat()
+    os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    with pytest.raises(ZeroDivisionError):  # a mask that was touched may hold other labels
+        opened(bundle, labelled, again).miou(SMALL)
+
+
+def test_frames_are_the_datas_own(bundle: Bundle, labelled: Path, store: Store) -> None:
+    scores = opened(bundle, labelled, store)
+    first = scores.source.read_image(scores.source.samples("val")[0])
+    assert np.array_equal(scores.frames()[0], first) and len(scores.frames()) == 2
+
+
+def test_without_data_the_headers_scores_count(bundle: Bundle, store: Store) -> None:
+    scores = open_scores(bundle, None, store)
+    assert isinstance(scores, HeaderScores) and "no labelled data" in scores.told
+    assert scores.miou(SMALL) == 0.6
+    assert scores.known(SMALL)
+    for other in (SMALL._replace(width=0.7), SMALL._replace(size=(16, 24)), SMALL._replace(precision="int8")):
+        assert not scores.known(other)
+
+
+def test_neither_data_nor_scores(bundle: Bundle, store: Store, tmp_path: Path) -> None:
+    silent = Bundle(replace(bundle.header, metrics={}), bundle.state_dict)
+    with pytest.raises(DataError, match="--data"):
+        open_scores(silent, None, store)
+    with pytest.raises(DataError, match="nowhere"):
+        open_scores(bundle, tmp_path / "nowhere", store)
+
+
+def test_a_store_keeps_timings_per_host(bundle: Bundle, store: Store, tmp_path: Path) -> None:
+    store.samples["a"] = Samples([1.0, 2.0])
+    store.save_samples()
+    assert Store.of(bundle, tmp_path).samples["a"].ms == [1.0, 2.0]
+    assert Store.of(bundle, tmp_path, fresh=True).samples == {}
+    [file] = store.folder.glob("timings-*.json")
+    file.write_text("damaged")
+    assert Store.of(bundle, tmp_path).samples == {}
+
+
+def test_digests_tell_models_and_data_apart(bundle: Bundle, labelled: Path) -> None:
+    digest = model_digest(bundle)
+    assert model_digest(Bundle(replace(bundle.header, metrics={}), bundle.state_dict)) == digest
+    assert model_digest(with_widths(bundle, [0.7])) == digest, "further widths change no other"
+    changed = {name: value + 1 if "classifier" in name else value for name, value in bundle.state_dict.items()}
+    assert model_digest(Bundle(bundle.header, changed)) != digest
+    source = open_source("auto", labelled)
+    assert data_digest(source, "val") == data_digest(source, "val") != data_digest(source, "train")
+
+
+def test_the_cache_is_where_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "litheseg" / "budget"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "litheseg" / "budget"
+
+
+def test_costs_on_paper(bundle: Bundle) -> None:
+    int8 = SMALL._replace(precision="int8")
+    costs = paper_costs(bundle, [SMALL, int8, Network(0.7, (16, 24), "fp32")])
+    counted = count(bundle.plain(0.5), (32, 48))
+    assert costs[SMALL]["macs"] == costs[int8]["macs"] == counted.macs
+    assert costs[SMALL]["model_size"] == 4 * counted.params == 4 * costs[int8]["model_size"]
+    assert costs[SMALL]["memory"] == 4 * counted.params + counted.peak_activation_bytes
+    with pytest.raises(WidthError):
+        paper_costs(bundle, [SMALL._replace(width=0.2)])
+
+
+def test_sizes_to_try() -> None:
+    assert default_sizes((180, 240)) == ((180, 240), (136, 176), (88, 120))
+    assert default_sizes((8, 8)) == ((8, 8),)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from litheseg.budget import standalone
+from litheseg.budget.candidates import Candidate, Network
+from litheseg.budget.standalone import host_facts, interleave, summary
+from litheseg.budget.store import model_digest
+from litheseg.budget.target import SCRIPT, kit_networks, read_measurements, write_kit
+from litheseg.deploy.bundle import Bundle
+from litheseg.errors import LithesegError
+
+RUNTIME = "onnxruntime"
+
+
+@pytest.fixture(scope="module")
+def kit(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip(RUNTIME)
+    pytest.importorskip("onnxscript")
+    networks = [Network(width, (32, 48), "fp32") for width in (1.0, 0.8)]  # one that was never calibrated
+    return write_kit(bundle, tmp_path_factory.mktemp("target") / "kit", networks)
+
+
+def run(kit: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """As on a target: isolated, and with neither PyTorch nor litheseg to be had."""
+    code = f"""
+import runpy, sys
+class Absent:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] in ("litheseg", "torch"):
+            raise ImportError(name + " is not on the target")
+sys.meta_path.insert(0, Absent())
+sys.argv[0] = {str(kit / SCRIPT)!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    assert not {{"litheseg", "torch"}} & set(sys.modules)
+"""
+    return subprocess.run([sys.executable, "-I", "-c", code, *options], capture_output=True, text=True, timeout=120)
+
+
+def test_turns_rotate_and_begin_with_an_untimed_pass() -> None:
+    calls: list[str] = []
+    names = ("a", "b", "c")
+    result = interleave(
+        {name: (lambda name=name: calls.append(name)) for name in names},
+        4,
+        warmup=1,
+        burst=2,
+        timed=lambda call: (call(), len(calls))[1],
+    )
+    turns = [list(group) for _, group in itertools.groupby(calls[3:])]
+    assert calls[:3] == list(names)
+    assert [turn[0] for turn in turns] == ["a", "b", "c", "b", "c", "a"], "rotating order"
+    assert all(len(turn) == 3 for turn in turns), "one pass that is not timed, two that are"
+    assert {name: len(times) for name, times in result.items()} == {"a": 4, "b": 4, "c": 4}
+    assert result["a"] == [5, 6, 20, 21], "the untimed ones are left out"
+
+
+def test_the_last_turn_may_be_shorter() -> None:
+    assert len(interleave({"a": lambda: None}, 7, burst=3)["a"]) == 7
+
+
+def test_a_summary_is_numpys() -> None:
+    times = np.random.default_rng(0).lognormal(size=200)
+    told = summary(list(times))
+    assert told["p95"] == pytest.approx(np.percentile(times, 95), abs=1e-4)
+    assert told["mean"] == pytest.approx(times.mean(), abs=1e-4) and told["repeats"] == 200
+
+
+def test_facts_name_the_machine() -> None:
+    facts = host_facts()
+    assert facts["cpu"] and facts["cores"] >= 1 and facts["versions"]["numpy"] == np.__version__
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_script_is_this_module_and_runs_alone(kit: Path, bundle: Bundle) -> None:
+    assert (kit / SCRIPT).read_text() == Path(standalone.__file__).read_text()
+    done = run(kit, "--threads", "1", "--repeats", "4", "--runtime", RUNTIME)
+    assert done.returncode == 0, done.stderr
+    assert "w0.8-32x48-fp32" in done.stdout
+    content = json.loads((kit / "measurements.json").read_text())
+    assert content["scope"] == "network" and content["host"]["cpu"] and RUNTIME in content["host"]["versions"]
+    found = read_measurements(kit / "measurements.json", model_digest(bundle))
+    wide, between = (Candidate(Network(width, (32, 48), "fp32"), RUNTIME, 1) for width in (1.0, 0.8))
+    assert set(found.samples) == {wide, between} and all(len(times) == 4 for times in found.samples.values())
+    for row in content["rows"]:
+        assert row["p50"] == pytest.approx(np.percentile(row["ms"], 50), abs=1e-3)
+
+
+def test_one_network_may_be_measured_again(kit: Path, tmp_path: Path) -> None:
+    output = tmp_path / "again.json"
+    done = run(kit, "--only", "w1-32x48-fp32", "--threads", "1,2", "--repeats", "2", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(output.read_text())["rows"]
+    assert {(row["id"], row["threads"]) for row in rows if row["runtime"] == RUNTIME} == {
+        ("w1-32x48-fp32", 1),
+        ("w1-32x48-fp32", 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "w9"], "the kit has w1-32x48-fp32, w0.8-32x48-fp32"),
+        (["--kit", "nowhere"], "copy the whole folder"),
+        (["--repeats", "0"], "'0' is no whole number above 0"),
+        (["--threads", "two"], "'two' is no whole number above 0"),
+    ],
+)
+def test_wrong_usage_of_the_script(
+    kit: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--kit", str(kit), *options] if "--kit" not in options else options
+    try:
+        status = standalone.main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    assert status == 2 and message in capsys.readouterr().err
+
+
+def test_a_changed_network_is_refused(kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    shutil.copytree(kit, tmp_path / "kit")
+    [network, *_] = (tmp_path / "kit" / "networks").rglob("*.onnx")
+    network.write_bytes(network.read_bytes()[:-1])
+    assert standalone.main(["--kit", str(tmp_path / "kit")]) == 2
+    assert "checksum differs" in capsys.readouterr().err
+    network.unlink()
+    assert standalone.main(["--kit", str(tmp_path / "kit")]) == 2
+    assert "is missing" in capsys.readouterr().err
+
+
+def test_kits_have_widths_between_the_trained_ones(bundle: Bundle) -> None:
+    assert [n.width for n in kit_networks(bundle, None, [(32, 48)])] == [1.0, 0.8333, 0.6667, 0.5]
+    assert len(kit_networks(bundle, (1.0, 0.7), [(32, 48), (16, 24)])) == 4
+
+
+def test_a_folder_that_holds_something_is_kept(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(LithesegError, match="is there already"):
+        write_kit(bundle, tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "holds no measurements"),
+        ({"litheseg": "kit", "schema": 1}, "it is 'kit'"),
+        ({"litheseg": "measurements", "schema": 9}, "schema 9"),
+        (
+            {"litheseg": "measurements", "schema": 1, "model": "x", "host": {}, "rows": [{"width": 1}]},
+            "no measurements",
+        ),
+        ({"litheseg": "measurements", "schema": 1, "model": "other", "host": {}, "rows": []}, "another model"),
+        ({"litheseg": "measurements", "schema": 1, "model": "mine", "host": {}, "rows": []}, "no timings"),
+    ],
+)
+def test_measurements_that_cannot_be_used(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "measurements.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(LithesegError, match=message):
+        read_measurements(path, "mine")
+    with pytest.raises(LithesegError, match=r"nothing\.json holds no measurements"):
+        read_measurements(tmp_path / "nothing.json", "mine")
