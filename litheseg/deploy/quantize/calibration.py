@@ -99,7 +99,7 @@ def calibration_samples(
             f"there is no split of '{check.source.name}' to calibrate on, beside '{split}' which is for the check; "
             "name a folder of other images with --calibration"
         )
-    return open_samples(bundle, check.source, split="train").thinned(count), check
+    return _without_masks(open_samples(bundle, check.source, split="train").thinned(count)), check
 
 
 def _in_folder(folder: str | Path) -> Samples:
@@ -108,6 +108,11 @@ def _in_folder(folder: str | Path) -> Samples:
     if not found:
         raise DataError(f"{root} holds no images to calibrate on; give a folder of images such as the model will see")
     return Samples(found, None, str(root))
+
+
+def _without_masks(samples: Samples) -> Samples:
+    """The same images; their masks are neither needed nor read."""
+    return replace(samples, samples=[replace(sample, mask=None) for sample in samples.samples])
 
 
 def _held_out(every: Samples) -> tuple[Samples, Samples]:

@@ -55,7 +55,7 @@ class Network(ABC):
     """A network in memory.
 
     Args:
-        model: as its library holds it; never changed.
+        model: as its library holds it; what it computes is never changed.
         layout: of its input, "NHWC" or "NCHW".
     """
 

@@ -52,11 +52,11 @@ class OnnxNetwork(Network):
         for node in model.graph.node:
             for index, value in enumerate(node.input):
                 node.input[index] = bypass.get(value, value)
-        used = {value for node in model.graph.node if node.op_type != "QuantizeLinear" for value in node.input}
-        idle = [node for node in model.graph.node if node.output[0] in bypass]
-        idle += [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.output[0] not in used]
-        for node in idle:
-            model.graph.node.remove(node)
+        nodes = [node for node in model.graph.node if node.output[0] not in bypass]
+        read = {value for node in nodes for value in node.input}
+        nodes = [node for node in nodes if node.op_type != "QuantizeLinear" or node.output[0] in read]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
         return OnnxNetwork(model, self.layout)
 
     def described(self, text: str) -> Network:
