@@ -25,6 +25,7 @@ from litheseg.errors import LithesegError
 from litheseg.models import build_model
 from litheseg.nn import slim
 from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.server import service as service_room
 from litheseg.runtime.server import site
 from litheseg.runtime.server.app import create_app
 from litheseg.runtime.server.running import Server
@@ -47,7 +48,9 @@ def client(predictor: FakePredictor) -> Iterator[httpx.Client]:
 
 
 def code(response: httpx.Response) -> str:
-    """The problem's code; every refusal is a well-formed problem."""
+    """The problem's code (none for success); every refusal is a well-formed problem."""
+    if response.is_success:
+        return ""
     assert response.headers["content-type"] == "application/problem+json"
     problem = ProblemDetails.model_validate_json(response.content)
     assert problem.status == response.status_code
@@ -358,6 +361,19 @@ def test_health_answers_while_all_workers_are_busy(predictor: FakePredictor) -> 
         assert time.monotonic() - began < 1
         go.set()
         assert [future.result().status_code for future in taken] == [200, 200, 200]
+
+
+def test_so_many_uploads_at_once(predictor: FakePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_room, "_UPLOADS", 2)
+    with client_of(service(predictor)) as client:
+        address = urlsplit(str(client.base_url))
+        slow = [socket.create_connection((address.hostname, address.port)) for _ in range(2)]
+        for connection in slow:
+            connection.sendall(HEAD + b"Content-Length: 5000\r\n\r\n" + PART)
+        wait_for(lambda: code(send(client)) == "busy")
+        for connection in slow:
+            connection.close()
+        wait_for(lambda: send(client).status_code == 200)
 
 
 def test_before_it_is_ready() -> None:

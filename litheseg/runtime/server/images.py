@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from litheseg.errors import DataError
-from litheseg.runtime.predictor import to_rgb
+from litheseg.runtime.rgb import to_rgb
 from litheseg.runtime.server.problems import Problem
 
 __all__ = ["FORMATS", "decode_image"]

@@ -179,7 +179,7 @@ def model(service: Services) -> ModelInfo:
 
 
 @api.get("/status", tags=["model"], summary="The load", responses=documented(["unauthorised", "internal-error"]))
-def status(service: Services) -> Status:
+async def status(service: Services) -> Status:
     """How busy the server is, and the width that it gives now."""
     workers = service.workers
     return Status(ready=service.ready, width=service.pace.width, waiting=workers.waiting, running=workers.running)
@@ -203,18 +203,15 @@ async def example(
 
 
 @health.get("/healthz", summary="Alive?")
-def healthz() -> Health:
+async def healthz() -> Health:
     """Answers as long as the process does."""
     return Health(status="alive")
 
 
 @health.get("/readyz", summary="Ready?", responses=documented(["starting", "stopping"]))
-def readyz(service: Services) -> Health:
+async def readyz(service: Services) -> Health:
     """Whether requests are taken: not while the model is loaded, and not during shutdown."""
-    if service.workers.stopping:
-        raise Problem("stopping", "the server is shutting down", retry_after=5)
-    if not service.ready:
-        raise Problem("starting", "the model is being loaded", retry_after=2)
+    service.check_open()
     return Health(status="ready")
 
 
@@ -235,7 +232,8 @@ def prometheus(service: Services) -> Response:
 async def _answer(request: Request, ask: Ask, encode: Encode, media_type: str) -> Response:
     service = service_of(request)
     settings = service.settings
-    data = await read_upload(request, max_bytes=settings.max_upload, seconds=settings.upload_timeout)
+    with service.receiving():
+        data = await read_upload(request, max_bytes=settings.max_upload, seconds=settings.upload_timeout)
     outcome = await service.segment(data, ask, encode, gone=partial(_gone, request))
     return Response(outcome.body, media_type=media_type, headers=_timing(outcome))
 

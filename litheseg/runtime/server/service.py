@@ -15,8 +15,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = ["Abandoned", "Outcome", "Service"]
 _log = logging.getLogger(__name__)
 
 _WARM_UPS, _MEASURED = 1, 5  # passes a width before the first request
+_UPLOADS = 64  # that may arrive at once
 _EXAMPLE = (480, 640)  # pixels, where the model does not say
 
 
@@ -88,6 +90,7 @@ class Service:
             width=lambda: self.pace.width,
         )
         self._ready = threading.Event()
+        self._receiving = 0
 
     @property
     def ready(self) -> bool:
@@ -122,6 +125,32 @@ class Service:
             raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
         return ask
 
+    def check_open(self) -> None:
+        """Refuse while the model is loaded, and during shutdown.
+
+        Raises:
+            Problem: "starting" or "stopping".
+        """
+        self.workers.check_open()
+        if not self._ready.is_set():
+            raise Problem("starting", "the model is being loaded; try again in a moment", retry_after=2)
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While an upload arrives; on the event loop only.
+
+        Raises:
+            Problem: "starting", "stopping", or "busy" if too many arrive at once: they fill the memory.
+        """
+        self.check_open()
+        if self._receiving >= _UPLOADS:
+            raise Problem("busy", f"{_UPLOADS} uploads arrive already; try again in a moment", retry_after=1)
+        self._receiving += 1
+        try:
+            yield
+        finally:
+            self._receiving -= 1
+
     async def segment(self, data: bytes, ask: Ask, encode: Encode, gone: Gone | None = None) -> Outcome:
         """Label one image.
 
@@ -135,8 +164,7 @@ class Service:
             Problem: refused, or an image that cannot be used.
             Abandoned: `gone` returned first; work that had not begun is dropped.
         """
-        if not self._ready.is_set():
-            raise Problem("starting", "the model is being loaded; try again in a moment", retry_after=2)
+        self.check_open()
         future = self.workers.submit(lambda turn: self._work(data, ask, encode, turn))
         outcome = await self._await(future, gone)
         self.metrics.answered(outcome.width, outcome.queue_ms, outcome.queue_ms + outcome.work_ms)

@@ -66,6 +66,15 @@ class Workers:
         """Whether new work is refused for good."""
         return self._stopping
 
+    def check_open(self) -> None:
+        """Refuse once it stops.
+
+        Raises:
+            Problem: "stopping".
+        """
+        if self._stopping:
+            raise Problem("stopping", "the server is shutting down; try another one, or later", retry_after=5)
+
     def submit(self, work: Callable[[Turn], Result]) -> Future[Result]:
         """Take work; a future that is cancelled before its turn leaves the queue.
 
@@ -73,8 +82,7 @@ class Workers:
             Problem: "busy" or "stopping".
         """
         with self._lock:
-            if self._stopping:
-                raise Problem("stopping", "the server is shutting down; try another one, or later", retry_after=5)
+            self.check_open()
             if self._taken >= self.workers + self.queue:
                 raise Problem("busy", f"{self.queue} requests wait already; try again in a moment", retry_after=1)
             self._taken += 1

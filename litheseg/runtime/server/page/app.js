@@ -38,7 +38,7 @@ async function start() {
   } catch (error) {
     if (error instanceof Refusal && error.status === 401) await askForKey();
     else explain(error, start);
-    return;
+    return; // either starts again
   }
   const { name, classes, widths, version, runtime, example } = state.model;
   state.widths = widths.map((entry) => entry.width).sort((a, b) => a - b);
@@ -105,6 +105,8 @@ function makeLegend(classes) {
 
 async function take(file, name) {
   stopCamera();
+  await loaded;
+  if (!state.model) return; // what is wrong is shown already
   try {
     show(await readPicture(file, name));
   } catch (error) {
@@ -451,4 +453,5 @@ function setCompare(on) {
 
 makeDivider($("divider"), $("viewer"));
 connect();
-start().then(watch);
+const loaded = start();
+loaded.then(watch);
