@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from litheseg.cost.counting import count
 from litheseg.cost.profile import plain_models
 from litheseg.deploy.bundle import Bundle
@@ -106,17 +108,21 @@ def with_widths(bundle: Bundle, widths: Iterable[float]) -> Bundle:
     return Bundle(type(bundle.header)(**header), model.state_dict(), bundle.path)
 
 
-def paper_costs(bundle: Bundle, networks: Iterable[Network]) -> dict[Network, dict[str, float]]:
+def paper_costs(model: Bundle | nn.Module, networks: Iterable[Network]) -> dict[Network, dict[str, float]]:
     """Per network: params, macs, and bytes as `model_size` (of the stored weights) and `memory` (and activations).
 
     Memory is that of a runtime that frees eagerly and fuses nothing, see `litheseg.cost.counting`. Activations and
     weights of bf16 take half, of int8 a quarter of float32's.
 
+    Args:
+        model: a bundle, or the elastic model of one.
+        networks: which.
+
     Raises:
         WidthError: a width outside the trained range.
     """
     networks = tuple(networks)
-    plain = plain_models(bundle, {network.width for network in networks})
+    plain = plain_models(model, {network.width for network in networks}) if networks else {}
     counted = {pair: count(plain[pair[0]], pair[1]) for pair in {network[:2] for network in networks}}
     result = {}
     for network in networks:
@@ -125,4 +131,3 @@ def paper_costs(bundle: Bundle, networks: Iterable[Network]) -> dict[Network, di
         active = cost.peak_activation_bytes * share + cost.params * 4 * share
         result[network] = {"params": cost.params, "macs": cost.macs, "model_size": stored, "memory": active}
     return result
-

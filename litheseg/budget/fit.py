@@ -44,6 +44,7 @@ from litheseg.deploy.exported import file_digest
 from litheseg.deploy.quantize import Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
+from litheseg.nn import extract
 from litheseg.nn.dense import grouped_layers
 
 __all__ = ["FIT_FILE", "Choices", "Fit", "default_threads"]
@@ -121,7 +122,7 @@ class Fit:
         progress: Progress = lambda _: None,
     ) -> None:
         self.bundle, self.limits, self.choices, self.progress = bundle, limits, choices or Choices(), progress
-        self._digest, self._split = model_digest(bundle), split
+        self._model, self._digest, self._split = bundle.model(), model_digest(bundle), split
         self._measured = read_measurements(measured, self._digest) if measured else None
         self.store = Store.of(bundle, cache, fresh=fresh)
         self._plan, self._plan_tag = self._opened_plan(plan)
@@ -143,7 +144,7 @@ class Fit:
             BudgetError: nothing is within the limits; names the nearest point.
             LithesegError: nothing to choose among.
         """
-        costs = partial(paper_costs, self.bundle)
+        costs = partial(paper_costs, self._model)
         facts: dict[str, Any] = {"model": self._digest, "bundle": str(self.bundle.path or "")}
         if self._measured is not None:
             found = choose_measured(self._measured, self.limits, self.scores, costs, among=self.choices.allows)
@@ -201,7 +202,7 @@ class Fit:
 
     def _opened_plan(self, path: Path | None) -> tuple[Plan | None, str]:
         """The plan of a model with grouped convolutions, and what its timings are remembered by."""
-        if not grouped_layers(self.bundle.plain(self.bundle.header.available_widths[0])):
+        if not grouped_layers(extract(self._model, self.bundle.header.available_widths[0])):
             return None, ""
         if path is not None:
             return load_plan(path, self._digest), file_digest(path)[:8]

@@ -79,8 +79,8 @@ def test_a_fit_from_model_to_bundle(bundle: Bundle, labelled: Path, tmp_path: Pa
     assert not (tmp_path / "out" / "plan.json").exists(), "nothing is grouped"
 
 
-def test_the_second_fit_only_verifies(bundle: Bundle, labelled: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"data": labelled, "cache": tmp_path / "cache"}
+def test_the_second_fit_only_verifies(bundle: Bundle, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cache": tmp_path / "cache"}
     first = Fit(bundle, Limits(26.0), FEW, **options).run()
     FakeBench.calls.clear()
     again = Fit(bundle, Limits(26.0), FEW, **options).run()

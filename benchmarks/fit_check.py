@@ -1,0 +1,156 @@
+"""Do fits keep their word? Ten fits of one model, each promise timed again in a process of its own.
+
+The first fit has a budget that everything keeps; it shows what the model can do. Ten budgets are spread over that
+range, in equal ratios. What each fit delivers is then opened and timed again, alone, end to end, with the repeats of
+the promise: the promise holds if the two percentiles are within 10 % of each other. Fits share a cache, as a user's do,
+so later ones time little but their proof. Leave the machine alone meanwhile.
+
+    python benchmarks/fit_check.py model.safetensors --data data/camvid --output benchmarks/results/fit_check.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from step_cost import hardware
+
+from litheseg.budget.candidates import Candidate
+from litheseg.budget.standalone import host_facts
+from litheseg.budget.stats import Samples
+from litheseg.budget.timing import Pipeline, measure_total
+from litheseg.deploy.bundle import load_bundle
+from litheseg.deploy.engines import bundle_engine, open_engine
+from litheseg.evaluation.bundle import open_bundle_data
+from litheseg.files import atomic_path
+
+TOLERANCE, TARGET = 0.10, 9
+EVERYTHING = "100000ms"
+
+
+def main() -> None:
+    """Parse, fit and time again, print a table, write JSON."""
+    options = parse()
+    if options.again:
+        return print(json.dumps(time_again(options)))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = check(options, Path(folder))
+    report = {"tolerance": TOLERANCE, "target": TARGET, "kept": sum(row["kept"] for row in rows), "rows": rows}
+    report |= provenance(options)
+    show(report)
+    if options.output:
+        with atomic_path(options.output) as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--fits", type=int, default=10)
+    parser.add_argument("--percentile", type=float, default=95.0)
+    parser.add_argument("--sizes", help="as of `litheseg fit`")
+    parser.add_argument("--precision", default="fp32", help="as of `litheseg fit`")
+    parser.add_argument("--cache", type=Path, help="kept between runs of this script [a temporary one]")
+    parser.add_argument("--output", type=Path, help="where to write JSON")
+    parser.add_argument("--again", type=Path, help="time what lies in this folder, and print the percentile")
+    return parser.parse_args()
+
+
+def check(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """One row per fit."""
+    options.cache = options.cache or folder / "cache"
+    whole = fit(options, EVERYTHING, folder / "all")
+    name = f"p{options.percentile:g}_ms"
+    costs = [point[name] for point in whole["points"] if point["miou"] is not None]
+    low, high = 1.2 * min(costs), max(low_of(whole, name), 1.3 * min(costs))
+    steps = [low * (high / low) ** (index / (options.fits - 1)) for index in range(options.fits)]
+    return [row(options, budget, folder / f"fit-{index}") for index, budget in enumerate(steps)]
+
+
+def low_of(whole: dict[str, Any], name: str) -> float:
+    """What the most accurate network takes in its fastest runtime."""
+    best = max(point["miou"] or 0 for point in whole["points"])
+    return float(min(point[name] for point in whole["points"] if point["miou"] == best))
+
+
+def row(options: argparse.Namespace, budget: float, folder: Path) -> dict[str, Any]:
+    """A fit, and what it promised timed again."""
+    promise = fit(options, f"{budget:.3f}ms", folder)["promise"]
+    words = [str(options.model), "--data", str(options.data), "--percentile", str(options.percentile)]
+    again = json.loads(run([sys.executable, __file__, *words, "--again", str(folder)]))
+    ratio = again["milliseconds"] / promise["milliseconds"]
+    kept = abs(ratio - 1) <= TOLERANCE
+    return {"budget_ms": round(budget, 3), "promise": promise, "again": again, "ratio": round(ratio, 4), "kept": kept}
+
+
+def fit(options: argparse.Namespace, budget: str, folder: Path) -> dict[str, Any]:
+    """The fit.json of `litheseg fit`, as a user runs it."""
+    words = ["fit", options.model, "--budget", budget, "--percentile", options.percentile, "--data", options.data]
+    words += ["--precision", options.precision, "--cache", options.cache, "--output", folder]
+    words += ["--sizes", options.sizes] if options.sizes else []
+    run([sys.executable, "-m", "litheseg", *map(str, words)])
+    content: dict[str, Any] = json.loads((folder / "fit.json").read_text())
+    return content
+
+
+def run(words: list[str]) -> str:
+    print("+", " ".join(words), file=sys.stderr)
+    return subprocess.run(words, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def time_again(options: argparse.Namespace) -> dict[str, Any]:
+    """The percentile of what a fit delivered, alone."""
+    promise = json.loads((options.again / "fit.json").read_text())["promise"]
+    candidate = Candidate.from_dict(promise)
+    network, threads = candidate.network, candidate.threads
+    way: dict[str, Any] = {"precision": network.precision, "threads": threads}
+    if candidate.runtime == "torch":
+        engine = bundle_engine(load_bundle(options.again / "model.safetensors"), network.width, "torch", **way)
+    else:
+        engine = open_engine(options.again / "export", width=network.width, runtime=candidate.runtime, **way)
+    source = open_bundle_data(load_bundle(options.model), options.data).source
+    images = [source.read_image(sample) for sample in source.samples("val")[:4]]
+    pipeline = Pipeline(engine, network.size, threads)
+    times = Samples(measure_total({"": pipeline}, images, repeats=promise["repeats"], warmup=10)[""])
+    told = {"milliseconds": times.percentile(options.percentile), "p50_ms": times.percentile(50)}
+    return {name: round(value, 3) for name, value in told.items()}
+
+
+def show(report: dict[str, Any]) -> None:
+    table = Table(title=f"{report['kept']} of {len(report['rows'])} promises within {report['tolerance']:.0%}")
+    for name in ("budget", "chosen", "promised", "again", "ratio", "mIoU"):
+        table.add_column(name, justify="right")
+    for entry in report["rows"]:
+        promise = entry["promise"]
+        times = (f"{value:.2f}" for value in (promise["milliseconds"], entry["again"]["milliseconds"]))
+        name = Candidate.from_dict(promise).name
+        table.add_row(
+            f"{entry['budget_ms']:.2f}", name, *times, f"{entry['ratio']:.3f}", f"{100 * promise['miou']:.1f}"
+        )
+    Console(width=140).print(table)
+
+
+def provenance(options: argparse.Namespace) -> dict[str, Any]:
+    root = Path(__file__).parents[1]
+    words = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    return {
+        "command": " ".join(["python", "benchmarks/fit_check.py", *(Path(word).name for word in sys.argv[1:])]),
+        "model": options.model.name,
+        "commit": subprocess.run(words, capture_output=True, text=True).stdout.strip() or None,
+        "hardware": hardware("cpu"),
+        "host": host_facts(),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+if __name__ == "__main__":
+    main()
