@@ -101,9 +101,9 @@ def _print(summary: VideoSummary, args: Namespace) -> None:
     print(
         f"{summary.fps:.1f} frames/s; a frame took {latency['p50']:.1f} ms, 95% of them less than {latency['p95']:.1f}"
     )
-    if len(summary.widths) > 1 or summary.decisions:
-        shares = (f"{width:g} in {count / summary.frames:.0%}" for width, count in summary.widths.items())
-        print(f"widths: {', '.join(shares)}; {len(summary.decisions)} changes")
+    if summary.late is not None:
+        shares = ", ".join(f"{width:g} in {count / summary.frames:.0%}" for width, count in summary.widths.items())
+        print(f"{summary.late:.0%} took longer than the target; widths: {shares}; {len(summary.decisions)} changes")
 
 
 class _Bar:

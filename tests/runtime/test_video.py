@@ -22,7 +22,9 @@ from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.video import Patience, VideoProgress, label_video, open_frames
 from litheseg.runtime.video import writing as writing_room
 from litheseg.runtime.video.feed import Feed
+from litheseg.runtime.video.frames import Frame
 from litheseg.runtime.video.reading import LiveStream
+from litheseg.runtime.video.writing import Behind
 
 av = pytest.importorskip("av")
 
@@ -62,6 +64,7 @@ def test_every_frame_of_a_file_is_labelled(predictor: Predictor, tmp_path: Path,
     summary = label_video(predictor, source, tmp_path / f"out{ending}", kind="mask", progress=seen.append)
     assert (summary.frames, summary.dropped, summary.corrupt, summary.problem) == (30, 0, 0, None)
     assert (summary.widths, summary.decisions, summary.encoder) == ({1.0: 30}, (), "libx264")
+    assert summary.late is None
     assert summary.latency["p50"] <= summary.latency["p95"] <= summary.latency["p99"]
     frames = read_video(tmp_path / f"out{ending}")
     assert numbers(frames) == [number % 3 for number in range(30)]
@@ -293,6 +296,51 @@ def test_an_error_while_reading_is_raised_where_frames_are_used() -> None:
     assert len(seen) == 3
 
 
+class SlowWriter:
+    encoder = "slow"
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.written: list[int] = []
+        self._fails_at = fails_at
+
+    def write(self, frame: Frame, picture: np.ndarray, mask: np.ndarray) -> None:
+        time.sleep(0.005)
+        if len(self.written) == self._fails_at:
+            raise LithesegError("no space")
+        self.written.append(int(mask[0, 0]))
+
+
+def masks() -> Iterator[np.ndarray]:
+    return (np.full((1, 1), number, np.uint8) for number in range(30))
+
+
+def test_writing_behind_keeps_every_picture_and_its_order() -> None:
+    writer = SlowWriter()
+    with Behind(writer) as behind:
+        for mask in masks():
+            behind.write(Frame(mask, 0.0), mask, mask)
+    assert writer.written == [*range(30)]
+
+
+def test_an_error_of_the_writer_is_raised_and_nobody_waits_for_it() -> None:
+    for fails_at in (0, 3, 29):
+        writer, offered = SlowWriter(fails_at), 0
+        with pytest.raises(LithesegError, match="no space"), Behind(writer) as behind:
+            for mask in masks():
+                behind.write(Frame(mask, 0.0), mask, mask)
+                offered += 1
+        assert writer.written == [*range(fails_at)] and offered >= fails_at
+
+
+def test_after_an_error_pictures_that_wait_are_not_written() -> None:
+    writer = SlowWriter()
+    with pytest.raises(ValueError), Behind(writer) as behind:
+        for mask in masks():
+            behind.write(Frame(mask, 0.0), mask, mask)
+        raise ValueError
+    assert 20 < len(writer.written) < 30
+
+
 @pytest.mark.parametrize("pauses", [(0.5, 1, 2, 4, 4), ()])
 def test_pauses_double_up_to_a_limit(pauses: tuple[float, ...]) -> None:
     assert tuple(Patience(attempts=len(pauses), first=0.5, longest=4).pauses()) == pauses
@@ -373,6 +421,7 @@ def test_the_width_holds_a_target(predictor: Predictor, slow: dict[float, float]
     seen: list[VideoProgress] = []
     summary = label_video(predictor, source, tmp_path / "out.mp4", target_fps=20, progress=seen.append)
     assert summary.widths[0.5] > 30 and summary.widths[1.0] < 10
+    assert summary.late is not None and 0 < summary.late < 0.25
     [decision] = summary.decisions
     assert (decision.before, decision.after) == (1.0, 0.5)
     assert seen[-1].width == 0.5

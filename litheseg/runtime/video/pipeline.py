@@ -1,4 +1,4 @@
-"""From frames to a labelled video: read ahead, label, paint, write, and hold a pace by turning the width.
+"""From frames to a labelled video: read ahead, label, paint, write behind, and hold a pace by turning the width.
 
 A file gives every frame; a live source gives the newest one, and the others are dropped. What could not be read is in
 the summary. Ctrl-C ends the video where it is: the file is finished and plays. It knows the parts, and none of their
@@ -29,7 +29,7 @@ from litheseg.runtime.video.feed import Feed
 from litheseg.runtime.video.frames import FrameSource
 from litheseg.runtime.video.painting import Painter, VideoKind
 from litheseg.runtime.video.reading import Patience, open_frames
-from litheseg.runtime.video.writing import Writer, open_writer
+from litheseg.runtime.video.writing import Behind, Writer, open_writer
 
 __all__ = ["VideoProgress", "VideoSummary", "label_video"]
 
@@ -70,7 +70,8 @@ class VideoSummary:
         stopped: whether that was Ctrl-C.
         seconds: that it took.
         fps: frames per second, over all.
-        latency: milliseconds of labelling, painting and writing a frame: "p50", "p95" and "p99".
+        latency: milliseconds of a frame, from when it is taken until the next one may be: "p50", "p95" and "p99".
+        late: share of the frames that took longer than the target; None without one.
         widths: frames at each width.
         decisions: of the controller, oldest first.
         encoder: that wrote the video; "png" for a folder.
@@ -85,6 +86,7 @@ class VideoSummary:
     seconds: float
     fps: float
     latency: Mapping[str, float]
+    late: float | None
     widths: Mapping[float, int]
     decisions: tuple[Decision, ...]
     encoder: str
@@ -143,8 +145,8 @@ def label_video(
     feed = Feed(source, newest=source.live or drop, paced=drop and not source.live)
     with open_writer(output, source.rate, predictor.classes, kind, force=force) as writer:
         predictor.prepare(*(predictor.widths if controller else (first,)))
-        run = _Run(predictor, painter, writer, controller, first)
-        with feed:
+        with feed, Behind(writer) as behind:
+            run = _Run(predictor, painter, behind, controller, first)
             run.go(source, feed, limit, progress)
         if not run.times:
             raise DataError(_nothing(source))
@@ -209,6 +211,7 @@ class _Run:
             seconds=seconds,
             fps=len(self.times) / seconds,
             latency={"p50": p50, "p95": p95, "p99": p99},
+            late=float(np.mean(np.array(self.times) > self.controller.target_ms)) if self.controller else None,
             widths=dict(sorted(self.widths.items(), reverse=True)),
             decisions=tuple(self.controller.decisions) if self.controller else (),
             encoder=self.writer.encoder,

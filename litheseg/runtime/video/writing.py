@@ -11,12 +11,14 @@ Usage:
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from types import ModuleType, TracebackType
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -28,10 +30,11 @@ from litheseg.runtime.pictures import encode_mask
 from litheseg.runtime.video.frames import Frame
 from litheseg.runtime.video.reading import require_av
 
-__all__ = ["VIDEO_ENDINGS", "Writer", "open_writer"]
+__all__ = ["VIDEO_ENDINGS", "Behind", "Writer", "open_writer"]
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4")
 _ENCODERS = {"libx264": {"crf": "20", "preset": "veryfast"}, "libopenh264": {}, "mpeg4": {"qmin": "2", "qmax": "5"}}
+_BEHIND = 4  # pictures
 _CLOCK = Fraction(1, 60_000)  # seconds; MPEG-4 takes nothing finer
 
 
@@ -90,6 +93,48 @@ def _check_target(path: Path, is_video: bool, force: bool) -> None:
         raise DataError(f"output {path} is a folder that holds files; give a new or empty one, or a video file")
     if path.is_file() and not (is_video and force):
         raise DataError(f"output {path} exists; choose another path, or replace the video (--force, force=True)")
+
+
+class Behind:
+    """A writer that works in a thread, so that the next frame need not wait for the encoder.
+
+    Within its context pictures are taken in; at its end all of them are written, or, after an error, none of those that
+    still wait. What goes wrong in the thread is raised at the next picture, or at the end.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.encoder, self._writer = writer.encoder, writer
+        self._waiting: queue.Queue[tuple[Frame, np.ndarray, np.ndarray] | None] = queue.Queue(_BEHIND)
+        self._error = cast(BaseException | None, None)
+        self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
+
+    def __enter__(self) -> Behind:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        known, self._error = self._error, self._error or error
+        self._waiting.put(None)
+        self._thread.join()
+        if error is None and (known or self._error) is not None:
+            raise cast(BaseException, known or self._error)
+
+    def write(self, frame: Frame, picture: np.ndarray, mask: np.ndarray) -> None:
+        """As in `Writer`; waits while too many pictures do."""
+        if self._error is not None:
+            raise self._error
+        self._waiting.put((frame, picture, mask))
+
+    def _work(self) -> None:
+        while (entry := self._waiting.get()) is not None:
+            if self._error is not None:
+                continue  # taken and forgotten, so that nobody waits
+            try:
+                self._writer.write(*entry)
+            except BaseException as error:  # raised where pictures are made
+                self._error = error
 
 
 class _Folder:
