@@ -80,8 +80,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=30, help="of each load")
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1, 1.5, 2, 3, 6], help="multiples of capacity")
+    parser.add_argument("--seconds", type=float, default=20, help="of each load")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1, 1.5, 2, 4], help="multiples of capacity")
     parser.add_argument("--target-ms", type=float, help="default: four times what a busy server takes at width 1")
     parser.add_argument("--base", type=int, default=16, help="channels of the network")
     parser.add_argument("--workers", type=int, default=2)
