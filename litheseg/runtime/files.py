@@ -97,8 +97,8 @@ def predict(
     force: bool = False,
     device: str | torch.device = "cpu",
     size: tuple[int, int] | Literal["training"] | None = "training",
-    runtime: str = "torch",
-    precision: str = "fp32",
+    runtime: str | None = None,
+    precision: str | None = None,
     threads: int = 1,
     alpha: float = 0.5,
     progress: Callable[[Progress], None] | None = None,
@@ -109,8 +109,8 @@ def predict(
     are never overwritten; other existing files only with `force`.
 
     Args:
-        bundle: a model's path; for the local engine also a bundle or a predictor (then `device`, `size`, `runtime` and
-            `precision` are its own).
+        bundle: path of a bundle or an export; for the local engine also a loaded bundle or a predictor (then `device`,
+            `size`, `runtime` and `precision` are its own).
         inputs: images, folders and manifests (``.parquet``, ``.csv``), as paths or URIs; files in folders count if
             their name ends like an image's and is not hidden.
         output: the folder for the results, a path or the URI of an object store; made if missing.

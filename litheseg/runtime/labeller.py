@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from litheseg.cost.latency import threads_limited
 from litheseg.data.masks import read_image
 from litheseg.deploy.bundle import Bundle
 from litheseg.errors import LithesegError
@@ -45,8 +46,8 @@ class Settings:
         width: None for the widest.
         device: where to run.
         size: as in `Predictor`.
-        runtime: one of `litheseg.deploy.exported.RUNTIMES`.
-        precision: "fp32", "bf16" or "int8".
+        runtime: as in `Predictor`.
+        precision: as in `Predictor`.
         threads: of the CPU, for each image.
         alpha: weight of the class colour in overlays, in [0, 1].
         force: results that exist are replaced.
@@ -57,8 +58,8 @@ class Settings:
     width: float | None = None
     device: str = "cpu"
     size: tuple[int, int] | Literal["training"] | None = "training"
-    runtime: str = "torch"
-    precision: str = "fp32"
+    runtime: str | None = None
+    precision: str | None = None
     threads: int = 1
     alpha: float = 0.5
     force: bool = False
@@ -73,16 +74,17 @@ class Settings:
         Raises:
             LithesegError: as `Predictor`.
         """
-        first = self._predictor(source)
-        first.prepare(first.width)
-        # PyTorch works in the threads of its callers; other runtimes have threads of their own, which callers share.
-        return (
-            [first] * workers if self.runtime == "torch" else [first, *map(self._predictor, [source] * (workers - 1))]
-        )
+        with threads_limited(self.threads):
+            first = self._predictor(source)
+            if first.runtime != "openvino":  # whose networks compute one image after another, whoever calls
+                return [first] * workers
+            return [first, *(self._predictor(source) for _ in range(workers - 1))]
 
     def _predictor(self, source: Bundle | None) -> Predictor:
-        options: dict[str, Any] = {"device": self.device, "size": self.size}
-        return Predictor(source or self.model, self.width, **options)
+        how: dict[str, Any] = {"runtime": self.runtime, "precision": self.precision, "threads": self.threads}
+        predictor = Predictor(source or self.model, self.width, self.device, size=self.size, **how)
+        predictor.prepare(predictor.width)
+        return predictor
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,171 @@
+"""The local engine: masks do not depend on workers, few images are in hand, nothing is lost when it ends early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from litheseg.data.classes import Classes
+from litheseg.deploy.bundle import BundleHeader, save_bundle
+from litheseg.models import build_model
+from litheseg.nn import slim
+from litheseg.runtime.files import predict
+from litheseg.runtime.jobs import Job
+from litheseg.runtime.labeller import Labeller, Outcome, UnwritableError
+from litheseg.runtime.local import default_workers, run_local
+from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.storage import open_folder
+
+CLASSES = Classes(tuple("abcde"), tuple((40 * k, 80, 200 - 40 * k) for k in range(5)))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of random weights, so that labels of neighbours differ and rounding would show."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    architecture = {"name": "ddrnet", "args": {"base": 8}}
+    network = slim(build_model("ddrnet", num_classes=5, base=8), (1.0, 0.5))
+    save_bundle(path, network, BundleHeader(architecture, CLASSES, widths=(1.0, 0.5), size=(64, 96)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    noise = np.random.default_rng(0)
+    for number in range(40):
+        small = Image.fromarray(noise.integers(0, 256, (12, 16, 3), np.uint8))
+        small.resize((240 + number, 180)).save(folder / f"{number:02}.png", compress_level=1)
+    return folder
+
+
+def _masks(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_masks_depend_on_neither_workers_nor_the_caller_threads(model: Path, photos: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = {}
+        predictor = Predictor(model, 0.5)
+        some = sorted(photos.iterdir())[::3]
+        for path in some:
+            expected[path.name] = predictor(path)
+        torch.set_num_threads(2)
+        for workers in (1, 2, 3):
+            out = tmp_path / str(workers)
+            assert predict(model, some, out, width=0.5, workers=workers).written == len(some)
+            assert torch.get_num_threads() == 2
+            for name, mask in expected.items():
+                with Image.open(out / name) as image:
+                    assert np.array_equal(np.asarray(image), mask), (workers, name)
+        assert len(np.unique(next(iter(expected.values())))) > 1
+        assert _masks(tmp_path / "1") == _masks(tmp_path / "2") == _masks(tmp_path / "3")
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Network:
+    """Stands in for a predictor; counts how many images are computed at once."""
+
+    classes, width = CLASSES, 1.0
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.torch_threads: set[int] = set()
+        self._lock = threading.Lock()
+
+    def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.torch_threads.add(torch.get_num_threads())
+        time.sleep(0.005)
+        with self._lock:
+            self.now -= 1
+        return np.zeros(image.shape[:2], np.uint8)
+
+
+def _labeller(network: _Network, output: Path, workers: int) -> Labeller:
+    return Labeller(cast("Sequence[Predictor]", [network] * workers), open_folder(output))
+
+
+def _jobs(photos: Path, taken: list[int]) -> Iterator[Job]:
+    for index, path in enumerate(sorted(photos.iterdir())):
+        taken.append(index)
+        yield Job(index, str(path), path.stem, ("mask",))
+
+
+def test_workers_are_busy_and_memory_is_bounded(photos: Path, tmp_path: Path) -> None:
+    network, taken = _Network(), list[int]()
+    done = 0
+    for _ in run_local(_labeller(network, tmp_path, 4), _jobs(photos, taken), workers=4):
+        done += 1
+        assert len(taken) - done <= 24
+    assert done == 40 and network.most == 4 and network.torch_threads == {1}
+
+
+def test_a_caller_who_has_had_enough(photos: Path, tmp_path: Path) -> None:
+    taken: list[int] = []
+    outcomes = run_local(_labeller(_Network(), tmp_path, 2), _jobs(photos, taken), workers=2)
+    first = next(outcomes)
+    outcomes.close()
+    assert first.problem is None and len(_masks(tmp_path)) <= len(taken) < 30
+    assert all(data.endswith(b"IEND\xaeB`\x82") for data in _masks(tmp_path).values())
+
+
+def test_results_that_cannot_be_written_end_the_run(photos: Path, tmp_path: Path) -> None:
+    taken: list[int] = []
+    (tmp_path / "out").mkdir()
+    labeller = _labeller(_Network(), tmp_path / "out", 2)
+    (tmp_path / "out").rmdir()
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(UnwritableError, match="cannot write"):
+        list(run_local(labeller, _jobs(photos, taken), workers=2))
+    assert len(taken) < 30
+
+
+def test_outcomes_name_their_jobs(photos: Path, tmp_path: Path) -> None:
+    jobs = [Job(7, str(photos / "00.png"), "x", ("mask", "overlay")), Job(9, "no.png", "y", ("mask",))]
+    outcomes = sorted(run_local(_labeller(_Network(), tmp_path, 1), jobs, workers=1), key=lambda outcome: outcome.index)
+    assert outcomes[0] == Outcome(7) and outcomes[1].index == 9 and "no.png" in str(outcomes[1].problem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x_overlay.png"]
+
+
+def test_default_workers_are_the_cores_of_this_process() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert default_workers() == cores and default_workers(2 * cores) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_killed_and_started_again(model: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command: list[Any] = [sys.executable, "-m", "litheseg", "predict", model, photos, "--output", out]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while len(_masks(out)) < 5 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr and process.stderr.read().decode()
+    before = {name: (out / name).stat() for name in _masks(out)}
+    assert 5 <= len(before) < 40
+    summary = predict(model, photos, out)
+    assert (summary.written, summary.skipped) == (40 - len(before), len(before))
+    for name, entry in before.items():  # written once: not touched again
+        assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == (entry.st_ino, entry.st_mtime_ns)
+    predict(model, photos, tmp_path / "whole")
+    masks = {name: data for name, data in _masks(out).items() if not name.startswith(".")}
+    assert masks == _masks(tmp_path / "whole") and len(masks) == 40
