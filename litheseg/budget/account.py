@@ -172,7 +172,8 @@ class Account:
         for network, point in sorted(fastest.items(), key=lambda item: item[0].size, reverse=True):
             cost = point.times.percentile(self.limits.percentile)
             name = f"{_by(network.size)} {network.precision}"
-            curves.setdefault(name, []).append(FrontierPoint(network.width, cost, point.miou or 0.0))
+            label = f"{network.width:g}x, chosen" if network == self.found.chosen.candidate.network else ""
+            curves.setdefault(name, []).append(FrontierPoint(network.width, cost, point.miou or 0.0, label))
         return curves
 
 

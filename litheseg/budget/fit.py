@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,6 +123,7 @@ class Fit:
         progress: Progress = lambda _: None,
     ) -> None:
         self.bundle, self.limits, self.choices, self.progress = bundle, limits, choices or Choices(), progress
+        self._load, self._known = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, 0
         self._model, self._digest, self._split = bundle.model(), model_digest(bundle), split
         self._measured = read_measurements(measured, self._digest) if measured else None
         self.store = Store.of(bundle, cache, fresh=fresh)
@@ -166,6 +168,7 @@ class Fit:
         finally:
             if self._plan is not None:
                 self._plan.save(self.store.plan_file)
+        found = replace(found, notes=(*found.notes, *self._warnings()))
         return Account(found, self.limits, "end to end", self.scores.told, self._image, self.store.host, facts)
 
     def deliver(self, account: Account, folder: Path, *, command: str = "") -> Path:
@@ -271,7 +274,19 @@ class Fit:
         return f"{candidate.name} {self._image[0]}x{self._image[1]} {self._plan_tag}".strip()
 
     def _recalled(self, candidate: Candidate) -> Samples:
-        return Samples(list(self.store.samples.get(self._key(candidate), Samples()).ms))
+        known = self.store.samples.get(self._key(candidate))
+        self._known += known is not None
+        return Samples(list(known.ms)) if known else Samples()
+
+    def _warnings(self) -> Iterator[str]:
+        """What may be wrong with the timings."""
+        if self._known:
+            yield f"{self._known} candidates have timings from an earlier fit; --fresh forgets them"
+        if self._load > standalone.cores() / 2:
+            yield (
+                f"the machine was busy at the start (load average {self._load:.1f} on {standalone.cores()} cores): "
+                "the promise is one for a machine as busy as that"
+            )
 
 
 class _Remembering:

@@ -71,14 +71,20 @@ class Race(Generic[C]):
     def run(self, candidates: Iterable[C] = ()) -> C | None:
         """Add candidates and race until the answer stands; None where nothing is within the budget."""
         self._pool |= dict.fromkeys(candidates)
-        self._add_repeats([c for c in self._pool if len(self._of(c)) < FIRST_REPEATS], FIRST_REPEATS)
+        self.add_repeats([c for c in self._pool if len(self._of(c)) < FIRST_REPEATS], FIRST_REPEATS)
         while open_ := [c for c in self._contenders() if not self.settled(c)]:
-            self._add_repeats(open_, min(len(self._of(c)) for c in open_))
+            self.add_repeats(open_, min(len(self._of(c)) for c in open_))
         return next((c for c in self.ranked() if self.inside(c)), None)
 
-    def timed(self, candidate: C) -> bool:
-        """Whether anything is known of its time."""
-        return len(self._of(candidate)) > 0
+    def add_repeats(self, candidates: Sequence[C], repeats: int) -> None:
+        """Time some more, side by side."""
+        if candidates:
+            for candidate, times in self._measure(candidates, repeats).items():
+                self._of(candidate).add(times)
+
+    def repeats(self, candidate: C) -> int:
+        """How often it was timed."""
+        return len(self._of(candidate))
 
     def possible(self, candidate: C) -> bool:
         """Whether its timings leave it a chance."""
@@ -130,8 +136,3 @@ class Race(Generic[C]):
         if candidate not in self.samples:
             self.samples[candidate] = self._recall(candidate)
         return self.samples[candidate]
-
-    def _add_repeats(self, candidates: Sequence[C], repeats: int) -> None:
-        if candidates:
-            for candidate, times in self._measure(candidates, repeats).items():
-                self._of(candidate).add(times)

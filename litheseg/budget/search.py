@@ -36,6 +36,7 @@ _RIVALS = 2
 _VERIFYING = 3  # times the repeats that a percentile needs
 _ROUNDS = 3
 _BEYOND = 3.0  # times the budget: how far the frontier is shown
+_SHOWN_REPEATS = 24
 _INT8_GAIN = 6.0  # int8 is not faster than fp32 by more
 _INT8_LOSS = 0.005  # what int8 may cost
 _INT8_TRIALS = 4
@@ -54,19 +55,17 @@ class Point:
         times: its timings.
         miou: in [0, 1]; None where it was not measured, because its timings ruled it out.
         costs: params, macs, model_size and memory.
-        note: what happened to it, where something did.
     """
 
     candidate: Candidate
     times: Samples
     miou: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
 
     def to_dict(self, percentile: float) -> dict[str, Any]:
         """Flat, for JSON."""
         known = {**self.candidate.to_dict(), "miou": self.miou, **self.costs}
-        return {**known, **self.times.to_dict(percentile), "note": self.note}
+        return {**known, **self.times.to_dict(percentile)}
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Search:
             best = self.race.run(self._admitted(self._between(best)))
         if self._quantise:
             best = self._try_int8(best)
-        self._score_neighbours()
+        self._show_neighbours()
         if best is None:
             raise refusal(self._limits, self.points())
         verified, chosen = self._prove(best)
@@ -157,7 +156,7 @@ class Search:
         fitting = [candidate for candidate in told if not broken[candidate.network]]
         if told and not fitting and not self.race.pool:
             raise _too_big(self._limits, {network: self._costs[network] for network in broken})
-        reasons = self._timer.unusable([c for c in fitting if not self.race.timed(c)])
+        reasons = self._timer.unusable([c for c in fitting if not self.race.repeats(c)])
         for reason in reasons.values():
             self._notes[f"left out: {reason}"] = None
         usable = [candidate for candidate in fitting if candidate not in reasons]
@@ -213,15 +212,18 @@ class Search:
                 fastest.setdefault(candidate.network, candidate)
         return list(fastest.values())
 
-    def _score_neighbours(self) -> None:
-        """Accuracy also of what is somewhat too slow: what more milliseconds would buy, and what is nearest."""
+    def _show_neighbours(self) -> None:
+        """Accuracies and better timings also of what is somewhat too slow, or less accurate than the choice.
+
+        They show what more or fewer milliseconds would buy, and, if nothing fits, what is nearest.
+        """
         families = [candidate for family in self._families() for candidate in family]
-        if not families:
-            return
-        fastest = min(map(self.race.estimate, families))
+        fastest = min(map(self.race.estimate, families), default=0.0)
         reach = _BEYOND * max(self._limits.available, fastest)
-        for candidate in families:
-            if candidate not in self.race.accuracies and self.race.estimate(candidate) <= reach:
+        near = [candidate for candidate in families if self.race.estimate(candidate) <= reach]
+        self.race.add_repeats([c for c in near if self.race.repeats(c) < _SHOWN_REPEATS], _SHOWN_REPEATS)
+        for candidate in near:
+            if candidate not in self.race.accuracies:
                 self.race.accuracies[candidate] = self._accuracy(candidate)
 
     # The proof

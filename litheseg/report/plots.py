@@ -144,7 +144,7 @@ def frontier(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.margins(x=0.08, y=0.14)
     if len(curves) > 1 or limit is not None:
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower right" if limit is None else "best")
     _save(figure, path)
 
 

@@ -46,6 +46,11 @@ def test_frontier_names_every_width_and_model(tmp_path: Path, log_x: bool) -> No
         assert f"<!-- {word} -->" in text
 
 
+def test_frontier_shows_a_limit(tmp_path: Path) -> None:
+    frontier(tmp_path / "f.svg", {"lithe": POINTS}, limit=(2e9, "budget 2G"), **LABELS)
+    assert "<!-- budget 2G -->" in (tmp_path / "f.svg").read_text()
+
+
 def test_figures_are_repeatable_and_leave_nothing_beside(tmp_path: Path) -> None:
     for suffix in ("svg", "png"):
         one, two = tmp_path / f"1.{suffix}", tmp_path / f"2.{suffix}"
