@@ -46,6 +46,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--labels", action="store_true", help="give labels at the input's size; slower than logits, but ready to use"
     )
+    parser.add_argument("--share", action="store_true", help="ONNX: store what the widths have in common once")
     check = parser.add_argument_group("comparison with PyTorch")
     data_options(check)  # type: ignore[arg-type]
     check.add_argument("--split", default="val", help="which images [val]")
@@ -65,6 +66,7 @@ def add(parser: ArgumentParser) -> None:
   litheseg export model.safetensors --output exports/street --format onnx,openvino --widths 1,.5 --data data/camvid
   litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
   litheseg export model.safetensors --output exports/simple --labels --layout nchw
+  litheseg export model.safetensors --output exports/dial --share                (all widths, with one file of weights)
   litheseg export model.safetensors --output exports/small --format onnx,openvino --precision int8 --data data/camvid
 
 The input is the raw picture: normalisation is inside, and so are classes, colours and provenance. The logits come at
@@ -119,6 +121,7 @@ def run(args: Namespace) -> None:
             size=None if args.size == "dynamic" else args.size,
             layout=args.layout.upper(),
             output_kind="labels" if args.labels else "logits",
+            shared=args.share,
             check=args.check,
             data=args.data,
             source=args.source,
@@ -169,8 +172,9 @@ def _table(export: Export, certificates: Mapping[str, Mapping[str, Any]]) -> Tab
     rows = []
     for artefact in export.artefacts:
         size = "any size" if artefact.size is None else f"{artefact.size[0]}x{artefact.size[1]}"
-        weight = sum((export.folder / path).stat().st_size for path in artefact.files) / 1e6
-        rows.append((artefact.path, size, f"{weight:.2f}", *_comparison(certificates.get(artefact.path))))
+        megabytes = f"{export.own_bytes(artefact) / 1e6:.2f}"
+        rows.append((artefact.path, size, megabytes, *_comparison(certificates.get(artefact.path))))
+    rows += [(path, "", f"{size / 1e6:.2f}", *[""] * 4) for path, size in export.shared_files.items()]
     return Table(head, tuple(rows))
 
 

@@ -49,14 +49,17 @@ from litheseg.deploy.openvino import save_openvino
 from litheseg.deploy.parity import THRESHOLD, Certificate, certify_all, pytorch_reference
 from litheseg.deploy.readme import export_readme
 from litheseg.deploy.samples import Samples, open_samples
+from litheseg.deploy.shared import share_weights
 from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import LithesegError, ModelError
 from litheseg.files import atomic_folder
 from litheseg.models.upsampling import upsample_labels
 
-__all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "Further", "export_bundle"]
+__all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]
 
 CERTIFICATE_FILE = "certificate.json"
+WEIGHTS_FILE = "onnx-fp32-weights.bin"
+"""Where ONNX files that share weights have them."""
 CHECK_IMAGES = 200
 """So many images at most are compared; evenly spread where there are more."""
 
@@ -79,6 +82,7 @@ def export_bundle(
     size: tuple[int, int] | Literal["training"] | None = "training",
     layout: str = "NHWC",
     output_kind: str = "logits",
+    shared: bool = False,
     check: bool = True,
     data: str | Path | Source | None = None,
     source: str = "auto",
@@ -99,6 +103,8 @@ def export_bundle(
             it does not; None for any.
         layout: of the input: "NHWC" or "NCHW".
         output_kind: "logits" at the network's own stride, or "labels" at the input's size.
+        shared: store the weights that several widths have in common once, beside the ONNX files, which then do not
+            work alone.
         check: compare every network with PyTorch on images; without, nothing but sizes is checked.
         data: the images: the folder of a data set, an open one, or a folder of images; None for what the bundle was
             trained on.
@@ -123,20 +129,24 @@ def export_bundle(
     job = _Job(bundle, _checked(formats, FORMATS, "format"), size, layout, output_kind, progress)
     check_choice("layout", layout, LAYOUTS)
     check_choice("output", output_kind, OUTPUTS)
+    if shared and ("onnx" not in formats or further is not None):
+        raise LithesegError("only fp32 networks in ONNX share weights; export the others to a folder of their own")
     if not 0 <= threshold <= 1:
         raise LithesegError(f"threshold {threshold:g} is no share of pixels; give a number in [0, 1], such as 0.999")
     _check_target(target, force)
     chosen = [bundle.check_width(width) for width in dict.fromkeys(widths or bundle.header.available_widths)]
     samples = open_samples(bundle, data, source=source, split=split).thinned(CHECK_IMAGES) if check else None
     with atomic_folder(target) as folder:
-        export = Export(folder, bundle.header, (), job.provenance())
+        artefacts = [artefact for width in chosen for artefact in job.write(folder, width)]
+        if shared:
+            artefacts = job.share(folder, artefacts)
+        export = Export(folder, bundle.header, tuple(artefacts), job.provenance())
         found: dict[str, Mapping[str, Any]] = {}
         for width in chosen:
-            written = replace(export, artefacts=job.write(folder, width))
+            written = replace(export, artefacts=tuple(a for a in export.artefacts if a.width == width))
             job.try_sizes(written)
             if samples is not None:
                 found |= _certified(job.compare(written, samples), threshold)
-            export = replace(export, artefacts=(*export.artefacts, *written.artefacts))
         for artefact, result in further(export) if further is not None else ():
             export = replace(export, artefacts=(*export.artefacts, artefact))
             found[artefact.path] = result
@@ -196,6 +206,23 @@ class _Job:
         if "torch" in drafts:
             save_archive(program, folder / drafts["torch"].path, texts["torch"])
         return tuple(replace(draft, files=_digests(folder, draft)) for draft in drafts.values())
+
+    def share(self, folder: Path, artefacts: Sequence[Artefact]) -> list[Artefact]:
+        """The artefacts, those in ONNX with their weights in one file."""
+        import onnx
+
+        self.progress("sharing weights")
+        models = {found.width: onnx.load(str(folder / found.path)) for found in artefacts if found.format == "onnx"}
+        share_weights(models, self.bundle, folder / WEIGHTS_FILE)
+        result = []
+        for artefact in artefacts:
+            if artefact.format == "onnx":
+                save_onnx(models[artefact.width], folder / artefact.path, self._account(replace(artefact, files={})))
+                onnx.checker.check_model(str(folder / artefact.path), full_check=True)
+                files = {path: file_digest(folder / path) for path in (artefact.path, WEIGHTS_FILE)}
+                artefact = replace(artefact, files=files)
+            result.append(artefact)
+        return result
 
     def try_sizes(self, written: Export) -> None:
         """Run networks of any size on sizes that have nothing in common.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -160,6 +161,16 @@ class Export:
     def file(self, artefact: Artefact) -> Path:
         """The main file of an artefact."""
         return self.folder / artefact.path
+
+    def own_bytes(self, artefact: Artefact) -> int:
+        """Size of the files that only this artefact needs."""
+        return sum((self.folder / path).stat().st_size for path in artefact.files if path not in self.shared_files)
+
+    @property
+    def shared_files(self) -> dict[str, int]:
+        """Files that several artefacts need, with their sizes in bytes."""
+        uses = Counter(path for artefact in self.artefacts for path in artefact.files)
+        return {path: (self.folder / path).stat().st_size for path, count in uses.items() if count > 1}
 
     def find(self, width: float | None = None, runtime: str | None = None, precision: str | None = None) -> Artefact:
         """The artefact that is meant; None takes what there is: the widest, fp32 before int8, in the order written.

@@ -53,6 +53,9 @@ def _from_onnx(path: Path) -> str | None:
     except ImportError as error:
         raise MissingExtraError("onnx", "onnx", f"reading {path}") from error
     model = onnx.load(str(path), load_external_data=False)
+    beside = {entry.value for w in model.graph.initializer for entry in w.external_data if entry.key == "location"}
+    for name in beside:
+        _check_beside(path, name)
     return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
 
 
@@ -61,8 +64,7 @@ def _from_openvino(path: Path) -> str | None:
         import openvino
     except ImportError as error:
         raise MissingExtraError("openvino", "openvino", f"reading {path}") from error
-    if not path.with_suffix(".bin").is_file():
-        raise BundleError(f"{path} lacks its weights, {path.with_suffix('.bin').name}; copy both files together")
+    _check_beside(path, path.with_suffix(".bin").name)
     model = openvino.Core().read_model(str(path))
     return str(model.get_rt_info(KEY).astype(str)) if model.has_rt_info(KEY) else None
 
@@ -71,6 +73,11 @@ def _from_archive(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(f"/extra/{ARCHIVE_ENTRY}")]
         return archive.read(names[0]).decode() if names else None
+
+
+def _check_beside(path: Path, weights: str) -> None:
+    if not (path.parent / weights).is_file():
+        raise BundleError(f"{path} lacks its weights, {weights}; copy both files together")
 
 
 _READERS: dict[str, Callable[[Path], str | None]] = {

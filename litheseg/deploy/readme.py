@@ -55,21 +55,25 @@ def _what(export: Export) -> str:
     )
     resized = export.header.resizes and first.size is None
     resize = " It was trained on images resized to {}x{}.".format(*export.header.size) if resized else ""
-    return f"Input: `image`, the raw picture, uint8 {shape}, RGB; normalisation is inside.{resize} Output: {output}."
+    weights = "".join(f" The files need `{path}` beside them." for path in export.shared_files)
+    shape = f"Input: `image`, the raw picture, uint8 {shape}, RGB; normalisation is inside.{resize}"
+    return f"{shape} Output: {output}.{weights}"
 
 
 def _network_rows(export: Export) -> list[tuple[str, ...]]:
-    return [
+    rows: list[tuple[str, ...]] = [
         (
             f"`{artefact.path}`",
             f"{artefact.width:g}",
             artefact.precision,
             "any size" if artefact.size is None else f"{artefact.size[0]}x{artefact.size[1]}",
-            f"{sum((export.folder / path).stat().st_size for path in artefact.files) / 1e6:.2f}",
+            f"{export.own_bytes(artefact) / 1e6:.2f}",
             ", ".join(artefact.runtimes),
         )
         for artefact in export.artefacts
     ]
+    shared = [(f"`{path}`", "", "", "", f"{size / 1e6:.2f}", "") for path, size in export.shared_files.items()]
+    return [*rows, *shared]
 
 
 def _certificate(export: Export, certificates: Certificates) -> str:
