@@ -112,18 +112,15 @@ class Service:
         Raises:
             Problem: "invalid-parameter".
         """
-        problem = None
-        if ask.width is not None and ask.budget_ms is not None:
-            problem = ("query.budget_ms", "give width or budget_ms, not both")
-        elif ask.width is not None:
+        if ask.width is None:
+            return ask
+        where, message = "query.budget_ms", "give width or budget_ms, not both"
+        if ask.budget_ms is None:
             try:
                 return Ask(self.predictor.check_width(ask.width))
             except WidthError as error:
-                problem = ("query.width", str(error))
-        if problem is not None:
-            where, message = problem
-            raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
-        return ask
+                where, message = "query.width", str(error)
+        raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
 
     def check_open(self) -> None:
         """Refuse while the model is loaded, and during shutdown.

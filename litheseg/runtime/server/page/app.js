@@ -1,8 +1,10 @@
 // The page: what the person does, what is asked of the server, and what is shown of its answers.
 
-import { Refusal, getBlob, getJson, segment, setKey } from "/page/api.js";
+import { getBlob, getJson, segment, setKey } from "/page/api.js";
 import { Chart } from "/page/chart.js";
 import { makeDivider } from "/page/divider.js";
+import { Legend, percent } from "/page/legend.js";
+import { explain, onUnauthorised, quiet, setServer } from "/page/notice.js";
 import { colorTable, difference, grab, paint, readPicture, shares } from "/page/picture.js";
 import { decodeMask } from "/page/png.js";
 
@@ -13,20 +15,19 @@ const SIDES = ["left", "right"];
 
 const $ = (id) => document.getElementById(id);
 const chart = new Chart($("chart"));
+const legend = new Legend($("legend"), draw);
 
 const state = {
   model: null,
   widths: [], // narrowest first, as the sliders go
   picture: null, // {bitmap, blob, name}
   stream: null, // the camera's
-  hidden: new Set(),
-  highlighted: null,
   opacity: 0.6,
   compare: false,
   auto: false,
   answers: new Map(), // of this picture, by width
   shown: { left: null, right: null }, // answers
-  pending: { left: null, right: null }, // {controller}
+  pending: { left: null, right: null }, // abort controllers of requests under way
   street: Math.floor(Math.random() * 1e6),
 };
 
@@ -36,9 +37,8 @@ async function start() {
   try {
     state.model = await getJson("/v1/model");
   } catch (error) {
-    if (error instanceof Refusal && error.status === 401) await askForKey();
-    else explain(error, start);
-    return; // either starts again
+    await explain(error, start);
+    return;
   }
   const { name, classes, widths, version, runtime, example } = state.model;
   state.widths = widths.map((entry) => entry.width).sort((a, b) => a - b);
@@ -46,7 +46,7 @@ async function start() {
   $("model").textContent = `${name} · ${classes.length} classes`;
   $("version").textContent = `litheseg ${version} · ${runtime}`;
   $("example").hidden = !example;
-  makeLegend(classes);
+  legend.fill(classes);
   makeDial("left", state.widths.length - 1);
   makeDial("right", 0);
   $("compare").disabled = $("auto").disabled = state.widths.length < 2;
@@ -75,30 +75,6 @@ function makeDial(side, index) {
     }),
   );
   showDial(side);
-}
-
-function makeLegend(classes) {
-  $("legend").replaceChildren(
-    ...classes.map(({ index, name, color }) => {
-      const [item, button] = [document.createElement("li"), document.createElement("button")];
-      const [swatch, label, share] = ["swatch", "name", "share"].map((part) => {
-        const span = document.createElement("span");
-        span.className = part;
-        return span;
-      });
-      swatch.style.backgroundColor = color;
-      label.textContent = label.title = name;
-      button.type = "button";
-      button.setAttribute("aria-pressed", "true");
-      button.append(swatch, label, share);
-      button.addEventListener("click", () => toggle(index));
-      for (const [type, value] of [["pointerenter", index], ["pointerleave", null]]) {
-        button.addEventListener(type, (event) => event.pointerType === "mouse" && highlight(value));
-      }
-      item.append(button);
-      return item;
-    }),
-  );
 }
 
 // ---------------------------------------------------------------- pictures
@@ -209,10 +185,7 @@ function accept(side, answer) {
 
 function draw() {
   if (!state.picture) return;
-  const colors = colorTable(state.model.classes, (k) => {
-    if (state.highlighted !== null) return k === state.highlighted ? 0.85 : 0;
-    return state.hidden.has(k) ? 0 : state.opacity;
-  });
+  const colors = colorTable(state.model.classes, (k) => legend.alpha(k, state.opacity));
   for (const side of state.compare ? SIDES : ["left"]) {
     paint($(side), state.picture.bitmap, state.shown[side]?.mask ?? null, colors);
   }
@@ -238,10 +211,7 @@ function showShares() {
   const { left, right } = state.shown;
   if (left) {
     const parts = shares(left.mask, state.model.classes.length);
-    [...$("legend").children].forEach((item, k) => {
-      item.classList.toggle("absent", !parts[k]);
-      item.querySelector(".share").textContent = percent(parts[k]);
-    });
+    legend.showShares(parts);
     const largest = parts.map((part, k) => [part, state.model.classes[k].name]).sort((a, b) => b[0] - a[0]).slice(0, 3);
     const described = largest.filter(([part]) => part).map(([part, name]) => `${name} ${percent(part)}`).join(", ");
     $("left").setAttribute("aria-label", `The picture with its classes: ${described}`);
@@ -249,11 +219,6 @@ function showShares() {
   }
   const both = state.compare && left && right && left.mask.indices.length === right.mask.indices.length;
   $("difference").textContent = both ? `The two differ in ${percent(difference(left.mask, right.mask))} of the pixels.` : "";
-}
-
-function percent(share) {
-  if (!share) return "–";
-  return share < 0.01 ? "< 1 %" : `${Math.round(100 * share)} %`;
 }
 
 function showTime({ work, queue, roundTrip }) {
@@ -273,57 +238,7 @@ function offerMask({ png, width }) {
   $("save").hidden = false;
 }
 
-function toggle(index) {
-  if (!state.hidden.delete(index)) state.hidden.add(index);
-  state.highlighted = null;
-  showLegend();
-}
-
-function highlight(index) {
-  if (index !== null && state.hidden.has(index)) return;
-  state.highlighted = index;
-  draw();
-}
-
-function showLegend() {
-  [...$("legend").children].forEach((item, k) =>
-    item.firstChild.setAttribute("aria-pressed", String(!state.hidden.has(k))),
-  );
-  draw();
-}
-
-// ---------------------------------------------------------------- what went wrong
-
-function explain(error, again = null) {
-  if (error?.name === "AbortError") return;
-  if (error instanceof Refusal && error.status === 401) {
-    askForKey();
-    return;
-  }
-  const away = error instanceof TypeError && !(error instanceof Refusal);
-  const text = away ? "The server cannot be reached. Is it still running?" : sentence(error.message);
-  $("notice-text").textContent = text;
-  $("notice").hidden = false;
-  const useful = again && (away || error.status >= 500);
-  $("notice-action").hidden = !useful;
-  $("notice-action").textContent = "Try again";
-  $("notice-action").onclick = useful ? () => (quiet(), again()) : null;
-  if (away) setServer("away", "Not reachable");
-}
-
-function sentence(text) {
-  const trimmed = text.trim();
-  return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.?!]$/.test(trimmed) ? "" : ".");
-}
-
-function quiet() {
-  $("notice").hidden = true;
-}
-
-function setServer(name, text) {
-  $("server").dataset.state = name;
-  $("server-text").textContent = text;
-}
+// ---------------------------------------------------------------- the load
 
 async function watch() {
   if (!document.hidden && state.model) {
@@ -411,12 +326,8 @@ function connect() {
     state.opacity = target.value / 100;
     draw();
   });
-  $("all").addEventListener("click", () => (state.hidden.clear(), showLegend()));
-  $("none").addEventListener("click", () => {
-    state.hidden = new Set(state.model.classes.map(({ index }) => index));
-    showLegend();
-  });
-  $("notice-close").addEventListener("click", quiet);
+  $("all").addEventListener("click", () => legend.showAll());
+  $("none").addEventListener("click", () => legend.hideAll());
   addEventListener("paste", (event) => takeFirst(event.clipboardData));
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -452,6 +363,7 @@ function setCompare(on) {
 }
 
 makeDivider($("divider"), $("viewer"));
+onUnauthorised(askForKey);
 connect();
 const loaded = start();
 loaded.then(watch);
