@@ -158,7 +158,7 @@ def provenance(options: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     libraries = ("nncf", "numpy", "onnx", "onnxruntime", "openvino", "torch")
     return {
         "command": "python benchmarks/int8.py MODEL --data DATA --output benchmarks/results/int8.json",
-        "options": {"rounds": options.rounds, "threads": options.threads},
+        "options": {name: value for name, value in vars(options).items() if name in ("rounds", "threads")},
         "model": {
             "architecture": bundle.header.architecture,
             "size": bundle.header.size,

@@ -1,9 +1,9 @@
 """A network file in memory as NNCF takes it: quantized after training, or one layer at a time.
 
 Weights become int8, symmetric, with one scale per output channel; activations uint8 with a zero point of their own
-(NNCF's preset "mixed"). Weights use half the range of int8 (`OverflowFix.ENABLE`): processors without VNNI add pairs of
-products in 16 bits, which saturates at the full range, and one file would give one result on one machine and a far
-worse one on the next.
+(NNCF's preset "mixed"). Weights use half the range of int8 (its `OverflowFix.ENABLE`): processors without VNNI add
+pairs of products in 16 bits, which saturates at the full range, and one file would give one result on one machine and a
+far worse one on the next.
 
 What formats do in their own way is in `onnx_network` and `openvino_network`. It does not know how accurate the result
 is, nor which layers are worth keeping in floating point.
@@ -36,6 +36,8 @@ PASSING = frozenset(
     "Transpose Unsqueeze VariadicSplit".split()
 )
 """Operations that hand values on, so that NNCF moves what quantizes them in front: they belong to who reads them."""
+
+_WEIGHTS = "enable"  # half the range, for all layers
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Network(ABC):
         nncf = _nncf()
         ignored = sorted({*kept, *self._untouched()})
         advanced = nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix.ENABLE,
+            overflow_fix=nncf.OverflowFix(_WEIGHTS),
             disable_bias_correction=not corrected,
             backend_params={"compress_weights": not probe},
         )
