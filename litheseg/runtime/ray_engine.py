@@ -135,7 +135,7 @@ def _results(ray: ModuleType, settings: Settings, jobs: Sequence[Job], workers: 
         fn_constructor_kwargs={"settings": settings, "diary": diary},
         batch_size=None,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
         num_cpus=settings.threads,
         num_gpus=int(settings.device != "cpu") or None,
     )
