@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -247,7 +248,7 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
     names = ("torch", "numpy", "fastapi", "uvicorn", "httpx")
     return {
-        "command": "python benchmarks/serve_load.py --output benchmarks/results/serve_load.json",
+        "command": shlex.join(["python", "benchmarks/serve_load.py", *sys.argv[1:]]),
         "options": {name: value for name, value in vars(options).items() if name != "output"},
         "network": {"name": "ddrnet", "base": options.base, "widths": WIDTHS, "size": SIZE, "trained": False},
         "commit": commit or None,
