@@ -253,7 +253,7 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
         "network": {"name": "ddrnet", "base": options.base, "widths": WIDTHS, "size": SIZE, "trained": False},
         "commit": commit or None,
         "hardware": hardware("cpu"),
-        "load_before": os.getloadavg()[2],
+        "load_average": os.getloadavg()[2],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
     }
 
