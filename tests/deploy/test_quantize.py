@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from litheseg.cli import main
 from litheseg.data.classes import Classes
 from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.deploy.engines import open_engine
@@ -383,6 +384,19 @@ def test_nothing_is_printed(plain: Export, sturdy: Bundle, data: Path, capfd: py
     network = OnnxNetwork.read(plain.folder / "onnx-fp32-w1.onnx", "NHWC")
     network.quantized(CalibrationImages(calibration_samples(sturdy, data)[0], SIZE))
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_command(sturdy: Bundle, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    command = ["export", str(sturdy.path), "--output", str(tmp_path / "export"), "--data", str(data)]
+    command += ["--precision", "int8", "--calibration-images", "4"]
+    assert main([*command, "--calibration", str(tmp_path / "empty")]) == 2
+    assert "empty holds no images to calibrate on" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "onnx-int8-w1.onnx" in printed
+    assert "calibrated on 4 images (folder, split train)" in printed and ": taken" in printed
 
 
 def test_without_nncf(plain: Export, sturdy: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
