@@ -35,7 +35,6 @@ from typing import Any
 import numpy as np
 import peer_models
 import torch
-from litheseg.deploy.export import export_bundle
 from peers_tables import peers_tables
 from rich.console import Console
 from rich.markdown import Markdown
@@ -48,13 +47,16 @@ from litheseg.data import open_source
 from litheseg.data.source import Source
 from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle
 from litheseg.deploy.engines import Engine, bundle_engine, open_engine
+from litheseg.deploy.export import export_bundle
+from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
 from litheseg.files import atomic_path
 from litheseg.models import build_model
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half-short", (180, 240), (384, 480)
 OURS = {"ddrnet (base 16)": "ddrnet-slim", "ERFNet": "erfnet-erfnet"}  # name -> row of benchmarks/grouping.yaml
 WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
-FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
+FORMATS = ("onnx", "openvino")
+ANY = Tolerance(miou=100, class_iou=None, agreement=0)  # int8 throughout: its mIoU is told beside it
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     if options.memory_of:
-        return print(json.dumps(peak_memory(*options.memory_of)))
+        return print(peak_memory(**json.loads(options.memory_of)))
     source = open_source("camvid", options.data)
     networks = all_networks(options.work, source, options.networks)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=40, help="timed images of each")
     parser.add_argument("--output", type=Path, help="where to write JSON")
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -124,18 +126,16 @@ def setting(
     networks: Sequence[Network], size: tuple[int, int], source: Source, folder: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """One row per network: what it costs, how long each way takes, how right the fastest is."""
-    frames = camera(source, size)
-    exports = {index: exported(network, size, folder / str(index), source) for index, network in enumerate(networks)}
+    exports = [exported(network, size, folder / str(index), source) for index, network in enumerate(networks)]
     pipelines = {
         (index, *way): Pipeline(engine(network, exports[index], *way, options.threads), size, options.threads)
         for (index, network), way in itertools.product(enumerate(networks), WAYS)
-        if way in exports[index] or way[0] == "torch"
     }
-    times = measure_total(pipelines, frames, repeats=options.rounds)
+    times = measure_total(pipelines, camera(source, size), repeats=options.rounds)
     rows = []
     for index, network in enumerate(networks):
-        own = {way: summary(times[index, *way]) for way in WAYS if (index, *way) in times}
-        rows.append(row(network, size, own, exports[index], {way: pipelines[index, *way] for way in own}, source))
+        own = {way: summary(times[index, *way]) for way in WAYS}
+        rows.append(row(network, size, own, exports[index], {way: pipelines[index, *way] for way in WAYS}, source))
     return rows
 
 
@@ -151,34 +151,26 @@ def pads(image: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
     return [(0, wanted - extent) for wanted, extent in zip(size, image.shape[:2], strict=True)] + [(0, 0)]
 
 
-def exported(network: Network, size: tuple[int, int], folder: Path, source: Source) -> dict[tuple[str, str], Path]:
-    """The network as a file for each runtime and precision: ours with logits, a peer with labels."""
-    paths = {}
-    for runtime, precision in WAYS:
-        if runtime == "torch":
-            continue
-        path = folder / f"{runtime}-{precision}"
-        export_bundle(
-            network.bundle,
-            path,
-            formats=(FORMATS[runtime],),
-            widths=(network.width,),
-            size=size,
-            output_kind="logits" if network.ours else "labels",
-            precision=precision,
-            data=source,
-            check=False,
-        )
-        paths[runtime, precision] = path
-    return paths
+def exported(network: Network, size: tuple[int, int], folder: Path, source: Source) -> Path:
+    """The network as files for each runtime and precision: ours with logits, a peer with labels."""
+    calibration, check = calibration_samples(network.bundle, source)
+    export_bundle(
+        network.bundle,
+        folder,
+        formats=FORMATS,
+        widths=(network.width,),
+        size=size,
+        output_kind="logits" if network.ours else "labels",
+        check=False,
+        further=Twins(network.bundle, calibration, check.thinned(1), tolerance=ANY),
+    )
+    return folder
 
 
-def engine(
-    network: Network, exports: Mapping[tuple[str, str], Path], runtime: str, precision: str, threads: int
-) -> Engine:
+def engine(network: Network, export: Path, runtime: str, precision: str, threads: int) -> Engine:
     if runtime == "torch":
         return bundle_engine(network.bundle, network.width, "torch", threads=threads)
-    return open_engine(exports[runtime, precision], runtime=runtime, precision=precision, threads=threads)
+    return open_engine(export, runtime=runtime, precision=precision, threads=threads)
 
 
 def summary(milliseconds: Sequence[float]) -> dict[str, float]:
@@ -191,7 +183,7 @@ def row(
     network: Network,
     size: tuple[int, int],
     times: Mapping[tuple[str, str], dict[str, float]],
-    exports: Mapping[tuple[str, str], Path],
+    export: Path,
     pipelines: Mapping[tuple[str, str], Pipeline],
     source: Source,
 ) -> dict[str, Any]:
@@ -200,14 +192,13 @@ def row(
     ways = []
     for precision in ("fp32", "int8"):
         fastest = min((way for way in times if way[1] == precision), key=lambda way: times[way]["p50"])
-        path = exports.get(fastest)
         ways.append(
             {
                 "runtime": fastest[0],
                 "precision": precision,
                 **times[fastest],
                 "miou": score(pipelines[fastest], source, source.samples("val")) if scored else None,
-                "peak_mib": memory(fastest[0], path, size) if path else None,
+                "peak_mib": memory(network, fastest, export, size),
             }
         )
     facts = {"network": network.name, "width": network.width, "ours": network.ours, "trained": network.trained}
@@ -215,20 +206,20 @@ def row(
     return {**facts, "params": cost.params, "macs": cost.macs, "ways": ways, "all": every}
 
 
-def memory(runtime: str, path: Path, size: tuple[int, int]) -> float:
-    """MiB of a fresh process that labels three images."""
-    command = [sys.executable, __file__, "--memory-of", json.dumps([str(path), runtime]), json.dumps(size)]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+def memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int, int]) -> float | None:
+    """MiB of a fresh process that labels three images; None in PyTorch, whose own size would hide the network's."""
+    if way[0] == "torch":
+        return None
+    job = json.dumps({"export": str(export), "runtime": way[0], "precision": way[1], "size": size})
+    command = [sys.executable, __file__, "--memory-of", job]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def peak_memory(export: str, size: str) -> float:
+def peak_memory(export: str, runtime: str, precision: str, size: tuple[int, int]) -> float:
     """What `memory` starts: the largest resident set, MiB."""
-    path, runtime = json.loads(export)
-    height, width = json.loads(size)
-    opened = open_engine(path, runtime=runtime, precision=path.rsplit("-", 1)[1])
-    pipeline = Pipeline(opened, (height, width))
+    pipeline = Pipeline(open_engine(export, runtime=runtime, precision=precision), (size[0], size[1]))
     for seed in range(3):
-        pipeline(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+        pipeline(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
