@@ -93,7 +93,7 @@ class MeasuredScores:
         data: what to score and calibrate on; see `litheseg.evaluation.bundle.open_bundle_data`.
         store: remembers the scores.
         split: that is scored.
-        engine: of a network that is not float32; given the calibrated bundle.
+        engine: of a network that is not float32, given the calibrated bundle; None for PyTorch's.
         progress: told of each network that takes time.
     """
 
@@ -108,7 +108,7 @@ class MeasuredScores:
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._bundle, self._data, self._store, self._split = bundle, data, store, split
-        self._engine, self._progress = engine or _plain_engine, progress
+        self._engine, self._progress = engine, progress
         self._digest = data_digest(data.source, split)
         self.told = f"mIoU on {data.source.name} {split}"
 
@@ -159,7 +159,9 @@ class MeasuredScores:
         return self._bundle
 
     def _measured(self, network: Network) -> float:
-        engine = self._engine(self.with_width(network.width), network)
+        bundle = self.with_width(network.width)
+        special = self._engine if network.precision != "fp32" else None
+        engine = (special or _plain_engine)(bundle, network)
         return score(Pipeline(engine, network.size), self.source, self.source.samples(self._split))
 
 

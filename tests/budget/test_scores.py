@@ -56,6 +56,18 @@ def test_a_width_in_between_is_calibrated(bundle: Bundle, labelled: Path, store:
     assert bundle.header.available_widths == (1.0, 0.5)
 
 
+def test_fp32_is_scored_in_pytorch_and_calibrated(bundle: Bundle, labelled: Path, store: Store) -> None:
+    """Whatever engines there are for other precisions."""
+    scores = open_scores(bundle, labelled, store, engine=lambda *_: 1 / 0)
+    between = Network(0.7, (32, 48), "fp32")
+    data = open_bundle_data(bundle, labelled)
+    calibrated = calibrate(bundle, data, (0.7,))
+    expected = evaluate(calibrated.model(), data.val_dataloader(), widths=(0.7,))[0.7].miou
+    assert scores.miou(between) == pytest.approx(expected, abs=0.02)
+    with pytest.raises(ZeroDivisionError):
+        scores.miou(between._replace(precision="int8"))
+
+
 def test_scores_are_remembered(bundle: Bundle, labelled: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(bundle, labelled, store).miou(SMALL)
     monkeypatch.setattr(room, "score", lambda *_: 1 / 0)
