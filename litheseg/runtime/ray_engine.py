@@ -67,15 +67,19 @@ def run_ray(settings: Settings, jobs: Sequence[Job], *, workers: int) -> Generat
 
 
 class _Diary:
-    """What was begun, remembered across the deaths of workers: an actor that holds counts only."""
+    """What was begun and not ended, remembered across the deaths of workers: an actor that holds counts only."""
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
 
     def begin(self, what: str) -> int:
-        """Note it; how often was it begun before?"""
+        """Note it; how often was it begun before, and never ended?"""
         self._begun[what] += 1
         return self._begun[what] - 1
+
+    def end(self, what: str) -> int:
+        """Forget it."""
+        return self._begun.pop(what, 0)
 
 
 class _Worker:
@@ -88,7 +92,7 @@ class _Worker:
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         columns = (block["index"].tolist(), block["image"], block["name"], block["parts"])
         jobs = [Job(i, image, name, tuple(parts.split())) for i, image, name, parts in zip(*columns, strict=True)]
-        outcomes = self._carefully(jobs) if self._begin(f"block {jobs[0].index}") else self._all(jobs)
+        outcomes = self._carefully(jobs) if self._note("begin", f"block {jobs[0].index}") else self._all(jobs)
         try:
             done = list(outcomes)
         except UnwritableError as error:
@@ -101,17 +105,18 @@ class _Worker:
     def _carefully(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """A worker has died over this block: leave out what it wrote, then one image at a time, to find the culprit."""
         for job in jobs:
-            rest = job if self._settings.force else self._label.remaining(job)
+            rest, name = job if self._settings.force else self._label.remaining(job), f"image {job.index}"
             if rest is None:
                 yield Outcome(job.index)
-            elif (deaths := self._begin(f"image {job.index}")) < _DEATHS:
+            elif (deaths := self._note("begin", name)) < _DEATHS:
                 yield from self._all([rest])
+                self._note("end", name)
             else:
                 reason = f"{job.image}: {deaths} workers died over it, for want of memory perhaps; make it smaller"
                 yield Outcome(job.index, reason)
 
-    def _begin(self, what: str) -> int:
-        return int(_ray().get(self._diary.begin.remote(what)))
+    def _note(self, verb: str, what: str) -> int:
+        return int(_ray().get(getattr(self._diary, verb).remote(what)))
 
 
 def _results(ray: ModuleType, settings: Settings, jobs: Sequence[Job], workers: int) -> Iterable[dict[str, np.ndarray]]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_an_image_that_kills_its_workers_is_listed(model: Path, photos: Path, tm
 def worker(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ray_engine._Worker:
     """A worker of this process, which asks a diary of this process."""
     diary = ray_engine._Diary()
-    monkeypatch.setattr(ray_engine._Worker, "_begin", lambda _, what: diary.begin(what))
+    monkeypatch.setattr(ray_engine._Worker, "_note", lambda _, verb, what: getattr(diary, verb)(what))
     return ray_engine._Worker(Settings(str(model), str(tmp_path / "out")), None)
 
 
@@ -161,10 +162,12 @@ def test_a_block_that_is_begun_again_leaves_out_what_is_written(
     assert sorted(_masks(tmp_path / "out")) == ["000.png", "001.png"]
 
 
+@pytest.mark.parametrize("force", [False, True])
 def test_an_image_over_which_workers_die_is_left_out(
-    worker: ray_engine._Worker, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: ray_engine._Worker, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
 ) -> None:
-    block, read = _block(photos, "000.png", "001.png", "002.png"), labeller.read_image
+    worker._settings = replace(worker._settings, force=force)
+    block, read = _block(photos, "000.png", "broken.png", "001.png", "002.png"), labeller.read_image
 
     def deadly(path: Path) -> np.ndarray:
         if path.name == "001.png":
@@ -176,8 +179,9 @@ def test_an_image_over_which_workers_die_is_left_out(
         with pytest.raises(SystemExit):
             worker(block)
     result = worker(block)
-    assert result["problem"][0] == result["problem"][2] == ""
-    assert result["problem"][1].startswith(str(photos / "001.png")) and "3 workers died" in result["problem"][1]
+    first, broken, culprit, last = result["problem"]
+    assert first == last == "" and "not an image" in broken
+    assert culprit.startswith(str(photos / "001.png")) and "3 workers died" in culprit
     assert sorted(_masks(tmp_path / "out")) == ["000.png", "002.png"]
 
 
