@@ -194,9 +194,9 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, streets: Path, capsys: pytest.C
 
         return train
 
-    monkeypatch.setattr(cli, "train", stop(Interrupted("saved; go on with --resume")))
+    monkeypatch.setattr(cli.train, "train", stop(Interrupted("saved; go on with --resume")))
     assert "--resume" in refused(capsys, "train", "--data.root", streets, status=130)
-    monkeypatch.setattr(cli, "train", stop(KeyboardInterrupt()))
+    monkeypatch.setattr(cli.train, "train", stop(KeyboardInterrupt()))
     assert "Ctrl-C" in refused(capsys, "train", "--data.root", streets, status=130)
 
 
