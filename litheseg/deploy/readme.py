@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from litheseg.deploy.exported import Artefact, Export
+from litheseg.deploy.parity import Certificate
 
 __all__ = ["export_readme"]
 
@@ -84,16 +85,20 @@ def _certificate(export: Export, certificates: Certificates) -> str:
     if not known:
         return "These networks were not compared with PyTorch." if not compared else "See `certificate.json`."
     origin = f"Against PyTorch in fp32, on {known[0][1]['images']} images ({known[0][1]['origin']}):"
-    head = ("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "worst image", "logits differ by")
+    head = (
+        *("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "class that moved most"),
+        *("worst image", "logits differ by"),
+    )
     return f"{origin}\n\n{_table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
 
 
 def _certificate_row(artefact: Artefact, found: Mapping[str, Any]) -> tuple[str, ...]:
-    difference = found["largest_difference"]
+    difference, moved = found["largest_difference"], Certificate.from_dict(found).worst_class
     return (
         f"`{artefact.path}`",
         f"{found['differing']:,} of {found['pixels']:,}",
         *("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou")),
+        "–" if moved is None else f"{moved[0]} ({100 * moved[1]:+.4f})",
         f"{found['worst_image']} ({100 * found['worst_agreement']:.3f} % alike)",
         "–" if difference is None else f"{difference:.1e} of {found['largest_logit']:.0f}",
     )

@@ -106,7 +106,7 @@ def open_samples(
         loose = find_images(folder)
         if loose:
             found = [Sample(name, path, None, "unlabelled") for name, path in sorted(loose.items())]
-            return Samples(found, None, str(folder))
+            return Samples(found, None, f"{folder.resolve().name}/")
     opened = open_bundle_data(bundle, data, source=source, split=split).source
     samples = opened.samples(split)
     if not samples:
