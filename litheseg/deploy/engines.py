@@ -111,6 +111,8 @@ def _installed(export: Export, width: float | None, precision: str) -> str | Non
     if not here:
         raise LithesegError(f"{export.path} runs in {', '.join(dict.fromkeys(runtimes))}, none of which is installed")
     for name in dict.fromkeys(here):
+        if precision == "bf16" and name == "onnxruntime":  # reads the network, but cannot run it so
+            continue
         with suppress(LithesegError):
             export.find(width, name, precision)
             return name

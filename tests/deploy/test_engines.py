@@ -192,6 +192,9 @@ def test_bf16_where_the_machine_has_it_and_where_not(export: Export, bundle: Bun
     ):
         with pytest.raises(LithesegError, match="'cpu' has no bf16 here"):
             act()
+    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(room, "available_runtimes", lambda: ("torch", "onnxruntime"))
+    assert open_engine(export, precision="bf16").runtime == "torch"  # ONNX Runtime comes first, but cannot
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(LithesegError, match="this CPU has no bf16"):
             open_engine(export, runtime="openvino", precision="bf16")
