@@ -132,19 +132,19 @@ def run(args: Namespace) -> None:
             progress=status.update,
             force=args.force,
         )
-    certificates = _certificates(export)
+    found = _found(export)
+    certificates = found["certificates"]
     if args.json:
         networks = [artefact.to_dict() for artefact in export.artefacts]
-        return print_json({"export": str(export.path), "networks": networks, "certificates": certificates})
+        return print_json({"export": str(export.path), "networks": networks, **found})
     print_table(_table(export, certificates), str(export.path))
     if certificates:
         first = next(iter(certificates.values()))
         print(f"compared with PyTorch on {first['images']} images ({first['origin']})")
     else:
         print("not compared with PyTorch; leave out --no-check to do so")
-    for found in certificates.values():
-        if "int8" in found:
-            print(f"\n{found['int8']['summary']}")
+    for twin in found.get("int8", {}).values():
+        print(f"\n{twin['summary']}")
     print(f"\nnext:\n  litheseg predict {export.path} PHOTOS --output labelled")
 
 
@@ -162,10 +162,11 @@ def _twins(bundle: Bundle, args: Namespace, progress: Callable[[str], None]) -> 
     return Twins(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, wanted, progress=progress)
 
 
-def _certificates(export: Export) -> Mapping[str, Mapping[str, Any]]:
+def _found(export: Export) -> dict[str, Any]:
+    """``certificates`` and, where there are int8 twins, ``int8``: each by the path of the network."""
     file = export.folder / CERTIFICATE_FILE
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content.get("certificates", {})
+    return {"certificates": {}} | {name: content[name] for name in ("certificates", "int8") if name in content}
 
 
 def _table(export: Export, certificates: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -65,7 +65,7 @@ CHECK_IMAGES = 200
 
 Further = Callable[[Export], Iterable[tuple[Artefact, Mapping[str, Any]]]]
 """Writes further networks, such as int8 twins, into the folder of an export that is not finished yet; gives each with
-what its check found, for `CERTIFICATE_FILE`."""
+what its check found, for `CERTIFICATE_FILE`: a certificate, and beside it, as ``"int8"``, how a twin came about."""
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _LIBRARIES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
@@ -336,9 +336,14 @@ def _finish(export: Export, found: Mapping[str, Mapping[str, Any]], threshold: f
     """The files that speak of the others."""
     account = json.loads(description(export.header, export.artefacts, export.provenance))
     texts = {EXPORT_FILE: json.dumps(account, indent=2)}
+    twins = {path: result["int8"] for path, result in found.items() if "int8" in result}
+    certificates = {path: {k: v for k, v in result.items() if k != "int8"} for path, result in found.items()}
     if found:
-        content = {"threshold": threshold, "certificates": dict(found)}
+        content = {"threshold": threshold, "certificates": certificates, **({"int8": twins} if twins else {})}
         texts[CERTIFICATE_FILE] = json.dumps(content, indent=2, allow_nan=False)
-    texts["README.md"] = export_readme(export, found)
+    texts["README.md"] = export_readme(export, certificates)
+    if twins:
+        summaries = "\n\n".join(twin["summary"] for twin in twins.values())
+        texts["README.md"] += f"\n\n## int8\n\n```\n{summaries}\n```"
     for name, text in texts.items():
         (export.folder / name).write_text(text + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ Usage:
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -29,7 +30,7 @@ import rich
 
 from litheseg.errors import LithesegError, MissingExtraError
 
-__all__ = ["PASSING", "Layer", "Network"]
+__all__ = ["PASSING", "Layer", "Network", "require_nncf"]
 
 PASSING = frozenset(
     "Concat DepthToSpace Flatten Gather Identity MaxPool Pad Reshape Slice SpaceToDepth Split Squeeze StridedSlice "
@@ -163,11 +164,20 @@ def _quiet() -> Iterator[None]:
         console.quiet = before[1]
 
 
+def require_nncf() -> None:
+    """See that NNCF is installed, without the seconds that importing it takes.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if importlib.util.find_spec("nncf") is None:
+        raise MissingExtraError("nncf", "openvino", "int8")
+
+
 def _nncf() -> Any:
+    require_nncf()
     # Otherwise it reports every call to its makers; it asks once, when it is imported.
     os.environ.setdefault("NNCF_CI", "1")
-    try:
-        import nncf
-    except ImportError as error:
-        raise MissingExtraError("nncf", "openvino", "int8") from error
+    import nncf
+
     return nncf

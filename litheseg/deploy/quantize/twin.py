@@ -30,7 +30,7 @@ from litheseg.deploy.engines import Engine, open_engine
 from litheseg.deploy.exported import Artefact, Export, description, file_digest
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.quantize.calibration import CalibrationImages
-from litheseg.deploy.quantize.networks import Network
+from litheseg.deploy.quantize.networks import Network, require_nncf
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.deploy.quantize.report import REPORT_SUFFIX, QuantizationReport, QuantizationTrial
@@ -64,6 +64,9 @@ class Twins:
         wanted: how many images to calibrate on there should have been; more than there are is told in the report.
         threads: of the CPU, for checking and timing; None for the runtime's own choice.
         progress: told what is being done.
+
+    Raises:
+        MissingExtraError: NNCF is not installed.
     """
 
     bundle: Bundle
@@ -73,6 +76,10 @@ class Twins:
     wanted: int = 0
     threads: int | None = None
     progress: Callable[[str], None] = _silent
+
+    def __post_init__(self) -> None:
+        """Raise MissingExtraError now if NNCF is not installed: not after minutes of exporting."""
+        require_nncf()
 
     def __call__(self, export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
         """Twins of all networks of an export that can have one, with what their checks found.
@@ -101,7 +108,7 @@ class Twins:
             LithesegError: a network that cannot be quantized, or not within the tolerance: the message says how near
                 it came.
             DataError: an image that cannot be read.
-            MissingExtraError: NNCF or the runtime is not installed.
+            MissingExtraError: the runtime is not installed.
         """
         if artefact.format not in _RUNTIMES or artefact.precision != "fp32":
             raise LithesegError(f"{artefact} cannot become int8; give an fp32 network in onnx or openvino")
