@@ -43,14 +43,14 @@ def main() -> None:
     """Parse, measure, print a table, write JSON."""
     options = parse()
     bundle = load_bundle(options.model)
+    report: dict[str, Any] = {"rows": [], "tolerance": vars(Tolerance())} | provenance(options, bundle)
     with tempfile.TemporaryDirectory() as folder:
-        widths = options.widths or bundle.header.available_widths
-        rows = [row for width in widths for row in rows_of(bundle, width, Path(folder), options)]
-    report = {"rows": rows, "tolerance": vars(Tolerance())} | provenance(options, bundle)
-    show(rows)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+        for width in options.widths or bundle.header.available_widths:
+            report["rows"] += rows_of(bundle, width, Path(folder), options)
+            if options.output:  # after each width: it takes minutes
+                with atomic_path(options.output) as temporary:
+                    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    show(report["rows"])
 
 
 def parse() -> argparse.Namespace:
