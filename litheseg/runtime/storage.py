@@ -249,8 +249,10 @@ def _bucket(scheme: str, bucket: str) -> Any:
         from pyarrow.fs import FileSystem
     except ImportError as error:
         raise MissingExtraError("pyarrow", "ray", f"{scheme}://") from error
+    # Without this option S3 gets three requests for an object of any size.
+    uri = f"s3://{bucket}?allow_delayed_open=true" if scheme == "s3" else f"gs://{bucket}"
     try:
-        return FileSystem.from_uri(f"{'gs' if scheme == 'gcs' else scheme}://{bucket}")[0]
+        return FileSystem.from_uri(uri)[0]
     except Exception as error:
         raise DataError(f"{scheme}://{bucket} cannot be opened ({_reason(error)})") from error
 
