@@ -65,7 +65,7 @@ class Bench:
         failed: dict[Hashable, str] = {}
         for candidate in candidates:
             int8 = candidate.network.precision == "int8"  # each network may or may not bear it
-            kind = candidate.network if int8 else (candidate.runtime, candidate.network.precision)
+            kind = (candidate.runtime, candidate.network if int8 else candidate.network.precision)
             if kind not in failed:
                 try:
                     self._pipeline(candidate)

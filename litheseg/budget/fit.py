@@ -205,6 +205,10 @@ class Fit:
 
     def _opened_plan(self, path: Path | None) -> tuple[Plan | None, str]:
         """The plan of a model with grouped convolutions, and what its timings are remembered by."""
+        if self._measured is not None:
+            if path is not None:
+                raise LithesegError("--plan does not go with --measured: a kit's networks were timed without one")
+            return None, ""
         if not grouped_layers(extract(self._model, self.bundle.header.available_widths[0])):
             return None, ""
         if path is not None:
@@ -257,15 +261,8 @@ class Fit:
         return street_frames(image or self.bundle.header.size)
 
     def _engine(self, bundle: Bundle, network: Network) -> Engine:
-        """For scoring: a network that is not fp32, in the first runtime that takes it."""
-        problem: LithesegError | None = None
-        for runtime in self.choices.runtimes or available_runtimes():
-            try:
-                return self.workbench.engine(Candidate(network, runtime, standalone.cores()))
-            except LithesegError as error:
-                problem = error
-        assert problem is not None
-        raise problem
+        """For scoring: a network that is not fp32."""
+        return self.workbench.engine_of(network, self.choices.runtimes or available_runtimes(), standalone.cores())
 
     def _calibrated(self, width: float) -> Bundle:
         return self.scores.with_width(width) if isinstance(self.scores, MeasuredScores) else self.bundle

@@ -1,8 +1,8 @@
 """Makes candidates run: exports of a bundle, kept and used again, and engines of them.
 
-PyTorch runs the network straight from the bundle; the other runtimes run a file of one width at one input size, in the
-format made for them, and the like of it is delivered. Layers that a plan keeps dense are dense in the file. It does not
-time networks and does not know which candidate is wanted.
+PyTorch runs the network straight from the bundle, which is also what is delivered for it; the other runtimes run a file
+of one width at one input size, in the format made for them. Layers that a plan keeps dense are dense in the file. It
+does not time networks and does not know which candidate is wanted.
 
 Usage:
     >>> workbench = Workbench(bundle, store.exports)
@@ -12,12 +12,12 @@ Usage:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from litheseg.budget.candidates import Candidate, with_widths
+from litheseg.budget.candidates import Candidate, Network, with_widths
 from litheseg.budget.plan import Plan, Spot
 from litheseg.data.source import Source
 from litheseg.deploy.bundle import Bundle
@@ -57,6 +57,7 @@ class Workbench:
     ) -> None:
         self._bundle, self._folder, self._plan = bundle, folder, plan
         self._calibrated, self._quantise, self._progress = calibrated, quantise, progress
+        self._ran: dict[Network, Candidate] = {}
 
     def engine(self, candidate: Candidate) -> Engine:
         """A candidate, made to run.
@@ -67,11 +68,29 @@ class Workbench:
             LithesegError: what this machine, or the runtime, cannot do.
         """
         width, _, precision = candidate.network
-        if candidate.runtime == "torch" and precision != "int8":
-            bundle = self.planned(candidate, self._prepared(width, precision))
-            return bundle_engine(bundle, width, "torch", precision=precision, threads=candidate.threads)
-        runs = {"runtime": candidate.runtime, "precision": precision, "threads": candidate.threads}
-        return open_engine(self.export(candidate), width=width, **runs)  # type: ignore[arg-type]
+        way: dict[str, Any] = {"precision": precision, "threads": candidate.threads}
+        if candidate.runtime == "torch":
+            engine = bundle_engine(self._prepared(width, precision), width, "torch", **way)
+        else:
+            engine = open_engine(self.export(candidate), width=width, runtime=candidate.runtime, **way)
+        self._ran[candidate.network] = candidate
+        return engine
+
+    def engine_of(self, network: Network, runtimes: Iterable[str], threads: int) -> Engine:
+        """A network in the runtime that it ran in last, else in the first of these that takes it.
+
+        Raises:
+            LithesegError: none does.
+        """
+        ran = self._ran.get(network)
+        ways = [ran] if ran else [Candidate(network, runtime, threads) for runtime in runtimes]
+        problems = []
+        for candidate in ways:
+            try:
+                return self.engine(candidate)
+            except LithesegError as error:
+                problems.append(str(error))
+        raise LithesegError("; ".join(problems))
 
     def export(self, candidate: Candidate) -> Export:
         """The candidate's network as a file, from the cache or made now."""
@@ -110,7 +129,7 @@ class Workbench:
         """The bundle with those layers dense that are faster so where the candidate runs."""
         network = candidate.network
         spot = Spot(network.width, network.size, candidate.runtime, candidate.threads)
-        if self._plan is None:
+        if self._plan is None or candidate.runtime == "torch":  # a bundle's layers are as they were trained
             return bundle
         if spot not in self._plan.entries:
             plain = with_widths(bundle, [network.width]).plain(network.width)
