@@ -16,6 +16,7 @@ from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import Engine, available_runtimes, bundle_engine, open_engine, torch_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.exported import RUNTIMES, Export
+from litheseg.deploy.onnx import onnx_model
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.models import MODELS
 
@@ -43,8 +44,17 @@ def export(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 @pytest.fixture(scope="module")
-def engines(bundle: Bundle) -> dict[str, Engine]:
-    return {runtime: bundle_engine(bundle, 0.5, runtime) for runtime in RUNTIMES}
+def engines(bundle: Bundle) -> Iterator[dict[str, Engine]]:
+    """Of one network, which is converted to ONNX once only."""
+    converted: list[Any] = []
+
+    def once(program: Any, output: str) -> Any:
+        converted[:] = converted or [onnx_model(program, output)]
+        return converted[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "onnx_model", once)
+        yield {runtime: bundle_engine(bundle, 0.5, runtime) for runtime in RUNTIMES}
 
 
 def test_every_runtime_is_here() -> None:
