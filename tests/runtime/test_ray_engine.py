@@ -98,6 +98,7 @@ class _Killer(threading.Thread):
         self.before = {path.name: path.stat() for path in self._output.glob("[!.]*.png")}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_a_killed_worker_loses_nothing_and_masks_are_those_of_the_local_engine(
     model: Path, photos: Path, tmp_path: Path
