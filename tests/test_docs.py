@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from litheseg.cli import COMMANDS, build_parser
 from litheseg.cost.profile import profile
 from litheseg.models import build_model
 from litheseg.nn import slim
@@ -57,9 +58,12 @@ def test_links_resolve(page: Path) -> None:
 
 
 def test_commands_parse(page: Path) -> None:
-    parser = pytest.importorskip("litheseg.cli").build_parser()
+    parser = build_parser()
     for command in commands(page):
         words = shlex.split(command.split(" > ")[0], comments=True)[1:]
+        if len(words) == 1:  # a command's name
+            assert words[0] in COMMANDS, f"{page.name}: there is no `{command}`"
+            continue
         if "..." in words or set(words) & set(PLACEHOLDERS) or "--help" in words or "--version" in words:
             continue
         arguments, rest = parser.parse_known_args(words)
