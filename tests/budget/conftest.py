@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_budget import CLASSES
 
-from litheseg.data.classes import Classes
 from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models import build_model
 from litheseg.nn import slim
-
-NAMES = tuple("abcde")
-CLASSES = Classes(NAMES, tuple((50 * i, 0, 255 - 50 * i) for i in range(5)))
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of data with four images for training and two to score, 48x64."""
     root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    (root / "classes.yaml").write_text("classes:\n" + "".join(f"  - name: {name}\n" for name in NAMES))
+    (root / "classes.yaml").write_text("classes:\n" + "".join(f"  - name: {name}\n" for name in CLASSES.names))
     for split, count in (("train", 4), ("val", 2)):
         for kind in ("images", "masks"):
             (root / kind / split).mkdir(parents=True)

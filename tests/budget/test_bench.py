@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_budget import CLASSES
 
+from litheseg.budget import workbench as room
 from litheseg.budget.bench import Bench
 from litheseg.budget.candidates import Candidate, Network, grid
 from litheseg.budget.plan import LayerTimes, Plan, Spot
 from litheseg.budget.workbench import Workbench
 from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.deploy.engines import Engine, bundle_engine
-from litheseg.deploy.exported import Artefact, Export, file_digest, load_export
+from litheseg.deploy.export import export_bundle
+from litheseg.deploy.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
 from litheseg.errors import LithesegError, WidthError
 from litheseg.models import build_model
 from litheseg.nn.dense import grouped_layers
@@ -107,13 +110,33 @@ def test_pytorch_needs_no_export(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workbench, Path, list[str]]:
+def original(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """A real export, made once since that takes seconds."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    folder, told = tmp_path_factory.mktemp("exports"), []  # type: ignore[var-annotated]
-    workbench = Workbench(bundle, folder, quantise=lambda _: _pretend, progress=told.append)
+    folder = tmp_path_factory.mktemp("original") / "export"
+    return export_bundle(bundle, folder, widths=(0.5,), size=(32, 48), check=False)
+
+
+@pytest.fixture
+def exported(
+    original: Export, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Workbench, Path, list[str]]:
+    """A workbench whose exports are copies of the original; what it says; and where they are."""
+
+    def copied(_: Bundle, output: Path, *, further: Any = None, **__: Any) -> Export:
+        shutil.copytree(original.path, output, dirs_exist_ok=True)
+        export = replace(original, path=output)
+        twins = tuple(artefact for artefact, _ in further(export)) if further else ()
+        text = description(export.header, (*export.artefacts, *twins), export.provenance)
+        (output / EXPORT_FILE).write_text(text)
+        return load_export(output)
+
+    told: list[str] = []
+    monkeypatch.setattr(room, "export_bundle", copied)
+    workbench = Workbench(bundle, tmp_path, quantise=lambda _: _pretend, progress=told.append)
     workbench.engine(ONNX)
-    return workbench, folder, told
+    return workbench, tmp_path, told
 
 
 def _pretend(export: Export) -> Iterable[tuple[Artefact, Mapping[str, Any]]]:
@@ -163,8 +186,6 @@ def test_a_plan_makes_layers_dense_in_files_only(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    from conftest import CLASSES
-
     efficient = Efficient(groups=2, where="encoder,3x3")
     arguments = {"base": 8, "aux_head": False, "boundary_head": False}
     architecture = {"name": "ddrnet", "args": arguments, "efficient": vars(efficient)}
