@@ -31,7 +31,7 @@ demo: $(STAMP)  ## train, measure and report a small model on procedural scenes
 	$(BIN)/litheseg demo
 
 test: lint  ## everything that CI checks: ruff, mypy, pytest (without the slow tests)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart 0
 
 lint: $(STAMP)  ## ruff and mypy only
 	$(BIN)/ruff check .

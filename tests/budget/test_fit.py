@@ -21,7 +21,7 @@ from litheseg.budget.search import BudgetError, Point
 from litheseg.budget.stats import Samples
 from litheseg.budget.store import model_digest
 from litheseg.budget.target import Measurements, read_measurements
-from litheseg.cli import build_parser, main
+from litheseg.cli import build_parser, main, measure
 from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.deploy.exported import load_export
 from litheseg.errors import LithesegError
@@ -108,19 +108,14 @@ def test_without_data_trained_widths_count(bundle: Bundle, tmp_path: Path) -> No
     account = Fit(bundle, Limits(26.0), Choices(runtimes=("torch",), threads=(1,)), cache=tmp_path).run()
     assert account.found.chosen.candidate.network == Network(0.5, (32, 48), "fp32")
     assert account.found.chosen.miou == 0.6 and "no labelled data" in account.scored
+    table = account.table()
+    assert list(table.columns[0].cells) == ["chosen", "too slow"]
+    assert "width 0.5 at 32x48, fp32 in torch, 1 thread: mIoU 60.0 %, end to end, p95 21.00 ms" in account.sentence()
 
 
 def test_too_little_names_the_nearest(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"nearest is w0\.5-32x48-fp32 torch 1t: p95 21\.00 ms, mIoU 60\.0 %"):
         Fit(bundle, Limits(1.0), FEW, cache=tmp_path).run()
-
-
-def test_a_table_of_the_frontier(bundle: Bundle, tmp_path: Path) -> None:
-    account = Fit(bundle, Limits(26.0), FEW, cache=tmp_path).run()
-    table = account.table()
-    assert table.row_count == 2
-    assert list(table.columns[0].cells) == ["chosen", "too slow"]
-    assert "width 0.5 at 32x48, fp32 in torch, 1 thread: mIoU 60.0 %, end to end, p95 21.00 ms" in account.sentence()
 
 
 def test_pareto() -> None:
@@ -207,8 +202,8 @@ def test_measurements_of_another_model_are_refused(bundle: Bundle, tmp_path: Pat
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command(bundle: Bundle, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["fit", str(bundle.path), "--budget", "26ms", "--data", str(labelled), "--sizes", "32x48", "--threads", "1"]
+def test_the_command(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", str(bundle.path), "--budget", "26ms", "--sizes", "32x48", "--threads", "1"]
     words += ["--runtime", "torch", "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
     assert main(words) == 0
     out = capsys.readouterr().out
@@ -243,14 +238,15 @@ def test_wrong_usage(
     assert not output.exists()
 
 
-def test_measure_writes_a_kit(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnxscript")
-    assert (
-        main(["measure", str(bundle.path), "--widths", ".5", "--sizes", "32x48", "--output", str(tmp_path / "kit")])
-        == 0
-    )
-    assert "1 networks and measure.py" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "kit").iterdir()} == {"kit.json", "measure.py", "networks"}
+def test_measure_writes_a_kit(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Sequence[Network]] = []
+    monkeypatch.setattr(measure, "write_kit", lambda _, folder, networks, **__: (written.append(networks), folder)[1])
+    words = ["measure", str(bundle.path), "--widths", "1,.5", "--sizes", "32x48,16x24"]
+    assert main([*words, "--output", str(tmp_path / "kit")]) == 0
+    assert "4 networks and measure.py" in capsys.readouterr().out
+    assert {(n.width, n.size) for n in written[0]} == {(w, s) for w in (1.0, 0.5) for s in ((32, 48), (16, 24))}
 
 
 def test_the_helps_teach(capsys: pytest.CaptureFixture[str]) -> None:

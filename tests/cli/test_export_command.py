@@ -17,9 +17,9 @@ from litheseg.models import MODELS
 
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:
-    MODELS["tiny"] = build_tiny
-    yield
-    del MODELS["tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", build_tiny)
+        yield
 
 
 @pytest.fixture(scope="module")

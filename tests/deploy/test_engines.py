@@ -27,9 +27,9 @@ openvino = pytest.importorskip("openvino")
 
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:
-    MODELS["tiny"] = build_tiny
-    yield
-    del MODELS["tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", build_tiny)
+        yield
 
 
 @pytest.fixture(scope="module")
