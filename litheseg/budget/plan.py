@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from litheseg.budget.standalone import host_facts, interleave
 from litheseg.cost.latency import threads_limited
+from litheseg.deploy.openvino import openvino_core
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
 from litheseg.nn.dense import grouped_layers, to_dense
@@ -272,7 +273,7 @@ def _in_onnxruntime(model: bytes, image: np.ndarray, threads: int) -> Call:
 
 
 def _in_openvino(model: bytes, image: np.ndarray, threads: int) -> Call:
-    core = _imported("openvino", "openvino").Core()
+    core = openvino_core()
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
     return lambda: request.infer({0: image}, share_inputs=True)

@@ -19,6 +19,7 @@ then a few that are: as when one network runs alone.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import hashlib
 import importlib
@@ -198,12 +199,17 @@ def _in_onnxruntime(path: Path, threads: int) -> Network:
 
 
 def _in_openvino(path: Path, threads: int) -> Network:
-    import openvino
-
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request = _openvino_core().compile_model(str(path), "CPU", settings).create_infer_request()
     return lambda image: request.infer({0: image}, share_inputs=True)[0]
+
+
+@functools.cache  # one for all: where cores come and go, OpenVINO leaves signals without a stack
+def _openvino_core() -> Any:
+    import openvino
+
+    return openvino.Core()
 
 
 _RUNTIMES: dict[str, Callable[[Path, int], Network]] = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}

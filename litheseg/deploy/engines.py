@@ -30,7 +30,7 @@ from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.exported import PRECISIONS, RUNTIMES, Artefact, Export, check_choice, load_export
 from litheseg.deploy.network import Deployed, deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
-from litheseg.deploy.openvino import require_openvino
+from litheseg.deploy.openvino import openvino_core
 from litheseg.deploy.torch_export import export_program, load_archive
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 
@@ -284,10 +284,9 @@ def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int |
 
 
 def _open_openvino(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
-    openvino = require_openvino("running in OpenVINO")
+    core = openvino_core()
     if device != "cpu":
         raise LithesegError(f"OpenVINO runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
-    core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise LithesegError("this CPU has no bf16 (OpenVINO would compute in fp32); choose fp32 or int8")
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,13 @@ from litheseg.deploy.engines import Engine, available_runtimes, bundle_engine, o
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.exported import RUNTIMES, Export
 from litheseg.deploy.onnx import onnx_model
+from litheseg.deploy.openvino import openvino_core
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.models import MODELS
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -205,9 +207,24 @@ def test_bf16_where_the_machine_has_it_and_where_not(export: Export, bundle: Bun
     monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
     monkeypatch.setattr(room, "available_runtimes", lambda: ("torch", "onnxruntime"))
     assert open_engine(export, precision="bf16").runtime == "torch"  # ONNX Runtime comes first, but cannot
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(LithesegError, match="this CPU has no bf16"):
             open_engine(export, runtime="openvino", precision="bf16")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
+def test_signals_are_heard_after_engines_have_gone(export: Export) -> None:
+    """With a core for each engine, the process would end at the first signal: a Ctrl-C, a child that ended."""
+    first, second = (open_engine(export, runtime="openvino") for _ in range(2))
+    del first
+    del second
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1]
 
 
 def test_bundles_that_cannot_be_run_so(bundle: Bundle) -> None:

@@ -20,6 +20,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,9 @@ class Network(ABC):
             backend_params={"compress_weights": not probe},
         )
         try:
-            with _quiet():
-                model = nncf.quantize(
+            with _quiet(), ThreadPoolExecutor(1) as aside:  # its cores come and go, see `openvino_core`
+                quantizing = aside.submit(
+                    nncf.quantize,
                     self._copy(),
                     nncf.Dataset(images, self._feed),
                     preset=nncf.QuantizationPreset.MIXED,
@@ -102,6 +104,7 @@ class Network(ABC):
                     ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
                     advanced_parameters=advanced,
                 )
+                model = quantizing.result()
         except LithesegError:  # an image that cannot be read
             raise
         except Exception as error:  # NNCF and its runtimes have errors of their own for what they cannot do
