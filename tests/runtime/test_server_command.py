@@ -75,7 +75,6 @@ def test_it_serves_and_ends_on_sigterm(bundle: Path) -> None:
         assert "Traceback" not in running.stderr.read()
 
 
-@pytest.mark.slow  # a signal to the test process itself, which must not share it with others
 def test_a_signal_lets_what_was_taken_finish(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, urls = FakePredictor(dict.fromkeys((1.0, 0.5, 0.25), 0.3)), list[str]()
     made = Service(predictor, Settings(workers=1), name="slow")  # type: ignore[arg-type]
