@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
+from litheseg.errors import ModelError
 from litheseg.models import MODELS, SegmentationModel
 
 __all__ = ["PEERS", "Peer", "build_peer"]
@@ -67,8 +68,14 @@ PEERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
 """name -> what it is, and how the library's own network is built for K classes."""
 
 
-def build_peer(name: str, num_classes: int) -> Peer:
-    """A registered peer with random weights."""
+def build_peer(name: str, num_classes: int, *, aux_head: bool = False, boundary_head: bool = False) -> Peer:
+    """A registered peer with random weights.
+
+    Raises:
+        ModelError: a head is wanted; they are of these libraries, and have none.
+    """
+    if aux_head or boundary_head:
+        raise ModelError(f"{name} has no auxiliary and no boundary head; train it without them")
     return Peer(PEERS[name][1](num_classes), num_classes)
 
 

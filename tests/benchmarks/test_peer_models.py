@@ -1,0 +1,45 @@
+"""Other libraries' networks behind our interface: what they give, and that they are kept as model files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from litheseg.data.classes import Classes
+from litheseg.deploy.bundle import BundleHeader, load_bundle, save_bundle
+from litheseg.errors import ModelError
+from litheseg.models import MODELS, build_model
+
+pytest.importorskip("segmentation_models_pytorch")
+pytest.importorskip("torchvision")
+
+
+@pytest.mark.parametrize("name", ["peer-lraspp", "peer-fpn-mobilenet"])
+def test_a_peer_is_its_library_s_network_and_fits_a_model_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = dict(MODELS)
+    import peer_models  # registers them, which is not for other tests to see
+
+    for peer in peer_models.PEERS:
+        MODELS.pop(peer, None)
+        monkeypatch.setitem(MODELS, peer, partial(peer_models.build_peer, peer))
+    assert set(MODELS) == {*known, *peer_models.PEERS}
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=3).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        plain = model.network(image)
+        expected = plain["out"] if isinstance(plain, dict) else plain
+        assert torch.equal(model(image), expected)
+        assert model(image[:, :, :50, :70]).shape == (1, 3, 50, 70)
+    classes = Classes(("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+    save_bundle(tmp_path / "peer.safetensors", model, BundleHeader({"name": name, "args": {}}, classes, size=(64, 96)))
+    again = load_bundle(tmp_path / "peer.safetensors").plain(1.0)
+    with torch.no_grad():
+        assert torch.allclose(again(image), expected, atol=1e-5)
+    with pytest.raises(ModelError, match="no auxiliary and no boundary head"):
+        peer_models.build_peer(name, 3, aux_head=True)
