@@ -56,6 +56,7 @@ PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half-short", (180, 240), (384, 480)
 OURS = {"ddrnet (base 16)": "ddrnet-slim", "ERFNet": "erfnet-erfnet"}  # name -> row of benchmarks/grouping.yaml
 WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
 FORMATS = ("onnx", "openvino")
+CALIBRATION = {TRAINING_SIZE: 32, FULL_SIZE: 8}  # images; fewer where only the time counts
 ANY = Tolerance(miou=100, class_iou=None, agreement=0)  # int8 throughout: its mIoU is told beside it
 
 
@@ -153,7 +154,7 @@ def pads(image: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 def exported(network: Network, size: tuple[int, int], folder: Path, source: Source) -> Path:
     """The network as files for each runtime and precision: ours with logits, a peer with labels."""
-    calibration, check = calibration_samples(network.bundle, source)
+    calibration, check = calibration_samples(network.bundle, source, count=CALIBRATION[size])
     export_bundle(
         network.bundle,
         folder,
