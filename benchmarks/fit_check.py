@@ -2,8 +2,10 @@
 
 The first fit has a budget that everything keeps; it shows what the model can do. Ten budgets are spread over that
 range, in equal ratios. What each fit delivers is then opened and timed again, alone, end to end, with the repeats of
-the promise: the promise holds if the two percentiles are within 10 % of each other. Fits share a cache, as a user's do,
-so later ones time little but their proof. Leave the machine alone meanwhile.
+the promise: the promise holds if the two percentiles are within 10 % of each other. No promise can be better kept than
+the machine keeps its own speed, so that is measured too: each network is timed a second time, in a further process, and
+the two are compared in the same way. Fits share a cache, as a user's do, so later ones time little but their proof.
+Leave the machine alone meanwhile.
 
     python benchmarks/fit_check.py model.safetensors --data data/camvid --output benchmarks/results/fit_check.json
 """
@@ -33,6 +35,7 @@ from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.files import atomic_path
 
 TOLERANCE, TARGET = 0.10, 9
+TOLD = ("kept", "repeated")  # the promise, and the machine's own speed
 EVERYTHING = "100000ms"
 MARGIN = 1.5  # the least budget, of the fastest network's time: the first fit does not time it often enough to be exact
 
@@ -44,8 +47,8 @@ def main() -> None:
         return print(json.dumps(time_again(options)))
     with tempfile.TemporaryDirectory() as folder:
         rows = check(options, Path(folder))
-    report = {"tolerance": TOLERANCE, "target": TARGET, "kept": sum(row["kept"] for row in rows), "rows": rows}
-    report |= provenance(options)
+    report = {"tolerance": TOLERANCE, "target": TARGET, **{name: sum(row[name] for row in rows) for name in TOLD}}
+    report |= {"rows": rows, **provenance(options)}
     show(report)
     if options.output:
         with atomic_path(options.output) as temporary:
@@ -88,10 +91,19 @@ def row(options: argparse.Namespace, budget: float, folder: Path) -> dict[str, A
     """A fit, and what it promised timed again."""
     promise = fit(options, f"{budget:.3f}ms", folder)["promise"]
     words = [str(options.model), "--data", str(options.data), "--percentile", str(options.percentile)]
-    again = json.loads(run([sys.executable, __file__, *words, "--again", str(folder)]))
+    again, once_more = (json.loads(run([sys.executable, __file__, *words, "--again", str(folder)])) for _ in range(2))
     ratio = again["milliseconds"] / promise["milliseconds"]
-    kept = abs(ratio - 1) <= TOLERANCE
-    return {"budget_ms": round(budget, 3), "promise": promise, "again": again, "ratio": round(ratio, 4), "kept": kept}
+    drift = once_more["milliseconds"] / again["milliseconds"]
+    return {
+        "budget_ms": round(budget, 3),
+        "promise": promise,
+        "again": again,
+        "once_more": once_more,
+        "ratio": round(ratio, 4),
+        "drift": round(drift, 4),
+        "kept": abs(ratio - 1) <= TOLERANCE,
+        "repeated": abs(drift - 1) <= TOLERANCE,
+    }
 
 
 def fit(options: argparse.Namespace, budget: str, folder: Path) -> dict[str, Any]:
@@ -128,15 +140,23 @@ def time_again(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    table = Table(title=f"{report['kept']} of {len(report['rows'])} promises within {report['tolerance']:.0%}")
-    for name in ("budget", "chosen", "promised", "again", "ratio", "mIoU"):
+    rows, within = len(report["rows"]), f"within {report['tolerance']:.0%}"
+    table = Table(
+        title=f"{report['kept']} of {rows} promises {within}; the machine's own speed {report['repeated']} of {rows}"
+    )
+    for name in ("budget", "chosen", "promised", "again", "ratio", "once more", "drift", "mIoU"):
         table.add_column(name, justify="right")
     for entry in report["rows"]:
         promise = entry["promise"]
-        times = (f"{value:.2f}" for value in (promise["milliseconds"], entry["again"]["milliseconds"]))
-        name = Candidate.from_dict(promise).name
         table.add_row(
-            f"{entry['budget_ms']:.2f}", name, *times, f"{entry['ratio']:.3f}", f"{100 * promise['miou']:.1f}"
+            f"{entry['budget_ms']:.2f}",
+            Candidate.from_dict(promise).name,
+            f"{promise['milliseconds']:.2f}",
+            f"{entry['again']['milliseconds']:.2f}",
+            f"{entry['ratio']:.3f}",
+            f"{entry['once_more']['milliseconds']:.2f}",
+            f"{entry['drift']:.3f}",
+            f"{100 * promise['miou']:.1f}",
         )
     Console(width=140).print(table)
 
