@@ -25,7 +25,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +49,9 @@ from litheseg.data.source import Source
 from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle
 from litheseg.deploy.engines import Engine, bundle_engine, open_engine
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.exported import Artefact, Export
 from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
+from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
 from litheseg.models import build_model
 
@@ -128,15 +131,17 @@ def setting(
 ) -> list[dict[str, Any]]:
     """One row per network: what it costs, how long each way takes, how right the fastest is."""
     exports = [exported(network, size, folder / str(index), source) for index, network in enumerate(networks)]
-    pipelines = {
-        (index, *way): Pipeline(engine(network, exports[index], *way, options.threads), size, options.threads)
-        for (index, network), way in itertools.product(enumerate(networks), WAYS)
-    }
+    pipelines = {}
+    for (index, network), way in itertools.product(enumerate(networks), WAYS):
+        with suppress(LithesegError):  # int8 that its runtime cannot run was left out
+            found = engine(network, exports[index], *way, options.threads)
+            pipelines[index, *way] = Pipeline(found, size, options.threads)
     times = measure_total(pipelines, camera(source, size), repeats=options.rounds)
     rows = []
     for index, network in enumerate(networks):
-        own = {way: summary(times[index, *way]) for way in WAYS}
-        rows.append(row(network, size, own, exports[index], {way: pipelines[index, *way] for way in WAYS}, source))
+        own = {way: pipelines[index, *way] for way in WAYS if (index, *way) in pipelines}
+        took = {way: summary(times[index, *way]) for way in own}
+        rows.append(row(network, size, took, exports[index], own, source))
     return rows
 
 
@@ -154,7 +159,16 @@ def pads(image: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 def exported(network: Network, size: tuple[int, int], folder: Path, source: Source) -> Path:
     """The network as files for each runtime and precision: ours with logits, a peer with labels."""
-    calibration, check = calibration_samples(network.bundle, source, count=CALIBRATION[size])
+
+    def twins(export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
+        calibration, check = calibration_samples(network.bundle, source, count=CALIBRATION[size])
+        make = Twins(network.bundle, calibration, check.thinned(1), tolerance=ANY)
+        for original in export.artefacts:
+            try:
+                yield make.quantize(export, original)[0], {}
+            except LithesegError as error:
+                print(f"{network.name}: {error}", file=sys.stderr)
+
     export_bundle(
         network.bundle,
         folder,
@@ -163,7 +177,7 @@ def exported(network: Network, size: tuple[int, int], folder: Path, source: Sour
         size=size,
         output_kind="logits" if network.ours else "labels",
         check=False,
-        further=Twins(network.bundle, calibration, check.thinned(1), tolerance=ANY),
+        further=twins,
     )
     return folder
 
@@ -191,7 +205,7 @@ def row(
     cost = count(network.bundle.plain(network.width), size)
     scored = network.trained and size == TRAINING_SIZE
     ways = []
-    for precision in ("fp32", "int8"):
+    for precision in dict.fromkeys(precision for _, precision in times):
         fastest = min((way for way in times if way[1] == precision), key=lambda way: times[way]["p50"])
         ways.append(
             {

@@ -15,6 +15,7 @@ Usage:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,7 +34,8 @@ _HALVINGS = 2
 _FINEST = 1 / 32  # of the widths between trained ones
 _NEAR = 1.1  # times the budget: what is re-measured beside the choice, lest the first timings were unlucky
 _RIVALS = 2
-_VERIFYING = 3  # times the repeats that a percentile needs
+_VERIFYING = 3  # times the repeats that a percentile needs, at least,
+_LASTING_MS = 20_000  # and for so long at least: a machine has slow and fast seconds, and the promise is one for both
 _ROUNDS = 3
 _BEYOND = 3.0  # times the budget: how far the frontier is shown
 _SHOWN_REPEATS = 24
@@ -235,7 +237,7 @@ class Search:
         for _ in range(_ROUNDS):
             group = [candidate for candidate in self._rivals(best) if candidate not in fresh]
             self._progress("verifying")
-            times = self._timer.measure(group, _VERIFYING * needed_repeats(self._limits.percentile))
+            times = self._timer.measure(group, self._lasting_repeats(group))
             fresh |= {candidate: Samples(list(values)) for candidate, values in times.items()}
             self.race.samples |= {candidate: fresh[candidate] for candidate in group}  # they replace what was promised
             holding = [c for c in self.race.ranked() if c in fresh and self.race.inside(c)]
@@ -254,6 +256,10 @@ class Search:
             ] = None
         points = tuple(self._point(candidate, times) for candidate, times in fresh.items())
         return points, next(point for point in points if point.candidate == holding[0])
+
+    def _lasting_repeats(self, group: Sequence[Candidate]) -> int:
+        round_ms = sum(self.race.samples[candidate].percentile(50) for candidate in group)
+        return max(_VERIFYING * needed_repeats(self._limits.percentile), math.ceil(_LASTING_MS / round_ms))
 
     def _rivals(self, best: Candidate) -> list[Candidate]:
         """The choice, more accurate ones that nearly fit, and the next ones below it."""

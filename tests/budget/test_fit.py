@@ -85,7 +85,7 @@ def test_the_second_fit_only_verifies(bundle: Bundle, tmp_path: Path) -> None:
     FakeBench.calls.clear()
     again = Fit(bundle, Limits(26.0), FEW, **options).run()
     assert again.found.chosen.candidate == first.found.chosen.candidate
-    assert [repeats for _, repeats in FakeBench.calls] == [177]
+    assert len(FakeBench.calls) == 1 and FakeBench.calls[0][1] >= 177
     FakeBench.calls.clear()
     Fit(bundle, Limits(26.0), FEW, fresh=True, **options).run()
     assert FakeBench.calls[0][1] == 6

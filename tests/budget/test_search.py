@@ -88,6 +88,7 @@ def test_the_choice_is_the_optimum(budget: float) -> None:
     assert found.chosen.candidate == best
     assert found.chosen.miou == quality(best.network)
     assert len(found.chosen.times) >= 177, "promised from fresh timings"
+    assert sum(sum(point.times.ms) for point in found.verified) >= 20_000, "of slow and fast seconds"
 
 
 def test_widths_between_the_trained_ones_are_tried_where_they_pay() -> None:
