@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -231,11 +230,15 @@ def memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int
 
 
 def peak_memory(export: str, runtime: str, precision: str, size: tuple[int, int]) -> float:
-    """What `memory` starts: the largest resident set, MiB."""
+    """What `memory` starts: the largest resident set of this process's own, MiB.
+
+    Not `getrusage`'s, which begins with that of the process that started this one.
+    """
     pipeline = Pipeline(open_engine(export, runtime=runtime, precision=precision), (size[0], size[1]))
     for seed in range(3):
         pipeline(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:
