@@ -27,6 +27,7 @@ from rich.table import Table
 from step_cost import hardware
 
 from litheseg.budget.candidates import Candidate
+from litheseg.budget.search import PROOF_MS
 from litheseg.budget.standalone import host_facts
 from litheseg.budget.stats import Samples
 from litheseg.budget.timing import Pipeline, measure_total
@@ -36,7 +37,6 @@ from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.files import atomic_path
 
 TOLERANCE, TARGET = 0.10, 9
-LASTING_MS = 20_000  # of each measurement, as of a fit's proof
 TOLD = ("kept", "repeated")  # the promise, and the machine's own speed
 EVERYTHING = "100000ms"
 MARGIN = 1.5  # the least budget, of the fastest network's time: the first fit does not time it often enough to be exact
@@ -136,7 +136,7 @@ def time_again(options: argparse.Namespace) -> dict[str, Any]:
     source = open_bundle_data(load_bundle(options.model), options.data).source
     images = [source.read_image(sample) for sample in source.samples("val")[:4]]
     pipeline = Pipeline(engine, network.size, threads)
-    repeats = max(promise["repeats"], math.ceil(LASTING_MS / promise["p50_ms"]))
+    repeats = max(promise["repeats"], math.ceil(PROOF_MS / promise["p50_ms"]))
     times = Samples(measure_total({"": pipeline}, images, repeats=repeats, warmup=10)[""])
     told = {"milliseconds": times.percentile(options.percentile), "p50_ms": times.percentile(50)}
     return {name: round(value, 3) for name, value in told.items()}

@@ -63,6 +63,7 @@ PEERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "peer-deeplab-mobilenet": ("DeepLabV3+, MobileNetV2 (smp)", partial(_smp, smp.DeepLabV3Plus, "mobilenet_v2")),
     "peer-unet-mobilenet": ("Unet, MobileNetV2 (smp)", partial(_smp, smp.Unet, "mobilenet_v2")),
     "peer-fpn-resnet18": ("FPN, ResNet-18 (smp)", partial(_smp, smp.FPN, "resnet18")),
+    "peer-segformer-b0": ("SegFormer, MiT-B0 (smp)", partial(_smp, smp.Segformer, "mit_b0")),
 }
 """name -> what it is, and how the library's own network is built for K classes."""
 

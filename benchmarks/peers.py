@@ -8,8 +8,9 @@ graph. Ours give logits at their own stride, and labels come from these (lazy up
   images' size; mIoU is measured here, as deployed, on val.
 - full: the network sees 384x480 pixels, as large as a camera's picture, and nothing is resized.
 
-Peak memory is the largest resident set of a fresh process that labels three images the fastest way. A network that was
-not trained has random weights and no mIoU.
+A network that cannot become int8, or whose int8 a runtime cannot run, goes without that way: it is told, and the others
+count. Peak memory is the largest resident set of a fresh process that labels three images the fastest way. A network
+that was not trained has random weights and no mIoU.
 
     python benchmarks/peers.py --data path/to/camvid --work runs/benchmarks --output benchmarks/results/peers.json
 """
@@ -25,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +48,7 @@ from litheseg.data.source import Source
 from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle
 from litheseg.deploy.engines import Engine, bundle_engine, open_engine
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.exported import Artefact, Export
+from litheseg.deploy.exported import Artefact, Export, load_export
 from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
@@ -132,8 +132,7 @@ def setting(
     exports = [exported(network, size, folder / str(index), source) for index, network in enumerate(networks)]
     pipelines = {}
     for (index, network), way in itertools.product(enumerate(networks), WAYS):
-        with suppress(LithesegError):  # int8 that its runtime cannot run was left out
-            found = engine(network, exports[index], *way, options.threads)
+        if found := engine(network, exports[index], *way, options.threads):
             pipelines[index, *way] = Pipeline(found, size, options.threads)
     times = measure_total(pipelines, camera(source, size), repeats=options.rounds)
     rows = []
@@ -160,6 +159,7 @@ def exported(network: Network, size: tuple[int, int], folder: Path, source: Sour
     """The network as files for each runtime and precision: ours with logits, a peer with labels."""
 
     def twins(export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
+        """As `Twins` itself, but what fails is told and left out."""
         calibration, check = calibration_samples(network.bundle, source, count=CALIBRATION[size])
         make = Twins(network.bundle, calibration, check.thinned(1), tolerance=ANY)
         for original in export.artefacts:
@@ -181,9 +181,12 @@ def exported(network: Network, size: tuple[int, int], folder: Path, source: Sour
     return folder
 
 
-def engine(network: Network, export: Path, runtime: str, precision: str, threads: int) -> Engine:
+def engine(network: Network, export: Path, runtime: str, precision: str, threads: int) -> Engine | None:
+    """None where the network's int8 could not be made for this runtime."""
     if runtime == "torch":
         return bundle_engine(network.bundle, network.width, "torch", threads=threads)
+    if precision not in {found.precision for found in load_export(export).artefacts if runtime in found.runtimes}:
+        return None
     return open_engine(export, runtime=runtime, precision=precision, threads=threads)
 
 

@@ -2,8 +2,8 @@
 
 Coarse first: the widths that the model has, at every input size, in every runtime. Then finer where it may pay: between
 the widest width that fits and the next that does not. int8 last, since making it takes minutes: of networks that are
-more accurate than the best so far, and too slow. What is found is timed anew, with more repeats and beside its rivals;
-if it does not hold, the next best has to, and the result says so.
+more accurate than the best so far, and too slow. What is found is timed anew, beside its rivals and for `PROOF_MS` at
+least; if it does not hold, the next best has to, and the result says so.
 
 It knows timings and accuracies only through what it is given, and writes nothing.
 
@@ -28,14 +28,16 @@ from litheseg.budget.scores import Scores
 from litheseg.budget.stats import Samples, needed_repeats
 from litheseg.errors import LithesegError
 
-__all__ = ["BudgetError", "Found", "Point", "Search", "refusal"]
+__all__ = ["PROOF_MS", "BudgetError", "Found", "Point", "Search", "refusal"]
+
+PROOF_MS = 20_000
+"""How long a promise is timed at least: a machine has slow and fast seconds, and the promise is one for both."""
 
 _HALVINGS = 2
 _FINEST = 1 / 32  # of the widths between trained ones
 _NEAR = 1.1  # times the budget: what is re-measured beside the choice, lest the first timings were unlucky
 _RIVALS = 2
-_VERIFYING = 3  # times the repeats that a percentile needs, at least,
-_LASTING_MS = 20_000  # and for so long at least: a machine has slow and fast seconds, and the promise is one for both
+_VERIFYING = 3  # times the repeats that a percentile needs, at least
 _ROUNDS = 3
 _BEYOND = 3.0  # times the budget: how far the frontier is shown
 _SHOWN_REPEATS = 24
@@ -237,7 +239,7 @@ class Search:
         for _ in range(_ROUNDS):
             group = [candidate for candidate in self._rivals(best) if candidate not in fresh]
             self._progress("verifying")
-            times = self._timer.measure(group, self._lasting_repeats(group))
+            times = self._timer.measure(group, self._proof_repeats(group))
             fresh |= {candidate: Samples(list(values)) for candidate, values in times.items()}
             self.race.samples |= {candidate: fresh[candidate] for candidate in group}  # they replace what was promised
             holding = [c for c in self.race.ranked() if c in fresh and self.race.inside(c)]
@@ -257,9 +259,10 @@ class Search:
         points = tuple(self._point(candidate, times) for candidate, times in fresh.items())
         return points, next(point for point in points if point.candidate == holding[0])
 
-    def _lasting_repeats(self, group: Sequence[Candidate]) -> int:
+    def _proof_repeats(self, group: Sequence[Candidate]) -> int:
+        """So many that the percentile is sure, and that the group is timed for `PROOF_MS`."""
         round_ms = sum(self.race.samples[candidate].percentile(50) for candidate in group)
-        return max(_VERIFYING * needed_repeats(self._limits.percentile), math.ceil(_LASTING_MS / round_ms))
+        return max(_VERIFYING * needed_repeats(self._limits.percentile), math.ceil(PROOF_MS / round_ms))
 
     def _rivals(self, best: Candidate) -> list[Candidate]:
         """The choice, more accurate ones that nearly fit, and the next ones below it."""

@@ -44,6 +44,7 @@ def run(args: Namespace) -> None:
     bundle = load_bundle(args.bundle)
     networks = kit_networks(bundle, args.widths, args.sizes or default_sizes(bundle.header.size))
     folder = write_kit(bundle, args.output, networks, force=args.force, progress=say)
-    print(f"{len(networks)} networks and {SCRIPT} written to {folder}\n\nnext, on the target:")
+    number = "1 network" if len(networks) == 1 else f"{len(networks)} networks"
+    print(f"{number} and {SCRIPT} written to {folder}\n\nnext, on the target:")
     print(f"  python {folder.name}/{SCRIPT}\nthen here:")
     print(f"  litheseg fit {args.bundle} --measured measurements.json --budget 20ms --output deployed")

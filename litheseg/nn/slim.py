@@ -58,7 +58,8 @@ def slim(
 
     Args:
         module: a plain CNN; its weights are kept, and plain state dicts still load afterwards.
-        widths: those that get batch-norm statistics of their own, each in (0, 1].
+        widths: those that get batch-norm statistics of their own, each in (0, 1]. For width 1 alone nothing has to
+            shrink: any network will do, attention included.
         divisor: channels are rounded to multiples of it, so that kernels stay efficient.
         example: an image to trace with, N x 3 x H x W with N >= 2; 2 x 3 x 64 x 64 by default.
         call: how to run the module; returns the tensors that keep their channels. By default those of
@@ -71,13 +72,14 @@ def slim(
     if hasattr(module, "width_dial"):
         raise ModelError("the model is elastic already; extract a plain one first")
     dial = WidthDial(tuple(widths), divisor)
+    if dial.widths == (1.0,):
+        return _install_norms(module, dial)
     run = call or run_example
     with torch.random.fork_rng(devices=[]):  # dropout and the example must not shift the caller's random state
         image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
         probe = copy.deepcopy(module).cpu().train()
         trace = trace_channels(probe, lambda m: run(m, image))
-        if dial.widths[-1] < 1.0:
-            settle_groups(trace, dial.widths[-1])
+        settle_groups(trace, dial.widths[-1])
         _verify(_install(copy.deepcopy(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
     _install(module, trace, dial)
     return module
@@ -187,7 +189,7 @@ def _channels(segments: list[Segment], dial: WidthDial) -> Channels:
     """Segments as channel rules; neighbours that never shrink become one part."""
     pieces = [piece for segment in segments for piece in segment.resolve()]
     parts: list[Part] = []
-    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed or dial.widths[-1] == 1.0):
+    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed):
         if fixed:
             parts.append(Part(sum(piece.size for piece in run), elastic=False))
         else:
@@ -201,8 +203,7 @@ def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | Non
     """The elastic twin of `layer`; None where nothing about it changes with the width."""
     inputs, outputs = _channels(sides.inputs, dial), _channels(sides.outputs, dial)
     if isinstance(layer, nn.BatchNorm2d):  # even at fixed channels its statistics depend on the width
-        then = nn.Sequential(layer.drop, layer.act) if isinstance(layer, BatchNormAct2d) else None
-        return SwitchableBatchNorm2d(layer, dial, channels=inputs, then=then)
+        return _switchable_norm(layer, inputs, dial)
     if isinstance(layer, ChannelShuffle) or not (inputs.elastic or outputs.elastic):
         return None
     if isinstance(layer, nn.Conv2d):
@@ -215,6 +216,21 @@ def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | Non
         return SlimGroupNorm(layer, dial, channels=inputs)
     assert isinstance(layer, nn.LayerNorm)
     return SlimLayerNorm(layer, dial, channels=inputs, channels_first=sides.channels_first)
+
+
+def _switchable_norm(layer: nn.BatchNorm2d, channels: Channels, dial: WidthDial) -> SwitchableBatchNorm2d:
+    then = nn.Sequential(layer.drop, layer.act) if isinstance(layer, BatchNormAct2d) else None
+    return SwitchableBatchNorm2d(layer, dial, channels=channels, then=then)
+
+
+def _install_norms(module: Network, dial: WidthDial) -> Network:
+    """Give a network that never shrinks its dial, in place: its batch norms are all that knows of widths."""
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            channels = Channels((Part(layer.num_features, elastic=False),))
+            replace_layer(module, name, _switchable_norm(layer, channels, dial))
+    module.width_dial = dial  # type: ignore[assignment]
+    return module
 
 
 def _install(module: nn.Module, trace: Trace, dial: WidthDial) -> nn.Module:

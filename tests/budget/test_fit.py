@@ -85,7 +85,7 @@ def test_the_second_fit_only_verifies(bundle: Bundle, tmp_path: Path) -> None:
     FakeBench.calls.clear()
     again = Fit(bundle, Limits(26.0), FEW, **options).run()
     assert again.found.chosen.candidate == first.found.chosen.candidate
-    assert len(FakeBench.calls) == 1 and FakeBench.calls[0][1] >= 177
+    assert FakeBench.calls == [(1, 953)], "one proof, of 20 s: 953 times 21 ms"
     FakeBench.calls.clear()
     Fit(bundle, Limits(26.0), FEW, fresh=True, **options).run()
     assert FakeBench.calls[0][1] == 6
@@ -109,6 +109,7 @@ def test_without_data_trained_widths_count(bundle: Bundle, tmp_path: Path) -> No
     assert account.found.chosen.candidate.network == Network(0.5, (32, 48), "fp32")
     assert account.found.chosen.miou == 0.6 and "no labelled data" in account.scored
     table = account.table()
+    assert table.row_count == 2
     assert list(table.columns[0].cells) == ["chosen", "too slow"]
     assert "width 0.5 at 32x48, fp32 in torch, 1 thread: mIoU 60.0 %, end to end, p95 21.00 ms" in account.sentence()
 
@@ -202,8 +203,8 @@ def test_measurements_of_another_model_are_refused(bundle: Bundle, tmp_path: Pat
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["fit", str(bundle.path), "--budget", "26ms", "--sizes", "32x48", "--threads", "1"]
+def test_the_command(bundle: Bundle, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", str(bundle.path), "--budget", "26ms", "--data", str(labelled), "--sizes", "32x48", "--threads", "1"]
     words += ["--runtime", "torch", "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
     assert main(words) == 0
     out = capsys.readouterr().out
@@ -238,7 +239,15 @@ def test_wrong_usage(
     assert not output.exists()
 
 
-def test_measure_writes_a_kit(
+def test_measure_writes_a_kit(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    words = ["measure", str(bundle.path), "--widths", ".5", "--sizes", "32x48", "--output", str(tmp_path / "kit")]
+    assert main(words) == 0
+    assert "1 network and measure.py" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "kit").iterdir()} == {"kit.json", "measure.py", "networks"}
+
+
+def test_a_kit_holds_every_width_at_every_size(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Sequence[Network]] = []

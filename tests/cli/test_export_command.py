@@ -1,25 +1,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from registry import registered
 from tiny_export import build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
 
 from litheseg import cli
 from litheseg.deploy.bundle import load_bundle
 from litheseg.deploy.engines import open_engine
 from litheseg.deploy.exported import load_export
-from litheseg.models import MODELS
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", build_tiny)
-        yield
+_registered = registered(tiny=build_tiny)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from registry import registered
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -55,9 +56,7 @@ def _tiny(
     return _Tiny(num_classes, channels, aux_head, boundary_head)
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", _tiny)
+_registered = registered(tiny=_tiny)
 
 
 def _header(**changes: Any) -> BundleHeader:

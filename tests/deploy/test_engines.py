@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from registry import registered
 from tiny_export import MEAN, STD, build_tiny, noise, plain_logits, tiny_bundle
 
 import litheseg.deploy.engines as room
@@ -20,18 +21,13 @@ from litheseg.deploy.exported import RUNTIMES, Export
 from litheseg.deploy.onnx import onnx_model
 from litheseg.deploy.openvino import openvino_core
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
-from litheseg.models import MODELS
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("openvino")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", build_tiny)
-        yield
+_registered = registered(tiny=build_tiny)
 
 
 @pytest.fixture(scope="module")

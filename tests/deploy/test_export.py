@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from registry import registered
 from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
 from torch import Tensor
 
@@ -33,11 +34,7 @@ pytest.importorskip("openvino")
 FORMATS = ("onnx", "openvino", "torch")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", build_tiny)
-        yield
+_registered = registered(tiny=build_tiny)
 
 
 @pytest.fixture(scope="module")

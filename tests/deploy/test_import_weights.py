@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from registry import registered
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from litheseg.data.voc import VOC_CLASSES
 from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.deploy.import_weights import import_weights, read_classes, read_normalisation
 from litheseg.errors import BundleError, DataError, LithesegError, ModelError
-from litheseg.models import MODELS, SegmentationModel, build_model
+from litheseg.models import SegmentationModel, build_model
 from litheseg.runtime import Predictor
 
 CLASSES = Classes.from_names(("road", "car", "sky", "tree", "void"))
@@ -174,9 +175,7 @@ class Tiny(SegmentationModel):
         return {"logits": self.classifier(features), "features": features}
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+_registered = registered(tiny=Tiny)
 
 
 def network(kind: str = "tiny", **options: Any) -> nn.Module:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from registry import registered
 from tiny_export import TinyNet, build_tiny, noise, plain_labels, plain_logits, randomise, tiny_bundle
 from torch import Tensor, nn
 
@@ -15,9 +16,7 @@ from litheseg.nn import extract, slim
 SMALL = {"ddrnet": {"base": 8}, "deeplabv3plus": {"encoder": "mobilenetv2_100"}}
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", build_tiny)
+_registered = registered(tiny=build_tiny)
 
 
 def _norms(module: nn.Module) -> list[nn.Module]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from registry import registered
 from tiny_export import build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
 
 from litheseg.data.classes import IGNORE_INDEX
@@ -20,9 +21,7 @@ from litheseg.models import MODELS
 CLASSES = ("red", "green", "blue")
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", build_tiny)
+_registered = registered(tiny=build_tiny)
 
 
 class _Engine:

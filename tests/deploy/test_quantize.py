@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from registry import registered
 from torch import Tensor, nn
 
 import litheseg.deploy.quantize.twin as room
@@ -29,7 +30,7 @@ from litheseg.deploy.quantize.networks import Network
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.errors import DataError, LithesegError, MissingExtraError
-from litheseg.models import MODELS, SegmentationModel
+from litheseg.models import SegmentationModel
 
 pytest.importorskip("nncf")
 onnx = pytest.importorskip("onnx")
@@ -98,11 +99,7 @@ def _picture(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image, labels
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    MODELS["fragile"] = lambda num_classes, *, outliers, **_: _Fragile(num_classes, outliers)
-    yield
-    del MODELS["fragile"]
+_registered = registered(fragile=lambda num_classes, *, outliers, **_: _Fragile(num_classes, outliers))
 
 
 @pytest.fixture(scope="module")

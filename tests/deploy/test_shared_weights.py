@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from registry import registered
 from tiny_export import CLASSES, noise, photos, plain_logits, randomise
 from torch import Tensor, nn
 
@@ -17,7 +20,6 @@ from litheseg.deploy.export import WEIGHTS_FILE, export_bundle
 from litheseg.deploy.exported import Export, load_export
 from litheseg.deploy.openvino import openvino_core
 from litheseg.errors import BundleError, LithesegError
-from litheseg.models import MODELS
 from litheseg.models.base import SegmentationModel
 from litheseg.models.ddrnet import RepConv
 from litheseg.nn import slim
@@ -51,9 +53,12 @@ def _joined(num_classes: int, *, aux_head: bool = False, boundary_head: bool = F
     return _Joined(num_classes)
 
 
+_registered = registered(joined=_joined)
+
+
 @pytest.fixture(autouse=True, scope="module")
-def _registered() -> Any:
-    """The network is known, and converted to ONNX once only."""
+def _converted_once() -> Iterator[None]:
+    """Networks of one width are converted to ONNX once only."""
     converted: dict[int, Any] = {}
     convert = room.onnx_model
 
@@ -63,10 +68,8 @@ def _registered() -> Any:
             converted[size] = convert(program, output)
         return copy.deepcopy(converted[size])
 
-    MODELS["joined"], room.onnx_model = _joined, once
-    yield
-    del MODELS["joined"]
-    room.onnx_model = convert
+    with patch.object(room, "onnx_model", once):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,27 +6,22 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from registry import registered
 from tiny_export import build_tiny, noise, plain_logits, tiny_bundle
 
 from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.network import deployed
 from litheseg.deploy.torch_export import check_archive, export_program, load_archive, save_archive
 from litheseg.errors import BundleError
-from litheseg.models import MODELS
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", build_tiny)
-        yield
+_registered = registered(tiny=build_tiny)
 
 
 @pytest.fixture(scope="module")

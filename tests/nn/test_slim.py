@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, WidthError
@@ -56,6 +57,40 @@ def test_every_width_is_the_hand_sliced_network(width: float, kept: int, mixed: 
     torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(extract(net, width)(x), wanted, rtol=1e-5, atol=1e-5)
     assert wanted.shape[1] == 5
+
+
+class _Attention(nn.Module):
+    """A network that cannot shrink: its heads have a fixed number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 4, 4), BatchNormAct2d(16))
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        tokens = y.flatten(2).mT
+        return self.head(self.attention(tokens, tokens, tokens)[0].mT.unflatten(2, y.shape[2:]))
+
+
+def test_width_1_alone_takes_any_network() -> None:
+    with pytest.raises(ModelError, match=r"attention.*cannot be slimmed"):
+        slim(_Attention(), WIDTHS)
+    net = _Attention()
+    net(torch.rand(4, 3, 16, 16))  # statistics
+    original, x = copy.deepcopy(net).eval(), torch.randn(2, 3, 16, 16)
+    slim(net, (1.0,)).eval()
+    assert available_widths(net) == (1.0,)
+    torch.testing.assert_close(net(x), original(x), rtol=0, atol=0)
+    torch.testing.assert_close(extract(net)(x), original(x), rtol=0, atol=0)
+    other = _Attention()
+    slim(other, (1.0,)).load_state_dict(original.state_dict())
+    torch.testing.assert_close(other.eval()(x), original(x), rtol=0, atol=0)
+    batches = [torch.randn(4, 3, 16, 16) + 2 for _ in range(2)]
+    recalibrate(net, batches, (1.0,))
+    pixels = torch.cat([original.stem[0](batch) for batch in batches])
+    torch.testing.assert_close(net.stem[1].current.running_mean, pixels.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
 def test_extracting_leaves_the_model_as_it_was() -> None:

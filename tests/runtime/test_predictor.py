@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from registry import registered
 from tiny_colours import GREEN, colour_bundle, dominant, picture, truth
 from torch import Tensor, nn
 
@@ -16,13 +17,9 @@ import litheseg.runtime.networks as networks
 import litheseg.runtime.predictor as room
 from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
-from litheseg.models import MODELS
 from litheseg.runtime.predictor import Predictor
 
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "dominant", dominant)
+_registered = registered(dominant=dominant)
 
 
 @pytest.fixture

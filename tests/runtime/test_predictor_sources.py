@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from registry import registered
 from tiny_colours import BLUE, GREEN, RED, colour_bundle, dominant, picture, truth
 
 import litheseg.runtime.networks as networks
@@ -19,15 +20,9 @@ from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.exported import Artefact, Export
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
-from litheseg.models import MODELS
 from litheseg.runtime.predictor import Predictor
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "dominant", dominant)
-        yield
+_registered = registered(dominant=dominant)
 
 
 @pytest.fixture(scope="module")
