@@ -67,12 +67,13 @@ def test_teachers_are_shared_by_students_of_one_pair() -> None:
 @pytest.mark.parametrize(("student", "image", "region"), [("resnet18", 0.002, 100), ("mobilenetv2", 0.001, 50)])
 def test_mgd_learns_from_the_pair_of_its_labels_and_seed(student: str, image: float, region: float) -> None:
     rows = rows_of(student, share="1/4", seed=2)
-    for row in ("mgd", "lithe"):
+    for row in ("mgd", "lithe", "lithe-paper"):
         mgd = recipe_of(rows[row]).mgd
         folder = "runs/camvid-half-few-resnet-1of4-teacher"
         assert mgd.deep.bundle == f"{folder}-deep-seed2/model.safetensors"
         assert mgd.wide.bundle == f"{folder}-wide-seed2/model.safetensors"
-        assert (mgd.deep.image, mgd.wide.region, mgd.deep.region, mgd.wide.image) == (image, region, 0, 0)
+        weights = (0.0002, 10) if row == "lithe" else (image, region)
+        assert (mgd.deep.image, mgd.wide.region, mgd.deep.region, mgd.wide.image) == (*weights, 0, 0)
     other = recipe_of(rows["mgd-unimatch-teachers"]).mgd
     assert other.deep.bundle == f"{folder}-deep-unimatch-seed2/model.safetensors"
 
