@@ -1,10 +1,11 @@
 """Why a gain is there or not: how good teachers' labels are, and how hard each objective pulls.
 
-For a finished run of recipe mgd or lithe: each teacher's labels on the unlabelled training images against the masks
-that the run did not see (precision and recall per class, mIoU, share of the image), and the norm of each objective's
-gradient on the student's weights, with fresh weights and with the final ones, over the same batches.
+For a finished run of recipe mgd or lithe: the labels of each teacher, of the student and of other runs on the
+unlabelled training images against the masks that the run did not see (precision and recall per class, mIoU, share of
+the image), and the norm of each objective's gradient on the student's weights, with fresh weights and with the final
+ones, over the same batches.
 
-    python benchmarks/mgd_diagnosis.py RUN --output benchmarks/results/mgd_diagnosis.json
+    python benchmarks/mgd_diagnosis.py RUN --beside OTHER-RUN --output benchmarks/results/mgd_diagnosis.json
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
     assert isinstance(task, SegmentationTask)
     report = {
         "run": options.run.name,
-        "teachers": {name: quality(Path(path), recipe, data) for name, path in teachers(recipe).items()},
+        "labels": {name: quality(path, recipe, data) for name, path in labellers(recipe, options).items()},
         "gradients": {"first": gradient_norms(task, data)},
     }
     task.model.load_state_dict(bundle.model().state_dict(), strict=False)  # training heads are not kept
@@ -67,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="where its data is now")
     for name in ("deep", "wide"):
         parser.add_argument(f"--{name}", help=f"where the {name} teacher's bundle is now")
+    parser.add_argument("--beside", nargs="*", default=(), metavar="RUN", help="whose labels are scored too")
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--output", type=Path, help="JSON file")
     return parser.parse_args()
@@ -79,8 +81,11 @@ def overrides(recipe: Any, options: argparse.Namespace) -> list[str]:
     return [*bundles, *([f"--data.root={options.data}"] if options.data else [])]
 
 
-def teachers(recipe: Recipe) -> dict[str, str]:
-    return {name: str(tutor.bundle) for name, tutor in recipe.mgd.tutors.items()}
+def labellers(recipe: Recipe, options: argparse.Namespace) -> dict[str, Path]:
+    """Name -> model file of whoever labels."""
+    runs = {"student": options.run, **{Path(run).name: Path(run) for run in options.beside}}
+    teachers = {name: Path(str(tutor.bundle)) for name, tutor in recipe.mgd.tutors.items()}
+    return {**teachers, **{name: run / "model.safetensors" for name, run in runs.items()}}
 
 
 def unseen(recipe: Recipe, data: SegmentationData) -> tuple[Source, list[Sample]]:
@@ -92,7 +97,7 @@ def unseen(recipe: Recipe, data: SegmentationData) -> tuple[Source, list[Sample]
 
 
 def quality(path: Path, recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
-    """Precision, recall and IoU per class of a teacher's labels, each image at its own size."""
+    """Precision, recall and IoU per class of a model's labels, each image at its own size."""
     predictor = Predictor(path)
     source, samples = unseen(recipe, data)
     confusion = np.zeros((len(data.classes),) * 2, np.int64)
@@ -140,15 +145,13 @@ def _norm(task: SegmentationTask, batch: dict[str, Tensor]) -> float:
 
 
 def show(report: dict[str, Any], classes: tuple[str, ...]) -> None:
-    console = Console()
-    table = Table(
-        "class", "share", *(f"{name}: precision" for name in report["teachers"]), title="labels of teachers, %"
-    )
+    console, labels = Console(width=160), report["labels"]
+    table = Table("class", "share", *labels, title="IoU (precision) of labels, %")
+    shares = next(iter(labels.values()))["share"]
     for index, name in enumerate(classes):
-        shares = [teacher["share"][index] for teacher in report["teachers"].values()]
-        values = [teacher["precision"][index] for teacher in report["teachers"].values()]
-        table.add_row(name, *(f"{100 * value:.1f}" for value in (*shares[:1], *values)))
-    table.add_row("mIoU", "", *(f"{100 * teacher['miou']:.1f}" for teacher in report["teachers"].values()))
+        scores = (f"{100 * own['iou'][index]:.1f} ({100 * own['precision'][index]:.0f})" for own in labels.values())
+        table.add_row(name, f"{100 * shares[index]:.1f}", *scores)
+    table.add_row("mIoU", "", *(f"{100 * own['miou']:.1f}" for own in labels.values()))
     console.print(table)
     norms = Table("objective", "fresh", "final", title="norm of the gradient")
     for name, value in report["gradients"]["first"].items():

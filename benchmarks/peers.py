@@ -55,7 +55,11 @@ from litheseg.files import atomic_path
 from litheseg.models import build_model
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half-short", (180, 240), (384, 480)
-OURS = {"ddrnet (base 16)": "ddrnet-slim", "ERFNet": "erfnet-erfnet"}  # name -> row of benchmarks/grouping.yaml
+OURS = {  # name -> row of benchmarks/grouping.yaml
+    "ddrnet (base 16)": "ddrnet-slim",
+    "ddrnet (base 16), grouped": "ddrnet-slim-gradual",
+    "ERFNet": "erfnet-erfnet",
+}
 WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
 FORMATS = ("onnx", "openvino")
 CALIBRATION = {TRAINING_SIZE: 32, FULL_SIZE: 8}  # images; fewer where only the time counts

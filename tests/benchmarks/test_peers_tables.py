@@ -30,7 +30,8 @@ NARROW = row("ddrnet", 0.25, True, (5.0, 0.28), (2.5, 0.27))
 def test_a_width_is_compared_with_the_fastest_peer_that_is_as_good() -> None:
     text = peers_tables.peers_tables(report(LRASPP, FPN, NARROW))
     # 0.27 at 2.5 ms: LR-ASPP reaches 0.25 only, FPN in int8 0.30 at 30 ms.
-    assert "**met** (12.0x by ddrnet, width 0.25, int8)" in text
+    told = "12.0x by ddrnet, width 0.25, int8, mIoU 27.00; 6.0x by ddrnet, width 0.25, fp32, mIoU 28.00"
+    assert f"**met** ({told})" in text
     assert "at most 0.15 of LR-ASPP's time: **met** (0.14)" in text
 
 
@@ -41,7 +42,10 @@ def test_without_a_peer_that_is_as_good_nothing_is_claimed() -> None:
 def test_a_slower_network_of_ours_misses() -> None:
     slow = row("ddrnet", 0.25, True, (50.0, 0.28), (30.0, 0.27))
     text = peers_tables.peers_tables(report(LRASPP, FPN, slow))
-    assert "**missed** (1.0x by ddrnet, width 0.25, int8)" in text
+    assert (
+        "**missed** (1.0x by ddrnet, width 0.25, int8, mIoU 27.00; 0.6x by ddrnet, width 0.25, fp32, mIoU 28.00)"
+        in text
+    )
     assert "**missed** (1.67)" in text
 
 
