@@ -9,8 +9,8 @@ graph. Ours give logits at their own stride, and labels come from these (lazy up
 - full: the network sees 384x480 pixels, as large as a camera's picture, and nothing is resized.
 
 A network that cannot become int8, or whose int8 a runtime cannot run, goes without that way: it is told, and the others
-count. Peak memory is the largest resident set of a fresh process that labels three images the fastest way. A network
-that was not trained has random weights and no mIoU.
+count. Peak memory is by how much a fresh process grows that loads the runtime and the network and labels three images
+the fastest way. A network that was not trained has random weights and no mIoU.
 
     python benchmarks/peers.py --data path/to/camvid --work runs/benchmarks --output benchmarks/results/peers.json
 """
@@ -228,7 +228,7 @@ def row(
 
 
 def memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int, int]) -> float | None:
-    """MiB of a fresh process that labels three images; None in PyTorch, whose own size would hide the network's."""
+    """MiB that labelling three images takes in a fresh process; None in PyTorch, which keeps weights of its own."""
     if way[0] == "torch":
         return None
     job = json.dumps({"export": str(export), "runtime": way[0], "precision": way[1], "size": size})
@@ -237,15 +237,19 @@ def memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int
 
 
 def peak_memory(export: str, runtime: str, precision: str, size: tuple[int, int]) -> float:
-    """What `memory` starts: the largest resident set of this process's own, MiB.
-
-    Not `getrusage`'s, which begins with that of the process that started this one.
-    """
+    """What `memory` starts: by how much the resident set grows at most, MiB; modules imported before do not count."""
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     pipeline = Pipeline(open_engine(export, runtime=runtime, precision=precision), (size[0], size[1]))
     for seed in range(3):
         pipeline(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> float:
+    """A field of /proc/self/status, MiB."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(status.split(f"{name}:")[1].split()[0]) / 1024
 
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:
