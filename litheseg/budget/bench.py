@@ -28,7 +28,7 @@ __all__ = ["Bench", "Timer"]
 
 _TOGETHER = 32  # pipelines open at once: a small network in a runtime takes tens of megabytes
 _WARMUP = 3
-_TURNS = 20  # at most: what ran before (threads that still spin, a cold cache) must not make a percentile
+_TURNS = 20  # at most, where many passes are timed: what ran before, whose threads still spin, must not make the tail
 
 Progress = Callable[[str], None]
 
