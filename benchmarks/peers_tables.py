@@ -121,10 +121,11 @@ def _speed(rows: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, float, 
         rivals = [time for time, other, peer, _ in scored if not peer["ours"] and other >= miou]
         if row["ours"] and rivals:
             name = f"{row['network']}, width {row['width']:g}, {way['precision']}"
-            ratios.append((min(rivals) / own, f"{min(rivals) / own:.1f}x by {name}, mIoU {miou:.2f}", miou))
+            ratio = min(rivals) / own
+            ratios.append((ratio, f"{ratio:.1f}x by {name}, mIoU {miou:.2f}", miou))
     if not ratios:
         return f"{goal}: **not comparable** (no peer reached the mIoU of any of ours, or none was trained)"
-    best, last = max(ratios), max(ratios, key=lambda ratio: ratio[2])
+    best, last = max(ratios), max(ratios, key=lambda entry: entry[2])
     told = "; ".join(dict.fromkeys([best[1], last[1]]))
     return f"{goal}: **{'met' if best[0] >= PEERS_TARGETS['speed'] else 'missed'}** ({told})"
 

@@ -31,7 +31,7 @@ from litheseg.errors import LithesegError
 __all__ = ["PROOF_MS", "BudgetError", "Found", "Point", "Search", "refusal"]
 
 PROOF_MS = 20_000
-"""How long a promise is timed at least: a machine has slow and fast seconds, and the promise is one for both."""
+"""How long the choice and its rivals are timed, together, at least: a machine has slow and fast seconds."""
 
 _HALVINGS = 2
 _FINEST = 1 / 32  # of the widths between trained ones
