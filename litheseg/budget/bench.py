@@ -12,14 +12,12 @@ Usage:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from litheseg.budget.candidates import Candidate
-from litheseg.budget.standalone import BURST
 from litheseg.budget.timing import Pipeline, measure_total
 from litheseg.deploy.engines import Engine
 from litheseg.errors import LithesegError, WidthError
@@ -28,7 +26,6 @@ __all__ = ["Bench", "Timer"]
 
 _TOGETHER = 32  # pipelines open at once: a small network in a runtime takes tens of megabytes
 _WARMUP = 3
-_TURNS = 20  # at most, where many passes are timed: what ran before, whose threads still spin, must not make the tail
 
 Progress = Callable[[str], None]
 
@@ -83,12 +80,11 @@ class Bench:
     def measure(self, candidates: Sequence[Candidate], repeats: int) -> dict[Candidate, list[float]]:
         """See `Timer.measure`."""
         result: dict[Candidate, list[float]] = {}
-        burst = max(BURST, math.ceil(repeats / _TURNS))
         for first in range(0, len(candidates), _TOGETHER):
             some = candidates[first : first + _TOGETHER]
             pipelines = {candidate: self._pipeline(candidate) for candidate in some}
             self._progress(f"timing {len(some)} candidate{'s' * (len(some) > 1)}, {repeats} repeats")
-            result |= measure_total(pipelines, self._frames, repeats=repeats, warmup=_WARMUP, burst=burst)
+            result |= measure_total(pipelines, self._frames, repeats=repeats, warmup=_WARMUP)
         return result
 
     def _pipeline(self, candidate: Candidate) -> Pipeline:

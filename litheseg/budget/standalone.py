@@ -12,8 +12,8 @@ the mask at full size are left out: on a target box they are done by whatever is
     python measure.py --only w0.5-180x240-fp32 --repeats 300      some again, with more repeats
 
 Networks take turns, round after round, in rotating order: whatever else the machine does slows all of them alike. A
-turn is one pass that is not timed, since the others have left their data in the caches and their threads spinning, and
-then a few that are: as when one network runs alone.
+turn waits until the threads of the network before have stopped spinning; then comes one pass that is not timed, since
+the others' data is in the caches, and then a few that are: as when one network runs alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 __all__ = [
-    "BURST",
     "KIT_FILE",
     "PERCENTILES",
     "RESULT_FILE",
@@ -48,6 +47,7 @@ __all__ = [
     "interleave",
     "main",
     "milliseconds",
+    "settle",
     "summary",
 ]
 
@@ -55,8 +55,8 @@ SCHEMA = 1
 """Of kit.json and measurements.json."""
 KIT_FILE, RESULT_FILE = "kit.json", "measurements.json"
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
-BURST = 3
-"""Timed passes in a turn."""
+_BURST, _TURNS = 3, 20  # a turn has so many timed passes at least, a network so many turns at most
+_WINDOW, _IDLE = 0.005, 0.2  # seconds; the share of one core below which no thread spins
 
 Call = Callable[[], Any]
 Network = Callable[[np.ndarray], Any]
@@ -83,17 +83,18 @@ def interleave(
     repeats: int,
     *,
     warmup: int = 3,
-    burst: int = BURST,
     timed: Callable[[Call], T] = milliseconds,  # type: ignore[assignment]
     after_turn: Callable[[], None] = lambda: None,
 ) -> dict[K, list[T]]:
     """Time each call `repeats` times, all of them in turns.
 
+    A turn is one pass that is not timed and at least three that are, more where otherwise there would be more than
+    twenty turns. Before it, this waits for idle threads; see `settle`.
+
     Args:
         calls: by name.
         repeats: timed passes of each, >= 1.
         warmup: untimed passes of each before anything is timed.
-        burst: timed passes in a turn, after one that is not.
         timed: makes a timed call and says how long it took.
         after_turn: called when all have had a turn, for a progress bar.
 
@@ -101,6 +102,7 @@ def interleave(
         What `timed` said, by name, in the order in which it was measured.
     """
     names = list(calls)
+    burst = max(_BURST, math.ceil(repeats / _TURNS))
     times: dict[K, list[T]] = {name: [] for name in names}
     for name in names:
         for _ in range(warmup):
@@ -111,6 +113,7 @@ def interleave(
     try:
         for turn in range(math.ceil(repeats / burst)):
             for name in _rotated(names, turn):
+                settle()
                 calls[name]()
                 for _ in range(min(burst, repeats - turn * burst)):
                     times[name].append(timed(calls[name]))
@@ -119,6 +122,27 @@ def interleave(
         if enabled:
             gc.enable()
     return times
+
+
+def settle(limit: float = 2.0) -> bool:
+    """Wait until this process computes no more: runtimes let their threads spin for a while after a pass.
+
+    ONNX Runtime's spin for a fixed number of loops, 50 ms to more than a second by processor, OpenMP's for some
+    milliseconds; who runs meanwhile has as many cores fewer.
+
+    Args:
+        limit: seconds to wait at most.
+
+    Returns:
+        Whether it is idle now.
+    """
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        used = time.process_time()
+        time.sleep(_WINDOW)
+        if time.process_time() - used < _IDLE * _WINDOW:
+            return True
+    return False
 
 
 def summary(milliseconds: Sequence[float]) -> dict[str, float]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +54,6 @@ def test_a_bench_measures_what_it_is_given() -> None:
     times = bench.measure(some, 4)
     assert {candidate: len(values) for candidate, values in times.items()} == dict.fromkeys(some, 4)
     assert opened == some, "opened once"
-
-
-def test_in_a_long_measurement_few_passes_follow_another_candidate() -> None:
-    """A tail must be a candidate's own: what ran before it slows the pass after it."""
-    passes: list[Candidate] = []
-
-    class Noted(Blank):
-        def __init__(self, candidate: Candidate) -> None:
-            self.candidate = candidate
-
-        def __call__(self, image: np.ndarray) -> np.ndarray:
-            passes.append(self.candidate)
-            return super().__call__(image)
-
-    some = list(grid((1.0, 0.5), ((32, 48),), runtimes=("torch",), precisions=("fp32",), threads=(1,)))
-    times = Bench(Noted, frames()).measure(some, 400)
-    changes = sum(one != other for one, other in pairwise(passes))
-    assert all(len(values) == 400 for values in times.values())
-    assert changes <= 0.05 * len(passes)
 
 
 def test_very_many_are_not_open_at_once() -> None:
