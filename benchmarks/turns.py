@@ -1,0 +1,137 @@
+"""Networks that are timed in turns: do they seem slower than when one runs alone?
+
+After a pass a runtime's threads spin for a while, and take cores from whoever runs next. Measured are, for a few
+networks: the processor time that goes by after a pass, and the time of an image, end to end, in turns of three passes
+that begin at once, in turns that wait until nothing spins (as litheseg times), and alone. The three ways are measured
+one after the other, several times over, and all timings of a way are taken together. Leave the machine alone meanwhile.
+
+    python benchmarks/turns.py model.safetensors --output benchmarks/results/turns.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from step_cost import hardware
+
+from litheseg.budget import standalone
+from litheseg.budget.standalone import host_facts, settle, summary
+from litheseg.budget.timing import Pipeline, measure_total, street_frames
+from litheseg.deploy.bundle import load_bundle
+from litheseg.deploy.engines import bundle_engine, open_engine
+from litheseg.deploy.export import export_bundle
+from litheseg.files import atomic_path
+
+SIZE = (360, 480)
+WIDTHS = (0.25, 0.5)
+WAYS = ("at once", "waiting", "alone")
+REPEATS = 60  # twenty turns of three passes
+
+
+def main() -> None:
+    """Parse, measure, print a table, write JSON."""
+    options = parse()
+    frames = street_frames(SIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        pipelines = opened(options.model, Path(folder) / "export", options.threads)
+        spins = {name: spun(pipeline, frames) for name, pipeline in pipelines.items()}
+        times: dict[str, dict[str, list[float]]] = {way: {name: [] for name in pipelines} for way in WAYS}
+        for _ in range(options.rounds):
+            for way in WAYS:
+                for name, found in measured(way, pipelines, frames).items():
+                    times[way][name] += found
+    rows = [
+        {"network": name, "spins_ms": spins[name], **{way: summary(times[way][name]) for way in WAYS}}
+        for name in pipelines
+    ]
+    show(rows)
+    if options.output:
+        with atomic_path(options.output) as temporary:
+            temporary.write_text(json.dumps({"rows": rows, **provenance(options)}, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, help=f"with widths {WIDTHS[0]} and {WIDTHS[1]}")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=5, help=f"of {REPEATS} timed images of each network in each way")
+    parser.add_argument("--output", type=Path, help="where to write JSON")
+    return parser.parse_args()
+
+
+def opened(model: Path, folder: Path, threads: int) -> dict[str, Pipeline]:
+    """Two widths of the model, in the runtimes."""
+    bundle = load_bundle(model)
+    export_bundle(bundle, folder, formats=("onnx", "openvino"), widths=WIDTHS, size=SIZE, check=False)
+    return {
+        f"width {width:g}, {runtime}": Pipeline(
+            bundle_engine(bundle, width, "torch", threads=threads)
+            if runtime == "torch"
+            else open_engine(folder, width=width, runtime=runtime, threads=threads),
+            SIZE,
+            threads,
+        )
+        for width in WIDTHS
+        for runtime in ("torch", "onnxruntime", "openvino")
+    }
+
+
+def spun(pipeline: Pipeline, frames: Sequence[np.ndarray]) -> float:
+    """Milliseconds of processor time that go by after a pass, while nobody waits for anything; median of five."""
+    found = []
+    for _ in range(5):
+        pipeline(frames[0])
+        used = time.process_time()
+        settle(limit=10)
+        found.append(1e3 * (time.process_time() - used))
+    return round(median(found), 1)
+
+
+def measured(way: str, pipelines: Mapping[str, Pipeline], frames: Sequence[np.ndarray]) -> dict[str, list[float]]:
+    """Milliseconds end to end, `REPEATS` of each."""
+    if way == "alone":
+        return {name: measure_total({name: own}, frames, repeats=REPEATS)[name] for name, own in pipelines.items()}
+    with mock.patch.object(standalone, "settle") if way == "at once" else nullcontext():
+        return measure_total(pipelines, frames, repeats=REPEATS)
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(title="p50 / p95, ms")
+    for name in ("network", "spins, ms", *WAYS):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    for row in rows:
+        times = (f"{row[way]['p50']:.2f} / {row[way]['p95']:.2f}" for way in WAYS)
+        table.add_row(row["network"], f"{row['spins_ms']:.0f}", *times)
+    Console(width=120).print(table)
+
+
+def provenance(options: argparse.Namespace) -> dict[str, Any]:
+    root = Path(__file__).parents[1]
+    words = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    return {
+        "command": " ".join(["python", "benchmarks/turns.py", *(Path(word).name for word in sys.argv[1:])]),
+        "threads": options.threads,
+        "commit": subprocess.run(words, capture_output=True, text=True).stdout.strip() or None,
+        "hardware": hardware("cpu"),
+        "host": host_facts(),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+if __name__ == "__main__":
+    main()
