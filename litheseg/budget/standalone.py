@@ -84,7 +84,6 @@ def interleave(
     *,
     warmup: int = 3,
     timed: Callable[[Call], T] = milliseconds,  # type: ignore[assignment]
-    after_turn: Callable[[], None] = lambda: None,
 ) -> dict[K, list[T]]:
     """Time each call `repeats` times, all of them in turns.
 
@@ -96,7 +95,6 @@ def interleave(
         repeats: timed passes of each, >= 1.
         warmup: untimed passes of each before anything is timed.
         timed: makes a timed call and says how long it took.
-        after_turn: called when all have had a turn, for a progress bar.
 
     Returns:
         What `timed` said, by name, in the order in which it was measured.
@@ -117,7 +115,6 @@ def interleave(
                 calls[name]()
                 for _ in range(min(burst, repeats - turn * burst)):
                     times[name].append(timed(calls[name]))
-            after_turn()
     finally:
         if enabled:
             gc.enable()
@@ -127,8 +124,8 @@ def interleave(
 def settle(limit: float = 2.0) -> bool:
     """Wait until this process computes no more: runtimes let their threads spin for a while after a pass.
 
-    ONNX Runtime's spin for a fixed number of loops, 50 ms to more than a second by processor, OpenMP's for some
-    milliseconds; who runs meanwhile has as many cores fewer.
+    ONNX Runtime's spin for a fixed number of loops, which takes tens of milliseconds or more, OpenMP's for some; who
+    runs meanwhile has as many cores fewer.
 
     Args:
         limit: seconds to wait at most.

@@ -91,7 +91,6 @@ def measure_stages(
     *,
     repeats: int = 60,
     warmup: int = 3,
-    **turns: Any,
 ) -> dict[K, dict[str, Samples]]:
     """Time pipelines side by side, stage by stage.
 
@@ -100,7 +99,6 @@ def measure_stages(
         images: uint8 H x W x 3; each pipeline takes them in turn.
         repeats: timed images of each pipeline, >= 1.
         warmup: untimed ones of each, before.
-        **turns: further arguments of `litheseg.budget.standalone.interleave`.
 
     Returns:
         By name: milliseconds of each of `STAGES`, and of all together as ``"total"``.
@@ -112,7 +110,7 @@ def measure_stages(
     _check(repeats, warmup)
     warm_up()
     calls = {name: _over(pipeline.stages, images) for name, pipeline in pipelines.items()}
-    times = interleave(calls, repeats, warmup=warmup, timed=lambda call: call(), **turns)
+    times = interleave(calls, repeats, warmup=warmup, timed=lambda call: call())
     return {name: _by_stage(rows) for name, rows in times.items()}
 
 
@@ -122,13 +120,12 @@ def measure_total(
     *,
     repeats: int,
     warmup: int = 3,
-    **turns: Any,
 ) -> dict[K, list[float]]:
     """Milliseconds end to end, of pipelines side by side; arguments and errors as of `measure_stages`."""
     _check(repeats, warmup)
     warm_up()
     calls = {name: _over(pipeline, images) for name, pipeline in pipelines.items()}
-    return interleave(calls, repeats, warmup=warmup, **turns)
+    return interleave(calls, repeats, warmup=warmup)
 
 
 def street_frames(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
