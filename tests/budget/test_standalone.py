@@ -4,8 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -72,37 +70,50 @@ def test_many_passes_take_few_turns() -> None:
     assert sum(one != other for one, other in itertools.pairwise(calls)) <= 0.05 * len(calls)
 
 
-def test_a_turn_waits_until_the_threads_of_the_one_before_stop_spinning() -> None:
-    """Found in promises of 11 ms that took 4 alone: ONNX Runtime's threads spin on after a pass."""
-    until, busy = [0.0], []
+class Simulated:
+    """A clock, and threads of this process that spin until some time; in place of the module `time`."""
 
-    def spin() -> None:
-        while time.monotonic() < until[0]:
-            pass
+    def __init__(self) -> None:
+        self.now = self.used = self.spin_until = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.used += max(0.0, min(seconds, self.spin_until - self.now))
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.used
+
+    def perf_counter_ns(self) -> int:
+        return int(1e9 * self.now)
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Simulated:
+    clock = Simulated()
+    monkeypatch.setattr(standalone, "time", clock)
+    return clock
+
+
+def test_a_turn_waits_until_the_threads_of_the_one_before_stop_spinning(simulated: Simulated) -> None:
+    """Found in promises of 11 ms that took 4 alone: ONNX Runtime's threads spin on after a pass."""
+    disturbed: list[bool] = []
 
     def spinning() -> None:
-        until[0] = time.monotonic() + 0.1
-        threading.Thread(target=spin).start()
+        simulated.spin_until = simulated.now + 0.06
 
-    interleave({"spinning": spinning, "after": lambda: busy.append(time.monotonic() < until[0])}, 6)
-    assert busy[:3] == [True] * 3, "the warm-up waits for nobody"
-    assert busy[3:] == [False] * 8
+    interleave({"spinning": spinning, "after": lambda: disturbed.append(simulated.now < simulated.spin_until)}, 6)
+    assert disturbed[:3] == [True] * 3, "the warm-up waits for nobody"
+    assert disturbed[3:] == [False] * 8
+    assert simulated.now < 4 * 0.08, "and no longer than needed"
 
 
-def test_waiting_for_idle_threads_ends() -> None:
-    stop = threading.Event()
-
-    def spin() -> None:
-        while not stop.is_set():
-            pass
-
-    busy = threading.Thread(target=spin)
-    busy.start()
-    try:
-        assert not settle(limit=0.1)
-    finally:
-        stop.set()
-        busy.join()
+def test_waiting_for_idle_threads_ends(simulated: Simulated) -> None:
+    simulated.spin_until = 60.0
+    assert not settle(limit=0.1) and simulated.now == pytest.approx(0.1, abs=0.01)
+    simulated.sleep(60)
     assert settle()
 
 
