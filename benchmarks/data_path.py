@@ -10,10 +10,6 @@ Images lie in memory from the start: what is left out is the first epoch's decod
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -30,7 +27,6 @@ from torch import Tensor, nn
 from litheseg.data.classes import IGNORE_INDEX, Classes
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
-from litheseg.files import atomic_path
 from litheseg.models.ddrnet import ddrnet
 
 TARGET = 0.10
@@ -75,10 +71,8 @@ def main() -> None:
     device = torch.device(options.device)
     rows = [{"cache": cache} | measure(options, cache, device) for cache in options.caches]
     show(rows)
-    if options.output:
-        report = {"target": TARGET, "rows": rows, **provenance(options, device)}
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"target": TARGET, "rows": rows, **provenance(options, "torch", device=options.device)}
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -148,28 +142,6 @@ def show(rows: list[dict[str, Any]]) -> None:
         fractions = [f"{row[key]:.2%}" for key in ("fraction", "worst_fraction")]
         table.add_row(row["cache"], *milliseconds, *fractions, "yes" if row["fraction"] <= TARGET else "NO")
     Console().print(table)
-
-
-def provenance(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False).stdout
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "commit": commit.strip() or None,
-        "hardware": hardware,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "options": {key: value for key, value in vars(options).items() if key != "output"},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
-from step_cost import hardware
 
 from litheseg.budget.candidates import Candidate
 from litheseg.budget.search import PROOF_MS
@@ -34,7 +33,6 @@ from litheseg.budget.timing import Pipeline, measure_total
 from litheseg.deploy.bundle import load_bundle
 from litheseg.deploy.engines import bundle_engine, open_engine
 from litheseg.evaluation.bundle import open_bundle_data
-from litheseg.files import atomic_path
 
 TOLERANCE, TARGET = 0.10, 9
 TOLD = ("kept", "repeated", "steady")  # the promise; the machine's own speed between processes, and within one
@@ -50,11 +48,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = check(options, Path(folder))
     report = {"tolerance": TOLERANCE, "target": TARGET, **{name: sum(row[name] for row in rows) for name in TOLD}}
-    report |= {"rows": rows, **provenance(options)}
+    report |= {"rows": rows, **provenance(options, host=host_facts())}
     show(report)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -161,19 +157,6 @@ def show(report: dict[str, Any]) -> None:
             f"{100 * promise['miou']:.1f}",
         )
     Console(width=140).print(table)
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    root = Path(__file__).parents[1]
-    words = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    return {
-        "command": " ".join(["python", "benchmarks/fit_check.py", *(Path(word).name for word in sys.argv[1:])]),
-        "model": options.model.name,
-        "commit": subprocess.run(words, capture_output=True, text=True).stdout.strip() or None,
-        "hardware": hardware("cpu"),
-        "host": host_facts(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-    }
 
 
 if __name__ == "__main__":

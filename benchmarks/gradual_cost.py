@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from step_cost import CLASSES, batch_of, measure, provenance, show_ratios, step
+from reports import write_report
+from step_cost import CLASSES, batch_of, measure, origin, show_ratios, step
 
-from litheseg.files import atomic_path
 from litheseg.models import SegmentationModel
 from litheseg.nn.grouping import GradualConv2d, fade, gradual_layers
 from litheseg.nn.surgery import conv_like, replace_layer
@@ -42,12 +41,9 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     rows = [row_of(model, overrides, options) for model, overrides in NETWORKS.items()]
-    command = {"command": "python benchmarks/gradual_cost.py --output benchmarks/results/gradual_cost.json"}
-    report = {"target": TARGET, "rows": rows} | provenance(options) | command
+    report = {"target": TARGET, "rows": rows} | origin(options)
     show_ratios(rows, "cost of a gradual training step", TARGET)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:

@@ -17,32 +17,24 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
 from latency_tables import family_table, layers_table
+from reports import provenance, write_report
 from rich.console import Console
 from rich.markdown import Markdown
-from step_cost import hardware
 from torch import Tensor, nn
 
 from litheseg.cost import count
-from litheseg.files import atomic_path
 from litheseg.models import build_model
 from litheseg.nn import extract
 from litheseg.nn.efficient import Efficient
@@ -52,6 +44,7 @@ CLASSES = 11
 COUNTED_SIZE, COUNTED_CLASSES = (512, 1024), 20  # where the paper counts
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SHORTEST = 2e6  # nanoseconds of one timing: passes that take less are repeated within it
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime")
 NO_ONNX = "ONNX Runtime was left out: "
 
 
@@ -102,12 +95,11 @@ def main() -> None:
     with torch.inference_mode():
         layers = measure_layers(options)
     family, notes = measure_family(options)
-    report = {"layers": layers, "family": family, "notes": notes, **provenance(options)}
+    clock = "processor time" if options.threads == 1 else "wall-clock time"
+    report = {"layers": layers, "family": family, "notes": notes, **provenance(options, *LIBRARIES, clock=clock)}
     for table in (layers_table(report), family_table(report)):
         Console(width=200).print(Markdown(table))
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -267,38 +259,6 @@ def timed(call: Callable[[], Any], passes: int, clock: Callable[[], int]) -> flo
 
 
 # --- where the numbers come from -------------------------------------------------------------------------------------
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    shown = {name: value for name, value in vars(options).items() if name != "output"}
-    return {
-        "command": shlex.join(["python", "benchmarks/grouped_latency.py", *sys.argv[1:]]),
-        "options": shown,
-        "clock": "processor time" if options.threads == 1 else "wall-clock time",
-        "load_average": [round(value, 1) for value in os.getloadavg()],  # 1, 5 and 15 minutes, this run included
-        "commit": commit(),
-        "hardware": hardware("cpu"),
-        "versions": {"python": platform.python_version(), **versions("torch", "onnx", "onnxscript", "onnxruntime")},
-    }
-
-
-def commit() -> str | None:
-    """With `-dirty` where the package has changes."""
-    git = partial(subprocess.run, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    name = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-    changed = git(["git", "status", "--porcelain", "--", "litheseg", "benchmarks/grouped_latency.py"]).stdout.strip()
-    return f"{name}{'-dirty' * bool(changed)}" if name else None
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

@@ -11,20 +11,16 @@ processor: `instructions` in the report says whether it has any made for it (VNN
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
-from step_cost import hardware
 from upsampling import measure
 
 from litheseg.deploy.bundle import Bundle, load_bundle
@@ -33,9 +29,9 @@ from litheseg.deploy.export import export_bundle
 from litheseg.deploy.exported import Artefact, Export
 from litheseg.deploy.quantize import QuantizationReport, Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError
-from litheseg.files import atomic_path
 
 FORMATS = ("onnx", "openvino")
+LIBRARIES = ("nncf", "numpy", "onnx", "onnxruntime", "openvino", "torch")
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 
 
@@ -43,13 +39,12 @@ def main() -> None:
     """Parse, measure, print a table, write JSON."""
     options = parse()
     bundle = load_bundle(options.model)
-    report: dict[str, Any] = {"rows": [], "tolerance": vars(Tolerance())} | provenance(options, bundle)
+    clock = "wall-clock time of one network, raw image in, logits out"
+    report: dict[str, Any] = {"rows": [], "tolerance": vars(Tolerance())} | origin(bundle, options, clock=clock)
     with tempfile.TemporaryDirectory() as folder:
         for width in options.widths or bundle.header.available_widths:
             report["rows"] += rows_of(bundle, width, Path(folder), options)
-            if options.output:  # after each width: it takes minutes
-                with atomic_path(options.output) as temporary:
-                    temporary.write_text(json.dumps(report, indent=2) + "\n")
+            write_report(options.output, report)  # after each width: it takes minutes
     show(report["rows"])
 
 
@@ -152,25 +147,15 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=150).print(table)
 
 
-def provenance(options: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
-    libraries = ("nncf", "numpy", "onnx", "onnxruntime", "openvino", "torch")
-    return {
-        "command": "python benchmarks/int8.py MODEL --data DATA --output benchmarks/results/int8.json",
-        "options": {name: value for name, value in vars(options).items() if name in ("rounds", "threads")},
-        "model": {
-            "architecture": bundle.header.architecture,
-            "size": bundle.header.size,
-            "classes": bundle.header.classes.names,
-            "seed": bundle.header.provenance.get("seed"),
-        },
-        "clock": "wall-clock time of one network, raw image in, logits out",
-        "commit": commit or None,
-        "hardware": hardware("cpu"),
-        "instructions": instructions(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+def origin(bundle: Bundle, options: argparse.Namespace, **facts: Any) -> dict[str, Any]:
+    """`provenance`, with the model and what the processor has for int8."""
+    model = {
+        "architecture": bundle.header.architecture,
+        "size": bundle.header.size,
+        "classes": bundle.header.classes.names,
+        "seed": bundle.header.provenance.get("seed"),
     }
+    return provenance(options, *LIBRARIES, model=model, instructions=instructions(), **facts)
 
 
 def instructions() -> list[str]:

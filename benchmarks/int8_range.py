@@ -11,7 +11,6 @@ point, which is what processors with VNNI give in int8. No layer is kept in floa
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,8 @@ from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
-from int8 import provenance
+from int8 import origin
+from reports import write_report
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +35,6 @@ from litheseg.deploy.quantize.calibration import CalibrationImages
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.deploy.quantize.tolerance import class_changes
-from litheseg.files import atomic_path
 
 RANGES = {"full": "disable", "half in the first layer": "first_layer_only", "half": "enable"}
 
@@ -44,14 +43,9 @@ def main() -> None:
     """Parse, measure, print a table, write JSON."""
     options = parse()
     rows = [row for width in options.widths for row in rows_of(options, width)]
-    report = {"rows": rows} | provenance(options, load_bundle(options.model))
-    report["command"] = "python benchmarks/int8_range.py MODEL --data DATA --output benchmarks/results/int8_range.json"
-    report["options"] = {"widths": options.widths, "threads": options.threads}
-    report["clock"] = None
+    report = {"rows": rows} | origin(load_bundle(options.model), options)
     show(rows)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:

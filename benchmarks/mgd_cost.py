@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +21,12 @@ from typing import Any
 
 import torch
 import yaml
-from step_cost import measure, provenance, show_ratios
+from reports import write_report
+from step_cost import measure, origin, show_ratios
 from torch import Tensor
 
 from litheseg.data.datamodule import SegmentationData
 from litheseg.deploy.bundle import BundleHeader, save_bundle
-from litheseg.files import atomic_path
 from litheseg.models import SegmentationModel, build_model
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_data, build_task
@@ -46,12 +44,9 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     rows = [row_of(student, options) for student in options.students]
-    command = {"command": shlex.join(["python", "benchmarks/mgd_cost.py", *sys.argv[1:]])}
-    report = {"target": TARGET, "rows": rows} | provenance(options) | command
+    report = {"target": TARGET, "rows": rows} | origin(options)
     show_ratios(rows, "cost of an MGD training step", TARGET)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:

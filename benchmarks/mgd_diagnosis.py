@@ -11,19 +11,16 @@ ones, over the same batches.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from reports import provenance, write_report
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from step_cost import provenance
 from torch import Tensor
 
 from litheseg.data import open_source
@@ -31,7 +28,6 @@ from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
 from litheseg.deploy.bundle import load_bundle
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
-from litheseg.files import atomic_path
 from litheseg.runtime import Predictor
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_data, build_task
@@ -56,10 +52,7 @@ def main() -> None:
     task.model.load_state_dict(bundle.model().state_dict(), strict=False)  # training heads are not kept
     report["gradients"]["last"] = gradient_norms(task, data)
     show(report, data.classes.names)
-    if options.output:
-        command = {"command": shlex.join(["python", "benchmarks/mgd_diagnosis.py", *sys.argv[1:]])}
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report | provenance(options) | command, indent=2) + "\n")
+    write_report(options.output, report | provenance(options, "torch", "lightning"))
 
 
 def parse() -> argparse.Namespace:

@@ -20,14 +20,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -36,9 +33,9 @@ import numpy as np
 import peer_models
 import torch
 from peers_tables import peers_tables
+from reports import provenance, write_report
 from rich.console import Console
 from rich.markdown import Markdown
-from step_cost import hardware
 
 from litheseg.budget.scores import score
 from litheseg.budget.timing import Pipeline, measure_total
@@ -51,7 +48,6 @@ from litheseg.deploy.export import export_bundle
 from litheseg.deploy.exported import Artefact, Export, load_export
 from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError
-from litheseg.files import atomic_path
 from litheseg.models import build_model
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half-short", (180, 240), (384, 480)
@@ -61,6 +57,7 @@ OURS = {  # name -> row of benchmarks/grouping.yaml
     "ERFNet": "erfnet-erfnet",
 }
 WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
+LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "onnxruntime", "openvino", "nncf", "numba")
 FORMATS = ("onnx", "openvino")
 CALIBRATION = {TRAINING_SIZE: 32, FULL_SIZE: 8}  # images; fewer where only the time counts
 ANY = Tolerance(miou=100, class_iou=None, agreement=0)  # int8 throughout: its mIoU is told beside it
@@ -90,11 +87,10 @@ def main() -> None:
             name: setting(networks, size, source, Path(folder) / name, options)
             for name, size in (("scored", TRAINING_SIZE), ("full", FULL_SIZE))
         }
-    report = {"protocol": PROTOCOL, "settings": settings, **provenance(options)}
+    facts = provenance(options, *LIBRARIES, clock="wall-clock time, in turns")
+    report = {"protocol": PROTOCOL, "settings": settings, **facts}
     Console(width=200).print(Markdown(peers_tables(report)))
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -250,21 +246,6 @@ def resident(name: str) -> float:
     """A field of /proc/self/status, MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) / 1024
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
-    packages = ("torch", "torchvision", "segmentation-models-pytorch", "onnxruntime", "openvino", "nncf", "numba")
-    return {
-        "command": "python benchmarks/peers.py --data DATA --output benchmarks/results/peers.json",
-        "options": {name: getattr(options, name) for name in ("threads", "rounds", "networks")},
-        "clock": "wall-clock time, in turns",
-        "commit": commit or None,
-        "hardware": hardware("cpu"),
-        "load": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
 
 
 if __name__ == "__main__":

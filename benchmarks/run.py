@@ -16,11 +16,9 @@ import csv
 import importlib
 import json
 import os
-import platform
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +30,7 @@ from typing import Any
 
 import torch
 import yaml
+from reports import commit, hardware
 
 from litheseg.deploy.bundle import load_bundle
 from litheseg.training.callbacks import Interrupted
@@ -228,10 +227,6 @@ def _add_minutes(folder: Path, minutes: float) -> float:
 
 
 def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain", "litheseg"], capture_output=True, text=True, cwd=HERE.parent
-    )
     arguments = row.arguments("DATA", Path("runs/benchmarks"))
     few = {"network": row.network, "labelled": row.labelled, "steps": recipe.trainer.epochs * recipe.data.steps}
     return {
@@ -244,21 +239,12 @@ def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str,
         **(few if row.labelled else {}),
         "metrics": metrics,
         "command": shlex.join(["litheseg", "train", "--recipe", row.recipe, *arguments]),
-        "commit": commit + ("-dirty" if dirty.stdout.strip() else ""),
-        "hardware": _hardware(),
+        "commit": commit() or "",
+        "hardware": hardware("cuda" if torch.cuda.is_available() else "cpu"),
         "versions": {name: version(name) for name in ("torch", "torchvision", "lightning", "timm")},
         "minutes": round(minutes, 1),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
 
 
 def append(table: str, record: dict[str, Any]) -> None:

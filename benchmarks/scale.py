@@ -14,16 +14,12 @@ use cores that are taken. Processor time an image is nearly free of that: it sho
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -32,9 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
-from step_cost import hardware
 
 from litheseg.data.classes import Classes
 from litheseg.data.masks import read_image
@@ -69,13 +65,12 @@ def main() -> None:
         work = Path(folder)
         model = bundle(work / "model.safetensors", options)
         rows = [row(name, model, work / str(number), options) for number, name in enumerate(options.cases)]
-        report = {"rows": rows, **provenance(options)}
+        facts = provenance(options, "torch", "pillow", "numpy", "ray", clock="wall-clock time, medians")
+        report = {"rows": rows, **facts}
         if options.ray_images:
             report["ray"] = ray_row(model, work, options)
     show(report)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -233,23 +228,6 @@ def show(report: dict[str, Any]) -> None:
         table.add_row(way, *(f"{rate:.1f} ({gain:.2f}x; {busy:.1f})" for rate, gain, busy in cells))
     Console(width=140).print(table)
     print(f"load {report['load']}, ray {report.get('ray')}")
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
-    return {
-        "command": "python benchmarks/scale.py --output benchmarks/results/scale.json",
-        "options": {name: value for name, value in vars(options).items() if name != "output"},
-        "clock": "wall-clock time, medians",
-        "load": os.getloadavg(),
-        "commit": commit or None,
-        "hardware": hardware("cpu"),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "pillow", "numpy", "ray")},
-        },
-    }
 
 
 if __name__ == "__main__":

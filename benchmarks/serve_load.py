@@ -16,10 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,7 +25,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,17 +33,17 @@ import httpx
 import numpy as np
 import torch
 from PIL import Image
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
-from step_cost import hardware
 
 from litheseg.data.camvid import CAMVID_CLASSES
 from litheseg.data.streets import render_street
 from litheseg.deploy.bundle import BundleHeader, save_bundle
-from litheseg.files import atomic_path
 from litheseg.models import build_model
 from litheseg.nn import slim
 
+LIBRARIES = ("torch", "numpy", "fastapi", "uvicorn", "httpx")
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 SIZE = (360, 480)
 PICTURES = 8
@@ -72,11 +68,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder) / "ddrnet.safetensors", options)
         report = measure(bundle, options)
-    report |= provenance(options)
+    network = {"name": "ddrnet", "base": options.base, "widths": WIDTHS, "size": SIZE, "trained": False}
+    report |= provenance(options, *LIBRARIES, network=network)
     show(report)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -241,21 +236,6 @@ def show(report: dict[str, Any]) -> None:
     Console().print(table)
     for promise, kept in report["verdict"].items():
         print(f"{'yes' if kept else 'NO ':4} {promise}")
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
-    names = ("torch", "numpy", "fastapi", "uvicorn", "httpx")
-    return {
-        "command": shlex.join(["python", "benchmarks/serve_load.py", *sys.argv[1:]]),
-        "options": {name: value for name, value in vars(options).items() if name != "output"},
-        "network": {"name": "ddrnet", "base": options.base, "widths": WIDTHS, "size": SIZE, "trained": False},
-        "commit": commit or None,
-        "hardware": hardware("cpu"),
-        "load_average": os.getloadavg()[2],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
-    }
 
 
 if __name__ == "__main__":

@@ -13,24 +13,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from litheseg.files import atomic_path
 from litheseg.models import SegmentationModel
 from litheseg.nn import extract
 from litheseg.training import Recipe, load_recipe
@@ -52,11 +47,9 @@ def main() -> None:
     model = [f"--model.name={options.model}", f"--model.args={options.model_args}"]
     recipe = load_recipe("slimseg", [*model, f"--loss.boundary_head={options.boundary_head}"])
     times = measure(steps_of(recipe, options), options)
-    report = summary(recipe, times) | provenance(options)
+    report = summary(recipe, times) | origin(options)
     show(report)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -181,25 +174,10 @@ def show_ratios(rows: list[dict[str, Any]], title: str, target: float) -> None:
     print(f"target: ratio at most {target}")
 
 
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
-    shown = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    return {
-        "command": "python benchmarks/step_cost.py --output benchmarks/results/step_cost.json",
-        "options": {name: value for name, value in shown.items() if name != "output"},
-        "clock": "process time" if options.device == "cpu" else "wall-clock time",
-        "commit": commit or None,
-        "hardware": hardware(options.device),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "lightning")}},
-    }
-
-
-def hardware(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{os.cpu_count()} x {names[0].split(':')[1].strip() if names else platform.machine()}"
+def origin(options: argparse.Namespace) -> dict[str, Any]:
+    """`provenance` of a step's cost."""
+    clock = "process time" if options.device == "cpu" else "wall-clock time"
+    return provenance(options, "torch", "lightning", device=options.device, clock=clock)
 
 
 if __name__ == "__main__":

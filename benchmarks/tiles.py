@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from step_cost import hardware
+from reports import provenance, write_report
 
 from litheseg.data.masks import read_image
-from litheseg.files import atomic_path
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.tiles import predict_tiles, tile_starts
 
@@ -39,19 +35,17 @@ def main() -> None:
     parser.add_argument("--bundles", nargs="+", required=True, help="models")
     parser.add_argument("--images", required=True, help="a folder of photos")
     parser.add_argument("--count", type=int, default=1, help="pictures of each kind")
-    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--output", type=Path, help="a JSON file")
     options = parser.parse_args()
-    output = Path(options.output) if options.output else None
-    rows = json.loads(output.read_text())["rows"] if output and output.exists() else []
+    there = options.output is not None and options.output.exists()
+    rows = json.loads(options.output.read_text())["rows"] if there else []
     for bundle in options.bundles:
         for kind in KINDS:
             if any(row["run"] == Path(bundle).parent.name and row["pictures"] == kind for row in rows):
                 continue  # a run that was stopped goes on
             rows += measure(Path(bundle), kind, options)
             print(json.dumps(rows[-len(TILES) :], indent=1), flush=True)
-            if output:
-                with atomic_path(output) as temporary:
-                    temporary.write_text(json.dumps({"rows": rows, **provenance(options)}, indent=2) + "\n")
+            write_report(options.output, {"rows": rows, **provenance(options, "torch", "numpy")})
     print(table(rows))
 
 
@@ -123,19 +117,6 @@ def pairs(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 def rough(labels: np.ndarray, axis: int) -> np.ndarray:
     """Per line across `axis`, the share of pixels whose label the next line has not."""
     return (np.diff(labels.astype(np.int16), axis=axis) != 0).mean(axis=1 - axis)
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    """Where the numbers come from."""
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
-    return {
-        "command": "python benchmarks/tiles.py --bundles BUNDLES --images data/camvid/val --output FILE",
-        "count": options.count,
-        "commit": commit or None,
-        "hardware": hardware("cpu"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
-    }
 
 
 if __name__ == "__main__":

@@ -11,10 +11,6 @@ one after the other, several times over, and all timings of a way are taken toge
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,9 +21,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
-from step_cost import hardware
 
 from litheseg.budget import standalone
 from litheseg.budget.standalone import host_facts, settle, summary
@@ -35,7 +31,6 @@ from litheseg.budget.timing import Pipeline, measure_total, street_frames
 from litheseg.deploy.bundle import load_bundle
 from litheseg.deploy.engines import bundle_engine, open_engine
 from litheseg.deploy.export import export_bundle
-from litheseg.files import atomic_path
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 0.5)
@@ -60,9 +55,7 @@ def main() -> None:
         for name in pipelines
     ]
     show(rows)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps({"rows": rows, **provenance(options)}, indent=1) + "\n")
+    write_report(options.output, {"rows": rows, **provenance(options, host=host_facts())})
 
 
 def parse() -> argparse.Namespace:
@@ -118,19 +111,6 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         times = (f"{row[way]['p50']:.2f} / {row[way]['p95']:.2f}" for way in WAYS)
         table.add_row(row["network"], f"{row['spins_ms']:.0f}", *times)
     Console(width=120).print(table)
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    root = Path(__file__).parents[1]
-    words = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    return {
-        "command": " ".join(["python", "benchmarks/turns.py", *(Path(word).name for word in sys.argv[1:])]),
-        "threads": options.threads,
-        "commit": subprocess.run(words, capture_output=True, text=True).stdout.strip() or None,
-        "hardware": hardware("cpu"),
-        "host": host_facts(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-    }
 
 
 if __name__ == "__main__":

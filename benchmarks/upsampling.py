@@ -12,12 +12,8 @@ forms (channels_last, ``max(1).indices``) are there too, and the quickest of the
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,13 +22,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
-from step_cost import hardware
 from torch import Tensor
 
 from litheseg.data.streets import render_street
-from litheseg.files import atomic_path
 from litheseg.models import upsampling
 from litheseg.models.upsampling import label_maps, upsample_labels
 
@@ -49,11 +44,9 @@ def main() -> None:
         raise SystemExit("Numba cannot be used here: there is no kernel to time")
     report = {"target": TARGET, "warm_up_s": time.process_time() - started}
     report["rows"] = [row(name, options) for name in CASES] if options.case is None else [row(options.case, options)]
-    report |= provenance(options)
+    report |= provenance(options, "torch", "numba", "numpy", clock="wall-clock time; warm-up: processor time")
     show(report)
-    if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options.output, report)
 
 
 def parse() -> argparse.Namespace:
@@ -162,22 +155,6 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("best plain / lazy", *(f"{row['gain_over_best']:.0f}" for row in report["rows"]))
     Console().print(table)
     print(f"target {TARGET:g}, warm-up {report['warm_up_s']:.1f} s")
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
-    return {
-        "command": "python benchmarks/upsampling.py --output benchmarks/results/upsampling.json",
-        "options": {name: value for name, value in vars(options).items() if name != "output"},
-        "clock": "wall-clock time; warm-up: processor time",
-        "commit": commit or None,
-        "hardware": hardware("cpu"),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numba", "numpy")},
-        },
-    }
 
 
 if __name__ == "__main__":
