@@ -48,12 +48,14 @@ class Study:
         student: a key of the table's students.
         table: the table, as in its YAML.
         records: the student's finished rows and its teachers', as in the results file.
+        seen: mIoU of full width on the training images that were used without their masks, percent by a row's key.
     """
 
     protocol: str
     student: str
     table: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    seen: Mapping[str, float]
 
     @property
     def name(self) -> str:
@@ -136,6 +138,7 @@ def _read(root: Path) -> list[Study]:
         return []
     table = yaml.safe_load(path.read_text())
     lines = results.read_text().splitlines() if results.exists() else []
+    seen = _on_unlabelled_images(root / "benchmarks/results/mgd_diagnosis.json")
     records = {record["key"]: record for record in map(json.loads, filter(None, lines))}  # a key's last line counts
     studies = []
     for protocol in table["steps"]:
@@ -143,8 +146,17 @@ def _read(root: Path) -> list[Study]:
         for student, entry in table["students"].items():
             own = [record for record in mine if record["network"] == student and not _teaches(record, table)]
             taught = [r for r in mine if own and r["network"] == entry["teachers"] and _teaches(r, table)]
-            studies.append(Study(protocol, student, table, [*own, *taught]))
+            studies.append(Study(protocol, student, table, [*own, *taught], seen))
     return studies
+
+
+def _on_unlabelled_images(diagnosis: Path) -> dict[str, float]:
+    """Percent by a row's key, of what `mgd_diagnosis.py` has scored; a row's key is the name of its folder."""
+    if not diagnosis.exists():
+        return {}
+    report = json.loads(diagnosis.read_text())
+    keys = {"student": report["run"], **{name: Path(report["options"][name]).parent.name for name in ("deep", "wide")}}
+    return {keys.get(name, name): 100 * labels["miou"] for name, labels in report["labels"].items()}
 
 
 def _teaches(record: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
@@ -157,6 +169,7 @@ def _section(study: Study) -> str:
     blocks = [heading, _verdicts(study), *pictures, "**mIoU**, percent, at full width", _method_table(study)]
     for share in study.shares:
         blocks += [_width_table(study, share), _part_table(study, share), _teacher_table(study, share)]
+        blocks += [_seen_table(study, share)]
     blocks += [_missing(study), provenance(study.records)]
     return "\n\n".join(block for block in blocks if block)
 
@@ -222,6 +235,19 @@ def _teacher_table(study: Study, share: str) -> str:
     lines = [["", *TEACHERS], ["---", *["---:"] * len(TEACHERS)]]
     cells = [cell(study.scores(label, share), study.gains(label, share)) for label in TEACHERS.values()]
     return f"**Teachers of MGD** at {_share(study, share)}\n\n{markdown([*lines, ['mIoU', *cells]])}"
+
+
+def _seen_table(study: Study, share: str) -> str:
+    """Scores on the unlabelled training images beside those on val; empty where none was measured."""
+    records = [record for label in study.labels() for record in study.of(label, share) if record["key"] in study.seen]
+    if not records:
+        return ""
+    lines = [["", "unlabelled images", "val"], ["---", "---:", "---:"]]
+    for record in sorted(records, key=lambda record: -study.seen[record["key"]]):
+        scores = study.seen[record["key"]], 100 * record["metrics"]["1"]["miou"]
+        lines.append([record["label"], *(f"{score:.2f}" for score in scores)])
+    title = f"**A second judge** at {_share(study, share)}: mIoU on the training images whose masks no row has used"
+    return f"{title}\n\n{markdown(lines)}"
 
 
 def _missing(study: Study) -> str:

@@ -47,7 +47,7 @@ def record(
 
 
 def study(*records: dict[str, Any], student: str = "resnet18") -> Any:
-    return mgd_tables.Study("camvid", student, TABLE, records)
+    return mgd_tables.Study("camvid", student, TABLE, records, {})
 
 
 @pytest.fixture
@@ -197,3 +197,19 @@ def test_several_shares_are_drawn_against_the_number_of_labels(root: Path) -> No
     assert "mIoU against the number of labelled images" in results(root)
     tables.write(tables.build(root))
     assert (root / "docs/images/mgd-camvid-resnet18.png").stat().st_size > 1000
+
+
+def test_scores_on_the_unlabelled_images_stand_beside_those_on_val(root: Path) -> None:
+    finish(root, record("labelled-only", 28.5), record("mgd", 29.75), record("teacher-deep", 36.0, network="resnet"))
+    finish(root, record("cps", 31.0))  # not diagnosed
+    key = "camvid-{}-1/16-{}-seed0".format
+    scores = {"deep": 0.34, "student": 0.365, key("resnet18", "labelled-only"): 0.353}
+    report = {
+        "run": key("resnet18", "mgd"),
+        "labels": {name: {"miou": miou} for name, miou in scores.items()},
+        "options": {"deep": "runs/deep-seed0/model.safetensors", "wide": "runs/wide-seed0/model.safetensors"},
+    }
+    (root / "benchmarks/results/mgd_diagnosis.json").write_text(json.dumps(report))
+    text = results(root)
+    [table] = [block for block in text.split("\n\n") if block.startswith("|  | unlabelled images | val |")]
+    assert table.splitlines()[2:] == ["| MGD | 36.50 | 29.75 |", "| labels alone | 35.30 | 28.50 |"]
