@@ -37,7 +37,7 @@ def bars(path: str | Path, values: Mapping[str, float], *, label: str, title: st
     axes.axvline(next(iter(values.values())), color=_GREY, linewidth=1, linestyle="--", zorder=0)
     axes.invert_yaxis()
     axes.margins(x=0.08)
-    axes.set_title(title, fontsize=11, loc="left")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     axes.set_xlabel(label, color=_FIRST)
     axes.tick_params(colors=_FIRST, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,13 +9,14 @@ Usage:
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from bars import bars
@@ -37,6 +38,9 @@ LITHE_GAIN = 8.0  # mIoU points over labels alone, where lithe is not above MGD
 HEAD = "Few labels"
 
 Scores = dict[int, float]  # by seed
+K = TypeVar("K", bound=Hashable)
+
+_METRIC = f"**mIoU**, percent, at full width; in brackets the gain over {BASELINE} with the same seeds"
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def mgd_block(root: Path) -> str:
         return ""
     title = (
         f"Few labels, student `{study.student}`, protocol `{study.protocol}`: mIoU by the share of the training images "
-        "that are labelled, gain over labels alone in brackets:"
+        "that are labelled, in brackets the gain over labels alone with the same seeds:"
     )
     return "\n\n".join((title, _method_table(study), _verdicts(study)))
 
@@ -166,7 +170,7 @@ def _teaches(record: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
 def _section(study: Study) -> str:
     heading = f"## {HEAD}: `{study.student}`, protocol `{study.protocol}`"
     pictures = [f"![{text}](images/{name}.png)" for name, (text, _) in _pictures(study).items()]
-    blocks = [heading, _verdicts(study), *pictures, "**mIoU**, percent, at full width", _method_table(study)]
+    blocks = [heading, _verdicts(study), *pictures, _METRIC, _method_table(study)]
     for share in study.shares:
         blocks += [_width_table(study, share), _part_table(study, share), _teacher_table(study, share)]
         blocks += [_seen_table(study, share)]
@@ -320,38 +324,52 @@ def _pictures(study: Study) -> dict[str, tuple[str, Draw]]:
     """File name -> what it shows, and what draws it."""
     found: dict[str, tuple[str, Draw]] = {}
     where = f"{study.student}, protocol {study.protocol}, validation"
-    curves = {label: points for label in DRAWN if len(points := _by_share(study, label)) > 1}
+    curves = {label: points for label, points in _by_share(study).items() if len(points) > 1}
     if curves:
         draw = frontier_plot(curves, where, "labelled images")
         found[study.name] = "mIoU against the number of labelled images", draw
-    elif study.shares and (values := _by_method(study, study.shares[0])):
-        title = f"{where}, {_share(study, study.shares[0])} labelled"
+    elif study.shares and len(scores := _by_method(study, study.shares[0])) > 1:
+        title = f"{where}, {_share(study, study.shares[0])} labelled, {_seeds(scores.values())}"
+        values = {label: mean(own.values()) for label, own in scores.items()}
         found[study.name] = "mIoU of every method", partial(bars, values=values, label="mIoU, %", title=title)
-    if share := next((share for share in study.shares if study.of(LITHE, share)), None):
-        curves = {label: points for label in (BASELINE, SLIM, MGD, LITHE) if (points := _by_width(study, label, share))}
+    share = next((share for share in study.shares if study.of(LITHE, share)), None)
+    if share and (curves := _by_width(study, share)):
         draw = frontier_plot(curves, f"{where}, {_share(study, share)} labelled")
         found[f"{study.name}-widths"] = "mIoU against MACs at four widths", draw
     return found
 
 
-def _by_method(study: Study, share: str) -> dict[str, float]:
+def _by_method(study: Study, share: str) -> dict[str, Scores]:
     shown = [label for label in study.labels() if label not in PARTS]
-    return {label: mean(scores.values()) for label in shown if (scores := study.scores(label, share))}
+    return _paired({label: study.scores(label, share) for label in shown})
 
 
-def _by_share(study: Study, label: str) -> list[FrontierPoint]:
+def _by_share(study: Study) -> dict[str, list[FrontierPoint]]:
     """Without names, which would stand beside every point of every method; the axis says it once."""
-    return [
-        FrontierPoint(1.0, study.images(share), mean(scores.values()) / 100, " ")
-        for share in study.shares
-        if (scores := study.scores(label, share))
-    ]
+    curves: dict[str, list[FrontierPoint]] = {label: [] for label in DRAWN}
+    for share in study.shares:
+        for label, scores in _paired({label: study.scores(label, share) for label in DRAWN}).items():
+            curves[label].append(FrontierPoint(1.0, study.images(share), mean(scores.values()) / 100, " "))
+    return curves
 
 
-def _by_width(study: Study, label: str, share: str) -> list[FrontierPoint]:
-    points = []
-    for width in WIDTHS:
+def _by_width(study: Study, share: str) -> dict[str, list[FrontierPoint]]:
+    curves: dict[str, list[FrontierPoint]] = {}
+    pairs = itertools.product((BASELINE, SLIM, MGD, LITHE), WIDTHS)
+    for (label, width), scores in _paired({pair: study.scores(pair[0], share, pair[1]) for pair in pairs}).items():
         macs = [r["metrics"][width]["macs"] for r in study.of(label, share) if width in r["metrics"]]
-        if macs and (scores := study.scores(label, share, width)):
-            points.append(FrontierPoint(float(width), macs[-1], mean(scores.values()) / 100))
-    return points
+        point = FrontierPoint(float(width), macs[-1], mean(scores.values()) / 100)
+        curves.setdefault(label, []).append(point)
+    return curves
+
+
+def _paired(scores: Mapping[K, Scores]) -> dict[K, Scores]:
+    """Of the seeds that all have who have any: labels differ by seed, so others cannot be compared."""
+    found = {name: own for name, own in scores.items() if own}
+    seeds = set.intersection(*map(set, found.values())) if found else set()
+    return {name: {seed: own[seed] for seed in sorted(seeds)} for name, own in found.items() if seeds}
+
+
+def _seeds(scores: Iterable[Scores]) -> str:
+    own = next(iter(scores))
+    return f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own))}"

@@ -191,12 +191,24 @@ def test_pages_with_teachers_and_pictures(root: Path) -> None:
 
 def test_several_shares_are_drawn_against_the_number_of_labels(root: Path) -> None:
     rows = [record("labelled-only", 30.0 + n, share) for n, share in enumerate(("1/16", "1/8", "all"))]
-    points = mgd_tables._by_share(study(*rows), "labels alone")
+    points = mgd_tables._by_share(study(*rows))["labels alone"]
     assert [(point.cost, point.score) for point in points] == [(23, 0.30), (46, 0.31), (367, 0.32)]
     finish(root, *rows)
     assert "mIoU against the number of labelled images" in results(root)
     tables.write(tables.build(root))
     assert (root / "docs/images/mgd-camvid-resnet18.png").stat().st_size > 1000
+
+
+def test_pictures_compare_only_what_has_the_same_seeds() -> None:
+    """Found in a picture: a mean of four seeds beside methods that had one of them."""
+    baseline = [record("labelled-only", score, seed=seed) for seed, score in enumerate((28.0, 36.0, 32.0))]
+    rows = study(*baseline, record("cps", 31.0), record("mgd", {"1": 30.0, "0.5": 29.0}))
+    drawn = mgd_tables._by_method(rows, "1/16")
+    assert list(drawn) == ["labels alone", "MGD", "CPS"]
+    for scores, score in zip(drawn.values(), (28, 30, 31), strict=True):
+        assert scores == pytest.approx({0: score})
+    assert [point.score for point in mgd_tables._by_width(rows, "1/16")["labels alone"]] == [pytest.approx(0.28)]
+    assert mgd_tables._by_method(study(*baseline[1:], record("cps", 31.0)), "1/16") == {}
 
 
 def test_scores_on_the_unlabelled_images_stand_beside_those_on_val(root: Path) -> None:
