@@ -258,8 +258,5 @@ def timed(call: Callable[[], Any], passes: int, clock: Callable[[], int]) -> flo
     return (clock() - started) / passes
 
 
-# --- where the numbers come from -------------------------------------------------------------------------------------
-
-
 if __name__ == "__main__":
     main()

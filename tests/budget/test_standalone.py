@@ -63,6 +63,10 @@ def test_turns_rotate_and_begin_with_an_untimed_pass() -> None:
     assert result["a"] == [5, 6, 7, 23, 24], "the untimed ones are left out"
 
 
+def test_the_last_turn_may_be_shorter() -> None:
+    assert len(interleave({"a": lambda: None}, 7)["a"]) == 7
+
+
 def test_many_passes_take_few_turns() -> None:
     calls: list[str] = []
     times = interleave({name: (lambda name=name: calls.append(name)) for name in "ab"}, 400)
