@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from litheseg.data import open_source, partition
 from litheseg.data.classes import Classes
@@ -27,10 +27,9 @@ from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import ModelError, RecipeError
 from litheseg.losses.segmentation import class_weights
 from litheseg.models import SegmentationModel, build_model
-from litheseg.nn import available_widths, slim
+from litheseg.nn import slim
 from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
-from litheseg.nn.layers import SlimConv2d
 from litheseg.nn.tracing import trace_model
 from litheseg.training.checks import check_recipe
 from litheseg.training.config import (
@@ -45,6 +44,7 @@ from litheseg.training.config import (
 )
 from litheseg.training.cross_pseudo import CrossPseudoTask
 from litheseg.training.gradual import GradualGrouping
+from litheseg.training.layout import lay_out
 from litheseg.training.objectives import TEACHER, Asked, asked, build_objectives
 from litheseg.training.task import Objective, SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, Live, NextWider, Teacher, Widest
@@ -57,13 +57,10 @@ __all__ = [
     "build_network",
     "build_task",
     "build_teachers",
-    "suits_channels_last",
 ]
 
 
 Task = SegmentationTask | CrossPseudoTask
-
-_FEWEST_CHANNELS = 8  # of a register of AVX2
 
 
 def build_data(recipe: Recipe) -> SegmentationData:
@@ -217,7 +214,7 @@ def _frozen(config: TeacherConfig | TutorConfig, classes: Classes, wanted: Asked
         )
     plain = bundle.plain(config.width)
     assert isinstance(plain, SegmentationModel)
-    _lay_out(plain, trainer)
+    lay_out(plain, trainer)
     return Frozen(plain, wanted.streams, mixed=wanted.mixed)
 
 
@@ -253,14 +250,8 @@ def _student(recipe: Recipe, data: SegmentationData) -> SegmentationModel:
     model = build_elastic_model(
         recipe.model, recipe.widths, len(data.classes), grouping=recipe.grouping, boundary_head=head
     )
-    _lay_out(model, recipe.trainer)
+    lay_out(model, recipe.trainer)
     return model
-
-
-def _lay_out(model: nn.Module, config: TrainerConfig) -> None:
-    """Use channels_last if asked, and if it is safe."""
-    if config.channels_last and suits_channels_last(model):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _task(
@@ -283,24 +274,6 @@ def _task(
         seed=recipe.trainer.seed,
         compile=recipe.trainer.compile,
     )
-
-
-def suits_channels_last(model: nn.Module) -> bool:
-    """Whether channels_last is safe: not with strided 1x1 convolutions of fewer than 8 inputs, at any width.
-
-    Their gradient, in oneDNN 3.13 (PyTorch 2.15) on CPUs without AVX-512, writes outside its memory.
-    """
-    narrowest = min(available_widths(model))
-    for layer in model.modules():
-        if isinstance(layer, SlimConv2d):
-            inputs = layer.inputs.count(narrowest)
-        elif isinstance(layer, nn.Conv2d):
-            inputs = layer.in_channels // layer.groups
-        else:
-            continue
-        if tuple(layer.kernel_size) == (1, 1) and max(layer.stride) > 1 and inputs < _FEWEST_CHANNELS:
-            return False
-    return True
 
 
 def build_grouping(recipe: Recipe, data: SegmentationData) -> list[Callback]:

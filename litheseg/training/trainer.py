@@ -30,6 +30,7 @@ from litheseg.training.callbacks import (
     progress_callback,
 )
 from litheseg.training.config import Recipe, TrainerConfig
+from litheseg.training.layout import on_cpu
 from litheseg.training.storage import AtomicCheckpoints, Curves
 
 __all__ = ["build_trainer", "quiet"]
@@ -97,12 +98,8 @@ def _callbacks(config: TrainerConfig, checkpoints: Path) -> list[Callback]:
     return [*callbacks, progress_callback(), StopOnInterrupt(checkpoints / "last.ckpt")]
 
 
-def _on_cpu(config: TrainerConfig) -> bool:
-    return config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
-
-
 def _devices(config: TrainerConfig) -> int | str:
-    return 1 if config.devices == "auto" and _on_cpu(config) else config.devices
+    return 1 if config.devices == "auto" and on_cpu(config) else config.devices
 
 
 def _strategy(config: TrainerConfig) -> str:
