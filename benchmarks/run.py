@@ -139,7 +139,7 @@ def _student_rows(
             continue
         pair, role = values["teachers"], entry.get("teacher")
         network = content["teachers"][pair][role] if role else values
-        own = [*content["recipes"].get(entry["recipe"], []), *entry["overrides"]]
+        own = [*content["recipes"].get(entry["recipe"], []), *network.get("overrides", []), *entry["overrides"]]
         overrides = [*common, f"--model.args={json.dumps(network['args'])}", *own]
         rows.append(
             Row(

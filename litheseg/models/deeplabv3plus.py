@@ -45,6 +45,7 @@ _RATES = (6, 12, 18)
 _LOW_LEVEL_STRIDE = 4
 _LOW_LEVEL_CHANNELS = 48
 _BOUNDARY_CHANNELS = 64
+_COUNTER = "num_batches_tracked"
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Sequential:
@@ -118,21 +119,38 @@ def _fetch_pretrained(name: str, output_stride: int) -> nn.Module:
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Fill the encoder from a state dict of the classifier it was cut from; the classifier's own head is ignored."""
+    """Fill the encoder from a state dict of the classifier it was cut from; the classifier's own head is ignored.
+
+    A file of other names (of another library) is matched by order, which a .safetensors file does not keep.
+    """
     try:
         state = load_state_dict(str(path), weights_only=True)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         message = f"encoder_weights {path}: not a readable state dict ({error or type(error).__name__})"
         raise ModelError(f"{message}; give a .safetensors or a weights-only .pth file") from error
+    needed = encoder.state_dict()
+    weights = {key: value for key, value in needed.items() if _kind(key) != _COUNTER}  # older files lack counters
     # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
-    found = {key.replace(".", "_"): value for key, value in state.items()}
-    needed = {key: (key.replace(".", "_"), value.shape) for key, value in encoder.state_dict().items()}
-    for key, (name, shape) in needed.items():
-        if name not in found or found[name].shape != shape:
-            has = f"has shape {tuple(found[name].shape)}" if name in found else "is missing"
-            message = f"encoder_weights {path}: '{key}' {has}, {tuple(shape)} is needed"
+    named = {key.replace(".", "_"): value for key, value in state.items()}
+    found = {key: named[joined] for key in weights if (joined := key.replace(".", "_")) in named}
+    if not found and path.suffix != ".safetensors":
+        found = _by_order(state, weights)
+    for key, value in weights.items():
+        if key not in found or found[key].shape != value.shape:
+            has = f"has shape {tuple(found[key].shape)}" if key in found else "is missing"
+            message = f"encoder_weights {path}: '{key}' {has}, {tuple(value.shape)} is needed"
             raise ModelError(f"{message}; give the weights of the same encoder")
-    encoder.load_state_dict({key: found[name] for key, (name, _) in needed.items()})
+    encoder.load_state_dict(needed | found)
+
+
+def _by_order(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first tensors of `state` under the names of `weights`, where their kinds (weight, bias, ...) agree."""
+    theirs = (key for key in state if _kind(key) != _COUNTER)
+    return {key: state[their] for key, their in zip(weights, theirs, strict=False) if _kind(key) == _kind(their)}
+
+
+def _kind(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 class DeepLabV3Plus(SegmentationModel):
@@ -222,7 +240,8 @@ def deeplabv3plus(
         encoder: name of a timm CNN; `ENCODERS` are tested.
         output_stride: 16 or 8, of the encoder's last feature map.
         pretrained: fetch timm's weights for the encoder (needs a network or timm's cache).
-        encoder_weights: a state dict (.safetensors or .pth) of the timm classifier to start the encoder from instead.
+        encoder_weights: a state dict (.safetensors or .pth) of the timm classifier to start the encoder from instead; a
+            .pth file of the same classifier under other names is matched by order, shape and kind of its tensors.
         channels: of the ASPP and the decoder.
         dropout: after the ASPP; 0.1 is the value of the authors' release, the paper gives none.
         aux_head: deep supervision on the last feature map but one (training only).

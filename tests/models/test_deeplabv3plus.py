@@ -86,6 +86,31 @@ def test_stage_names_that_timm_joins_are_found(tmp_path: Path) -> None:
     assert any(key.startswith("stages_0") for key in model.encoder.state_dict())
 
 
+def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As another library may call them, and without the counters that old files lack."""
+    names = (key for key in state if not key.endswith("num_batches_tracked"))
+    return {f"_layer{index}.{key.rpartition('.')[2]}": state[key] for index, key in enumerate(names)}
+
+
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "resnet18d"])
+def test_weights_under_other_names_are_matched_by_order(encoder: str, tmp_path: Path) -> None:
+    classifier = timm.create_model(encoder)
+    state = classifier.state_dict()
+    torch.save(_renamed(state), tmp_path / "weights.pth")
+    model = deeplabv3plus(5, encoder=encoder, encoder_weights=tmp_path / "weights.pth")
+    assert all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
+
+
+def test_weights_under_other_names_must_fit_one_by_one(tmp_path: Path) -> None:
+    state = _renamed(timm.create_model("resnet18").state_dict())
+    torch.save(state, tmp_path / "r18.pth")
+    with pytest.raises(ModelError, match=r"r18.pth: '.*' (has shape|is missing).*same encoder"):
+        deeplabv3plus(5, encoder="resnet50", encoder_weights=tmp_path / "r18.pth")
+    safetensors.torch.save_file(state, tmp_path / "r18.safetensors")  # its order is that of its names
+    with pytest.raises(ModelError, match=r"'conv1.weight' is missing"):
+        deeplabv3plus(5, encoder="resnet18", encoder_weights=tmp_path / "r18.safetensors")
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "r18.pth")
     with pytest.raises(ModelError, match=r"r18.pth: '.*is needed.*same encoder"):
