@@ -139,7 +139,8 @@ def _student_rows(
             continue
         pair, role = values["teachers"], entry.get("teacher")
         network = content["teachers"][pair][role] if role else values
-        own = [*content["recipes"].get(entry["recipe"], []), *network.get("overrides", []), *entry["overrides"]]
+        recipe = network.get("recipe", entry["recipe"])
+        own = [*content["recipes"].get(recipe, []), *network.get("overrides", []), *entry["overrides"]]
         overrides = [*common, f"--model.args={json.dumps(network['args'])}", *own]
         rows.append(
             Row(
@@ -147,8 +148,8 @@ def _student_rows(
                 protocol,
                 network["model"],
                 entry["id"],
-                entry["label"],
-                entry["recipe"],
+                network.get("label", entry["label"]),
+                recipe,
                 tuple(_filled(override, values["weights"]) for override in overrides),
                 seed,
                 network=pair if role else student,

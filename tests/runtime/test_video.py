@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_colours import CLASSES, colour_bundle, dominant
+from tiny_rtsp import RATE, RtspCamera
 from tiny_video import FakeSource, frame, numbers, read_video, write_images, write_video
 
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
@@ -413,6 +414,18 @@ def test_a_stream_over_http_that_breaks_off(predictor: Predictor, tmp_path: Path
 
 
 # The controller at work
+
+
+def test_a_camera_that_speaks_rtsp_and_goes_away_twice(predictor: Predictor, tmp_path: Path) -> None:
+    with RtspCamera(30, 20) as camera:
+        source = open_frames(camera.url, patience=Patience(attempts=2, first=0.01))
+        with Feed(source) as feed:
+            frames = list(feed)
+    assert source.live and source.total is None and source.rate == RATE
+    assert 45 <= len(frames) <= 50, "the last frame of a connection may be in part"
+    assert numbers([found.pixels for found in frames[:25]]) == [number % 3 for number in range(25)]
+    assert source.problem is not None and f"{camera.url} was lost after {len(frames)} frames" in source.problem
+    assert all(after.seconds >= before.seconds for before, after in pairwise(frames))
 
 
 def test_the_width_holds_a_target(predictor: Predictor, slow: dict[float, float], tmp_path: Path) -> None:
