@@ -78,7 +78,9 @@ class Study:
     def labels(self) -> list[str]:
         """The methods that have a finished row, in the table's order."""
         done = {record["label"] for record in self.records}
-        return [label for label in dict.fromkeys(row["label"] for row in self.table["rows"]) if label in done]
+        by = self.table["teachers"][self.table["students"][self.student]["teachers"]]["by"]
+        labels = dict.fromkeys(row["label"].format(by=by) for row in self.table["rows"])
+        return [label for label in labels if label in done]
 
     def scores(self, label: str, share: str, width: str = "1", metric: str = "miou") -> Scores:
         """Percent by seed; empty where nothing was measured."""
@@ -142,7 +144,7 @@ def _read(root: Path) -> list[Study]:
         return []
     table = yaml.safe_load(path.read_text())
     lines = results.read_text().splitlines() if results.exists() else []
-    seen = _on_unlabelled_images(root / "benchmarks/results/mgd_diagnosis.json")
+    seen = _on_unlabelled_images((root / "benchmarks/results").glob("mgd_diagnosis*.json"))
     records = {record["key"]: record for record in map(json.loads, filter(None, lines))}  # a key's last line counts
     studies = []
     for protocol in table["steps"]:
@@ -154,13 +156,15 @@ def _read(root: Path) -> list[Study]:
     return studies
 
 
-def _on_unlabelled_images(diagnosis: Path) -> dict[str, float]:
+def _on_unlabelled_images(diagnoses: Iterable[Path]) -> dict[str, float]:
     """Percent by a row's key, of what `mgd_diagnosis.py` has scored; a row's key is the name of its folder."""
-    if not diagnosis.exists():
-        return {}
-    report = json.loads(diagnosis.read_text())
-    keys = {"student": report["run"], **{name: Path(report["options"][name]).parent.name for name in ("deep", "wide")}}
-    return {keys.get(name, name): 100 * labels["miou"] for name, labels in report["labels"].items()}
+    seen = {}
+    for diagnosis in diagnoses:
+        report = json.loads(diagnosis.read_text())
+        keys = {"student": report["run"]}
+        keys |= {name: Path(report["options"][name]).parent.name for name in ("deep", "wide")}
+        seen |= {keys.get(name, name): 100 * labels["miou"] for name, labels in report.get("labels", {}).items()}
+    return seen
 
 
 def _teaches(record: Mapping[str, Any], table: Mapping[str, Any]) -> bool:

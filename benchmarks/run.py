@@ -137,9 +137,10 @@ def _student_rows(
     for entry in content["rows"]:
         if share == "all" and not entry.get("labels_only"):
             continue
-        pair, role = values["teachers"], entry.get("teacher")
-        network = content["teachers"][pair][role] if role else values
-        recipe = network.get("recipe", entry["recipe"])
+        name, role = values["teachers"], entry.get("teacher")
+        pair = content["teachers"][name]
+        network = pair[role] if role else values
+        recipe = entry.get("recipe", pair["recipe"])
         own = [*content["recipes"].get(recipe, []), *network.get("overrides", []), *entry["overrides"]]
         overrides = [*common, f"--model.args={json.dumps(network['args'])}", *own]
         rows.append(
@@ -148,11 +149,11 @@ def _student_rows(
                 protocol,
                 network["model"],
                 entry["id"],
-                network.get("label", entry["label"]),
+                _filled(entry["label"], pair),
                 recipe,
                 tuple(_filled(override, values["weights"]) for override in overrides),
                 seed,
-                network=pair if role else student,
+                network=name if role else student,
                 labelled=share,
             )
         )

@@ -64,6 +64,19 @@ def test_teachers_are_shared_by_students_of_one_pair() -> None:
     assert recipe_of(third["teacher-wide"]).model.args == {"base": 40, "blocks": 1}
 
 
+def test_pretrained_teachers_learn_from_labels_alone_and_gently() -> None:
+    rows = rows_of("ddrnet-imagenet")
+    assert (rows["mgd"].label, rows["teacher-deep"].label) == ("MGD", "deep teacher (labels alone)")
+    assert rows_of("ddrnet")["teacher-deep"].label == "deep teacher (CPS)"
+    for name in ("teacher-deep", "teacher-wide"):
+        recipe = recipe_of(rows[name])
+        assert (recipe.name, recipe.teacher.kind, recipe.data.unlabelled) == ("supervised", "none", None)
+        assert recipe.optimizer.lr < recipe_of(rows["mgd"]).optimizer.lr
+        assert recipe.model.args["encoder_weights"].startswith("runs/pretrained/")
+    assert recipe_of(rows["mgd"]).model.args == {"base": 16}, "the student has seen nothing"
+    assert recipe_of(rows["teacher-deep-unimatch"]).name == "unimatch"
+
+
 @pytest.mark.parametrize(("student", "image", "region"), [("resnet18", 0.002, 100), ("mobilenetv2", 0.001, 50)])
 def test_mgd_learns_from_the_pair_of_its_labels_and_seed(student: str, image: float, region: float) -> None:
     rows = rows_of(student, share="1/4", seed=2)
@@ -127,7 +140,7 @@ def test_seeds_then_shares_then_rows() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("camvid", "unet", [0]), r"no student 'unet'; choose from ddrnet, resnet18, mobilenetv2"),
+        (("camvid", "unet", [0]), r"no student 'unet'; choose from ddrnet, ddrnet-imagenet, resnet18, mobilenetv2"),
         (("camvid", None, [0], ["1/3"]), r"no share '1/3'; choose from 1/16"),
         (("camvid-half", None, [0]), r"no steps for protocol 'camvid-half'; choose from camvid-half-few, camvid-"),
     ],

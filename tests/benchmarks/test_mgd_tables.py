@@ -14,7 +14,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 TABLE = yaml.safe_load((REPOSITORY / "benchmarks/mgd.yaml").read_text())
-LABELS = {row["id"]: row["label"] for row in TABLE["rows"]}
+LABELS = {row["id"]: row["label"].format(by="CPS") for row in TABLE["rows"]}
 DISTILLERS = ("kd", "cwd", "pairwise", "intra-class")
 
 
