@@ -36,6 +36,9 @@ from litheseg.errors import DataError, LithesegError, MissingExtraError
 
 __all__ = ["Engine", "available_runtimes", "bundle_engine", "open_engine", "torch_engine"]
 
+# Else threads spin after each pass, for tens of milliseconds in which they do nothing but keep cores from others.
+_ONNX_SETTINGS = {"session.force_spinning_stop": "1"}
+
 
 @runtime_checkable
 class Engine(Protocol):
@@ -279,6 +282,8 @@ def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int |
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    for name, value in _ONNX_SETTINGS.items():
+        options.add_session_config_entry(name, value)
     with _explained("onnxruntime", file):
         return _OnnxEngine(onnxruntime.InferenceSession(str(file), options, providers=providers), artefact)
 
