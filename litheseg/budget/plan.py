@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from litheseg.budget.standalone import host_facts, interleave
 from litheseg.cost.latency import threads_limited
+from litheseg.deploy.engines import session_options
 from litheseg.deploy.openvino import openvino_core
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
@@ -266,9 +267,7 @@ def _in_torch(layer: nn.Conv2d, image: Tensor, threads: int) -> Call:
 
 def _in_onnxruntime(model: bytes, image: np.ndarray, threads: int) -> Call:
     runtime = _imported("onnxruntime", "onnx")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"x": image})
 
 

@@ -34,7 +34,7 @@ from litheseg.deploy.openvino import openvino_core
 from litheseg.deploy.torch_export import export_program, load_archive
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 
-__all__ = ["Engine", "available_runtimes", "bundle_engine", "open_engine", "torch_engine"]
+__all__ = ["Engine", "available_runtimes", "bundle_engine", "open_engine", "session_options", "torch_engine"]
 
 # Else threads spin after each pass, for tens of milliseconds in which they do nothing but keep cores from others.
 _ONNX_SETTINGS = {"session.force_spinning_stop": "1"}
@@ -278,14 +278,21 @@ def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int |
     providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     if providers[0] not in onnxruntime.get_available_providers():
         raise LithesegError(f"this ONNX Runtime has no '{device}'; install onnxruntime-gpu, or choose cpu")
+    options = session_options(threads)
+    with _explained("onnxruntime", file):
+        return _OnnxEngine(onnxruntime.InferenceSession(str(file), options, providers=providers), artefact)
+
+
+def session_options(threads: int | None = None) -> Any:
+    """How ONNX Runtime runs a network here: quietly, and with threads that rest between passes."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
     for name, value in _ONNX_SETTINGS.items():
         options.add_session_config_entry(name, value)
-    with _explained("onnxruntime", file):
-        return _OnnxEngine(onnxruntime.InferenceSession(str(file), options, providers=providers), artefact)
+    return options
 
 
 def _open_openvino(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
