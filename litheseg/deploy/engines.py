@@ -34,7 +34,15 @@ from litheseg.deploy.openvino import openvino_core
 from litheseg.deploy.torch_export import export_program, load_archive
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 
-__all__ = ["Engine", "available_runtimes", "bundle_engine", "open_engine", "session_options", "torch_engine"]
+__all__ = [
+    "Engine",
+    "available_runtimes",
+    "bundle_engine",
+    "cpu_has_bfloat16",
+    "open_engine",
+    "session_options",
+    "torch_engine",
+]
 
 # Else threads spin after each pass, for tens of milliseconds in which they do nothing but keep cores from others.
 _ONNX_SETTINGS = {"session.force_spinning_stop": "1"}
@@ -324,11 +332,12 @@ def _check_torch(precision: str, device: torch.device) -> None:
     """
     if precision == "int8":
         raise LithesegError("PyTorch runs no int8 network here; choose --runtime openvino or onnxruntime")
-    if precision == "bf16" and not (torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()):
+    if precision == "bf16" and not (torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bfloat16()):
         raise LithesegError(f"'{device}' has no bf16 here (PyTorch would emulate it, slowly); choose fp32")
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16; others can, slowly, by way of float32."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return bool(torch.cpu._is_avx512_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

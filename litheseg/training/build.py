@@ -44,7 +44,7 @@ from litheseg.training.config import (
 )
 from litheseg.training.cross_pseudo import CrossPseudoTask
 from litheseg.training.gradual import GradualGrouping
-from litheseg.training.layout import lay_out
+from litheseg.training.layout import gains_from_bfloat16, lay_out
 from litheseg.training.objectives import TEACHER, Asked, asked, build_objectives
 from litheseg.training.task import Objective, SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, Live, NextWider, Teacher, Widest
@@ -215,7 +215,7 @@ def _frozen(config: TeacherConfig | TutorConfig, classes: Classes, wanted: Asked
     plain = bundle.plain(config.width)
     assert isinstance(plain, SegmentationModel)
     lay_out(plain, trainer)
-    return Frozen(plain, wanted.streams, mixed=wanted.mixed)
+    return Frozen(plain, wanted.streams, mixed=wanted.mixed, bfloat16=gains_from_bfloat16(trainer))
 
 
 def build_task(recipe: Recipe, data: SegmentationData) -> Task:

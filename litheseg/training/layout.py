@@ -1,4 +1,6 @@
-"""Where a run computes, and in which memory format: channels_last, unless a kernel is known to be unsound there.
+"""Where a run computes, in which memory format, and what may be in bfloat16.
+
+The format is channels_last, unless a kernel is known to be unsound there.
 
 On a CPU convolutions are oneDNN's. Two of its gradients are wrong in channels_last, and one of them corrupts memory; a
 network with such a layer keeps PyTorch's own format, in which both are right. It does not know what is trained.
@@ -12,11 +14,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from litheseg.deploy.engines import cpu_has_bfloat16
 from litheseg.nn import available_widths
 from litheseg.nn.layers import SlimConv2d
 from litheseg.training.config import TrainerConfig
 
-__all__ = ["lay_out", "on_cpu", "suits_channels_last"]
+__all__ = ["gains_from_bfloat16", "lay_out", "on_cpu", "suits_channels_last"]
 
 _FEWEST_CHANNELS = 8  # of a register of AVX2
 
@@ -24,6 +27,11 @@ _FEWEST_CHANNELS = 8  # of a register of AVX2
 def on_cpu(config: TrainerConfig) -> bool:
     """Whether a run has no GPU."""
     return config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.cuda.is_available())
+
+
+def gains_from_bfloat16(config: TrainerConfig) -> bool:
+    """Whether a network that is not trained runs faster in bfloat16 where a run computes."""
+    return cpu_has_bfloat16() if on_cpu(config) else torch.cuda.is_bf16_supported()
 
 
 def lay_out(model: nn.Module, config: TrainerConfig) -> None:

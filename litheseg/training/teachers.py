@@ -196,22 +196,28 @@ def _split(outputs: Outputs, counts: list[int]) -> list[Outputs]:
 
 
 class Frozen(NetworkTeacher):
-    """A finished network, plain; in half precision on a GPU, as nothing of it is trained.
+    """A finished network, plain; nothing of it is trained.
 
     Args:
         model: the network.
         streams: see `NetworkTeacher`.
         mixed: likewise.
+        bfloat16: compute in half precision, which is for devices that are faster in it.
     """
 
     def __init__(
-        self, model: SegmentationModel, streams: Collection[str] = (LABELLED,), *, mixed: bool = False
+        self,
+        model: SegmentationModel,
+        streams: Collection[str] = (LABELLED,),
+        *,
+        mixed: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__(streams, mixed=mixed)
-        self.model = model.requires_grad_(False)
+        self.model, self._bfloat16 = model.requires_grad_(False), bfloat16
 
     def _outputs(self, image: Tensor) -> Outputs:
-        with torch.autocast("cuda", torch.bfloat16) if image.is_cuda else nullcontext():
+        with torch.autocast(image.device.type, torch.bfloat16) if self._bfloat16 else nullcontext():
             return self.model.eval().outputs(image)
 
 

@@ -20,8 +20,11 @@ from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import DataError, MissingExtraError, TrainingError
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.nn import extract, slim
+from litheseg.training import layout
+from litheseg.training.build import build_data, build_task
 from litheseg.training.callbacks import EpochLines, Interrupted, progress_callback
 from litheseg.training.run import plain_norms, train
+from litheseg.training.streams import LABELLED, Step
 from litheseg.training.task import SegmentationTask
 from litheseg.training.trainer import build_trainer
 
@@ -141,6 +144,22 @@ def test_a_bundle_teaches(tmp_path: Path, finished: Path) -> None:
     state = checkpoint(tmp_path)["state_dict"]
     own = extract(load_bundle(finished / "model.safetensors").model(), 0.5).state_dict()
     assert all(torch.equal(state[f"teachers.teacher.model.{name}"], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("gains", [True, False])
+def test_a_bundle_teaches_in_bfloat16_where_that_is_faster(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, gains: bool
+) -> None:
+    monkeypatch.setattr(layout, "cpu_has_bfloat16", lambda: gains)
+    bundle = f"--teacher.bundle={finished / 'model.safetensors'}"
+    recipe = tiny_recipe("--teacher.kind=frozen", bundle)
+    data = build_data(recipe)
+    teacher = build_task(recipe, data).teachers["teacher"]
+    seen = []
+    teacher.model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    teacher.begin(Step.of(data.train_batch(0, 0)))
+    assert teacher.lesson(1.0, LABELLED)["logits"].dtype == torch.float32
+    assert seen == [torch.bfloat16 if gains else torch.float32]
 
 
 @pytest.mark.slow

@@ -251,6 +251,18 @@ def test_a_teacher_runs_only_what_it_is_asked_about() -> None:
     assert counts == [2, 2, 4, 4]
 
 
+def test_a_teacher_in_half_precision_says_nearly_the_same() -> None:
+    step, lessons = Step.of(batch_of()), []
+    for bfloat16 in (False, True):
+        teacher = Frozen(network(1), (LABELLED, UNLABELLED), mixed=True, bfloat16=bfloat16)
+        teacher.begin(step)
+        lessons.append({s: teacher.lesson(1.0, s) for s in (LABELLED, UNLABELLED)})
+    exact, rounded = lessons
+    for stream, name in ((LABELLED, "logits"), (UNLABELLED, "logits"), (UNLABELLED, "mixed_logits")):
+        ours, true = rounded[stream][name], exact[stream][name]
+        assert ours.dtype == torch.float32 and 0 < (ours - true).norm() / true.norm() < 0.02
+
+
 def test_next_wider_teaches_on_every_stream() -> None:
     model = slim(network(0), (1.0, 0.5), divisor=4)
     seen = {}
