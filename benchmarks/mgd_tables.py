@@ -149,9 +149,11 @@ def _read(root: Path) -> list[Study]:
     studies = []
     for protocol in table["steps"]:
         mine = [record for record in records.values() if record["protocol"] == protocol]
+        by = table["teachers_by"].get(protocol, protocol)
+        tutors = [record for record in records.values() if record["protocol"] == by and _teaches(record, table)]
         for student, entry in table["students"].items():
             own = [record for record in mine if record["network"] == student and not _teaches(record, table)]
-            taught = [r for r in mine if own and r["network"] == entry["teachers"] and _teaches(r, table)]
+            taught = [record for record in tutors if own and record["network"] == entry["teachers"]]
             studies.append(Study(protocol, student, table, [*own, *taught], seen))
     return studies
 

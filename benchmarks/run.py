@@ -131,6 +131,7 @@ def _student_rows(
     student = _one_of(content["students"], student, f"{table}.yaml has no student")
     _one_of(content["shares"], share, f"{table}.yaml has no share")
     steps = content["steps"][_one_of(content["steps"], protocol, f"{table}.yaml has no steps for protocol")]
+    teachers_by = content["teachers_by"].get(protocol, protocol)
     values = content["students"][student]
     common = [*content["every"], f"--data.steps={steps}", *([] if share == "all" else [f"--data.labelled={share}"])]
     rows = []
@@ -146,7 +147,7 @@ def _student_rows(
         rows.append(
             Row(
                 table,
-                protocol,
+                teachers_by if role else protocol,
                 network["model"],
                 entry["id"],
                 _filled(entry["label"], pair),
