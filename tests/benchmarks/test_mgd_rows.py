@@ -64,6 +64,14 @@ def test_teachers_are_shared_by_students_of_one_pair() -> None:
     assert recipe_of(third["teacher-wide"]).model.args == {"base": 40, "blocks": 1}
 
 
+def test_a_longer_protocol_has_the_teachers_of_the_shorter_one() -> None:
+    short, long = (rows_of("ddrnet", protocol) for protocol in ("camvid-half-few", "camvid-half-few-long"))
+    assert long["teacher-deep"].key == short["teacher-deep"].key
+    assert recipe_of(long["mgd"]).mgd == recipe_of(short["mgd"]).mgd
+    assert long["mgd"].key != short["mgd"].key
+    assert recipe_of(long["mgd"]).trainer.epochs == 4 * recipe_of(short["mgd"]).trainer.epochs
+
+
 def test_pretrained_teachers_learn_from_labels_alone_and_gently() -> None:
     rows = rows_of("ddrnet-imagenet")
     assert (rows["mgd"].label, rows["teacher-deep"].label) == ("MGD", "deep teacher (labels alone)")

@@ -189,6 +189,15 @@ def test_pages_with_teachers_and_pictures(root: Path) -> None:
     assert "mIoU of every method" in text
 
 
+def test_teachers_of_a_shorter_protocol_stand_beside_their_students(root: Path) -> None:
+    student = record("mgd", 42.0, network="ddrnet") | {"key": "student", "protocol": "camvid-half-few-long"}
+    teacher = record("teacher-wide", 48.0, network="ddrnet") | {"key": "teacher", "protocol": "camvid-half-few"}
+    finish(root, student, teacher)
+    section = results(root).partition("## Few labels: `ddrnet`, protocol `camvid-half-few-long`")[2]
+    assert "| wide teacher (CPS) | 48.00 |" in section.partition("\n## ")[0]
+    assert "`ddrnet`, protocol `camvid-half-few`\n" in results(root), "nothing was run there"
+
+
 def test_several_shares_are_drawn_against_the_number_of_labels(root: Path) -> None:
     rows = [record("labelled-only", 30.0 + n, share) for n, share in enumerate(("1/16", "1/8", "all"))]
     points = mgd_tables._by_share(study(*rows))["labels alone"]
