@@ -1,8 +1,8 @@
 """Where a run computes, in which memory format, and what may be in bfloat16.
 
-The format is channels_last, unless a kernel is known to be unsound there. On a CPU convolutions are oneDNN's, and two of
-its gradients are wrong in channels_last: one corrupts memory, the other is no number. A network with such a layer keeps
-PyTorch's own format, in which both are right. It does not know what is trained.
+The format is channels_last, unless a kernel is known to be unsound there. On a CPU convolutions are oneDNN's, and two
+of its gradients are wrong in channels_last: one corrupts memory, the other is no number. A network with such a layer
+keeps PyTorch's own format, in which both are right. It does not know what is trained.
 
 Usage:
     >>> lay_out(model, recipe.trainer)
