@@ -154,7 +154,7 @@ def read_studies(root: Path) -> list[Study]:
         )
         for protocol in protocols
         for model in table["models"]
-        if not protocol.endswith(("-short", "-few"))  # of the grouping and the few-labels table
+        if "-few" not in protocol and not protocol.endswith("-short")  # those are of other tables
     ]
 
 
