@@ -125,16 +125,23 @@ def mgd_pages(root: Path) -> tuple[list[str], dict[Path, Draw]]:
 
 
 def mgd_block(root: Path) -> str:
-    """The study that trains longest (the fullest of several) in short, for the README; empty where nothing was run."""
+    """In short, for the README: the study with the most rows, and the one that trains longest; empty without rows."""
     begun = [study for study in _read(root) if study.records]
-    study = max(begun, key=lambda study: (max(r["steps"] for r in study.records), len(study.records)), default=None)
-    if study is None:
+    if not begun:
         return ""
-    title = (
+    fullest = max(begun, key=lambda study: len(study.records))
+    longest = max(begun, key=lambda study: (max(record["steps"] for record in study.records), study is fullest))
+    blocks = [_title(fullest), _method_table(fullest), _verdicts(fullest)]
+    if longest is not fullest:
+        blocks += [_title(longest), _method_table(longest)]
+    return "\n\n".join(blocks)
+
+
+def _title(study: Study) -> str:
+    return (
         f"Few labels, student `{study.student}`, protocol `{study.protocol}`: mIoU by the share of the training images "
         "that are labelled, in brackets the gain over labels alone with the same seeds:"
     )
-    return "\n\n".join((title, _method_table(study), _verdicts(study)))
 
 
 def _read(root: Path) -> list[Study]:
