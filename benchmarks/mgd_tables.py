@@ -337,8 +337,8 @@ def _pictures(study: Study) -> dict[str, tuple[str, Draw]]:
     """File name -> what it shows, and what draws it."""
     found: dict[str, tuple[str, Draw]] = {}
     where = f"{study.student}, protocol {study.protocol}, validation"
-    curves = {label: points for label, points in _by_share(study).items() if len(points) > 1}
-    if curves:
+    curves = {label: points for label, points in _by_share(study).items() if points}
+    if any(len(points) > 1 for points in curves.values()):
         draw = frontier_plot(curves, where, "labelled images")
         found[study.name] = "mIoU against the number of labelled images", draw
     elif study.shares and len(scores := _by_method(study, study.shares[0])) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from grouping_tables import Outcomes, _method_table, _slim_gains, _verdicts
+from grouping_tables import Outcomes, _method_table, _most_telling, _slim_gains, _verdicts
 
 
 def record(label: str, model: str, miou: float, seed: int = 0, **widths: tuple[int, float]) -> dict[str, Any]:
@@ -34,6 +34,14 @@ def test_the_average_needs_every_network() -> None:
     assert "on average" not in _verdicts(Outcomes("p", ROWS[:-1]))
     table = _method_table(Outcomes("p", ROWS))
     assert "| gradual (cosine) | – | 50.50 (+0.50) | 51.00 (+1.00) | 55.50 (+5.50) | +2.33 |" in table
+
+
+def test_the_readme_shows_the_longest_protocol_that_compares_all_networks() -> None:
+    long, short = Outcomes("long", ROWS), Outcomes("short", [*ROWS, record("one-shot", "erfnet-d*", 50.0)])
+    assert _most_telling([long, short]) is long
+    assert _most_telling([Outcomes("long", ROWS[:-1]), short]) is short
+    parts = [Outcomes("long", ROWS[:2]), Outcomes("short", ROWS[:3])]
+    assert _most_telling(parts) is parts[1]
 
 
 def test_widths_are_compared_at_equal_macs() -> None:

@@ -198,14 +198,35 @@ def test_teachers_of_a_shorter_protocol_stand_beside_their_students(root: Path) 
     assert "`ddrnet`, protocol `camvid-half-few`\n" in results(root), "nothing was run there"
 
 
+def test_the_readme_shows_the_fullest_study_and_the_longest(root: Path) -> None:
+    short = [record(row, 30.0, network="ddrnet") | {"key": row, "steps": 2000} for row in ("labelled-only", "mgd")]
+    long = record("mgd", 50.0) | {"steps": 9000}
+    finish(root, *short, long)
+    first, second = (f"Few labels, student `{student}`" for student in ("ddrnet", "resnet18"))
+    block = mgd_tables.mgd_block(root)
+    assert block.index(first) < block.index("Targets") < block.index(second) and block.count("Targets") == 1
+    finish(root, *[record(row, 50.0) | {"steps": 9000} for row in ("labelled-only", "kd")])
+    assert first not in mgd_tables.mgd_block(root), "one study is both"
+
+
 def test_several_shares_are_drawn_against_the_number_of_labels(root: Path) -> None:
     rows = [record("labelled-only", 30.0 + n, share) for n, share in enumerate(("1/16", "1/8", "all"))]
     points = mgd_tables._by_share(study(*rows))["labels alone"]
     assert [(point.cost, point.score) for point in points] == [(23, 0.30), (46, 0.31), (367, 0.32)]
-    finish(root, *rows)
+    finish(root, *rows, record("mgd", 35.0))
     assert "mIoU against the number of labelled images" in results(root)
     tables.write(tables.build(root))
     assert (root / "docs/images/mgd-camvid-resnet18.png").stat().st_size > 1000
+
+
+def test_methods_at_one_share_are_drawn_beside_those_at_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in a picture: labels alone at two shares, and no trace of MGD, which had one."""
+    drawn: list[str] = []
+    monkeypatch.setattr(mgd_tables, "frontier_plot", lambda curves, *_: drawn.extend(curves))
+    mgd_tables._pictures(
+        study(*(record("labelled-only", 30.0, share) for share in ("1/16", "all")), record("mgd", 35.0))
+    )
+    assert drawn == ["labels alone", "MGD"]
 
 
 def test_pictures_compare_only_what_has_the_same_seeds() -> None:
