@@ -2,7 +2,7 @@
 
 A runtime's threads may wait for the next image by spinning, which keeps cores busy for nothing. Measured are, for two
 widths in each runtime, the milliseconds of an image, end to end, and the processor time from one image to the next, in
-cores. ONNX Runtime is measured as litheseg runs it (its threads stop with each pass) and as it comes.
+cores. ONNX Runtime is measured as it comes, with threads that stop with each pass, and with ones that never spin.
 
     python benchmarks/idle.py model.safetensors --output benchmarks/results/idle.json
 """
@@ -32,7 +32,13 @@ from litheseg.deploy.export import export_bundle
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 1.0)
-RUNTIMES = ("torch", "openvino", "onnxruntime", "onnxruntime as it comes")
+RUNTIMES = {  # name -> settings of a session in ONNX Runtime
+    "torch": {},
+    "openvino": {},
+    "onnxruntime": {},
+    "onnxruntime, stopping": {"session.force_spinning_stop": "1"},
+    "onnxruntime, not spinning": {"session.intra_op.allow_spinning": "0"},
+}
 
 
 def main() -> None:
@@ -64,11 +70,20 @@ def parse() -> argparse.Namespace:
 
 
 def opened(bundle: Bundle, export: Path, width: float, runtime: str, threads: int) -> Pipeline:
+    """The network in a runtime, with the settings of its name."""
     if runtime == "torch":
         return Pipeline(bundle_engine(bundle, width, "torch", threads=threads), SIZE, threads)
-    name, _, as_it_comes = runtime.partition(" ")
-    with mock.patch.object(engines, "_ONNX_SETTINGS", {} if as_it_comes else engines._ONNX_SETTINGS):
-        return Pipeline(open_engine(export, width=width, runtime=name, threads=threads), SIZE, threads)
+    usual = engines.session_options
+
+    def session_options(threads: int | None = None) -> Any:
+        options = usual(threads)
+        for name, value in RUNTIMES[runtime].items():
+            options.add_session_config_entry(name, value)
+        return options
+
+    with mock.patch.object(engines, "session_options", session_options):
+        engine = open_engine(export, width=width, runtime=runtime.partition(",")[0], threads=threads)
+    return Pipeline(engine, SIZE, threads)
 
 
 def measured(pipeline: Pipeline, frames: Sequence[np.ndarray], options: argparse.Namespace) -> dict[str, float]:

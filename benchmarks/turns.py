@@ -4,7 +4,6 @@ After a pass a runtime's threads spin for a while, and take cores from whoever r
 networks: the processor time that goes by after a pass, and the time of an image, end to end, in turns of three passes
 that begin at once, in turns that wait until nothing spins (as litheseg times), and alone. The three ways are measured
 one after the other, several times over, and all timings of a way are taken together. Leave the machine alone meanwhile.
-ONNX Runtime is run as it comes: in litheseg its threads stop with each pass, which `idle.py` measures.
 
     python benchmarks/turns.py model.safetensors --output benchmarks/results/turns.json
 """
@@ -29,7 +28,6 @@ from rich.table import Table
 from litheseg.budget import standalone
 from litheseg.budget.standalone import host_facts, settle, summary
 from litheseg.budget.timing import Pipeline, measure_total, street_frames
-from litheseg.deploy import engines
 from litheseg.deploy.bundle import load_bundle
 from litheseg.deploy.engines import bundle_engine, open_engine
 from litheseg.deploy.export import export_bundle
@@ -73,18 +71,17 @@ def opened(model: Path, folder: Path, threads: int) -> dict[str, Pipeline]:
     """Two widths of the model, in the runtimes."""
     bundle = load_bundle(model)
     export_bundle(bundle, folder, formats=("onnx", "openvino"), widths=WIDTHS, size=SIZE, check=False)
-    with mock.patch.object(engines, "_ONNX_SETTINGS", {}):
-        return {
-            f"width {width:g}, {runtime}": Pipeline(
-                bundle_engine(bundle, width, "torch", threads=threads)
-                if runtime == "torch"
-                else open_engine(folder, width=width, runtime=runtime, threads=threads),
-                SIZE,
-                threads,
-            )
-            for width in WIDTHS
-            for runtime in ("torch", "onnxruntime", "openvino")
-        }
+    return {
+        f"width {width:g}, {runtime}": Pipeline(
+            bundle_engine(bundle, width, "torch", threads=threads)
+            if runtime == "torch"
+            else open_engine(folder, width=width, runtime=runtime, threads=threads),
+            SIZE,
+            threads,
+        )
+        for width in WIDTHS
+        for runtime in ("torch", "onnxruntime", "openvino")
+    }
 
 
 def spun(pipeline: Pipeline, frames: Sequence[np.ndarray]) -> float:

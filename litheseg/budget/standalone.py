@@ -124,7 +124,8 @@ def interleave(
 def settle(limit: float = 2.0) -> bool:
     """Wait until this process computes no more: runtimes let their threads spin for a while after a pass.
 
-    OpenMP's, for instance, do so for ten milliseconds, and who runs meanwhile has as many cores fewer.
+    ONNX Runtime's spin for a fixed number of loops, which takes tens of milliseconds or more, OpenMP's for some; who
+    runs meanwhile has as many cores fewer.
 
     Args:
         limit: seconds to wait at most.
@@ -213,7 +214,6 @@ def _in_onnxruntime(path: Path, threads: int) -> Network:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # as litheseg runs it
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda image: session.run(None, {name: image})[0]

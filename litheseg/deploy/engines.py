@@ -44,9 +44,6 @@ __all__ = [
     "torch_engine",
 ]
 
-# Else threads spin after each pass, for tens of milliseconds in which they do nothing but keep cores from others.
-_ONNX_SETTINGS = {"session.force_spinning_stop": "1"}
-
 
 @runtime_checkable
 class Engine(Protocol):
@@ -292,14 +289,12 @@ def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int |
 
 
 def session_options(threads: int | None = None) -> Any:
-    """How ONNX Runtime runs a network here: quietly, and with threads that rest between passes."""
+    """How ONNX Runtime runs a network here."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    for name, value in _ONNX_SETTINGS.items():
-        options.add_session_config_entry(name, value)
     return options
 
 
