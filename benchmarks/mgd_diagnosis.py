@@ -58,7 +58,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--data", help="where its data is now")
+    parser.add_argument("--data", type=Path, help="where its data is now")
     for name in ("deep", "wide"):
         parser.add_argument(f"--{name}", help=f"where the {name} teacher's bundle is now")
     parser.add_argument("--beside", nargs="*", default=(), metavar="RUN", help="whose labels are scored too")
