@@ -27,7 +27,7 @@ from torch import Tensor
 
 from litheseg.data.datamodule import SegmentationData
 from litheseg.deploy.bundle import BundleHeader, save_bundle
-from litheseg.deploy.engines import cpu_has_bfloat16
+from litheseg.deploy.engines import has_bfloat16
 from litheseg.models import SegmentationModel, build_model
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_data, build_task
@@ -160,7 +160,7 @@ def _training(
 
 def _looking(model: SegmentationModel, rows: Tensor, options: argparse.Namespace) -> Callable[[], None]:
     """A forward pass without gradient; in half precision where frozen teachers run so."""
-    half = options.precision == "bf16" or options.device != "cpu" or cpu_has_bfloat16()
+    half = options.precision == "bf16" or has_bfloat16(torch.device(options.device))
 
     def run() -> None:
         with torch.no_grad(), torch.autocast(options.device, torch.bfloat16, enabled=half):

@@ -38,7 +38,7 @@ __all__ = [
     "Engine",
     "available_runtimes",
     "bundle_engine",
-    "cpu_has_bfloat16",
+    "has_bfloat16",
     "open_engine",
     "session_options",
     "torch_engine",
@@ -327,15 +327,19 @@ def _check_torch(precision: str, device: torch.device) -> None:
     """
     if precision == "int8":
         raise LithesegError("PyTorch runs no int8 network here; choose --runtime openvino or onnxruntime")
-    if precision == "bf16" and not (torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bfloat16()):
+    if precision == "bf16" and not has_bfloat16(device):
         raise LithesegError(f"'{device}' has no bf16 here (PyTorch would emulate it, slowly); choose fp32")
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16; others can, slowly, by way of float32."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU or this CPU multiplies bfloat16; others can, slowly, by way of float32."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         return bool(torch.cpu._is_avx512_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from litheseg.deploy.engines import cpu_has_bfloat16
+from litheseg.deploy.engines import has_bfloat16
 from litheseg.nn import available_widths
 from litheseg.nn.layers import SlimConv2d
 from litheseg.training.config import TrainerConfig
@@ -30,7 +30,7 @@ def on_cpu(config: TrainerConfig) -> bool:
 
 def gains_from_bfloat16(config: TrainerConfig) -> bool:
     """Whether a network that is not trained runs faster in bfloat16 where a run computes."""
-    return cpu_has_bfloat16() if on_cpu(config) else torch.cuda.is_bf16_supported()
+    return has_bfloat16(torch.device("cpu" if on_cpu(config) else "cuda"))
 
 
 def lay_out(model: nn.Module, config: TrainerConfig) -> None:

@@ -187,20 +187,20 @@ def test_what_cannot_be_had(
 
 
 def test_bf16_where_the_machine_has_it_and_where_not(export: Export, bundle: Bundle, monkeypatch: Any) -> None:
-    monkeypatch.setattr(room, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
     image = noise(24, 32)
     expected = plain_logits(bundle, 0.5, image)
     engine = bundle_engine(bundle, 0.5, "torch", precision="bf16")
     error = np.abs(engine(image) - expected).max()
     assert engine.precision == "bf16" and 1e-4 < error < 0.1 * np.abs(expected).max()
-    monkeypatch.setattr(room, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: False)
     for act in (
         lambda: open_engine(export, runtime="torch", precision="bf16"),
         lambda: bundle_engine(bundle, 0.5, "torch", precision="bf16"),
     ):
         with pytest.raises(LithesegError, match="'cpu' has no bf16 here"):
             act()
-    monkeypatch.setattr(room, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
     monkeypatch.setattr(room, "available_runtimes", lambda: ("torch", "onnxruntime"))
     assert open_engine(export, precision="bf16").runtime == "torch"  # ONNX Runtime comes first, but cannot
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -413,9 +413,6 @@ def test_a_stream_over_http_that_breaks_off(predictor: Predictor, tmp_path: Path
     assert len(read_video(tmp_path / "out.mp4")) == summary.frames, "what came is kept, and plays"
 
 
-# The controller at work
-
-
 def test_a_camera_that_speaks_rtsp_and_goes_away_twice(predictor: Predictor, tmp_path: Path) -> None:
     with RtspCamera(30, 20) as camera:
         source = open_frames(camera.url, patience=Patience(attempts=2, first=0.01))
@@ -426,6 +423,9 @@ def test_a_camera_that_speaks_rtsp_and_goes_away_twice(predictor: Predictor, tmp
     assert numbers([found.pixels for found in frames[:25]]) == [number % 3 for number in range(25)]
     assert source.problem is not None and f"{camera.url} was lost after {len(frames)} frames" in source.problem
     assert all(after.seconds >= before.seconds for before, after in pairwise(frames))
+
+
+# The controller at work
 
 
 def test_the_width_holds_a_target(predictor: Predictor, slow: dict[float, float], tmp_path: Path) -> None:

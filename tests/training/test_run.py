@@ -150,7 +150,7 @@ def test_a_bundle_teaches(tmp_path: Path, finished: Path) -> None:
 def test_a_bundle_teaches_in_bfloat16_where_that_is_faster(
     finished: Path, monkeypatch: pytest.MonkeyPatch, gains: bool
 ) -> None:
-    monkeypatch.setattr(layout, "cpu_has_bfloat16", lambda: gains)
+    monkeypatch.setattr(layout, "has_bfloat16", lambda device: gains and device.type == "cpu")
     bundle = f"--teacher.bundle={finished / 'model.safetensors'}"
     recipe = tiny_recipe("--teacher.kind=frozen", bundle)
     data = build_data(recipe)
