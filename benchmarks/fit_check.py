@@ -61,6 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--percentile", type=float, default=95.0)
     parser.add_argument("--sizes", help="as of `litheseg fit`")
     parser.add_argument("--precision", default="fp32", help="as of `litheseg fit`")
+    parser.add_argument("--fps", type=float, help="as of `litheseg fit`")
     parser.add_argument("--cache", type=Path, help="kept between runs of this script [a temporary one]")
     parser.add_argument("--output", type=Path, help="where to write JSON")
     parser.add_argument("--again", type=Path, help="time what lies in this folder, and print the percentile")
@@ -70,7 +71,7 @@ def parse() -> argparse.Namespace:
 def check(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """One row per fit."""
     options.cache = options.cache or folder / "cache"
-    whole = fit(options, EVERYTHING, folder / "all")
+    whole = fit(options, f"{options.fps}fps" if options.fps else EVERYTHING, folder / "all")
     name = f"p{options.percentile:g}_ms"
     costs = [point[name] for point in whole["points"] if point["miou"] is not None]
     low = MARGIN * min(costs)
@@ -110,6 +111,7 @@ def fit(options: argparse.Namespace, budget: str, folder: Path) -> dict[str, Any
     words = ["fit", options.model, "--budget", budget, "--percentile", options.percentile, "--data", options.data]
     words += ["--precision", options.precision, "--cache", options.cache, "--output", folder]
     words += ["--sizes", options.sizes] if options.sizes else []
+    words += ["--fps", options.fps] if options.fps else []
     run([sys.executable, "-m", "litheseg", *map(str, words)])
     content: dict[str, Any] = json.loads((folder / "fit.json").read_text())
     return content
@@ -133,8 +135,8 @@ def time_again(options: argparse.Namespace) -> dict[str, Any]:
     source = open_bundle_data(load_bundle(options.model), options.data).source
     images = [source.read_image(sample) for sample in source.samples("val")[:4]]
     pipeline = Pipeline(engine, network.size, threads)
-    repeats = max(promise["repeats"], math.ceil(PROOF_MS / promise["p50_ms"]))
-    times = measure_total({"": pipeline}, images, repeats=repeats, warmup=10)[""]
+    repeats = max(promise["repeats"], math.ceil(PROOF_MS / max(promise["p50_ms"], 1000 / (promise["fps"] or math.inf))))
+    times = measure_total({"": pipeline}, images, repeats=repeats, warmup=10, fps=promise["fps"])[""]
     parts = {"milliseconds": times, "first_half": times[: repeats // 2], "second_half": times[repeats // 2 :]}
     told = {name: Samples(part).percentile(options.percentile) for name, part in parts.items()}
     told["p50_ms"] = Samples(times).percentile(50)

@@ -59,6 +59,7 @@ class Account:
             **chosen.candidate.to_dict(),
             "scope": self.scope,
             "percentile": percentile,
+            "fps": self.limits.fps,
             "milliseconds": times[f"p{percentile:g}_ms"],
             "upper_bound_ms": times["upper_bound_ms"],
             "p50_ms": times["p50_ms"],
@@ -70,9 +71,10 @@ class Account:
         """The promise in words."""
         told, name = self.promise, f"p{self.limits.percentile:g}"
         bound = f", with 95 % confidence below {told['upper_bound_ms']:.2f}" if told["upper_bound_ms"] else ""
+        scope = f"{self.scope} at {told['fps']:g} images a second" if told["fps"] else self.scope
         return (
             f"width {told['width']:g} at {_by(told['size'])}, {told['precision']} in {told['runtime']}, "
-            f"{told['threads']} thread{'s' * (told['threads'] > 1)}: mIoU {_percent(told['miou'])} %, {self.scope}, "
+            f"{told['threads']} thread{'s' * (told['threads'] > 1)}: mIoU {_percent(told['miou'])} %, {scope}, "
             f"{name} {told['milliseconds']:.2f} ms{bound} ({told['repeats']} images timed)"
         )
 

@@ -46,6 +46,7 @@ class Bench:
     Args:
         engine: makes a candidate run; raises a `LithesegError` where it cannot.
         frames: images of the camera's size, uint8 H x W x 3, that each candidate takes in turn.
+        fps: how many of them come in a second; None for one after the other.
         progress: told what is being done.
     """
 
@@ -54,9 +55,10 @@ class Bench:
         engine: Callable[[Candidate], Engine],
         frames: Sequence[np.ndarray],
         *,
+        fps: float | None = None,
         progress: Progress = lambda _: None,
     ) -> None:
-        self._engine, self._frames, self._progress = engine, frames, progress
+        self._engine, self._frames, self._fps, self._progress = engine, frames, fps, progress
         self._open: dict[Candidate, Pipeline] = {}
 
     def unusable(self, candidates: Iterable[Candidate]) -> dict[Candidate, str]:
@@ -83,8 +85,9 @@ class Bench:
         for first in range(0, len(candidates), _TOGETHER):
             some = candidates[first : first + _TOGETHER]
             pipelines = {candidate: self._pipeline(candidate) for candidate in some}
-            self._progress(f"timing {len(some)} candidate{'s' * (len(some) > 1)}, {repeats} repeats")
-            result |= measure_total(pipelines, self._frames, repeats=repeats, warmup=_WARMUP)
+            pace = f" at {self._fps:g} images a second" if self._fps else ""
+            self._progress(f"timing {len(some)} candidate{'s' * (len(some) > 1)}, {repeats} repeats{pace}")
+            result |= measure_total(pipelines, self._frames, repeats=repeats, warmup=_WARMUP, fps=self._fps)
         return result
 
     def _pipeline(self, candidate: Candidate) -> Pipeline:

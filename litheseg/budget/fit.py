@@ -126,6 +126,8 @@ class Fit:
         self._load, self._known = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, 0
         self._model, self._digest, self._split = bundle.model(), model_digest(bundle), split
         self._measured = read_measurements(measured, self._digest) if measured else None
+        if self._measured is not None:
+            self.limits = self._measured.limits(limits)
         self.store = Store.of(bundle, cache, fresh=fresh)
         self._plan, self._plan_tag = self._opened_plan(plan)
         self.scores = open_scores(bundle, data, self.store, split=split, engine=self._engine, progress=progress)
@@ -152,7 +154,8 @@ class Fit:
             found = choose_measured(self._measured, self.limits, self.scores, costs, among=self.choices.allows)
             host, facts["measured"] = self._measured.host, str(self._measured.path)
             return Account(found, self.limits, "network", self.scores.told, None, host, facts)
-        timer = _Remembering(Bench(self.workbench.engine, self.frames, progress=self.progress), self.store, self._key)
+        bench = Bench(self.workbench.engine, self.frames, fps=self.limits.fps, progress=self.progress)
+        timer = _Remembering(bench, self.store, self._key)
         search = Search(
             self.limits,
             timer,
@@ -268,7 +271,8 @@ class Fit:
         return self.scores.with_width(width) if isinstance(self.scores, MeasuredScores) else self.bundle
 
     def _key(self, candidate: Candidate) -> str:
-        return f"{candidate.name} {self._image[0]}x{self._image[1]} {self._plan_tag}".strip()
+        pace = f" {self.limits.fps:g}fps" if self.limits.fps else ""
+        return f"{candidate.name} {self._image[0]}x{self._image[1]}{pace} {self._plan_tag}".strip()
 
     def _recalled(self, candidate: Candidate) -> Samples:
         known = self.store.samples.get(self._key(candidate))

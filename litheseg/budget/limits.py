@@ -19,6 +19,7 @@ from litheseg.errors import LithesegError
 
 __all__ = ["Limits", "parse_budget", "parse_bytes", "parse_quantity"]
 
+_ROUNDING = 1e-6  # of a rate that was a budget: 15fps
 _NUMBER = r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*"
 _TIMES = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -38,6 +39,8 @@ class Limits:
         macs: multiply-accumulates; None for any.
         params: parameters; None for any.
         min_miou: below which a model is of no use, in [0, 1]; None for any.
+        fps: images a second that come, at which the milliseconds have to hold; None where one follows the other at
+            once.
 
     Raises:
         LithesegError: a number out of range.
@@ -51,6 +54,7 @@ class Limits:
     macs: float | None = None
     params: float | None = None
     min_miou: float | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         check_percentile(self.percentile)
@@ -61,11 +65,21 @@ class Limits:
             )
         if self.min_miou is not None and not 0 <= self.min_miou <= 1:
             raise LithesegError(f"--min-miou {self.min_miou:g} is outside [0, 1]; write e.g. 0.6 for 60 %")
+        if self.fps is not None and not 0 < self.fps * self.milliseconds <= 1000 + _ROUNDING:
+            raise LithesegError(
+                f"--fps {self.fps:g} does not go with a budget of {self.milliseconds:g} ms, in which "
+                f"{1000 / self.milliseconds:.3g} images a second are labelled; give that rate or a lower one"
+            )
 
     @property
     def available(self) -> float:
         """Milliseconds for what is measured."""
         return self.milliseconds - self.reserve
+
+    @property
+    def period(self) -> float:
+        """Milliseconds from one image to the next; 0 where one follows the other at once."""
+        return 1000 / self.fps if self.fps else 0.0
 
     def broken_on_paper(self, costs: Mapping[str, float]) -> tuple[str, ...]:
         """Which limits these costs break: names among memory, model_size, macs, params.

@@ -78,6 +78,7 @@ def profile_runtimes(
     device: str = "cpu",
     repeats: int = 60,
     warmup: int = 3,
+    fps: float | None = None,
     tolerant: bool = False,
 ) -> tuple[list[RuntimeProfile], list[str]]:
     """Count and time every width in every runtime and precision.
@@ -93,6 +94,7 @@ def profile_runtimes(
         device: where PyTorch runs.
         repeats: timed images of each.
         warmup: untimed ones of each.
+        fps: images a second, as from a camera; None for one after the other.
         tolerant: leave out what cannot run here, instead of raising.
 
     Returns:
@@ -110,7 +112,7 @@ def profile_runtimes(
     ways = [Way(*parts) for parts in itertools.product(chosen, runtimes, precisions)]
     engines, left_out = _engines(model, ways, size, threads, device, tolerant)
     pipelines = {way: Pipeline(engine, size, threads) for way, engine in engines.items()}
-    times = measure_stages(pipelines, street_frames(image or size), repeats=repeats, warmup=warmup)
+    times = measure_stages(pipelines, street_frames(image or size), repeats=repeats, warmup=warmup, fps=fps)
     counted = profile(model, chosen, size, latency=False) if isinstance(model, Bundle) else []
     costs = {row.width: row for row in counted}
     return [RuntimeProfile(way, costs.get(way.width), stages) for way, stages in times.items()], left_out

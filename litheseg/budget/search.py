@@ -261,7 +261,7 @@ class Search:
 
     def _proof_repeats(self, group: Sequence[Candidate]) -> int:
         """So many that the percentile is sure, and that the group is timed for `PROOF_MS`."""
-        round_ms = sum(self.race.samples[candidate].percentile(50) for candidate in group)
+        round_ms = sum(max(self.race.samples[c].percentile(50), self._limits.period) for c in group)
         return max(_VERIFYING * needed_repeats(self._limits.percentile), math.ceil(PROOF_MS / round_ms))
 
     def _rivals(self, best: Candidate) -> list[Candidate]:

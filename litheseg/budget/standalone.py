@@ -10,10 +10,12 @@ the mask at full size are left out: on a target box they are done by whatever is
     python measure.py                           every network, in every runtime that is installed
     python measure.py --threads 1,2,4           with other numbers of CPU threads than 1 and all
     python measure.py --only w0.5-180x240-fp32 --repeats 300      some again, with more repeats
+    python measure.py --fps 15                  as for a camera: an image every 67 ms, and nothing to do meanwhile
 
 Networks take turns, round after round, in rotating order: whatever else the machine does slows all of them alike. A
 turn waits until the threads of the network before have stopped spinning; then comes one pass that is not timed, since
-the others' data is in the caches, and then a few that are: as when one network runs alone.
+the others' data is in the caches, and then a few that are: as when one network runs alone. Passes follow each other
+at once. Where images come at a pace, cores rest between them and threads must be woken, which takes time: --fps.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ def interleave(
     repeats: int,
     *,
     warmup: int = 3,
+    fps: float | None = None,
     timed: Callable[[Call], T] = milliseconds,  # type: ignore[assignment]
 ) -> dict[K, list[T]]:
     """Time each call `repeats` times, all of them in turns.
@@ -94,6 +97,8 @@ def interleave(
         calls: by name.
         repeats: timed passes of each, >= 1.
         warmup: untimed passes of each before anything is timed.
+        fps: of the passes of one turn so many begin in a second, as a camera's images come; one that cannot, since the
+            pass before it took longer, begins at once. None: each follows the one before.
         timed: makes a timed call and says how long it took.
 
     Returns:
@@ -112,8 +117,12 @@ def interleave(
         for turn in range(math.ceil(repeats / burst)):
             for name in _rotated(names, turn):
                 settle()
+                began = time.monotonic()
                 calls[name]()
                 for _ in range(min(burst, repeats - turn * burst)):
+                    if fps is not None:
+                        time.sleep(max(0.0, began + 1 / fps - time.monotonic()))
+                    began = time.monotonic()
                     times[name].append(timed(calls[name]))
     finally:
         if enabled:
@@ -263,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kit", type=Path, default=here, metavar="DIR", help="folder of kit.json [where this file is]")
     parser.add_argument("--output", type=Path, default=here / RESULT_FILE, metavar="FILE", help=f"[{RESULT_FILE}]")
     parser.add_argument("--repeats", type=_positive, default=90, metavar="N", help="timed passes of each [90]")
+    parser.add_argument("--fps", type=_rate, metavar="N", help="images a second, as of a camera [no pause]")
     parser.add_argument("--warmup", type=_positive, default=5, metavar="N", help="untimed passes of each before [5]")
     parser.add_argument("--threads", type=_positives, metavar="N,N", help="CPU threads to try [1 and all]")
     parser.add_argument("--runtime", choices=tuple(_RUNTIMES), action="append", help="[those that are installed]")
@@ -277,6 +287,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no rate; write images a second, such as 15")
+    return value
 
 
 def _positives(text: str) -> tuple[int, ...]:
@@ -301,6 +321,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "model": kit["model"],
         "name": kit.get("name", ""),
         "scope": "network",
+        "fps": options.fps,
         "host": host_facts(),
         "started": started,
         "load_average": {"before": loaded, "after": _load()},
@@ -369,7 +390,7 @@ def _turns(
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             skipped.append({"id": entry["id"], "runtime": runtime, "threads": threads, "reason": reason})
     _say(f"{len(calls)} of {total} in turns, {options.repeats} repeats ...")
-    times: dict[str, list[float]] = interleave(calls, options.repeats, warmup=options.warmup)
+    times: dict[str, list[float]] = interleave(calls, options.repeats, warmup=options.warmup, fps=options.fps)
     facts = ("id", "width", "size", "precision", "files")
     return [
         {
@@ -405,7 +426,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 def _show(content: Mapping[str, Any]) -> None:
     host = content["host"]
-    print(f"{host['cpu']}, {host['cores']} cores; the network alone, milliseconds\n")
+    pace = f", {content['fps']:g} images a second" if content["fps"] else ""
+    print(f"{host['cpu']}, {host['cores']} cores; the network alone{pace}, milliseconds\n")
     print(f"{'network':<28}{'runtime':<13}{'threads':>7}{'p50':>9}{'p95':>9}{'p99':>9}")
     for row in content["rows"]:
         times = "".join(f"{row[name]:>9.2f}" for name in ("p50", "p95", "p99"))

@@ -18,12 +18,13 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from litheseg.budget import standalone
 from litheseg.budget.candidates import Candidate, Network, with_widths
+from litheseg.budget.limits import Limits
 from litheseg.budget.stats import Samples
 from litheseg.budget.store import model_digest
 from litheseg.deploy.bundle import Bundle
@@ -45,11 +46,27 @@ class Measurements:
         path: the file.
         host: facts of the machine.
         samples: timings of the network alone, by candidate.
+        fps: images a second that came; None where one followed the other at once.
     """
 
     path: Path
     host: Mapping[str, Any]
     samples: Mapping[Candidate, Samples]
+    fps: float | None = None
+
+    def limits(self, asked: Limits) -> Limits:
+        """Limits at the pace of these timings.
+
+        Raises:
+            LithesegError: another pace is asked for, or a budget longer than from one image to the next.
+        """
+        if asked.fps not in (None, self.fps):
+            how = f"at {self.fps:g} images a second" if self.fps else "without a pace"
+            raise LithesegError(
+                f"{self.path} holds timings {how}, not at {asked.fps:g}; run `python {SCRIPT} --fps {asked.fps:g}` on "
+                "the target, or leave out --fps"
+            )
+        return replace(asked, fps=self.fps)
 
 
 def kit_networks(
@@ -116,7 +133,8 @@ def read_measurements(path: Path, model: str) -> Measurements:
         if (content["litheseg"], content["schema"]) != ("measurements", standalone.SCHEMA):
             raise ValueError(f"it is '{content['litheseg']}' of schema {content['schema']}")
         samples = {Candidate.from_dict(row): _samples(row["ms"]) for row in content["rows"]}
-        found = Measurements(path, content["host"], samples)
+        fps = None if content["fps"] is None else float(content["fps"])
+        found = Measurements(path, content["host"], samples, fps)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise LithesegError(f"{path} holds no measurements ({error}); give the JSON that {SCRIPT} wrote") from error
     if content["model"] != model:

@@ -2,7 +2,8 @@
 
 End to end is what a user waits for: a uint8 image of the camera's size in, a uint8 mask of that size out. Between them
 lie three stages: the image is resized as the network wants it (prepare), the network runs (network), and its logits
-become labels at the image's size (labels: lazy upsampling). Candidates take turns, see `standalone.interleave`.
+become labels at the image's size (labels: lazy upsampling). Candidates take turns, see `standalone.interleave`; within
+its turn, one passes image after image at once, or at the pace of a camera.
 
 The image should look like what will come: of noise, every pixel would be a border, and labels would take many times as
 long. It knows neither budgets nor accuracy; what is counted rather than timed is in `litheseg.cost`.
@@ -91,6 +92,7 @@ def measure_stages(
     *,
     repeats: int = 60,
     warmup: int = 3,
+    fps: float | None = None,
 ) -> dict[K, dict[str, Samples]]:
     """Time pipelines side by side, stage by stage.
 
@@ -99,6 +101,7 @@ def measure_stages(
         images: uint8 H x W x 3; each pipeline takes them in turn.
         repeats: timed images of each pipeline, >= 1.
         warmup: untimed ones of each, before.
+        fps: images a second, as from a camera; None for one after the other.
 
     Returns:
         By name: milliseconds of each of `STAGES`, and of all together as ``"total"``.
@@ -107,10 +110,10 @@ def measure_stages(
         LithesegError: numbers out of range.
         DataError: an image that an engine does not take.
     """
-    _check(repeats, warmup)
+    _check(repeats, warmup, fps)
     warm_up()
     calls = {name: _over(pipeline.stages, images) for name, pipeline in pipelines.items()}
-    times = interleave(calls, repeats, warmup=warmup, timed=lambda call: call())
+    times = interleave(calls, repeats, warmup=warmup, fps=fps, timed=lambda call: call())
     return {name: _by_stage(rows) for name, rows in times.items()}
 
 
@@ -120,12 +123,13 @@ def measure_total(
     *,
     repeats: int,
     warmup: int = 3,
+    fps: float | None = None,
 ) -> dict[K, list[float]]:
     """Milliseconds end to end, of pipelines side by side; arguments and errors as of `measure_stages`."""
-    _check(repeats, warmup)
+    _check(repeats, warmup, fps)
     warm_up()
     calls = {name: _over(pipeline, images) for name, pipeline in pipelines.items()}
-    return interleave(calls, repeats, warmup=warmup)
+    return interleave(calls, repeats, warmup=warmup, fps=fps)
 
 
 def street_frames(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
@@ -133,9 +137,11 @@ def street_frames(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
     return [np.ascontiguousarray(render_street(np.random.default_rng(seed), size)[0]) for seed in range(count)]
 
 
-def _check(repeats: int, warmup: int) -> None:
+def _check(repeats: int, warmup: int, fps: float | None) -> None:
     if repeats < 1 or warmup < 0:
         raise LithesegError(f"timing needs repeats >= 1 and warmup >= 0, not {repeats} and {warmup}")
+    if fps is not None and not fps > 0:
+        raise LithesegError(f"fps is {fps:g}; give images a second, such as 15")
 
 
 def _over(call: Callable[[np.ndarray], Any], images: Sequence[np.ndarray]) -> Callable[[], Any]:

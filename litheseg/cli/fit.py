@@ -11,7 +11,15 @@ from typing import Any
 
 from litheseg.budget.fit import FIT_FILE, Choices, Fit
 from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
-from litheseg.cli.options import bundle_argument, data_options, json_option, parse_size, parse_sizes, widths_option
+from litheseg.cli.options import (
+    bundle_argument,
+    data_options,
+    fps_option,
+    json_option,
+    parse_size,
+    parse_sizes,
+    widths_option,
+)
 from litheseg.cli.printing import console, print_json, say
 from litheseg.data import open_source
 from litheseg.deploy.bundle import load_bundle
@@ -41,11 +49,13 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a fit that is there")
     json_option(parser)
     parser.epilog = """Times are end to end, from an image of the camera to its mask of the same size, on this machine;
-keep it quiet meanwhile. What is chosen is timed again, beside its rivals, before it is promised.
+keep it quiet meanwhile. What is chosen is timed again, beside its rivals, before it is promised. One image follows the
+other at once; where they come from a camera, cores rest in between and take longer: say at which rate, with --fps.
 
 examples:
   litheseg fit runs/camvid/model.safetensors --budget 20ms --output deployed
   litheseg fit model.safetensors --budget 15fps --percentile 99 --threads 1 --runtime openvino --output deployed
+  litheseg fit model.safetensors --budget 30ms --fps 15 --output deployed               (a camera of 15 images a second)
   litheseg fit model.safetensors --budget 10ms --sizes 180x240,136x184 --model-size 2MB --min-miou 0.5 --output out
   litheseg fit model.safetensors --budget 20ms --measured measurements.json --reserve 4ms --output for-the-box
 """
@@ -57,6 +67,7 @@ def _budget_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--reserve", type=_typed(parse_budget), default=0.0, metavar="TIME", help="of it, for what is not timed [0ms]"
     )
+    fps_option(parser)
     parser.add_argument("--memory", type=_typed(parse_bytes), metavar="SIZE", help="activations and weights, e.g. 50MB")
     parser.add_argument("--model-size", type=_typed(parse_bytes), metavar="SIZE", help="of the weights, e.g. 2MB")
     macs = partial(parse_quantity, what="MACs")
@@ -83,7 +94,7 @@ def run(args: Namespace) -> None:
     """Do it and print what came of it."""
     if (args.output / FIT_FILE).exists() and not args.force:
         raise LithesegError(f"{args.output} holds a fit already; give another --output, or --force to replace it")
-    names = ("percentile", "reserve", "memory", "model_size", "macs", "min_miou")
+    names = ("percentile", "reserve", "fps", "memory", "model_size", "macs", "min_miou")
     limits = Limits(args.budget, **{name: getattr(args, name) for name in names})
     choices = Choices(args.widths, args.sizes, args.runtime, args.precision, args.threads)
     data = args.data if args.data is None or args.source == "auto" else open_source(args.source, args.data)

@@ -17,6 +17,7 @@ __all__ = [
     "data_argument",
     "data_options",
     "device_option",
+    "fps_option",
     "json_option",
     "open_data",
     "parse_floats",
@@ -54,6 +55,13 @@ def widths_option(parser: ArgumentParser, meaning: str) -> None:
 def device_option(parser: ArgumentParser) -> None:
     """Where to run."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... [cpu]")
+
+
+def fps_option(parser: ArgumentParser) -> None:
+    """The pace of images that are timed."""
+    parser.add_argument(
+        "--fps", type=float, metavar="N", help="images a second, as of a camera [no pause between them]"
+    )
 
 
 def json_option(parser: ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litheseg.budget.profiles import profile_runtimes, render
-from litheseg.cli.options import bundle_argument, device_option, json_option, parse_size, widths_option
+from litheseg.cli.options import bundle_argument, device_option, fps_option, json_option, parse_size, widths_option
 from litheseg.cli.printing import console, print_json, print_table
 from litheseg.cost import compare_dense, layer_pairs, layer_table, render_pairs
 from litheseg.deploy.bundle import Bundle, load_bundle
@@ -32,6 +32,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="fp32", help="[fp32]")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [as many as the runtime takes]")
     parser.add_argument("--repeats", type=int, default=60, metavar="N", help="timed images of each [60]")
+    fps_option(parser)
     parser.add_argument("--layers", action="store_true", help="also the layers of the widest width, counted")
     parser.add_argument(
         "--dense", action="store_true", help="the network alone, in PyTorch, beside itself with dense convolutions"
@@ -44,6 +45,7 @@ takes to its mask of the same size: prepare (resize), network, labels (upsamplin
 examples:
   litheseg profile runs/camvid/model.safetensors --runtime all --threads 1
   litheseg profile model.safetensors --widths 1,.6,.25 --size 180x240 --image 720x960 --runtime openvino
+  litheseg profile model.safetensors --runtime all --fps 15                 (as for a camera of 15 images a second)
   litheseg profile exports/street --runtime onnxruntime --precision int8    (an export; see `litheseg export`)
   litheseg profile model.safetensors --layers --json
   litheseg profile grouped.safetensors --dense --layers              (what do its grouped convolutions save?)
@@ -68,11 +70,13 @@ def run(args: Namespace) -> None:
         threads=args.threads,
         device=args.device,
         repeats=args.repeats,
+        fps=args.fps,
         tolerant="all" in (args.runtime, args.precision),
     )
     layers = layer_table(model.plain(1.0), size) if args.layers else ()  # type: ignore[union-attr]
     if args.json:
-        facts = {"bundle": args.bundle, "size": size, "image": args.image or size, "threads": args.threads}
+        facts = {"bundle": args.bundle, "size": size, "image": args.image or size}
+        facts |= {"threads": args.threads, "fps": args.fps}
         content = {**facts, "widths": [row.to_dict() for row in rows], "left_out": left_out}
         return print_json({**content, "layers": [asdict(layer) for layer in layers]} if args.layers else content)
     console().print(render(rows, _title(args, size)))
@@ -105,12 +109,16 @@ def _check_bundle(model: Bundle | Export, args: Namespace) -> None:
     option = "--dense" if args.dense else "--layers"
     if isinstance(model, Export):
         raise LithesegError(f"{option} needs the model file: {args.bundle} is an export")
-    if args.dense and (args.runtime, args.precision, args.image) != ("torch", "fp32", None):
-        raise LithesegError("--dense times the network alone in PyTorch; leave out --runtime, --precision and --image")
+    if args.dense and (args.runtime, args.precision, args.image, args.fps) != ("torch", "fp32", None, None):
+        raise LithesegError(
+            "--dense times the network alone in PyTorch, one pass after the other; leave out --runtime, --precision, "
+            "--image and --fps"
+        )
 
 
 def _title(args: Namespace, size: tuple[int, int]) -> str:
     image = args.image or size
     resized = "" if image == size else f", resized to {size[0]}x{size[1]}"
     place = "" if args.device == "cpu" else f", {args.device}"
-    return f"{args.bundle}: images of {image[0]}x{image[1]}{resized}{place}; milliseconds, stages p50"
+    pace = f", {args.fps:g} a second" if args.fps else ""
+    return f"{args.bundle}: images of {image[0]}x{image[1]}{pace}{resized}{place}; milliseconds, stages p50"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_a_bench_measures_what_it_is_given() -> None:
     times = bench.measure(some, 4)
     assert {candidate: len(values) for candidate, values in times.items()} == dict.fromkeys(some, 4)
     assert opened == some, "opened once"
+
+
+def test_a_bench_keeps_the_pace_of_a_camera() -> None:
+    told: list[str] = []
+    [one] = grid((1.0,), ((32, 48),), runtimes=("torch",), precisions=("fp32",), threads=(1,))
+    began = time.monotonic()
+    Bench(lambda _: Blank(), frames(), fps=50, progress=told.append).measure([one], 6)
+    assert time.monotonic() - began >= 6 / 50, "two turns of an untimed pass and three"
+    assert told == ["timing 1 candidate, 6 repeats at 50 images a second"]
 
 
 def test_very_many_are_not_open_at_once() -> None:

@@ -91,6 +91,20 @@ def test_the_second_fit_only_verifies(bundle: Bundle, tmp_path: Path) -> None:
     assert FakeBench.calls[0][1] == 6
 
 
+def test_a_pace_is_part_of_the_promise_and_of_what_is_remembered(bundle: Bundle, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cache": tmp_path / "cache"}
+    Fit(bundle, Limits(26.0), FEW, **options).run()
+    FakeBench.calls.clear()
+    account = Fit(bundle, Limits(26.0, fps=20), FEW, **options).run()
+    assert FakeBench.calls[0] == (2, 6), "timed anew"
+    assert FakeBench.calls[-1] == (1, 400), "20 s are 400 images"
+    assert "end to end at 20 images a second, p95 21.00 ms" in account.sentence()
+    assert account.promise["fps"] == account.to_dict()["limits"]["fps"] == 20
+    FakeBench.calls.clear()
+    Fit(bundle, Limits(26.0, fps=20), FEW, **options).run()
+    assert FakeBench.calls == [(1, 400)]
+
+
 def test_the_chosen_network_is_exported(bundle: Bundle, labelled: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -130,15 +144,15 @@ def test_pareto() -> None:
 # --- measurements of another machine ---------------------------------------------------------------------------------
 
 
-def measurements(path: Path, model: str, repeats: int = 90, threads: Sequence[int] = (1, 4)) -> Path:
+def measurements(path: Path, model: str, fps: float | None = None) -> Path:
     rows = [
-        {**c.to_dict(), "ms": [cost(c) / c.threads] * repeats}
+        {**c.to_dict(), "ms": [cost(c) / c.threads] * 90}
         for width in (1.0, 0.75, 0.5)
-        for count in threads
+        for count in (1, 4)
         for c in [Candidate(Network(width, (32, 48), "fp32"), "openvino", count)]
     ]
-    content = {"litheseg": "measurements", "schema": 1, "model": model, "host": {"cpu": "a small box"}, "rows": rows}
-    path.write_text(json.dumps(content))
+    content = {"litheseg": "measurements", "schema": 1, "model": model, "host": {"cpu": "a small box"}, "fps": fps}
+    path.write_text(json.dumps({**content, "rows": rows}))
     return path
 
 
@@ -194,6 +208,21 @@ def test_a_fit_for_another_machine_promises_the_network_alone(bundle: Bundle, tm
     assert FakeBench.calls == [], "nothing is timed here"
 
 
+def test_measurements_at_a_pace_promise_that_pace(bundle: Bundle, tmp_path: Path) -> None:
+    path = measurements(tmp_path / "measurements.json", model_digest(bundle), fps=15)
+    options: dict[str, Any] = {"measured": path, "cache": tmp_path}
+    for fps in (None, 15):
+        account = Fit(bundle, Limits(4.0, fps=fps), **options).run()
+        assert "network at 15 images a second, p95" in account.sentence()
+    with pytest.raises(LithesegError, match=r"at 15 images a second, not at 30; run `python measure\.py --fps 30`"):
+        Fit(bundle, Limits(4.0, fps=30), **options)
+    with pytest.raises(LithesegError, match="--fps 15 does not go with a budget of 100 ms"):
+        Fit(bundle, Limits(100.0), **options)
+    path = measurements(tmp_path / "measurements.json", model_digest(bundle))
+    with pytest.raises(LithesegError, match="holds timings without a pace, not at 30"):
+        Fit(bundle, Limits(4.0, fps=30), **options)
+
+
 def test_measurements_of_another_model_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     path = measurements(tmp_path / "measurements.json", "other")
     with pytest.raises(LithesegError, match="of another model"):
@@ -222,6 +251,7 @@ def test_the_command(bundle: Bundle, labelled: Path, tmp_path: Path, capsys: pyt
         (["--budget", "abc ms"], ["'abc ms' is no time"]),
         (["--budget", "20ms", "--percentile", "100"], ["percentile 100", "95"]),
         (["--budget", "20ms", "--runtime", "tflite"], ["'tflite'", "openvino"]),
+        (["--budget", "20ms", "--fps", "60"], ["--fps 60", "50 images a second"]),
         (["--budget", "20ms", "--threads", "0"], ["'0'", "1,2"]),
         (["--budget", "20ms", "--sizes", "12"], ["'12'", "360x480"]),
         (["--budget", "20ms", "--model-size", "2"], ["'2'", "50MB"]),

@@ -57,6 +57,15 @@ def test_a_reserve_leaves_less() -> None:
             Limits(20, reserve=reserve)
 
 
+def test_images_may_come_no_faster_than_the_budget_labels_them() -> None:
+    assert Limits(20).period == 0 and Limits(20, fps=15).period == pytest.approx(66.67, abs=0.01)
+    for fps in (15, 30, 17.3):
+        assert Limits(parse_budget(f"{fps}fps"), fps=fps).fps == fps
+    for fps in (51, 1000, 0, -3, float("nan")):
+        with pytest.raises(LithesegError, match=r"--fps \S+ does not go with a budget of 20 ms, in which 50 images"):
+            Limits(20, fps=fps)
+
+
 @pytest.mark.parametrize("wrong", [{"percentile": 100}, {"percentile": 0.95}, {"min_miou": 60}])
 def test_numbers_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(LithesegError):

@@ -18,6 +18,7 @@ from litheseg.deploy.bundle import Bundle
 from litheseg.errors import LithesegError
 
 RUNTIME = "onnxruntime"
+NOTHING = {"litheseg": "measurements", "schema": 1, "model": "mine", "host": {}, "fps": None, "rows": []}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,20 @@ def test_a_turn_waits_until_the_threads_of_the_one_before_stop_spinning(simulate
     assert simulated.now < 4 * 0.08, "and no longer than needed"
 
 
+def test_passes_of_a_turn_come_at_a_pace(simulated: Simulated) -> None:
+    began: list[float] = []
+    took = itertools.cycle([0.01, 0.02, 0.09])
+
+    def labelling() -> None:
+        began.append(simulated.now)
+        simulated.now += next(took)
+
+    times = interleave({"camera": labelling}, 6, warmup=0, fps=20)["camera"]
+    gaps = [second - first for first, second in itertools.pairwise(began[:4])]
+    assert gaps == pytest.approx([0.05, 0.05, 0.09]), "who is late begins at once"
+    assert times == pytest.approx([20, 90, 10, 90, 10, 20]), "waiting is not in them"
+
+
 def test_waiting_for_idle_threads_ends(simulated: Simulated) -> None:
     simulated.spin_until = 60.0
     assert not settle(limit=0.1) and simulated.now == pytest.approx(0.1, abs=0.01)
@@ -150,9 +165,11 @@ def test_the_script_is_this_module_and_runs_alone(kit: Path, bundle: Bundle) -> 
 
 def test_one_network_may_be_measured_again(kit: Path, tmp_path: Path) -> None:
     output = tmp_path / "again.json"
-    done = run(kit, "--only", "w1-32x48-fp32", "--threads", "1,2", "--repeats", "2", "--output", str(output))
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(output.read_text())["rows"]
+    again = ("--only", "w1-32x48-fp32", "--threads", "1,2", "--repeats", "2", "--fps", "50")
+    done = run(kit, *again, "--output", str(output))
+    assert done.returncode == 0 and "the network alone, 50 images a second" in done.stdout, done.stderr
+    rows, pace = (json.loads(output.read_text())[name] for name in ("rows", "fps"))
+    assert pace == 50
     assert {(row["id"], row["threads"]) for row in rows if row["runtime"] == RUNTIME} == {
         ("w1-32x48-fp32", 1),
         ("w1-32x48-fp32", 2),
@@ -166,6 +183,8 @@ def test_one_network_may_be_measured_again(kit: Path, tmp_path: Path) -> None:
         (["--kit", "nowhere"], "copy the whole folder"),
         (["--repeats", "0"], "'0' is no whole number above 0"),
         (["--threads", "two"], "'two' is no whole number above 0"),
+        (["--fps", "0"], "'0' is no rate"),
+        (["--fps", "film"], "'film' is no rate; write images a second, such as 15"),
     ],
 )
 def test_wrong_usage_of_the_script(
@@ -213,8 +232,9 @@ def test_a_folder_that_holds_something_is_kept(bundle: Bundle, tmp_path: Path) -
             {"litheseg": "measurements", "schema": 1, "model": "x", "host": {}, "rows": [{"width": 1}]},
             "no measurements",
         ),
-        ({"litheseg": "measurements", "schema": 1, "model": "other", "host": {}, "rows": []}, "another model"),
-        ({"litheseg": "measurements", "schema": 1, "model": "mine", "host": {}, "rows": []}, "no timings"),
+        ({**NOTHING, "fps": "film"}, "no measurements"),
+        ({**NOTHING, "model": "other"}, "another model"),
+        (NOTHING, "no timings"),
     ],
 )
 def test_measurements_that_cannot_be_used(tmp_path: Path, content: object, message: str) -> None:

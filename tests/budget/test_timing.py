@@ -89,9 +89,9 @@ def test_threads_are_set_around_everything_and_restored() -> None:
     assert seen == [before + 1] and torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"warmup": -1, "repeats": 1}])
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"warmup": -1, "repeats": 1}, {"fps": 0}])
 def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
-    with pytest.raises(LithesegError, match="timing needs"):
+    with pytest.raises(LithesegError, match=r"timing needs|fps is 0; give images a second"):
         measure_stages({"a": Pipeline(FakeEngine())}, [image()], **wrong)
 
 
