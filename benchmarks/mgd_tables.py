@@ -131,9 +131,9 @@ def mgd_block(root: Path) -> str:
         return ""
     fullest = max(begun, key=lambda study: len(study.records))
     longest = max(begun, key=lambda study: (max(record["steps"] for record in study.records), study is fullest))
-    blocks = [_title(fullest), _method_table(fullest), _verdicts(fullest)]
+    blocks = [_title(fullest), _method_table(fullest, short=True), _verdicts(fullest)]
     if longest is not fullest:
-        blocks += [_title(longest), _method_table(longest)]
+        blocks += [_title(longest), _method_table(longest, short=True)]
     return "\n\n".join(blocks)
 
 
@@ -198,12 +198,14 @@ def _share(study: Study, share: str) -> str:
     return f"{share} ({study.images(share)})"
 
 
-def _method_table(study: Study) -> str:
-    """One row per method, one column per share."""
+def _method_table(study: Study, short: bool = False) -> str:
+    """One row per method, one column per share; in short: teachers, and the methods that pictures show."""
     shares = study.shares
     head = ["", *(_share(study, share) for share in shares), "steps", "minutes", "seeds"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for label in study.labels():
+        if short and label not in DRAWN and "teacher (" not in label:
+            continue
         cells = [cell(study.scores(label, share), study.gains(label, share)) for share in shares]
         if label in PARTS or label in list(TEACHERS.values())[:2] or set(cells) == {NONE}:
             continue  # in tables of their own, or at other widths only

@@ -85,14 +85,16 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any]
 def _table(
     rows: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, float, str], float], short: bool = False
 ) -> str:
-    """Fastest first; in short: trained networks only, and less of each."""
+    """Fastest first; in short: trained networks only, the faster precision of each, and less of it."""
     head = ["network", "precision", "runtime", "p50 ms", "mIoU", "params, M", "MACs, G", "p95 ms", "peak MiB"]
     shown = len(head) - 2 * short
     lines = [head[:shown], ["---", "---", "---", *["---:"] * (shown - 3)]]
+    told = set()
     for row, way in sorted(_ways(rows), key=lambda pair: pair[1]["p50"]):
-        score = scores.get((row["network"], row["width"], way["precision"]))
-        if short and score is None:
+        score, key = scores.get((row["network"], row["width"], way["precision"])), (row["network"], row["width"])
+        if short and (score is None or key in told):
             continue
+        told.add(key)
         name = f"**{row['network']}, width {row['width']:g}**" if row["ours"] else row["network"]
         cost = [f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}", f"{way['p95']:.2f}"]
         peak = NONE if way["peak_mib"] is None else f"{way['peak_mib']:.0f}"

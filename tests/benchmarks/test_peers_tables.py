@@ -62,5 +62,6 @@ def test_the_readme_shows_trained_networks_only(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(report(FPN, NARROW, row("Unet", 1.0, False, (3.0, None), (4.0, None)))))
     block = peers_tables.peers_block(tmp_path)
-    assert "Unet" not in block and "FPN" in block
+    assert "Unet" not in block and "| FPN | int8 | openvino | 30.00 |" in block
+    assert "fp32 | openvino" not in block, "once each, as fast as it goes"
     assert peers_tables.peers_block(tmp_path / "elsewhere") == ""
