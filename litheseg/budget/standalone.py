@@ -13,9 +13,10 @@ the mask at full size are left out: on a target box they are done by whatever is
     python measure.py --fps 15                  as for a camera: an image every 67 ms, and nothing to do meanwhile
 
 Networks take turns, round after round, in rotating order: whatever else the machine does slows all of them alike. A
-turn waits until the threads of the network before have stopped spinning; then comes one pass that is not timed, since
-the others' data is in the caches, and then a few that are: as when one network runs alone. Passes follow each other
-at once. Where images come at a pace, cores rest between them and threads must be woken, which takes time: --fps.
+turn waits until the threads of the network before have stopped spinning; then come passes that are not timed, since the
+processor knows the others' data and branches, and then a few that are: as when one network runs alone. Passes follow
+each other at once. Where images come at a pace, cores rest between them and threads must be woken, which takes time:
+--fps.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ SCHEMA = 1
 KIT_FILE, RESULT_FILE = "kit.json", "measurements.json"
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 _BURST, _TURNS = 3, 20  # a turn has so many timed passes at least, a network so many turns at most
+_AGAIN = 0.02  # seconds of passes that are not timed, at the beginning of a turn
 _WINDOW, _IDLE = 0.005, 0.2  # seconds; the share of one core below which no thread spins
 
 Call = Callable[[], Any]
@@ -90,15 +92,16 @@ def interleave(
 ) -> dict[K, list[T]]:
     """Time each call `repeats` times, all of them in turns.
 
-    A turn is one pass that is not timed and at least three that are, more where otherwise there would be more than
-    twenty turns. Before it, this waits for idle threads; see `settle`.
+    A turn is at least three timed passes, more where otherwise there would be more than twenty turns. Before it, this
+    waits for idle threads, see `settle`, and runs the call for 20 ms, once at least, untimed: after the others' turns a
+    pass of one millisecond takes half as long again, and it takes some to be itself.
 
     Args:
         calls: by name.
         repeats: timed passes of each, >= 1.
         warmup: untimed passes of each before anything is timed.
         fps: of the passes of one turn so many begin in a second, as a camera's images come; one that cannot, since the
-            pass before it took longer, begins at once. None: each follows the one before.
+            pass before it took longer, begins at once, and only one is untimed. None: each follows the one before.
         timed: makes a timed call and says how long it took.
 
     Returns:
@@ -117,10 +120,9 @@ def interleave(
         for turn in range(math.ceil(repeats / burst)):
             for name in _rotated(names, turn):
                 settle()
-                began = time.monotonic()
-                calls[name]()
+                began = _run_again(calls[name], 0.0 if fps else _AGAIN)
                 for _ in range(min(burst, repeats - turn * burst)):
-                    if fps is not None:
+                    if fps:
                         time.sleep(max(0.0, began + 1 / fps - time.monotonic()))
                     began = time.monotonic()
                     times[name].append(timed(calls[name]))
@@ -128,6 +130,16 @@ def interleave(
         if enabled:
             gc.enable()
     return times
+
+
+def _run_again(call: Call, seconds: float) -> float:
+    """Run it once, and again until so much time has passed; when the last pass began."""
+    began = first = time.monotonic()
+    call()
+    while time.monotonic() - first < seconds:
+        began = time.monotonic()
+        call()
+    return began
 
 
 def settle(limit: float = 2.0) -> bool:
