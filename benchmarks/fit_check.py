@@ -61,6 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--percentile", type=float, default=95.0)
     parser.add_argument("--sizes", help="as of `litheseg fit`")
     parser.add_argument("--precision", default="fp32", help="as of `litheseg fit`")
+    parser.add_argument("--threads", help="as of `litheseg fit`")
     parser.add_argument("--fps", type=float, help="as of `litheseg fit`")
     parser.add_argument("--cache", type=Path, help="kept between runs of this script [a temporary one]")
     parser.add_argument("--output", type=Path, help="where to write JSON")
@@ -110,8 +111,8 @@ def fit(options: argparse.Namespace, budget: str, folder: Path) -> dict[str, Any
     """The fit.json of `litheseg fit`, as a user runs it."""
     words = ["fit", options.model, "--budget", budget, "--percentile", options.percentile, "--data", options.data]
     words += ["--precision", options.precision, "--cache", options.cache, "--output", folder]
-    words += ["--sizes", options.sizes] if options.sizes else []
-    words += ["--fps", options.fps] if options.fps else []
+    for name in ("sizes", "threads", "fps"):
+        words += [f"--{name}", getattr(options, name)] if getattr(options, name) else []
     run([sys.executable, "-m", "litheseg", *map(str, words)])
     content: dict[str, Any] = json.loads((folder / "fit.json").read_text())
     return content

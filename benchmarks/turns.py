@@ -1,9 +1,11 @@
-"""Networks that are timed in turns: do they seem slower than when one runs alone?
+"""Networks that are timed in turns: do they seem slower than when one runs alone? And at a camera's pace?
 
-After a pass a runtime's threads spin for a while, and take cores from whoever runs next. Measured are, for a few
-networks: the processor time that goes by after a pass, and the time of an image, end to end, in turns of three passes
-that begin at once, in turns that wait until nothing spins (as litheseg times), and alone. The three ways are measured
-one after the other, several times over, and all timings of a way are taken together. Leave the machine alone meanwhile.
+After a pass a runtime's threads spin for a while, and take cores from whoever runs next; and who runs next has to get
+the processor used to its data and branches again. Measured are, for a few networks: the processor time that goes by
+after a pass, and the time of an image, end to end, in turns of three passes that begin at once, in turns that wait
+until nothing spins, in turns that also run untimed for a while (as litheseg times), alone, and at a pace. The ways are
+measured one after the other, several times over, and all timings of a way are taken together. Leave the machine alone
+meanwhile.
 
     python benchmarks/turns.py model.safetensors --output benchmarks/results/turns.json
 """
@@ -14,7 +16,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +36,8 @@ from litheseg.deploy.export import export_bundle
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 0.5)
-WAYS = ("at once", "waiting", "alone")
+AT_ONCE, WAITING, AS_TIMED, ALONE, PACED = WAYS = ("at once", "waiting", "as timed", "alone", "at a pace")
+PACE = 30.0  # images a second
 REPEATS = 60  # twenty turns of three passes
 
 
@@ -97,10 +100,14 @@ def spun(pipeline: Pipeline, frames: Sequence[np.ndarray]) -> float:
 
 def measured(way: str, pipelines: Mapping[str, Pipeline], frames: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Milliseconds end to end, `REPEATS` of each."""
-    if way == "alone":
+    if way == ALONE:
         return {name: measure_total({name: own}, frames, repeats=REPEATS)[name] for name, own in pipelines.items()}
-    with mock.patch.object(standalone, "settle") if way == "at once" else nullcontext():
-        return measure_total(pipelines, frames, repeats=REPEATS)
+    with ExitStack() as without:
+        if way == AT_ONCE:
+            without.enter_context(mock.patch.object(standalone, "settle"))
+        if way in (AT_ONCE, WAITING):
+            without.enter_context(mock.patch.object(standalone, "_AGAIN", 0.0))
+        return measure_total(pipelines, frames, repeats=REPEATS, fps=PACE if way == PACED else None)
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
