@@ -63,7 +63,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path, help=f"with widths {WIDTHS[0]} and {WIDTHS[1]}")
+    parser.add_argument("model", type=Path, help=f"with widths {' and '.join(map(str, WIDTHS))}")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=5, help=f"of {REPEATS} timed images of each network in each way")
     parser.add_argument("--output", type=Path, help="where to write JSON")
