@@ -25,6 +25,7 @@ import yaml
 from grouping_tables import grouping_block, grouping_pages
 from latency_tables import latency_section
 from mgd_tables import mgd_block, mgd_pages
+from overview import overview
 from page_parts import NONE, Draw, cell, frontier_plot, markdown, origin, provenance
 from peers_tables import peers_block, peers_section
 
@@ -162,7 +163,7 @@ def build(root: Path = ROOT) -> Pages:
     """All pages and plots that the committed files give."""
     studies = read_studies(root)
     pages = Pages()
-    sections = [_introduction()]
+    sections: list[str] = []
     for study in studies:
         sections.append(study_section(study, "images"))
         if lines := curves(study):
@@ -176,7 +177,8 @@ def build(root: Path = ROOT) -> Pages:
     sections += [*ways, latency_section(root), *few, peers_section(root)]
     pages.plots |= pictures | more
     sections += [cost_section(root, *entry) for entry in _COSTS]
-    pages.texts[root / "docs/results.md"] = "\n\n".join(section for section in sections if section) + "\n"
+    page = [_introduction(), overview(sections), *sections]
+    pages.texts[root / "docs/results.md"] = "\n\n".join(section for section in page if section) + "\n"
     readme = root / "README.md"
     if readme.exists():
         blocks = (readme_block(studies), grouping_block(root), mgd_block(root), peers_block(root), _LINK)
