@@ -28,6 +28,7 @@ from mgd_tables import mgd_block, mgd_pages
 from overview import overview
 from page_parts import NONE, Draw, cell, frontier_plot, markdown, origin, provenance
 from peers_tables import peers_block, peers_section
+from promises_tables import promises_section
 
 from litheseg.files import atomic_path
 from litheseg.report.plots import FrontierPoint
@@ -174,7 +175,7 @@ def build(root: Path = ROOT) -> Pages:
         sections.append(notes.read_text().strip())
     ways, pictures = grouping_pages(root)
     few, more = mgd_pages(root)
-    sections += [*ways, latency_section(root), *few, peers_section(root)]
+    sections += [*ways, latency_section(root), *few, peers_section(root), promises_section(root)]
     pages.plots |= pictures | more
     sections += [cost_section(root, *entry) for entry in _COSTS]
     page = [_introduction(), overview(sections), *sections]
