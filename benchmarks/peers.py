@@ -50,7 +50,7 @@ from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.models import build_model
 
-PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half-short", (180, 240), (384, 480)
+PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half", (180, 240), (384, 480)
 OURS = {  # name -> row of benchmarks/grouping.yaml
     "ddrnet (base 16)": "ddrnet-slim",
     "ddrnet (base 16), grouped": "ddrnet-slim-gradual",
