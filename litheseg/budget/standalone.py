@@ -94,7 +94,7 @@ def interleave(
 
     A turn is at least three timed passes, more where otherwise there would be more than twenty turns. Before it, this
     waits for idle threads, see `settle`, and runs the call for 20 ms, once at least, untimed: after the others' turns a
-    pass of one millisecond takes half as long again, and it takes some to be itself.
+    pass of one millisecond takes half as long again, and it takes several until it does not.
 
     Args:
         calls: by name.
