@@ -91,7 +91,8 @@ def _table(
     lines = [head[:shown], ["---", "---", "---", *["---:"] * (shown - 3)]]
     told = set()
     for row, way in sorted(_ways(rows), key=lambda pair: pair[1]["p50"]):
-        score, key = scores.get((row["network"], row["width"], way["precision"])), (row["network"], row["width"])
+        key = row["network"], row["width"]
+        score = scores.get((*key, way["precision"]))
         if short and (score is None or key in told):
             continue
         told.add(key)

@@ -93,8 +93,8 @@ def interleave(
     """Time each call `repeats` times, all of them in turns.
 
     A turn is at least three timed passes, more where otherwise there would be more than twenty turns. Before it, this
-    waits for idle threads, see `settle`, and runs the call for 20 ms, once at least, untimed: after the others' turns a
-    pass of one millisecond takes half as long again, and it takes several until it does not.
+    waits for idle threads, see `settle`, and runs the call for 20 ms, once at least, untimed: after the others' turns
+    the first passes of a small network are slower.
 
     Args:
         calls: by name.
