@@ -353,6 +353,12 @@ def test_a_width_that_is_not_there(bundle: Path, streets: Path, capsys: pytest.C
     assert "0.2" in message and "0.5 to 1" in message
 
 
+def test_an_option_that_is_not_there(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Did you mean --widths?" in refused(capsys, "evaluate", bundle, "--width=.5")
+    message = refused(capsys, "evaluate", bundle, "--quickly")
+    assert "--quickly" in message and "litheseg evaluate --help" in message
+
+
 def test_data_of_other_classes(bundle: Path, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (mine / "classes.yaml").read_text()
     (mine / "classes.yaml").write_text(text.replace("name: sky", "name: heaven"))

@@ -11,6 +11,7 @@ Usage:
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import shlex
@@ -89,6 +90,13 @@ class _Parser(ArgumentParser):
         kwargs |= {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
         super().__init__(*args, **kwargs)
 
+    def reject(self, argument: str) -> NoReturn:
+        """Complain about an argument that the command does not know, with the nearest that it does."""
+        name = argument.partition("=")[0]
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise LithesegError(f"unknown option {name}.{hint} See `{self.prog} --help`.")
+
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(2)
@@ -118,7 +126,9 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
     for name, command in COMMANDS.items():
         summary = command.SUMMARY
-        command.add(commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
+        own = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command.add(own)
+        own.set_defaults(parser=own)
     return parser
 
 
@@ -130,7 +140,7 @@ def _run(argv: list[str]) -> int:
     except SystemExit as stop:  # --help, --version, or wrong usage, all of which argparse has printed
         return int(stop.code or 0)
     if rest and args.command not in _OVERRIDABLE:
-        raise LithesegError(f"unknown option {rest[0]}; see `litheseg {args.command} --help`")
+        args.parser.reject(rest[0])
     args.overrides = rest
     args.line = shlex.join(["litheseg", *argv])
     return COMMANDS[args.command].run(args) or 0

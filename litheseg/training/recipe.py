@@ -10,7 +10,9 @@ Usage:
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,8 @@ def _check_overrides(overrides: list[str]) -> None:
         if not option.startswith("--"):
             continue
         path = option[2:].split("=", 1)[0].split(".")
+        if len(path) == 1 and path[0] not in _known_keys(Recipe):
+            raise RecipeError(f"unknown option --{path[0]}.{_did_you_mean_one_of_a_section(path[0])}")
         kind: Any = Recipe
         for depth, key in enumerate(path):
             known = _known_keys(kind)
@@ -160,3 +164,17 @@ def _check_overrides(overrides: list[str]) -> None:
             if known[key] is None:
                 break  # a plain value or a free mapping: the parser checks the rest
             kind = known[key]
+
+
+def _did_you_mean_one_of_a_section(name: str) -> str:
+    """A hint for whoever left out the section: ``epochs`` is ``--trainer.epochs``."""
+    options = list(_options(Recipe, "--"))
+    same = [option for option in options if option.endswith(f".{name}")]
+    near = same or difflib.get_close_matches(f"--{name}", ["--recipe", "--output", "--resume", *options], n=1)
+    return f" Did you mean {' or '.join(near)}?" if near else " `litheseg train --help` lists all."
+
+
+def _options(kind: Any, prefix: str) -> Iterator[str]:
+    """All options of a (possibly nested) dataclass."""
+    for name, nested in _known_keys(kind).items():
+        yield from _options(nested, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]

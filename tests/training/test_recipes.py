@@ -46,6 +46,10 @@ def test_overrides_are_typed() -> None:
     [
         ("--trainer.epoch=3", r"unknown option --trainer\.epoch\..*'--trainer\.epochs'"),
         ("--optimiser.lr=3", r"unknown option --optimiser\.lr"),
+        ("--epochs=3", r"unknown option --epochs\. Did you mean --trainer\.epochs\?"),
+        ("--lr 3", r"unknown option --lr\. Did you mean --optimizer\.lr\?"),
+        ("--out runs/mine", r"unknown option --out\. Did you mean --output\?"),
+        ("--zzz", r"unknown option --zzz\. `litheseg train --help`"),
         ("--trainer.epochs=many", r"trainer\.epochs"),
         ("--teacher.kind=widset", r"teacher\.kind"),
         ("--trainer.epochs=0", r"--trainer\.epochs 0 is out of range; give at least 1"),
