@@ -138,12 +138,30 @@ def test_options_train(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert len(result.scores) == 3 if "calibrate" in str(options) else len(result.scores) in (2, 4)
 
 
-def test_a_bundle_teaches(tmp_path: Path, finished: Path) -> None:
+def test_a_bundle_teaches(finished: Path) -> None:
     bundle = f"--teacher.bundle={finished / 'model.safetensors'}"
-    train_tiny(tmp_path, "--teacher.kind=frozen", bundle, "--teacher.width=0.5", "--trainer.epochs=1")
-    state = checkpoint(tmp_path)["state_dict"]
+    recipe = tiny_recipe("--teacher.kind=frozen", bundle, "--teacher.width=0.5")
+    teacher = build_task(recipe, build_data(recipe)).teachers["teacher"].model.state_dict()
     own = extract(load_bundle(finished / "model.safetensors").model(), 0.5).state_dict()
-    assert all(torch.equal(state[f"teachers.teacher.model.{name}"], value) for name, value in own.items())
+    assert teacher.keys() == own.keys()
+    assert all(torch.equal(teacher[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("averaged", [(), (EMA,)], ids=["plain", "averaged"])
+def test_checkpoints_leave_a_finished_teacher_out(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, averaged: tuple[str, ...]
+) -> None:
+    """It has a file of its own, and may be many times the student."""
+    options = ("--teacher.kind=frozen", f"--teacher.bundle={finished / 'model.safetensors'}", *averaged)
+    train_tiny(tmp_path / "whole", *options)
+    saved = checkpoint(tmp_path / "whole")
+    states = [saved["state_dict"], *(saved[name] for name in ("current_model_state",) if averaged)]
+    assert all(not name.startswith("teachers.") for state in states for name in state)
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="not enough memory"):
+        patch.setattr(SegmentationTask, "training_step", act_at(STEPS + 1, out_of_memory))
+        train_tiny(tmp_path / "broken", *options)
+    train_tiny(tmp_path / "broken", *options, resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "broken")
 
 
 @pytest.mark.parametrize("gains", [True, False])
