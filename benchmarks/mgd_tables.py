@@ -67,6 +67,12 @@ class Study:
         return f"mgd-{self.protocol}-{self.student}"
 
     @property
+    def pair(self) -> Mapping[str, Any]:
+        """The student's teachers, as in the table."""
+        pair: Mapping[str, Any] = self.table["teachers"][self.table["students"][self.student]["teachers"]]
+        return pair
+
+    @property
     def shares(self) -> list[str]:
         """Those that have a finished row, fewest labels first."""
         return [share for share in self.table["shares"] if any(r["labelled"] == share for r in self.records)]
@@ -78,8 +84,7 @@ class Study:
     def labels(self) -> list[str]:
         """The methods that have a finished row, in the table's order."""
         done = {record["label"] for record in self.records}
-        by = self.table["teachers"][self.table["students"][self.student]["teachers"]]["by"]
-        labels = dict.fromkeys(row["label"].format(by=by) for row in self.table["rows"])
+        labels = dict.fromkeys(row["label"].format(by=self.pair["by"]) for row in self.table["rows"])
         return [label for label in labels if label in done]
 
     def scores(self, label: str, share: str, width: str = "1", metric: str = "miou") -> Scores:
@@ -204,7 +209,7 @@ def _method_table(study: Study, short: bool = False) -> str:
     head = ["", *(_share(study, share) for share in shares), "steps", "minutes", "seeds"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for label in study.labels():
-        if short and label not in DRAWN and "teacher (" not in label:
+        if short and label not in DRAWN and f"teacher ({study.pair['by']})" not in label:
             continue
         cells = [cell(study.scores(label, share), study.gains(label, share)) for share in shares]
         if label in PARTS or label in list(TEACHERS.values())[:2] or set(cells) == {NONE}:
