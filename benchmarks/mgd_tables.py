@@ -130,16 +130,12 @@ def mgd_pages(root: Path) -> tuple[list[str], dict[Path, Draw]]:
 
 
 def mgd_block(root: Path) -> str:
-    """In short, for the README: the study with the most rows, and the one that trains longest; empty without rows."""
+    """In short, for the README: of the studies that train longest the one with most rows; empty without rows."""
     begun = [study for study in _read(root) if study.records]
     if not begun:
         return ""
-    fullest = max(begun, key=lambda study: len(study.records))
-    longest = max(begun, key=lambda study: (max(record["steps"] for record in study.records), study is fullest))
-    blocks = [_title(fullest), _method_table(fullest, short=True), _verdicts(fullest)]
-    if longest is not fullest:
-        blocks += [_title(longest), _method_table(longest, short=True)]
-    return "\n\n".join(blocks)
+    study = max(begun, key=lambda study: (max(record["steps"] for record in study.records), len(study.records)))
+    return "\n\n".join([_title(study), _method_table(study, short=True), _verdicts(study)])
 
 
 def _title(study: Study) -> str:
