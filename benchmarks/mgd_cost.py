@@ -132,7 +132,7 @@ def passes_of(recipe: Recipe, data: SegmentationData, options: argparse.Namespac
     for name in TEACHERS:
         teacher = task.teachers[name]
         assert isinstance(teacher, Frozen)
-        passes[name] = _looking(teacher.model.eval(), rows, options)
+        passes[name] = _looking(teacher.model.to(options.device).eval(), rows, options)
     return passes
 
 
