@@ -26,6 +26,7 @@ from litheseg.losses.terms import (
 from litheseg.models import SegmentationModel
 from litheseg.nn import extract, get_width, slim
 from litheseg.training.config import OptimizerConfig
+from litheseg.training.streams import LABELLED, Step
 from litheseg.training.task import Objective, SegmentationTask, plan_widths
 from litheseg.training.teachers import Ema, Frozen, NextWider, Teacher, Widest
 
@@ -211,6 +212,13 @@ def test_a_frozen_teacher_stays_as_it_is() -> None:
     optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
     assert not gradients(own)
+
+
+def test_a_frozen_teacher_goes_where_the_images_are() -> None:
+    """It is no part of the task, so does not move with it; the meta device stands for a GPU."""
+    teacher = Frozen(extract(elastic(), 0.5))
+    teacher.begin(Step.of({name: value.to("meta") for name, value in batch_of().items()}))
+    assert teacher.lesson(1.0, LABELLED)["logits"].device.type == "meta"
 
 
 def test_an_ema_teacher_follows_the_student() -> None:
