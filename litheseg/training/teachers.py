@@ -208,7 +208,7 @@ class _Apart:
 class Frozen(NetworkTeacher):
     """A finished network, plain; nothing of it is trained.
 
-    It has a file of its own, so checkpoints leave it out: two ResNets of the paper would add 600 MB to each.
+    It has a file of its own, so checkpoints leave it out: the two of the paper would add 570 MB to each.
 
     Args:
         model: the network.
