@@ -46,7 +46,7 @@ def main() -> None:
     assert isinstance(task, SegmentationTask)
     report = {
         "run": options.run.name,
-        "labels": {name: quality(path, recipe, data) for name, path in labellers(recipe, options).items()},
+        "labels": {name: quality(*who, recipe, data) for name, who in labellers(recipe, options).items()},
         "gradients": {"first": gradient_norms(task, data)},
     }
     task.model.load_state_dict(bundle.model().state_dict(), strict=False)  # training heads are not kept
@@ -74,11 +74,16 @@ def overrides(recipe: Any, options: argparse.Namespace) -> list[str]:
     return [*bundles, *([f"--data.root={options.data}"] if options.data else [])]
 
 
-def labellers(recipe: Recipe, options: argparse.Namespace) -> dict[str, Path]:
-    """Name -> model file of whoever labels."""
+def labellers(recipe: Recipe, options: argparse.Namespace) -> dict[str, tuple[Path, float]]:
+    """Name -> model file and width of whoever labels; widths below 1 are told by NAME@WIDTH."""
     runs = {"student": options.run, **{Path(run).name: Path(run) for run in options.beside}}
     teachers = {name: Path(str(tutor.bundle)) for name, tutor in recipe.mgd.tutors.items()}
-    return {**teachers, **{name: run / "model.safetensors" for name, run in runs.items()}}
+    files = {**teachers, **{name: run / "model.safetensors" for name, run in runs.items()}}
+    return {
+        name if width == 1 else f"{name}@{width:g}": (path, width)
+        for name, path in files.items()
+        for width in load_bundle(path).header.widths
+    }
 
 
 def unseen(recipe: Recipe, data: SegmentationData) -> tuple[Source, list[Sample]]:
@@ -89,9 +94,9 @@ def unseen(recipe: Recipe, data: SegmentationData) -> tuple[Source, list[Sample]
     return source, [sample for sample in source.samples("train") if sample.id in ids]
 
 
-def quality(path: Path, recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
+def quality(path: Path, width: float, recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
     """Precision, recall and IoU per class of a model's labels, each image at its own size."""
-    predictor = Predictor(path)
+    predictor = Predictor(path, width=width)
     source, samples = unseen(recipe, data)
     confusion = np.zeros((len(data.classes),) * 2, np.int64)
     for sample in track(samples, f"{path.parent.name}", transient=True):

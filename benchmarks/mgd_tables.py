@@ -52,14 +52,14 @@ class Study:
         student: a key of the table's students.
         table: the table, as in its YAML.
         records: the student's finished rows and its teachers', as in the results file.
-        seen: mIoU of full width on the training images that were used without their masks, percent by a row's key.
+        seen: mIoU on the training images that were used without their masks, percent by a row's key and width.
     """
 
     protocol: str
     student: str
     table: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
-    seen: Mapping[str, float]
+    seen: Mapping[tuple[str, str], float]
 
     @property
     def name(self) -> str:
@@ -166,14 +166,16 @@ def _read(root: Path) -> list[Study]:
     return studies
 
 
-def _on_unlabelled_images(diagnoses: Iterable[Path]) -> dict[str, float]:
-    """Percent by a row's key, of what `mgd_diagnosis.py` has scored; a row's key is the name of its folder."""
+def _on_unlabelled_images(diagnoses: Iterable[Path]) -> dict[tuple[str, str], float]:
+    """Percent by a row's key and width, of what `mgd_diagnosis.py` has scored; a row's key is its folder's name."""
     seen = {}
     for diagnosis in diagnoses:
         report = json.loads(diagnosis.read_text())
         keys = {"student": report["run"]}
         keys |= {name: Path(report["options"][name]).parent.name for name in ("deep", "wide")}
-        seen |= {keys.get(name, name): 100 * labels["miou"] for name, labels in report.get("labels", {}).items()}
+        for labeller, labels in report.get("labels", {}).items():
+            name, _, width = labeller.partition("@")
+            seen[keys.get(name, name), width or "1"] = 100 * labels["miou"]
     return seen
 
 
@@ -259,13 +261,17 @@ def _teacher_table(study: Study, share: str) -> str:
 
 def _seen_table(study: Study, share: str) -> str:
     """Scores on the unlabelled training images beside those on val; empty where none was measured."""
-    records = [record for label in study.labels() for record in study.of(label, share) if record["key"] in study.seen]
-    if not records:
+    found = [
+        (study.seen[record["key"], width], 100 * scores["miou"], label if width == "1" else f"{label}, width {width}")
+        for label in study.labels()
+        for record in study.of(label, share)
+        for width, scores in record["metrics"].items()
+        if (record["key"], width) in study.seen
+    ]
+    if not found:
         return ""
     lines = [["", "unlabelled images", "val"], ["---", "---:", "---:"]]
-    for record in sorted(records, key=lambda record: -study.seen[record["key"]]):
-        scores = study.seen[record["key"]], 100 * record["metrics"]["1"]["miou"]
-        lines.append([record["label"], *(f"{score:.2f}" for score in scores)])
+    lines += [[label, f"{seen:.2f}", f"{val:.2f}"] for seen, val, label in sorted(found, reverse=True)]
     title = f"**A second judge** at {_share(study, share)}: mIoU on the training images whose masks no row has used"
     return f"{title}\n\n{markdown(lines)}"
 

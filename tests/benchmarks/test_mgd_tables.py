@@ -240,9 +240,10 @@ def test_pictures_compare_only_what_has_the_same_seeds() -> None:
 
 def test_scores_on_the_unlabelled_images_stand_beside_those_on_val(root: Path) -> None:
     finish(root, record("labelled-only", 28.5), record("mgd", 29.75), record("teacher-deep", 36.0, network="resnet"))
-    finish(root, record("cps", 31.0))  # not diagnosed
+    finish(root, record("lithe", {"1": 32.0, "0.5": 30.0}), record("cps", 31.0))  # CPS is not diagnosed
     key = "camvid-{}-1/16-{}-seed0".format
     scores = {"deep": 0.34, "student": 0.365, key("resnet18", "labelled-only"): 0.353}
+    scores |= {f"{key('resnet18', 'lithe')}@0.5": 0.36}
     report = {
         "run": key("resnet18", "mgd"),
         "labels": {name: {"miou": miou} for name, miou in scores.items()},
@@ -251,4 +252,8 @@ def test_scores_on_the_unlabelled_images_stand_beside_those_on_val(root: Path) -
     (root / "benchmarks/results/mgd_diagnosis.json").write_text(json.dumps(report))
     text = results(root)
     [table] = [block for block in text.split("\n\n") if block.startswith("|  | unlabelled images | val |")]
-    assert table.splitlines()[2:] == ["| MGD | 36.50 | 29.75 |", "| labels alone | 35.30 | 28.50 |"]
+    assert table.splitlines()[2:] == [
+        "| MGD | 36.50 | 29.75 |",
+        "| lithe, width 0.5 | 36.00 | 30.00 |",
+        "| labels alone | 35.30 | 28.50 |",
+    ]
