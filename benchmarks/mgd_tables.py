@@ -272,7 +272,7 @@ def _seen_table(study: Study, share: str) -> str:
         return ""
     lines = [["", "unlabelled images", "val"], ["---", "---:", "---:"]]
     lines += [[label, f"{seen:.2f}", f"{val:.2f}"] for seen, val, label in sorted(found, reverse=True)]
-    title = f"**A second judge** at {_share(study, share)}: mIoU on the training images whose masks none of these has used"
+    title = f"**A second judge** at {_share(study, share)}: mIoU on training images whose masks none of these has used"
     return f"{title}\n\n{markdown(lines)}"
 
 
