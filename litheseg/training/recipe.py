@@ -150,8 +150,6 @@ def _check_overrides(overrides: list[str]) -> None:
         if not option.startswith("--"):
             continue
         path = option[2:].split("=", 1)[0].split(".")
-        if len(path) == 1 and path[0] not in _known_keys(Recipe):
-            raise RecipeError(f"unknown option --{path[0]}.{_did_you_mean_one_of_a_section(path[0])}")
         kind: Any = Recipe
         for depth, key in enumerate(path):
             known = _known_keys(kind)
@@ -160,7 +158,8 @@ def _check_overrides(overrides: list[str]) -> None:
                 prefix = ".".join(path[:depth])
                 choices = [f"--{prefix}.{name}" if prefix else f"--{name}" for name in known]
                 name = f"--{'.'.join(path)}"
-                raise RecipeError(f"unknown option {name}.{did_you_mean(name, choices)}")
+                hint = _did_you_mean_one_of_a_section(key) if len(path) == 1 else did_you_mean(name, choices)
+                raise RecipeError(f"unknown option {name}.{hint}")
             if known[key] is None:
                 break  # a plain value or a free mapping: the parser checks the rest
             kind = known[key]

@@ -234,8 +234,10 @@ class Frozen(NetworkTeacher):
         return self._apart.model
 
     def _outputs(self, image: Tensor) -> Outputs:
+        if next(self.model.parameters()).device != image.device:  # once; to walk all layers takes milliseconds
+            self.model.to(image.device)
         with torch.autocast(image.device.type, torch.bfloat16) if self._bfloat16 else nullcontext():
-            return self.model.to(image.device).eval().outputs(image)
+            return self.model.eval().outputs(image)
 
 
 class Ema(NetworkTeacher):
