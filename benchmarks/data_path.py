@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from litheseg.data.classes import IGNORE_INDEX, Classes
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
+from litheseg.masks.classes import IGNORE_INDEX, Classes
 from litheseg.models.ddrnet import ddrnet
 
 TARGET = 0.10

@@ -27,12 +27,12 @@ from rich.table import Table
 
 from litheseg.budget.candidates import Candidate
 from litheseg.budget.search import PROOF_MS
-from litheseg.budget.standalone import host_facts
-from litheseg.budget.stats import Samples
-from litheseg.budget.timing import Pipeline, measure_total
-from litheseg.deploy.bundle import load_bundle
 from litheseg.deploy.engines import bundle_engine, open_engine
 from litheseg.evaluation.bundle import open_bundle_data
+from litheseg.models.bundle import load_bundle
+from litheseg.runtime.samples import Samples
+from litheseg.runtime.standalone import host_facts
+from litheseg.runtime.timing import Pipeline, measure_total
 
 TOLERANCE, TARGET = 0.10, 9
 TOLD = ("kept", "repeated", "steady")  # the promise; the machine's own speed between processes, and within one

@@ -23,12 +23,12 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
-from litheseg.budget.standalone import host_facts
-from litheseg.budget.timing import Pipeline, street_frames
 from litheseg.deploy import engines
-from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.deploy.engines import bundle_engine, open_engine
 from litheseg.deploy.export import export_bundle
+from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.runtime.standalone import host_facts
+from litheseg.runtime.timing import Pipeline, street_frames
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 1.0)

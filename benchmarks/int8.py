@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from upsampling import measure
 
-from litheseg.deploy.bundle import Bundle, load_bundle
+from litheseg.bundle.exported import Artefact, Export
 from litheseg.deploy.engines import Engine, open_engine
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.exported import Artefact, Export
 from litheseg.deploy.quantize import QuantizationReport, Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle, load_bundle
 
 FORMATS = ("onnx", "openvino")
 LIBRARIES = ("nncf", "numpy", "onnx", "onnxruntime", "openvino", "torch")

@@ -26,8 +26,8 @@ from torch import Tensor
 from litheseg.data import open_source
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
-from litheseg.deploy.bundle import load_bundle
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
+from litheseg.models.bundle import load_bundle
 from litheseg.runtime import Predictor
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_data, build_task

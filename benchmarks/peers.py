@@ -38,17 +38,17 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from litheseg.budget.scores import score
-from litheseg.budget.timing import Pipeline, measure_total
+from litheseg.bundle.exported import Artefact, Export, load_export
 from litheseg.cost import count
 from litheseg.data import open_source
 from litheseg.data.source import Source
-from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle
 from litheseg.deploy.engines import Engine, bundle_engine, open_engine
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.exported import Artefact, Export, load_export
 from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.models import build_model
+from litheseg.models.bundle import Bundle, BundleHeader, load_bundle
+from litheseg.runtime.timing import Pipeline, measure_total
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half", (180, 240), (384, 480)
 OURS = {  # name -> row of benchmarks/grouping.yaml

@@ -32,7 +32,7 @@ import torch
 import yaml
 from reports import commit, hardware
 
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 from litheseg.training.callbacks import Interrupted
 from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe

@@ -32,12 +32,11 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
-from litheseg.data.classes import Classes
-from litheseg.data.masks import read_image
-from litheseg.data.streets import render_street
-from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.files import atomic_path
+from litheseg.masks.classes import Classes
+from litheseg.masks.reading import read_image
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.files import predict
 from litheseg.runtime.jobs import Job, find_items, make_plan
@@ -45,6 +44,7 @@ from litheseg.runtime.labeller import Labeller, Settings
 from litheseg.runtime.local import run_local
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.storage import open_folder
+from litheseg.streets import render_street
 
 CLASSES, WIDTHS, SIZE = 11, (1.0, 0.25), (360, 480)
 CASES = {  # name -> size of the photos, width

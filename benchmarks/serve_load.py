@@ -37,11 +37,11 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
-from litheseg.data.camvid import CAMVID_CLASSES
-from litheseg.data.streets import render_street
-from litheseg.deploy.bundle import BundleHeader, save_bundle
+from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
+from litheseg.streets import render_street
 
 LIBRARIES = ("torch", "numpy", "fastapi", "uvicorn", "httpx")
 WIDTHS = (1.0, 0.75, 0.5, 0.25)

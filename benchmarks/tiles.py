@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from reports import provenance, write_report
 
-from litheseg.data.masks import read_image
+from litheseg.masks.reading import read_image
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.tiles import predict_tiles, tile_starts
 

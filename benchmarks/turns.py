@@ -27,12 +27,12 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
-from litheseg.budget import standalone
-from litheseg.budget.standalone import host_facts, settle, summary
-from litheseg.budget.timing import Pipeline, measure_total, street_frames
-from litheseg.deploy.bundle import load_bundle
 from litheseg.deploy.engines import bundle_engine, open_engine
 from litheseg.deploy.export import export_bundle
+from litheseg.models.bundle import load_bundle
+from litheseg.runtime import standalone
+from litheseg.runtime.standalone import host_facts, settle, summary
+from litheseg.runtime.timing import Pipeline, measure_total, street_frames
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 0.5)

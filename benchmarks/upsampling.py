@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from litheseg.data.streets import render_street
 from litheseg.models import upsampling
 from litheseg.models.upsampling import label_maps, upsample_labels
+from litheseg.streets import render_street
 
 TARGET = 20.0
 PLAIN = ("argmax", "argmax, channels_last", "max", "max, channels_last")

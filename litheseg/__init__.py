@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from litheseg.cost import profile
     from litheseg.data import open_source
     from litheseg.data.doctor import diagnose, diagnose_path
-    from litheseg.deploy.bundle import load_bundle, save_bundle
     from litheseg.errors import LithesegError
     from litheseg.evaluation import evaluate
     from litheseg.evaluation.bundle import evaluate_bundle
     from litheseg.models import build_model
+    from litheseg.models.bundle import load_bundle, save_bundle
     from litheseg.nn import extract, recalibrate, set_width, slim
     from litheseg.report.run_report import report_bundles, report_run
     from litheseg.runtime import Predictor, predict
@@ -57,7 +57,7 @@ _HOMES = {
     "cost": ("profile",),
     "data": ("open_source",),
     "data.doctor": ("diagnose", "diagnose_path"),
-    "deploy.bundle": ("load_bundle", "save_bundle"),
+    "models.bundle": ("load_bundle", "save_bundle"),
     "errors": ("LithesegError",),
     "evaluation": ("evaluate",),
     "evaluation.bundle": ("evaluate_bundle",),

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litheseg.cost.profile import profile
-from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import TrainingError
+from litheseg.models.bundle import load_bundle
 from litheseg.report.card import WidthRow, width_rows
 from litheseg.report.run_report import report_run
 from litheseg.training import load_recipe, train

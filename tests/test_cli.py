@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from litheseg import __version__, cli
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 from litheseg.training.callbacks import Interrupted
 
 TINY = ["--model.args", "{base: 4, head_channels: 4}", "--widths.values=[1,.5]", "--widths.divisor=2"]

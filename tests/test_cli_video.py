@@ -15,8 +15,8 @@ from tiny_colours import CLASSES
 from tiny_video import read_video, write_images, write_video
 
 from litheseg.cli import main
-from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 
 pytest.importorskip("av")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel
+from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn import slim
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.masks.classes import Classes
 from litheseg.models.base import SegmentationModel, resize
+from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn import slim
 
 CLASSES = Classes(("sky", "road", "car"), ((70, 130, 180), (128, 64, 128), (0, 0, 142)))

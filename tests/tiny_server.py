@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.header import BundleHeader
+from litheseg.bundle.header import BundleHeader
 from litheseg.errors import WidthError
+from litheseg.masks.classes import Classes
 from litheseg.runtime.server.app import create_app
 from litheseg.runtime.server.running import Server
 from litheseg.runtime.server.service import Service

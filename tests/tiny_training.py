@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litheseg.deploy.bundle import load_bundle
 from litheseg.models import MODELS, SegmentationModel
+from litheseg.models.bundle import load_bundle
 from litheseg.training import Recipe, TrainResult, load_recipe, train
 from litheseg.training.task import SegmentationTask
 

@@ -18,9 +18,9 @@ from typing import Protocol
 import numpy as np
 
 from litheseg.budget.candidates import Candidate
-from litheseg.budget.timing import Pipeline, measure_total
 from litheseg.deploy.engines import Engine
 from litheseg.errors import LithesegError, WidthError
+from litheseg.runtime.timing import Pipeline, measure_total
 
 __all__ = ["Bench", "Timer"]
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from litheseg.cost.counting import count
 from litheseg.cost.profile import plain_models
-from litheseg.deploy.bundle import Bundle
+from litheseg.models.bundle import Bundle
 from litheseg.nn import add_width
 
 __all__ = ["Candidate", "Network", "default_sizes", "grid", "paper_costs", "with_widths"]
@@ -45,7 +45,7 @@ class Candidate:
 
     Attributes:
         network: width, input size, precision.
-        runtime: one of `litheseg.deploy.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
         threads: of the CPU.
     """
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.budget import standalone
 from litheseg.budget.account import Account
 from litheseg.budget.bench import Bench, Timer
 from litheseg.budget.candidates import Candidate, Network, default_sizes, grid, paper_costs
@@ -32,21 +31,22 @@ from litheseg.budget.measured import choose_measured
 from litheseg.budget.plan import Plan, load_plan
 from litheseg.budget.scores import MeasuredScores, open_scores
 from litheseg.budget.search import Search
-from litheseg.budget.stats import Samples
 from litheseg.budget.store import Store, model_digest
 from litheseg.budget.target import read_measurements
-from litheseg.budget.timing import street_frames
 from litheseg.budget.workbench import Workbench
+from litheseg.bundle.exported import file_digest
 from litheseg.data.source import Source
-from litheseg.deploy.bundle import Bundle, save_bundle
 from litheseg.deploy.engines import Engine, available_runtimes
 from litheseg.deploy.export import CHECK_IMAGES
-from litheseg.deploy.exported import file_digest
 from litheseg.deploy.quantize import Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
+from litheseg.models.bundle import Bundle, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.dense import grouped_layers
+from litheseg.runtime import standalone
+from litheseg.runtime.samples import Samples
+from litheseg.runtime.timing import street_frames
 
 __all__ = ["FIT_FILE", "Choices", "Fit", "default_threads"]
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from litheseg.budget.stats import check_percentile
 from litheseg.errors import LithesegError
+from litheseg.runtime.samples import check_percentile
 
 __all__ = ["Limits", "parse_budget", "parse_bytes", "parse_quantity"]
 

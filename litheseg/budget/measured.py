@@ -16,9 +16,9 @@ from litheseg.budget.candidates import Candidate, Network
 from litheseg.budget.limits import Limits
 from litheseg.budget.scores import Scores
 from litheseg.budget.search import Found, Point, refusal
-from litheseg.budget.stats import needed_repeats
 from litheseg.budget.target import SCRIPT, Measurements
 from litheseg.errors import LithesegError
+from litheseg.runtime.samples import needed_repeats
 
 __all__ = ["choose_measured"]
 

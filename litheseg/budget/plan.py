@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from litheseg.budget.standalone import host_facts, interleave
 from litheseg.cost.latency import threads_limited
 from litheseg.deploy.engines import session_options
 from litheseg.deploy.openvino import openvino_core
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
 from litheseg.nn.dense import grouped_layers, to_dense
+from litheseg.runtime.standalone import host_facts, interleave
 
 __all__ = [
     "Geometry",
@@ -195,11 +195,11 @@ def measure_layers(
 
     Args:
         wanted: which.
-        runtime: one of `litheseg.deploy.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
         threads: of the CPU.
         repeats: timed passes of each layer.
         opened: makes a layer callable in a runtime; tests give their own.
-        **turns: further arguments of `litheseg.budget.standalone.interleave`.
+        **turns: further arguments of `litheseg.runtime.standalone.interleave`.
 
     Raises:
         MissingExtraError: a runtime that is not installed.

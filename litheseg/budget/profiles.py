@@ -21,13 +21,13 @@ from typing import Any
 from rich.table import Table
 
 from litheseg.budget.candidates import with_widths
-from litheseg.budget.stats import Samples
-from litheseg.budget.timing import STAGES, Pipeline, measure_stages, street_frames
+from litheseg.bundle.exported import Export
 from litheseg.cost.profile import Profile, input_size, profile
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import Engine, bundle_engine, open_engine, torch_engine
-from litheseg.deploy.exported import Export
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle
+from litheseg.runtime.samples import Samples
+from litheseg.runtime.timing import STAGES, Pipeline, measure_stages, street_frames
 
 __all__ = ["RuntimeProfile", "Way", "profile_runtimes", "render"]
 
@@ -88,8 +88,8 @@ def profile_runtimes(
         widths: which ones, any in a bundle's trained range; None for all that are available.
         size: height and width of the network's input; None for the model's own.
         image: height and width of the images; None for `size`.
-        runtimes: some of `litheseg.deploy.exported.RUNTIMES`.
-        precisions: some of `litheseg.deploy.exported.PRECISIONS`.
+        runtimes: some of `litheseg.bundle.exported.RUNTIMES`.
+        precisions: some of `litheseg.bundle.exported.PRECISIONS`.
         threads: of the CPU; None for each runtime's own choice.
         device: where PyTorch runs.
         repeats: timed images of each.

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from litheseg.budget.stats import Samples, needed_repeats
+from litheseg.runtime.samples import Samples, needed_repeats
 
 __all__ = ["FIRST_REPEATS", "Race"]
 

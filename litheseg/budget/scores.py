@@ -24,14 +24,14 @@ import torch
 
 from litheseg.budget.candidates import Network
 from litheseg.budget.store import Store, data_digest
-from litheseg.budget.timing import Pipeline
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import Engine, torch_engine
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import calibrate, open_bundle_data
 from litheseg.evaluation.metrics import confusion_matrix, mean_iou
+from litheseg.models.bundle import Bundle
+from litheseg.runtime.timing import Pipeline
 
 __all__ = ["HeaderScores", "MeasuredScores", "Scores", "open_scores"]
 

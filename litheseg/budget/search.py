@@ -25,8 +25,8 @@ from litheseg.budget.candidates import Candidate, Network
 from litheseg.budget.limits import Limits
 from litheseg.budget.race import Race
 from litheseg.budget.scores import Scores
-from litheseg.budget.stats import Samples, needed_repeats
 from litheseg.errors import LithesegError
+from litheseg.runtime.samples import Samples, needed_repeats
 
 __all__ = ["PROOF_MS", "BudgetError", "Found", "Point", "Search", "refusal"]
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from litheseg.budget.standalone import host_facts
-from litheseg.budget.stats import Samples
 from litheseg.data.source import Source
-from litheseg.deploy.bundle import Bundle
 from litheseg.files import atomic_path
+from litheseg.models.bundle import Bundle
+from litheseg.runtime.samples import Samples
+from litheseg.runtime.standalone import host_facts
 
 __all__ = ["Store", "data_digest", "default_cache", "model_digest"]
 

@@ -22,15 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from litheseg.budget import standalone
 from litheseg.budget.candidates import Candidate, Network, with_widths
 from litheseg.budget.limits import Limits
-from litheseg.budget.stats import Samples
 from litheseg.budget.store import model_digest
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
+from litheseg.models.bundle import Bundle
+from litheseg.runtime import standalone
+from litheseg.runtime.samples import Samples
 
 __all__ = ["SCRIPT", "Measurements", "kit_networks", "read_measurements", "write_kit"]
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from litheseg.budget.candidates import Candidate, Network, with_widths
 from litheseg.budget.plan import Plan, Spot
+from litheseg.bundle.exported import Export, load_export
 from litheseg.data.source import Source
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import Engine, bundle_engine, open_engine
 from litheseg.deploy.export import Further, export_bundle
-from litheseg.deploy.exported import Export, load_export
 from litheseg.errors import BundleError, LithesegError
+from litheseg.models.bundle import Bundle
 from litheseg.nn.dense import grouped_layers
 
 __all__ = ["Workbench"]

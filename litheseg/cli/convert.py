@@ -7,8 +7,8 @@ from pathlib import Path
 
 from litheseg.cli.options import data_options, json_option
 from litheseg.cli.printing import print_json, print_table
-from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import load_bundle
 from litheseg.nn.efficient import Efficient
 from litheseg.report.terminal import kept_table, scores_table
 from litheseg.training.convert import convert_run, cut_bundle

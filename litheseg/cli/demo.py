@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from litheseg.cli.printing import print_next, print_table
 from litheseg.demo import run_demo
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_table
 
 __all__ = ["SUMMARY", "add", "run"]

@@ -15,8 +15,8 @@ from litheseg.cli.options import (
 )
 from litheseg.cli.printing import print_json, print_table
 from litheseg.cost.summary import save_scored
-from litheseg.deploy.bundle import load_bundle
 from litheseg.evaluation.bundle import evaluate_bundle
+from litheseg.models.bundle import load_bundle
 from litheseg.report.terminal import class_table, scores_table
 
 __all__ = ["SUMMARY", "add", "run"]

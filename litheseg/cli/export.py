@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
+from litheseg.bundle.exported import FORMATS, Export
 from litheseg.cli.options import bundle_argument, data_options, json_option, parse_size, widths_option
 from litheseg.cli.printing import print_json, print_table
-from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
-from litheseg.deploy.exported import FORMATS, Export
 from litheseg.deploy.parity import THRESHOLD
 from litheseg.deploy.quantize import CALIBRATION_IMAGES, Tolerance, Twins, calibration_samples
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.card import Table
 
 __all__ = ["SUMMARY", "add", "run"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from litheseg.budget.fit import FIT_FILE, Choices, Fit
 from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import (
     bundle_argument,
     data_options,
@@ -22,9 +23,8 @@ from litheseg.cli.options import (
 )
 from litheseg.cli.printing import console, print_json, say
 from litheseg.data import open_source
-from litheseg.deploy.bundle import load_bundle
-from litheseg.deploy.exported import PRECISIONS, RUNTIMES
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import load_bundle
 
 __all__ = ["SUMMARY", "add", "run"]
 

@@ -9,7 +9,7 @@ from litheseg.budget.candidates import default_sizes
 from litheseg.budget.target import SCRIPT, kit_networks, write_kit
 from litheseg.cli.options import bundle_argument, parse_sizes, widths_option
 from litheseg.cli.printing import say
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 
 __all__ = ["SUMMARY", "add", "run"]
 

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from rich import progress as bars
 from rich.console import Console
 
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import bundle_argument, device_option, json_option, parse_width
 from litheseg.cli.printing import complain, print_json
-from litheseg.deploy.exported import PRECISIONS, RUNTIMES
 from litheseg.runtime.files import ENGINES, REPORT, Progress, Summary, predict
 
 __all__ = ["SUMMARY", "add", "run"]

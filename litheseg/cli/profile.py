@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litheseg.budget.profiles import profile_runtimes, render
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
 from litheseg.cli.options import bundle_argument, device_option, fps_option, json_option, parse_size, widths_option
 from litheseg.cli.printing import console, print_json, print_table
 from litheseg.cost import compare_dense, layer_pairs, layer_table, render_pairs
-from litheseg.deploy.bundle import Bundle, load_bundle
-from litheseg.deploy.exported import PRECISIONS, RUNTIMES, Export, load_export
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.terminal import layer_pairs_table, layers_table
 
 __all__ = ["SUMMARY", "add", "run"]

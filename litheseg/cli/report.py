@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from litheseg.cli.options import data_options
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 from litheseg.report.run_report import report_bundles
 
 __all__ = ["SUMMARY", "add", "run"]

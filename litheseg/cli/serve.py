@@ -10,8 +10,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from functools import partial
 from pathlib import Path
 
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import device_option, parse_width
-from litheseg.deploy.exported import PRECISIONS, RUNTIMES
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.server import check_extra
 from litheseg.runtime.server.pace import Pace

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from litheseg.cli.printing import print_next, print_table
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_rows, width_table
 from litheseg.report.run_report import report_run
 from litheseg.training import load_recipe, train

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from rich import progress as bars
 from rich.console import Console
 
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import device_option, json_option, parse_width
 from litheseg.cli.printing import complain, print_json
-from litheseg.deploy.exported import PRECISIONS, RUNTIMES
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.video import VIDEO_KINDS, Patience, VideoProgress, VideoSummary, label_video
 

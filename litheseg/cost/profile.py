@@ -22,8 +22,8 @@ from torch import nn
 
 from litheseg.cost.counting import Cost, Layer, count, layer_table
 from litheseg.cost.latency import Latency, measure_latency
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle
 from litheseg.nn import add_width, available_widths, extract
 
 __all__ = [

@@ -25,8 +25,8 @@ from torch import nn
 
 from litheseg.cost.counting import Layer, layer_table
 from litheseg.cost.profile import Profile, input_size, plain_models, profile_networks
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import ModelError
+from litheseg.models.bundle import Bundle
 from litheseg.nn.grouping import ChannelShuffle
 
 __all__ = ["LayerPair", "Pair", "compare_dense", "dense_twin", "layer_pairs", "render_pairs"]

@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from litheseg.cost.profile import profile
-from litheseg.deploy.bundle import Bundle, save_bundle
 from litheseg.evaluation.metrics import Scores
+from litheseg.models.bundle import Bundle, save_bundle
 
 __all__ = ["header_metrics", "save_scored"]
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from litheseg.data.camvid import CamVid
 from litheseg.data.cityscapes import Cityscapes
-from litheseg.data.classes import CLASS_FILES, IGNORE_INDEX, Classes
 from litheseg.data.download import fetch
 from litheseg.data.folder import Folder
 from litheseg.data.source import Sample, Source, existing_folder
@@ -26,6 +25,7 @@ from litheseg.data.streets import Streets
 from litheseg.data.unlabelled import Unlabelled, find_unlabelled
 from litheseg.data.voc import Voc
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes
 
 __all__ = [
     "IGNORE_INDEX",

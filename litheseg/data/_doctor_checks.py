@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litheseg.data._doctor_exam import Exam
-from litheseg.data.classes import IGNORE_INDEX, LabelScheme
+from litheseg.masks.classes import IGNORE_INDEX, LabelScheme
 
 __all__ = [
     "Finding",

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from litheseg.data.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
 from litheseg.data.source import FileSource, Sample, Source
 from litheseg.errors import DataError
+from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
 
 __all__ = ["THUMB", "Exam", "Trouble", "examine", "scheme_of"]
 

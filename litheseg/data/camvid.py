@@ -16,40 +16,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litheseg.data.classes import Classes, LabelScheme
 from litheseg.data.source import FileSource, Pairing, existing_folder, find_images, pair_up
 from litheseg.errors import DataError
+from litheseg.masks.classes import CAMVID_CLASSES, LabelScheme
 
 __all__ = ["CAMVID_CLASSES", "CamVid"]
 
-CAMVID_CLASSES = Classes(
-    names=(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    ),
-    colors=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
-)
 _SPLITS = ("train", "val", "test")
 _VOID = 11
 _REMEDY = ", or download the set with litheseg.data.fetch('camvid', folder)"

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litheseg.data.classes import Classes, LabelScheme
 from litheseg.data.source import FileSource, Pairing, existing_folder, find_images, pair_up
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.classes import Classes, LabelScheme
 
 __all__ = ["CITYSCAPES_CLASSES", "Cityscapes"]
 

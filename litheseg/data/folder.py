@@ -23,10 +23,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from litheseg.data.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, read_class_file
 from litheseg.data.source import FileSource, Pairing, Sample, existing_folder, find_images, pair_up
 from litheseg.data.splits import partition, read_list
 from litheseg.errors import DataError
+from litheseg.masks.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, read_class_file
 
 __all__ = ["Folder"]
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data import masks
-from litheseg.data.classes import Classes, LabelScheme
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks import reading
+from litheseg.masks.classes import Classes, LabelScheme
 
 __all__ = ["FileSource", "Pairing", "Sample", "Source", "existing_folder", "find_images", "join", "pair_up"]
 
@@ -186,15 +186,15 @@ class FileSource(Source):
         """See `Source.read_image`."""
         if sample.image is None:
             raise DataError(f"sample '{sample.id}' has no image file; take samples from this source's samples()")
-        return masks.read_image(sample.image)
+        return reading.read_image(sample.image)
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.read_mask`."""
-        return masks.read_mask(_mask_path(sample), self.scheme, sample.image)
+        return reading.read_mask(_mask_path(sample), self.scheme, sample.image)
 
     def raw_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.raw_mask`."""
-        return masks.read_raw_mask(_mask_path(sample))
+        return reading.read_raw_mask(_mask_path(sample))
 
 
 def existing_folder(root: str | Path, remedy: str = "") -> Path:

@@ -5,9 +5,6 @@ random light; its mask comes from the same geometry, so it has no annotation err
 and their order are CamVid's. It is meant for trying things, for tests and for comparing widths; a network trained on it
 has not seen a photograph and will not work on one.
 
-The parts: `_street_world` (camera and painter), `_street_scene` (what stands where), `_street_objects` and
-`_street_cars` (the things), `_street_shade` (light and sensor).
-
 Usage:
     >>> source = Streets(train=300, val=60, size=(180, 240))
     >>> image = source.read_image(source.samples("train")[0])
@@ -20,34 +17,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from litheseg.data._street_scene import plan
-from litheseg.data._street_shade import label_map, shade
-from litheseg.data.camvid import CAMVID_CLASSES
 from litheseg.data.source import Sample, Source
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.classes import CAMVID_CLASSES
+from litheseg.streets import render_street
 
-__all__ = ["Streets", "render_street"]
+__all__ = ["Streets"]
 
 _SPLITS = {"train": 0, "val": 1}
 _SMALLEST, _LARGEST = 32, 4096  # pixels
-
-
-def render_street(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Invent a street and photograph it.
-
-    Args:
-        rng: the only source of chance; the same state gives the same street.
-        size: (H, W) in pixels.
-
-    Returns:
-        The image, uint8 H W 3 RGB, and the mask, uint8 H W with class numbers 0..10 and no ignored pixel.
-    """
-    height, width = size
-    scene = plan(rng, (2 * height, 2 * width))
-    numbers, overlay, _ = scene.painter.maps()
-    # One of the four fine pixels speaks for the pixel: majorities would erase the poles.
-    fine = label_map(numbers[1::2, 1::2], None if overlay is None else overlay[1::2, 1::2], scene.painter.surfaces)
-    return shade(scene, rng), fine
 
 
 class Streets(Source):

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import DataError
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = [
     "IMAGENET_MEAN",

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data import masks
 from litheseg.data.source import FileSource, Sample, Source, existing_folder, find_images
 from litheseg.errors import DataError
+from litheseg.masks import reading
 
 __all__ = ["Unlabelled", "find_unlabelled", "has_labels"]
 
@@ -58,7 +58,7 @@ class Unlabelled:
         if self.source is not None:
             return self.source.read_image(sample)
         assert sample.image is not None
-        return masks.read_image(sample.image)
+        return reading.read_image(sample.image)
 
 
 def find_unlabelled(

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from litheseg.data.classes import Classes, LabelScheme, voc_color
 from litheseg.data.source import FileSource, Pairing, existing_folder, find_images, join
 from litheseg.data.splits import read_list
 from litheseg.errors import DataError
+from litheseg.masks.classes import Classes, LabelScheme, voc_color
 
 __all__ = ["VOC_CLASSES", "Voc"]
 

@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Artefact, Export, check_choice, load_export
 from litheseg.cost.latency import threads_limited
-from litheseg.deploy.bundle import Bundle
-from litheseg.deploy.exported import PRECISIONS, RUNTIMES, Artefact, Export, check_choice, load_export
 from litheseg.deploy.network import Deployed, deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import openvino_core
 from litheseg.deploy.torch_export import export_program, load_archive
 from litheseg.errors import DataError, LithesegError, MissingExtraError
+from litheseg.models.bundle import Bundle
 
 __all__ = [
     "Engine",
@@ -50,7 +50,7 @@ class Engine(Protocol):
     """A network that runs.
 
     Attributes:
-        runtime: one of `litheseg.deploy.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
         precision: "fp32", "bf16" or "int8".
         output: "logits" or "labels".
         size: height and width of the images that it takes, in pixels; None for any.

@@ -1,7 +1,7 @@
 """From a bundle to a folder of networks that run elsewhere, each proven equal to PyTorch on real images.
 
     exports/street/
-        export.json             what is here: see `litheseg.deploy.exported`
+        export.json             what is here: see `litheseg.bundle.exported`
         onnx-fp32-w1.onnx       one network per format and width
         openvino-fp32-w1.xml    (and .bin)
         torch-fp32-w1.pt2
@@ -28,10 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from litheseg import __version__
-from litheseg.data.source import Source
-from litheseg.deploy.bundle import Bundle
-from litheseg.deploy.engines import Engine, available_runtimes, open_engine
-from litheseg.deploy.exported import (
+from litheseg.bundle.exported import (
     EXPORT_FILE,
     FORMATS,
     LAYOUTS,
@@ -43,6 +40,8 @@ from litheseg.deploy.exported import (
     file_digest,
     load_export,
 )
+from litheseg.data.source import Source
+from litheseg.deploy.engines import Engine, available_runtimes, open_engine
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import save_openvino
@@ -53,6 +52,7 @@ from litheseg.deploy.shared import share_weights
 from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import LithesegError, ModelError
 from litheseg.files import atomic_folder
+from litheseg.models.bundle import Bundle
 from litheseg.models.upsampling import upsample_labels
 
 __all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]

@@ -32,14 +32,13 @@ from torch import Tensor
 
 from litheseg import __version__
 from litheseg.cost.profile import profile
-from litheseg.data.camvid import CAMVID_CLASSES
 from litheseg.data.cityscapes import CITYSCAPES_CLASSES
-from litheseg.data.classes import UNKNOWN_INDEX, Classes, read_class_file
 from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from litheseg.data.voc import VOC_CLASSES
-from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.errors import BundleError, DataError, LithesegError, ModelError, did_you_mean
+from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_class_file
 from litheseg.models import MODELS, SegmentationModel, build_model
+from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 
 __all__ = ["KNOWN_CLASSES", "NORMALISATIONS", "import_weights", "read_classes", "read_normalisation"]
 
@@ -123,7 +122,7 @@ def read_classes(text: str, extra: Iterable[str] = ()) -> Classes:
     """Classes as a user names them.
 
     Args:
-        text: a key of `KNOWN_CLASSES`; a class file (.yaml, .yml or .json, see `litheseg.data.classes`); any other
+        text: a key of `KNOWN_CLASSES`; a class file (.yaml, .yml or .json, see `litheseg.masks.classes`); any other
             file, one name a line; or names with commas between them.
         extra: names of further outputs behind these, drawn in black.
 

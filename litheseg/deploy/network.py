@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from litheseg.deploy.bundle import Bundle
 from litheseg.models.base import SegmentationModel, resize
+from litheseg.models.bundle import Bundle
 from litheseg.nn.layers import BatchNormThen
 
 __all__ = ["Deployed", "deployed", "fold_batch_norms"]

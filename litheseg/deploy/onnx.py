@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from litheseg.deploy.metadata import KEY
+from litheseg.bundle.description import KEY
 from litheseg.errors import MissingExtraError, ModelError
 
 __all__ = ["INPUT", "onnx_model", "save_onnx"]

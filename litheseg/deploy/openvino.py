@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from litheseg.deploy.metadata import KEY
+from litheseg.bundle.description import KEY
 from litheseg.errors import MissingExtraError, ModelError
 
 __all__ = ["openvino_core", "require_openvino", "save_openvino"]

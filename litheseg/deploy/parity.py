@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.data.transforms import normalise, resize_image, resize_mask
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import Engine
 from litheseg.deploy.samples import Picture
 from litheseg.errors import BundleError, DataError, LithesegError
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
+from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.models.base import SegmentationModel, resize
+from litheseg.models.bundle import Bundle
 from litheseg.models.upsampling import upsample_labels
 
 __all__ = ["THRESHOLD", "Certificate", "Reference", "certify", "certify_all", "pytorch_reference"]

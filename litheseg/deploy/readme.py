@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from litheseg.deploy.exported import Artefact, Export
+from litheseg.bundle.exported import Artefact, Export
 from litheseg.deploy.parity import Certificate
 
 __all__ = ["export_readme"]

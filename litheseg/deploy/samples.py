@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data import masks
 from litheseg.data.source import Sample, Source, existing_folder, find_images
 from litheseg.data.unlabelled import has_labels
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import open_bundle_data
+from litheseg.masks import reading
+from litheseg.models.bundle import Bundle
 
 __all__ = ["Picture", "Samples", "open_samples"]
 
@@ -74,7 +74,7 @@ class Samples:
         for sample in self.samples:
             if self.source is None:
                 assert sample.image is not None
-                yield Picture(sample.id, masks.read_image(sample.image))
+                yield Picture(sample.id, reading.read_image(sample.image))
             else:
                 mask = self.source.read_mask(sample) if has_labels(sample) else None
                 yield Picture(sample.id, self.source.read_image(sample), mask)

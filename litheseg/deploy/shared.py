@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.network import fold_batch_norms
+from litheseg.models.bundle import Bundle
 from litheseg.nn import extract
 
 __all__ = ["share_weights"]

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
-from litheseg.deploy.metadata import ARCHIVE_ENTRY
+from litheseg.bundle.description import ARCHIVE_ENTRY
 from litheseg.deploy.network import Deployed
 from litheseg.errors import BundleError, LithesegError, ModelError
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.losses.boundary import dilate
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["boundary_counts", "class_contours", "dilation_for"]
 

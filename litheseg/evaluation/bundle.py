@@ -19,10 +19,10 @@ from typing import Any
 from litheseg.data import open_source
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
+from litheseg.models.bundle import Bundle
 from litheseg.nn import recalibrate
 
 __all__ = ["Evaluation", "calibrate", "evaluate_bundle", "open_bundle_data"]
@@ -81,7 +81,7 @@ def evaluate_bundle(
 def calibrate(bundle: Bundle, data: SegmentationData, widths: Sequence[float]) -> Bundle:
     """The bundle with further widths, whose batch-norm statistics are measured on training images.
 
-    Hand the result to `litheseg.deploy.bundle.save_bundle` to keep it.
+    Hand the result to `litheseg.models.bundle.save_bundle` to keep it.
 
     Raises:
         WidthError: a width outside (0, 1] or outside the trained range.

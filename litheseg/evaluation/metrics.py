@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.boundary import boundary_counts, dilation_for
 from litheseg.losses.boundary import boundary_mask
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["Scores", "SegmentationMetrics", "confusion_matrix", "iou_per_class", "mean_iou", "pixel_accuracy"]
 

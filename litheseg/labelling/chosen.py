@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.classes import Classes, LabelScheme
-from litheseg.data.masks import read_mask
+from litheseg.masks.classes import Classes, LabelScheme
+from litheseg.masks.reading import read_mask
 
 __all__ = ["Chosen"]
 

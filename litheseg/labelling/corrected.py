@@ -19,15 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.classes import CLASS_FILES, IGNORE_INDEX, Classes, LabelScheme, read_class_file
-from litheseg.data.masks import read_image
 from litheseg.data.source import existing_folder, find_images
-from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import DataError, did_you_mean
 from litheseg.labelling.cvat import CvatExport
 from litheseg.labelling.export import Export, match_image
 from litheseg.labelling.label_studio import LabelStudioExport
 from litheseg.labelling.placing import class_file, image_key
+from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes, LabelScheme, read_class_file
+from litheseg.masks.reading import read_image
+from litheseg.models.bundle import load_bundle
 from litheseg.runtime.files import write_mask
 
 __all__ = ["Imported", "import_labels"]

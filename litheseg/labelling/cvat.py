@@ -26,11 +26,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from litheseg.data.classes import IGNORE_INDEX, Classes, Color, voc_color
 from litheseg.errors import DataError
 from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.export import Export, class_index
 from litheseg.labelling.placing import image_key, settled
+from litheseg.masks.classes import IGNORE_INDEX, Classes, Color, voc_color
 
 __all__ = ["CvatExport", "write_cvat"]
 

@@ -18,8 +18,8 @@ from typing import Self
 
 import numpy as np
 
-from litheseg.data.classes import Classes, Color
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.classes import Classes, Color
 
 __all__ = ["Export", "class_index", "match_image"]
 

@@ -26,13 +26,13 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from litheseg.data.classes import IGNORE_INDEX, Classes
 from litheseg.errors import DataError
 from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.export import Export, class_index
 from litheseg.labelling.placing import copy_image, settled
 from litheseg.labelling.polygon import fill
 from litheseg.labelling.rle import decode_rle, encode_rle
+from litheseg.masks.classes import IGNORE_INDEX, Classes
 
 __all__ = ["LabelStudioExport", "write_label_studio"]
 

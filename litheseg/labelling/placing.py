@@ -18,9 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from litheseg.data.classes import IGNORE_INDEX, Classes
 from litheseg.errors import DataError
 from litheseg.files import atomic_path
+from litheseg.masks.classes import IGNORE_INDEX, Classes
 
 __all__ = ["class_file", "copy_image", "image_key", "link_image", "settled"]
 

@@ -33,10 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from litheseg.data.classes import IGNORE_INDEX
-from litheseg.data.masks import read_image
 from litheseg.data.source import existing_folder, find_images
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.labelling.certainty import certainty
@@ -45,6 +42,9 @@ from litheseg.labelling.cvat import write_cvat
 from litheseg.labelling.label_studio import write_label_studio
 from litheseg.labelling.placing import class_file, link_image, settled
 from litheseg.labelling.selection import Ranking, rank
+from litheseg.masks.classes import IGNORE_INDEX
+from litheseg.masks.reading import read_image
+from litheseg.models.bundle import Bundle
 from litheseg.runtime.files import write_mask
 from litheseg.runtime.predictor import Predictor
 

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import LithesegError
 from litheseg.losses.segmentation import (
     pixel_cross_entropy,
@@ -30,6 +29,7 @@ from litheseg.losses.segmentation import (
     sum_over_processes,
     weighted_mean,
 )
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["band_weighted_cross_entropy", "boundary_head_loss", "boundary_mask", "dilate"]
 

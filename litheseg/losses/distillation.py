@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import LithesegError
 from litheseg.losses.segmentation import require_same_size, weighted_mean
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["channel_wise_distillation", "kl_divergence", "pixel_divergence", "require_pair"]
 

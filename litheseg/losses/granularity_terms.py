@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.losses.granularity import image_level, region_level
 from litheseg.losses.relations import intra_class_variation, pairwise_similarity
 from litheseg.losses.terms import StepContext, Term
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["ImageLevelTerm", "IntraClassTerm", "PairwiseTerm", "RegionLevelTerm"]
 

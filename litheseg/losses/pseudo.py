@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.losses.segmentation import weighted_mean
 from litheseg.losses.terms import StepContext, Term
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["PseudoLabelTerm", "pseudo_labels"]
 

@@ -30,8 +30,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import DataError, LithesegError, RecipeError, did_you_mean
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = [
     "class_weights",

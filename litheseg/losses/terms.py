@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.errors import ModelError, TrainingError
 from litheseg.losses.boundary import boundary_head_loss, boundary_mask
 from litheseg.losses.distillation import (
@@ -39,6 +38,7 @@ from litheseg.losses.segmentation import (
     require_same_size,
     weighted_mean,
 )
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = [
     "AuxTerm",

@@ -23,7 +23,7 @@ from litheseg.files import atomic_path
 
 if TYPE_CHECKING:
     from litheseg.cost.profile import Profile
-    from litheseg.deploy.bundle import BundleHeader
+    from litheseg.models.bundle import BundleHeader
 
 __all__ = [
     "Bullets",

@@ -20,9 +20,9 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from litheseg.data.classes import Classes
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
+from litheseg.masks.classes import Classes
 from litheseg.report.card import Bullets, Code, Section, Table
 
 __all__ = ["Report", "ReportFigure", "render", "write_report"]

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from litheseg.data.classes import Classes
 from litheseg.errors import DataError
+from litheseg.masks.classes import Classes
 
 __all__ = ["ERROR_COLORS", "error_map", "overlay"]
 

@@ -29,9 +29,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from litheseg.data.classes import Classes
 from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_path
+from litheseg.masks.classes import Classes
 from litheseg.report.pixels import ERROR_COLORS, error_map, overlay
 
 __all__ = [

@@ -21,10 +21,10 @@ import torch
 
 from litheseg.cost.profile import Profile, profile
 from litheseg.data.source import Sample, Source
-from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import LithesegError
 from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
 from litheseg.losses.boundary import boundary_mask
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.card import Table, WidthRow, card_sections, width_rows, width_table, write_card
 from litheseg.report.html import Report, ReportFigure, write_report
 from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves

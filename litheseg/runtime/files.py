@@ -23,12 +23,12 @@ from typing import Literal
 
 import torch
 
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.pictures import overlay, write_mask
+from litheseg.models.bundle import Bundle
 from litheseg.runtime.jobs import Job, Plan, find_items, make_plan
 from litheseg.runtime.labeller import Labeller, Outcome, Settings
 from litheseg.runtime.local import default_workers, run_local
-from litheseg.runtime.pictures import overlay, write_mask
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.ray_engine import run_ray
 from litheseg.runtime.storage import Folder, open_folder

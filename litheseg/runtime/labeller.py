@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from litheseg.cost.latency import threads_limited
-from litheseg.data.masks import read_image
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import LithesegError
+from litheseg.masks.pictures import encode_mask, encode_overlay
+from litheseg.masks.reading import read_image
+from litheseg.models.bundle import Bundle
 from litheseg.runtime.jobs import ENDINGS, Job
-from litheseg.runtime.pictures import encode_mask, encode_overlay
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.storage import Folder, fetch, open_folder
 

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, check_choice
+from litheseg.bundle.header import BundleHeader
 from litheseg.cost.latency import threads_limited
 from litheseg.data.transforms import normalise, resize_image
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import Engine, bundle_engine, open_engine, torch_engine
-from litheseg.deploy.exported import PRECISIONS, RUNTIMES, Export, check_choice
-from litheseg.deploy.header import BundleHeader
 from litheseg.deploy.network import fold_batch_norms
 from litheseg.errors import LithesegError
 from litheseg.models.base import SegmentationModel
+from litheseg.models.bundle import Bundle
 from litheseg.nn import extract
 
 __all__ = ["EngineNetworks", "Networks", "TorchNetworks", "bundle_networks", "export_networks", "is_export"]
@@ -43,7 +43,7 @@ class Networks(Protocol):
 
     Attributes:
         header: classes, normalisation, training size.
-        runtime: one of `litheseg.deploy.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
         widths: widest first.
         size: of the images that the networks take, in pixels; None for any.
     """
@@ -190,7 +190,7 @@ def bundle_networks(
     Args:
         bundle: a loaded one.
         width: the first to be used; None for the widest.
-        runtime: one of `litheseg.deploy.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
         precision: "fp32" or "bf16".
         device: "cpu"; PyTorch has others.
         size: of the images that the networks will see; None for any.

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litheseg.data.classes import Classes
+from litheseg.bundle.exported import Export, load_export
+from litheseg.bundle.header import BundleHeader
 from litheseg.data.transforms import resize_mask
-from litheseg.deploy.bundle import Bundle, load_bundle
-from litheseg.deploy.exported import Export, load_export
-from litheseg.deploy.header import BundleHeader
 from litheseg.errors import LithesegError
+from litheseg.masks.classes import Classes
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.models.upsampling import upsample_labels, warm_up
 from litheseg.runtime.networks import Networks, TorchNetworks, bundle_networks, export_networks, is_export
 from litheseg.runtime.rgb import ImageLike, to_rgb

@@ -1,6 +1,6 @@
 """Whatever holds an image -> uint8 H x W x 3, RGB, upright.
 
-It does not resize, and knows no model. Files are read by `litheseg.data.masks.read_image`.
+It does not resize, and knows no model. Files are read by `litheseg.masks.reading.read_image`.
 
 Usage:
     >>> pixels = to_rgb(Image.open("street.jpg"))
@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from litheseg.data.masks import read_image
 from litheseg.errors import DataError
+from litheseg.masks.reading import read_image
 
 __all__ = ["Frame", "ImageLike", "frame_to_rgb", "to_rgb"]
 

@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from litheseg.data import open_source, partition
-from litheseg.data.classes import Classes
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
 from litheseg.data.unlabelled import find_unlabelled, has_labels
-from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import ModelError, RecipeError
 from litheseg.losses.segmentation import class_weights
+from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel, build_model
+from litheseg.models.bundle import load_bundle
 from litheseg.nn import slim
 from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify

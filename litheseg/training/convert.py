@@ -22,12 +22,12 @@ from torch import nn
 
 from litheseg.cost.summary import header_metrics
 from litheseg.data.source import Source
-from litheseg.deploy.bundle import Bundle, save_bundle
 from litheseg.errors import LithesegError, ModelError, TrainingError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.models import SegmentationModel, build_model
+from litheseg.models.bundle import Bundle, save_bundle
 from litheseg.nn import add_width, available_widths, recalibrate, set_width, slim
 from litheseg.nn.assignment import find_relabelling
 from litheseg.nn.efficient import Efficient

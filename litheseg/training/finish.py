@@ -20,9 +20,9 @@ import torch
 from litheseg import __version__
 from litheseg.cost.summary import header_metrics
 from litheseg.data.datamodule import SegmentationData
-from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import available_widths, recalibrate
 from litheseg.nn.grouping import convert
 from litheseg.training.build import Task

@@ -30,10 +30,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from litheseg.data.datamodule import SegmentationData
-from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import LithesegError, TrainingError
 from litheseg.evaluation.metrics import Scores
 from litheseg.files import atomic_path
+from litheseg.models.bundle import load_bundle
 from litheseg.training.build import Task, build_data, build_grouping, build_task
 from litheseg.training.callbacks import Interrupted
 from litheseg.training.checks import check_recipe

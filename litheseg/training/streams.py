@@ -23,8 +23,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.data.views import cut_mix
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["LABELLED", "PERTURBED", "UNLABELLED", "LazyOutputs", "Outputs", "Step"]
 

@@ -12,10 +12,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.errors import ModelError
+from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, build_model
+from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 
 pytest.importorskip("segmentation_models_pytorch")
 pytest.importorskip("torchvision")

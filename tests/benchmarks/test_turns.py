@@ -12,8 +12,8 @@ import turns
 from registry import registered
 from tiny_export import build_tiny, tiny_bundle
 
-from litheseg.budget import standalone
-from litheseg.budget.timing import Pipeline
+from litheseg.runtime import standalone
+from litheseg.runtime.timing import Pipeline
 
 _registered = registered(tiny=build_tiny)
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from tiny_budget import CLASSES
 
-from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models import build_model
+from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn import slim
 
 

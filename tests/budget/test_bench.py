@@ -16,12 +16,12 @@ from litheseg.budget.bench import Bench
 from litheseg.budget.candidates import Candidate, Network, grid
 from litheseg.budget.plan import LayerTimes, Plan, Spot
 from litheseg.budget.workbench import Workbench
-from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
 from litheseg.deploy.engines import Engine, bundle_engine
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
 from litheseg.errors import LithesegError, WidthError
 from litheseg.models import build_model
+from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn.dense import grouped_layers
 from litheseg.nn.efficient import Efficient
 

@@ -18,14 +18,14 @@ from litheseg.budget.limits import Limits
 from litheseg.budget.measured import choose_measured
 from litheseg.budget.scores import MeasuredScores
 from litheseg.budget.search import BudgetError, Point
-from litheseg.budget.stats import Samples
 from litheseg.budget.store import model_digest
 from litheseg.budget.target import Measurements, read_measurements
+from litheseg.bundle.exported import load_export
 from litheseg.cli import build_parser, main, measure
-from litheseg.deploy.bundle import Bundle, load_bundle
-from litheseg.deploy.exported import load_export
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.samples import Samples
 
 FEW = Choices(sizes=((32, 48),), runtimes=("torch",), threads=(1,))
 

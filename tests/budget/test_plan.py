@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from litheseg.budget.plan import Geometry, Plan, Spot, geometries, load_plan, measure_layers
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle, BundleHeader
 from litheseg.errors import LithesegError
+from litheseg.masks.classes import Classes
 from litheseg.models import build_model
+from litheseg.models.bundle import Bundle, BundleHeader
 from litheseg.nn import extract, slim
 from litheseg.nn.dense import grouped_layers
 from litheseg.nn.efficient import Efficient

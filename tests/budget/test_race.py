@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from litheseg.budget.race import FIRST_REPEATS, Race
-from litheseg.budget.stats import Samples, needed_repeats
+from litheseg.runtime.samples import Samples, needed_repeats
 
 
 class Plant:

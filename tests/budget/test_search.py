@@ -11,8 +11,8 @@ import pytest
 from litheseg.budget.candidates import Candidate, Network, grid
 from litheseg.budget.limits import Limits
 from litheseg.budget.search import BudgetError, Found, Search
-from litheseg.budget.stats import Samples
 from litheseg.errors import LithesegError
+from litheseg.runtime.samples import Samples
 
 WIDTHS, SIZES = (1.0, 0.75, 0.5, 0.25), ((180, 240), (136, 184), (96, 120))
 COARSE = tuple(grid(WIDTHS, SIZES, runtimes=("openvino", "torch"), precisions=("fp32",), threads=(1, 2)))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from litheseg.budget import standalone
 from litheseg.budget.profiles import Way, profile_runtimes, render
-from litheseg.budget.timing import STAGES, Pipeline, measure_stages, measure_total, street_frames
 from litheseg.cost.profile import profile
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import bundle_engine
 from litheseg.errors import DataError, LithesegError
+from litheseg.models.bundle import Bundle
+from litheseg.runtime import standalone
 from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.timing import STAGES, Pipeline, measure_stages, measure_total, street_frames
 
 
 class FakeEngine:

@@ -9,9 +9,9 @@ from registry import registered
 from tiny_export import build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
 
 from litheseg import cli
-from litheseg.deploy.bundle import load_bundle
+from litheseg.bundle.exported import load_export
 from litheseg.deploy.engines import open_engine
-from litheseg.deploy.exported import load_export
+from litheseg.models.bundle import load_bundle
 
 _registered = registered(tiny=build_tiny)
 

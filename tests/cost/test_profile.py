@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from litheseg.cost import count, profile, render
-from litheseg.data.classes import Classes
-from litheseg.deploy import BundleHeader, load_bundle, save_bundle
 from litheseg.errors import LithesegError, WidthError
+from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel, build_model
+from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.nn import extract, get_width, slim
 
 

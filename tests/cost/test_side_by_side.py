@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from litheseg import cli
 from litheseg.cost import compare_dense, count, layer_pairs, layer_table, render_pairs
 from litheseg.cost.side_by_side import dense_twin
-from litheseg.data.classes import Classes
-from litheseg.deploy import BundleHeader, save_bundle
 from litheseg.errors import LithesegError, ModelError, WidthError
+from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel, build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import extract, slim
 from litheseg.nn.grouping import ChannelShuffle
 

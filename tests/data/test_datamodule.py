@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from litheseg.data import batches as batches_module
-from litheseg.data.classes import Classes
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
 from litheseg.data.transforms import Augment, normalise
 from litheseg.errors import DataError
+from litheseg.masks.classes import Classes
 
 
 class FakeSource(Source):

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from litheseg.data import SOURCES, Classes, Source, open_source
-from litheseg.data.camvid import CAMVID_CLASSES, CamVid
+from litheseg.data.camvid import CamVid
 from litheseg.data.cityscapes import CITYSCAPES_CLASSES, Cityscapes
 from litheseg.data.folder import Folder
 from litheseg.data.source import Sample
 from litheseg.data.voc import VOC_CLASSES, Voc
 from litheseg.errors import DataError
+from litheseg.masks.classes import CAMVID_CLASSES
 
 TWO = ["ground", "leaf"]
 

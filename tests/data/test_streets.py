@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from litheseg.data._street_scene import _leaves
-from litheseg.data._street_world import Camera, Kind, Painter
 from litheseg.data.source import Sample
-from litheseg.data.streets import Streets, render_street
+from litheseg.data.streets import Streets
 from litheseg.errors import DataError
+from litheseg.streets import render_street
+from litheseg.streets.scene import _leaves
+from litheseg.streets.world import Camera, Kind, Painter
 
 SIZE = (60, 80)
 

@@ -15,16 +15,16 @@ from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_
 from torch import Tensor
 
 import litheseg.deploy.export as room
-from litheseg.deploy.bundle import Bundle
+from litheseg.bundle.exported import Artefact, Export, load_export
 from litheseg.deploy.engines import open_engine
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.exported import Artefact, Export, load_export
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.openvino import save_openvino
 from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import DataError, LithesegError, MissingExtraError, ModelError, WidthError
 from litheseg.models import MODELS, build_model
+from litheseg.models.bundle import Bundle
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -299,7 +299,7 @@ def test_an_export_that_cannot_be_written_leaves_nothing(
 
 _FULL = """
 import resource, sys
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError
 from litheseg.models import MODELS
@@ -350,8 +350,8 @@ def test_further_networks_join_the_export(bundle: Bundle, tmp_path: Path) -> Non
 def test_every_architecture(name: str, size: tuple[int, int] | None, tmp_path: Path) -> None:
     from tiny_export import MEAN, STD, randomise
 
-    from litheseg.deploy.bundle import save_bundle
-    from litheseg.deploy.header import BundleHeader
+    from litheseg.bundle.header import BundleHeader
+    from litheseg.models.bundle import save_bundle
     from litheseg.nn import slim
 
     arguments = {"ddrnet": {"base": 8, "rep_blocks": True}, "deeplabv3plus": {"encoder": "mobilenetv2_100"}}.get(

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from litheseg import cli
 from litheseg.data.cityscapes import CITYSCAPES_CLASSES
-from litheseg.data.classes import Classes
 from litheseg.data.voc import VOC_CLASSES
-from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.deploy.import_weights import import_weights, read_classes, read_normalisation
 from litheseg.errors import BundleError, DataError, LithesegError, ModelError
+from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel, build_model
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime import Predictor
 
 CLASSES = Classes.from_names(("road", "car", "sky", "tree", "void"))

@@ -9,14 +9,14 @@ import torch
 from registry import registered
 from tiny_export import build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.data.streets import Streets
-from litheseg.deploy.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.deploy.parity import Certificate, certify, certify_all, pytorch_reference
 from litheseg.deploy.samples import Picture, open_samples
 from litheseg.errors import BundleError, DataError, LithesegError
 from litheseg.evaluation.bundle import evaluate_bundle
+from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.models import MODELS
+from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 
 CLASSES = ("red", "green", "blue")
 

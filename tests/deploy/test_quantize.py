@@ -17,12 +17,10 @@ from registry import registered
 from torch import Tensor, nn
 
 import litheseg.deploy.quantize.twin as room
+from litheseg.bundle.exported import Export, load_export
 from litheseg.cli import main
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.deploy.engines import open_engine
 from litheseg.deploy.export import CERTIFICATE_FILE, export_bundle
-from litheseg.deploy.exported import Export, load_export
 from litheseg.deploy.parity import Certificate
 from litheseg.deploy.quantize import REPORT_SUFFIX, Tolerance, Twins, calibration_samples
 from litheseg.deploy.quantize.calibration import CalibrationImages
@@ -30,7 +28,9 @@ from litheseg.deploy.quantize.networks import Network
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.errors import DataError, LithesegError, MissingExtraError
+from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel
+from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 
 pytest.importorskip("nncf")
 onnx = pytest.importorskip("onnx")

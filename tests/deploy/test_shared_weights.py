@@ -14,13 +14,13 @@ from tiny_export import CLASSES, noise, photos, plain_logits, randomise
 from torch import Tensor, nn
 
 import litheseg.deploy.export as room
-from litheseg.deploy.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.bundle.exported import Export, load_export
 from litheseg.deploy.engines import open_engine
 from litheseg.deploy.export import WEIGHTS_FILE, export_bundle
-from litheseg.deploy.exported import Export, load_export
 from litheseg.deploy.openvino import openvino_core
 from litheseg.errors import BundleError, LithesegError
 from litheseg.models.base import SegmentationModel
+from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models.ddrnet import RepConv
 from litheseg.nn import slim
 

@@ -16,10 +16,10 @@ import torch
 from registry import registered
 from tiny_export import build_tiny, noise, plain_logits, tiny_bundle
 
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.network import deployed
 from litheseg.deploy.torch_export import check_archive, export_program, load_archive, save_archive
 from litheseg.errors import BundleError
+from litheseg.models.bundle import Bundle
 
 _registered = registered(tiny=build_tiny)
 

@@ -10,8 +10,8 @@ import torch
 from tiny_labelling import CLASSES, noise, save
 from torch import Tensor, nn
 
-from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle, save_bundle
 from litheseg.models import MODELS, SegmentationModel
+from litheseg.models.bundle import Bundle, BundleHeader, load_bundle, save_bundle
 from litheseg.nn import slim
 
 

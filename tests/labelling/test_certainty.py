@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import litheseg.labelling.certainty as room
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError
 from litheseg.labelling.certainty import certainty
+from litheseg.models.bundle import Bundle
 from litheseg.runtime.predictor import Predictor
 
 

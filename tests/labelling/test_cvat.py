@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError
 from litheseg.labelling import import_labels, pseudo_label
 from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.cvat import CvatExport, write_cvat
+from litheseg.masks.classes import Classes
+from litheseg.models.bundle import Bundle
 
 VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]  # the first colours of the VOC devkit
 

@@ -10,13 +10,13 @@ import pytest
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
 from litheseg import cli
-from litheseg.data.classes import Classes
 from litheseg.data.folder import Folder
 from litheseg.errors import DataError
 from litheseg.labelling import import_labels
 from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.cvat import write_cvat
 from litheseg.labelling.export import match_image
+from litheseg.masks.classes import Classes
 
 
 def _export(folder: Path, *keys: str) -> Path:

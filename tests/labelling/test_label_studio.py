@@ -13,12 +13,12 @@ import pytest
 from matplotlib.path import Path as Outline
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import DataError
 from litheseg.labelling import import_labels, pseudo_label
 from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.label_studio import write_label_studio
+from litheseg.masks.classes import Classes
+from litheseg.models.bundle import Bundle
 
 # A bar of three pixels in the middle of 3 x 5, by label-studio-sdk 2.1.2 (see test_brush).
 BAR = [0, 0, 0, 60, 57, 27, 254, 23, 0, 183, 255, 133, 192, 0]

@@ -13,9 +13,9 @@ from tiny_labelling import CLASSES, files, noise, pixels, save
 
 import litheseg.labelling.placing as placing
 from litheseg.data.folder import Folder
-from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import DataError, WidthError
 from litheseg.labelling import pseudo_label
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.files import predict
 from litheseg.runtime.predictor import Predictor
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from litheseg.cost.profile import Profile
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import BundleHeader
 from litheseg.errors import LithesegError
+from litheseg.masks.classes import Classes
+from litheseg.models.bundle import BundleHeader
 from litheseg.report.card import (
     Bullets,
     Code,

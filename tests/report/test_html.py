@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from litheseg.data.classes import Classes
 from litheseg.errors import LithesegError
+from litheseg.masks.classes import Classes
 from litheseg.report.card import Bullets, Code, Section, Table
 from litheseg.report.html import Report, ReportFigure, render, write_report
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from litheseg.data.classes import Classes
 from litheseg.errors import DataError
+from litheseg.masks.classes import Classes
 from litheseg.report.pixels import ERROR_COLORS, error_map, overlay
 
 CLASSES = Classes(names=("road", "car"), colors=((200, 0, 0), (0, 0, 100)))

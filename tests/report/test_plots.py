@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litheseg.data.classes import Classes
 from litheseg.errors import DataError, LithesegError
+from litheseg.masks.classes import Classes
 from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves, legend, read_history
 
 POINTS = [FrontierPoint(1.0, 4e9, 0.68), FrontierPoint(0.5, 1e9, 0.61)]

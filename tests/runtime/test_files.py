@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import Bundle, BundleHeader, load_bundle, save_bundle
 from litheseg.errors import DataError, LithesegError, WidthError
+from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel
+from litheseg.models.bundle import Bundle, BundleHeader, load_bundle, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.files import Progress, Summary, predict
 from litheseg.runtime.predictor import Predictor

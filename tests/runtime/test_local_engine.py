@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import BundleHeader, save_bundle
+from litheseg.masks.classes import Classes
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.files import predict
 from litheseg.runtime.jobs import Job

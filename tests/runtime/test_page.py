@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tiny_server import GREEN, RED, FakePredictor, encoded, picture, service
 
-from litheseg.data.classes import Classes
+from litheseg.masks.classes import Classes
 from litheseg.runtime.server.app import create_app
 from litheseg.runtime.server.running import Server
 from litheseg.runtime.server.service import Service

@@ -11,9 +11,9 @@ from PIL import Image
 
 from litheseg.cli import main
 from litheseg.cli import predict as command
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import BundleHeader, save_bundle
+from litheseg.masks.classes import Classes
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.files import Progress, Summary
 

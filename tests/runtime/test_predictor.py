@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import litheseg.runtime.networks as networks
 import litheseg.runtime.predictor as room
-from litheseg.deploy.bundle import Bundle, load_bundle
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.predictor import Predictor
 
 _registered = registered(dominant=dominant)

@@ -16,10 +16,10 @@ from registry import registered
 from tiny_colours import BLUE, GREEN, RED, colour_bundle, dominant, picture, truth
 
 import litheseg.runtime.networks as networks
-from litheseg.deploy.bundle import Bundle
+from litheseg.bundle.exported import Artefact, Export
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.exported import Artefact, Export
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
+from litheseg.models.bundle import Bundle
 from litheseg.runtime.predictor import Predictor
 
 _registered = registered(dominant=dominant)

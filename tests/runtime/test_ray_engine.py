@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
+from litheseg.masks.classes import Classes
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime import labeller, ray_engine
 from litheseg.runtime.files import Progress, predict

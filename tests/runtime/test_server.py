@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 from tiny_server import WIDTHS, FakePredictor, client_of, encoded, picture, send, service, truth
 
-from litheseg.data.camvid import CAMVID_CLASSES
-from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.errors import LithesegError
+from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.server import service as service_room

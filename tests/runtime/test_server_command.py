@@ -21,10 +21,10 @@ from tiny_server import FakePredictor, send
 import litheseg.runtime.server as room
 from litheseg.cli import build_parser, main
 from litheseg.cli.serve import _settings, _warn_if_open
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import BundleHeader, save_bundle
 from litheseg.errors import MissingExtraError
+from litheseg.masks.classes import Classes
 from litheseg.models import build_model
+from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.server.running import run_until_stopped
 from litheseg.runtime.server.service import Service

@@ -8,7 +8,7 @@ import tiny_training
 import torch
 from tiny_training import train_tiny, weights
 
-from litheseg.deploy.bundle import load_bundle
+from litheseg.models.bundle import load_bundle
 
 OPTIONS = (
     "--model.args={norm: group, dropout: 0}",

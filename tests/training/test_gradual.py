@@ -11,9 +11,9 @@ import torch
 from tiny_training import STEPS, act_at, same_weights, tiny_recipe, train_tiny, weights
 from torch import nn
 
-from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import LithesegError, ModelError, RecipeError, TrainingError
 from litheseg.models import build_model
+from litheseg.models.bundle import load_bundle
 from litheseg.nn import set_width
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.grouping import GradualConv2d, fade

@@ -16,9 +16,9 @@ import torch
 from tiny_training import STEPS, act_at, same_weights, tiny_recipe, train_tiny, weights
 from torch import nn
 
-from litheseg.deploy.bundle import load_bundle
 from litheseg.errors import DataError, MissingExtraError, TrainingError
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
+from litheseg.models.bundle import load_bundle
 from litheseg.nn import extract, slim
 from litheseg.training import layout
 from litheseg.training.build import build_data, build_task

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from tiny_training import act_at, same_weights, tiny_recipe, train_tiny, weights
 
-from litheseg.data.classes import Classes
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.export import write_folder
 from litheseg.data.streets import Streets
-from litheseg.deploy.bundle import load_bundle, save_bundle
 from litheseg.errors import DataError, LithesegError, RecipeError, TrainingError
+from litheseg.masks.classes import Classes
+from litheseg.models.bundle import load_bundle, save_bundle
 from litheseg.training import load_recipe
 from litheseg.training.cross_pseudo import CrossPseudoTask
 from litheseg.training.stages import labels_alone, missing_teachers, teacher_folder, teacher_recipe

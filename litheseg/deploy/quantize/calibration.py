@@ -22,9 +22,9 @@ import torch
 
 from litheseg.data.source import Sample, Source, existing_folder, find_images
 from litheseg.data.transforms import resize_image
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.samples import Samples, open_samples
 from litheseg.errors import DataError
+from litheseg.models.bundle import Bundle
 
 __all__ = ["CALIBRATION_IMAGES", "CalibrationImages", "calibration_samples"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.deploy.metadata import KEY
+from litheseg.bundle.description import KEY
 from litheseg.deploy.quantize.networks import PASSING, Layer, Network
 from litheseg.errors import MissingExtraError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.deploy.metadata import KEY
+from litheseg.bundle.description import KEY
 from litheseg.deploy.openvino import require_openvino
 from litheseg.deploy.quantize.networks import PASSING, Layer, Network
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from litheseg.data.classes import IGNORE_INDEX
 from litheseg.deploy.parity import Certificate
 from litheseg.deploy.samples import Samples
 from litheseg.errors import LithesegError
+from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = ["Tolerance", "Violation", "class_changes", "class_shares"]
 

@@ -24,10 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from litheseg.bundle.exported import Artefact, Export, description, file_digest
 from litheseg.cost.latency import measure_latency
-from litheseg.deploy.bundle import Bundle
 from litheseg.deploy.engines import Engine, open_engine
-from litheseg.deploy.exported import Artefact, Export, description, file_digest
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.quantize.calibration import CalibrationImages
 from litheseg.deploy.quantize.networks import Network, require_nncf
@@ -39,6 +38,7 @@ from litheseg.deploy.quantize.sensitivity import Sensitivity, rank_layers
 from litheseg.deploy.quantize.tolerance import Tolerance, class_shares
 from litheseg.deploy.samples import Samples
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle
 
 __all__ = ["Twins"]
 

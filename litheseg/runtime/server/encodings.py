@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from litheseg.data.classes import Classes
 from litheseg.errors import DataError
+from litheseg.masks.classes import Classes
 from litheseg.runtime.files import overlay
 from litheseg.runtime.server.polygons import Polygon, simplify, trace
 from litheseg.runtime.server.problems import Problem

@@ -13,10 +13,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from litheseg.data.camvid import CAMVID_CLASSES
-from litheseg.data.classes import Classes
-from litheseg.data.streets import render_street
-from litheseg.deploy.header import BundleHeader
+from litheseg.bundle.header import BundleHeader
+from litheseg.masks.classes import CAMVID_CLASSES, Classes
+from litheseg.streets import render_street
 
 __all__ = ["draw", "example_size", "fits"]
 

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from litheseg.data.classes import Classes
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.classes import Classes
 
 __all__ = ["VIDEO_KINDS", "Painter", "VideoKind"]
 

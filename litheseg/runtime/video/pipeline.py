@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.deploy.bundle import Bundle
-from litheseg.deploy.exported import Export
+from litheseg.bundle.exported import Export
 from litheseg.errors import DataError
+from litheseg.models.bundle import Bundle
 from litheseg.runtime.controller import Controller, Decision
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.video.feed import Feed

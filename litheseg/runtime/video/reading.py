@@ -24,8 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from litheseg.data.masks import read_image
 from litheseg.errors import DataError, MissingExtraError
+from litheseg.masks.reading import read_image
 from litheseg.runtime.rgb import frame_to_rgb
 from litheseg.runtime.video.frames import Frame, FrameSource, Troubles
 

@@ -23,10 +23,10 @@ from typing import Any, Protocol, cast
 import numpy as np
 from PIL import Image
 
-from litheseg.data.classes import Classes
 from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_folder, atomic_path
-from litheseg.runtime.pictures import encode_mask
+from litheseg.masks.classes import Classes
+from litheseg.masks.pictures import encode_mask
 from litheseg.runtime.video.frames import Frame
 from litheseg.runtime.video.reading import require_av
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from litheseg.budget.stats import Samples, check_percentile, needed_repeats
 from litheseg.errors import LithesegError
+from litheseg.runtime.samples import Samples, check_percentile, needed_repeats
 
 
 def test_percentiles_are_numpys() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_export import CLASSES
 
-from litheseg.deploy.exported import EXPORT_VERSION, Artefact, Export, description, file_digest, load_export
-from litheseg.deploy.header import BundleHeader
+from litheseg.bundle.exported import EXPORT_VERSION, Artefact, Export, description, file_digest, load_export
+from litheseg.bundle.header import BundleHeader
 from litheseg.errors import BundleError, LithesegError, WidthError
 
 HEADER = BundleHeader(architecture={"name": "tiny", "args": {}}, classes=CLASSES, widths=(1.0, 0.5), size=(24, 32))

@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from litheseg.deploy.header import FORMAT_VERSION, BundleHeader
+from litheseg.bundle.header import FORMAT_VERSION, BundleHeader
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.models import MODELS, SegmentationModel, build_model

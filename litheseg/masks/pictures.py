@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from litheseg.data.classes import Classes
 from litheseg.files import atomic_path
+from litheseg.masks.classes import Classes
 
 __all__ = ["encode_mask", "encode_overlay", "overlay", "write_mask"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from litheseg.data.classes import Classes
-from litheseg.runtime.pictures import encode_mask, encode_overlay, overlay, write_mask
+from litheseg.masks.classes import Classes
+from litheseg.masks.pictures import encode_mask, encode_overlay, overlay, write_mask
 
 CLASSES = Classes(("dark", "bright"), ((10, 20, 30), (200, 100, 0)))
 

@@ -1,7 +1,7 @@
 """The plan of a procedural street: which buildings, trees, cars and people stand where.
 
 `plan(rng, size)` draws all random choices from one generator, paints the scene far to near and returns it. It knows the
-classes and their geometry, and nothing of textures, light or the sensor (`_street_shade` does).
+classes and their geometry, and nothing of textures, light or the sensor (`shade` does).
 
 Usage:
     >>> scene = plan(np.random.default_rng(0), (360, 480))
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from litheseg.data import _street_cars as cars
-from litheseg.data import _street_objects as objects
-from litheseg.data._street_objects import BUILDING, PAVEMENT, ROAD, SKY, TREE, Brush
-from litheseg.data._street_world import NEAR, Camera, Facade, Kind, Painter, Rgb
+from litheseg.streets import cars, objects
+from litheseg.streets.objects import BUILDING, PAVEMENT, ROAD, SKY, TREE, Brush
+from litheseg.streets.world import NEAR, Camera, Facade, Kind, Painter, Rgb
 
 __all__ = ["FAR", "Layout", "Scene", "Sun", "plan"]
 

@@ -25,14 +25,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from litheseg.budget.standalone import interleave
-from litheseg.budget.stats import Samples
 from litheseg.cost.latency import threads_limited
-from litheseg.data.streets import render_street
 from litheseg.data.transforms import resize_image, resize_mask
 from litheseg.deploy.engines import Engine
 from litheseg.errors import LithesegError
 from litheseg.models.upsampling import upsample_labels, warm_up
+from litheseg.runtime.samples import Samples
+from litheseg.runtime.standalone import interleave
+from litheseg.streets import render_street
 
 __all__ = ["STAGES", "Pipeline", "measure_stages", "measure_total", "street_frames"]
 

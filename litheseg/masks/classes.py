@@ -32,7 +32,16 @@ import yaml
 
 from litheseg.errors import DataError, did_you_mean
 
-__all__ = ["CLASS_FILES", "IGNORE_INDEX", "UNKNOWN_INDEX", "ClassFile", "Classes", "LabelScheme", "read_class_file"]
+__all__ = [
+    "CAMVID_CLASSES",
+    "CLASS_FILES",
+    "IGNORE_INDEX",
+    "UNKNOWN_INDEX",
+    "ClassFile",
+    "Classes",
+    "LabelScheme",
+    "read_class_file",
+]
 
 IGNORE_INDEX = 255
 """The label of pixels that count nowhere, inside the library."""
@@ -173,7 +182,7 @@ def read_class_file(path: str | Path) -> ClassFile:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; write a list of class names there") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not readable YAML: {error}; see the format in litheseg.data.classes") from error
+        raise DataError(f"{path} is not readable YAML: {error}; see the format in litheseg.masks.classes") from error
     try:
         return _class_file(content)
     except DataError as error:
@@ -303,3 +312,34 @@ def _table(scheme: LabelScheme) -> np.ndarray:
         table[value] = train_id
     table.setflags(write=False)
     return table
+
+
+CAMVID_CLASSES = Classes(
+    names=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign symbol",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+    colors=(
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+)
+"""The eleven classes of CamVid in their usual order, which the procedural streets have too."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from litheseg.data._street_scene import FAR, Layout, Scene
-from litheseg.data._street_world import Camera, Facade, Kind, Rgb, Surface
+from litheseg.streets.scene import FAR, Layout, Scene
+from litheseg.streets.world import Camera, Facade, Kind, Rgb, Surface
 
 __all__ = ["label_map", "shade"]
 

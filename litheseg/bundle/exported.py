@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.header import BundleHeader
-from litheseg.deploy.metadata import KEY, read_description
+from litheseg.bundle.description import KEY, read_description
+from litheseg.bundle.header import BundleHeader
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
+from litheseg.masks.classes import Classes
 
 __all__ = [
     "EXPORT_FILE",

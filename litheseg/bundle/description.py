@@ -1,6 +1,6 @@
 """Text that network files carry inside: where each format keeps it, and how it is read without running anything.
 
-It does not know what the text says (`litheseg.deploy.exported` does), nor how the files are written.
+It does not know what the text says (`litheseg.bundle.exported` does), nor how the files are written.
 
 Usage:
     >>> text = read_description(Path("street.onnx"))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from litheseg.data.classes import Classes, LabelScheme, read_class_file
-from litheseg.data.masks import encode, read_image, read_mask, read_raw_mask
 from litheseg.errors import DataError
+from litheseg.masks.classes import Classes, LabelScheme, read_class_file
+from litheseg.masks.reading import encode, read_image, read_mask, read_raw_mask
 
 TWO = Classes(("road", "car"), ((128, 64, 128), (0, 0, 230)))
 INDEX = LabelScheme.build(TWO, ignore=[11])

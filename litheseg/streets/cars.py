@@ -1,6 +1,6 @@
 """The cars, vans and buses of a procedural street, as boxes with a waist.
 
-Like `_street_objects`: they know their shape and class, not why they stand there.
+Like `objects`: they know their shape and class, not why they stand there.
 
 Usage:
     >>> car(brush, x=2.0, z=12.0)
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from litheseg.data._street_objects import CAR, PAINTS, Brush
-from litheseg.data._street_world import Rgb
+from litheseg.streets.objects import CAR, PAINTS, Brush
+from litheseg.streets.world import Rgb
 
 __all__ = ["car"]
 

@@ -2,7 +2,7 @@
 
 Everything is painted once, far to near, into one map of *surface numbers* at twice the image size. A table says for
 each number which class, colour, depth and texture it has, so the mask and the picture cannot disagree. It does not
-know what a street is (`_street_scene` does) nor how light falls (`_street_shade` does).
+know what a street is (`scene` does) nor how light falls (`shade` does).
 
 World axes in metres: x right, y up, z away from the camera; the ground is y = 0 and bends sideways by ``curve * z**2``.
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.data.classes import Classes
 from litheseg.errors import BundleError, DataError
+from litheseg.masks.classes import Classes
 
 __all__ = ["FORMAT_VERSION", "BundleHeader"]
 

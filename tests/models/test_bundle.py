@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from litheseg.data.classes import Classes
-from litheseg.deploy.bundle import FORMAT_VERSION, Bundle, BundleHeader, load_bundle, save_bundle
 from litheseg.errors import BundleError, LithesegError, WidthError
+from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel
+from litheseg.models.bundle import FORMAT_VERSION, Bundle, BundleHeader, load_bundle, save_bundle
 from litheseg.nn import recalibrate, set_width, slim
 
 CLASSES = Classes(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -388,7 +388,7 @@ def test_a_failed_save_keeps_the_old_file(saved: Path, monkeypatch: pytest.Monke
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("litheseg.deploy.bundle.save_file", fails)
+    monkeypatch.setattr("litheseg.models.bundle.save_file", fails)
     with pytest.raises(LithesegError, match="No space left"):
         save_bundle(saved, _model(), _header())
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]

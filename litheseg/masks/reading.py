@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from litheseg.data.classes import UNKNOWN_INDEX, LabelScheme
 from litheseg.errors import DataError
+from litheseg.masks.classes import UNKNOWN_INDEX, LabelScheme
 
 __all__ = ["encode", "read_image", "read_mask", "read_raw_mask"]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from litheseg.budget import standalone
 from litheseg.budget.candidates import Candidate, Network
-from litheseg.budget.standalone import host_facts, interleave, settle, summary
 from litheseg.budget.store import model_digest
 from litheseg.budget.target import SCRIPT, kit_networks, read_measurements, write_kit
-from litheseg.deploy.bundle import Bundle
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle
+from litheseg.runtime import standalone
+from litheseg.runtime.standalone import host_facts, interleave, settle, summary
 
 RUNTIME = "onnxruntime"
 NOTHING = {"litheseg": "measurements", "schema": 1, "model": "mine", "host": {}, "fps": None, "rows": []}

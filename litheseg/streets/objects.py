@@ -1,7 +1,7 @@
-"""The things in a procedural street: trees, lamps, signs, fences, people and bicycles; cars are in `_street_cars`.
+"""The things in a procedural street: trees, lamps, signs, fences, people and bicycles; cars are in `cars`.
 
 Each function paints one thing at (x, z) metres from the camera with random looks. They know its shape and class, not
-why it stands there (`_street_scene` does).
+why it stands there (`scene` does).
 
 Usage:
     >>> tree(brush, x=2.0, z=12.0)
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from litheseg.data._street_world import Facade, Kind, Painter, Rgb
+from litheseg.streets.world import Facade, Kind, Painter, Rgb
 
 __all__ = [
     "BICYCLIST", "BUILDING", "CAR", "FENCE", "PAINTS", "PAVEMENT", "PEDESTRIAN", "POLE", "ROAD", "SIGN", "SKY", "TREE",
