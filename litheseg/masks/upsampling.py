@@ -98,9 +98,7 @@ def upsample_part(logits: np.ndarray, part: Part, *, threads: int | None = None)
     """
     top, bottom, left, right = part.box
     if not (0 <= top < bottom <= part.size[0] and 0 <= left < right <= part.size[1]):
-        raise LithesegError(
-            f"box {part.box!r} of an image of {part.size!r}: give top, bottom, left and right inside it"
-        )
+        raise LithesegError(f"box {part.box!r} of an image of {part.size!r}: give top, bottom, left, right inside it")
     values = _checked(logits)
     if len(values) != 1:
         raise DataError(f"logits of shape {logits.shape}; give those of one image")
