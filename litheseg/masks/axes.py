@@ -1,4 +1,5 @@
-"""Where the pixels of an axis lie between its samples: bilinear interpolation as PyTorch has it (``align_corners=False``).
+"""Where the pixels of an axis lie between its samples: bilinear interpolation as PyTorch's with
+``align_corners=False``.
 
 A cell is what lies between two neighbouring samples; the last one reaches beyond the last sample. It does not know
 logits or labels.
