@@ -166,10 +166,9 @@ def measure(steps: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, 
 
 KERNELS = {
     "numba": """
-import importlib.util  # by its file, since the package that it lies in imports PyTorch
-spec = importlib.util.spec_from_file_location("upsampling_kernel", "litheseg/models/upsampling_kernel.py")
-spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-fill_labels = module.fill_labels
+import sys  # by its file, since the package that it lies in imports PyTorch
+sys.path.insert(0, "litheseg/models")
+from upsampling_kernel import fill_labels
 kernel = lambda logits, labels, rows, columns, first, last: fill_labels(
     logits, labels, rows.starts, rows.low, rows.high, columns.starts, columns.low, columns.high, first, last)
 """,
