@@ -27,10 +27,11 @@ from rich.table import Table
 
 from litheseg.budget.candidates import Candidate
 from litheseg.budget.search import PROOF_MS
-from litheseg.deploy.engines import bundle_engine, open_engine
+from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.runtime.engines import open_engine
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.models.bundle import load_bundle
-from litheseg.runtime.samples import Samples
+from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.standalone import host_facts
 from litheseg.runtime.timing import Pipeline, measure_total
 
@@ -139,8 +140,8 @@ def time_again(options: argparse.Namespace) -> dict[str, Any]:
     repeats = max(promise["repeats"], math.ceil(PROOF_MS / max(promise["p50_ms"], 1000 / (promise["fps"] or math.inf))))
     times = measure_total({"": pipeline}, images, repeats=repeats, warmup=10, fps=promise["fps"])[""]
     parts = {"milliseconds": times, "first_half": times[: repeats // 2], "second_half": times[repeats // 2 :]}
-    told = {name: Samples(part).percentile(options.percentile) for name, part in parts.items()}
-    told["p50_ms"] = Samples(times).percentile(50)
+    told = {name: Latency(Scope.END_TO_END, part).percentile(options.percentile) for name, part in parts.items()}
+    told["p50_ms"] = Latency(Scope.END_TO_END, times).percentile(50)
     return {name: round(value, 3) for name, value in told.items()}
 
 

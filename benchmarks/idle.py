@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from litheseg.deploy import engines
-from litheseg.deploy.engines import bundle_engine, open_engine
+from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.standalone import host_facts

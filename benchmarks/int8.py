@@ -24,7 +24,7 @@ from rich.table import Table
 from upsampling import measure
 
 from litheseg.bundle.exported import Artefact, Export
-from litheseg.deploy.engines import Engine, open_engine
+from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.quantize import QuantizationReport, Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError

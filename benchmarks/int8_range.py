@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from litheseg.bundle.exported import Artefact, Export
-from litheseg.deploy.engines import Engine, open_engine
+from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.parity import Certificate, certify_all, pytorch_reference
 from litheseg.deploy.quantize import calibration_samples, networks

@@ -26,7 +26,7 @@ from step_cost import measure, origin, show_ratios
 from torch import Tensor
 
 from litheseg.data.datamodule import SegmentationData
-from litheseg.deploy.engines import has_bfloat16
+from litheseg.models.inference import has_bfloat16
 from litheseg.models import SegmentationModel, build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.training import Recipe, load_recipe

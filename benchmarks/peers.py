@@ -42,7 +42,8 @@ from litheseg.bundle.exported import Artefact, Export, load_export
 from litheseg.cost import count
 from litheseg.data import open_source
 from litheseg.data.source import Source
-from litheseg.deploy.engines import Engine, bundle_engine, open_engine
+from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError

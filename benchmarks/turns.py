@@ -27,7 +27,8 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
-from litheseg.deploy.engines import bundle_engine, open_engine
+from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime import standalone

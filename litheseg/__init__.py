@@ -15,7 +15,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from litheseg.cost import profile
     from litheseg.data import open_source
     from litheseg.data.doctor import diagnose, diagnose_path
     from litheseg.errors import LithesegError
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from litheseg.models.bundle import load_bundle, save_bundle
     from litheseg.nn import extract, recalibrate, set_width, slim
     from litheseg.report.run_report import report_bundles, report_run
-    from litheseg.runtime import Predictor, predict
+    from litheseg.runtime import Predictor, predict, profile
     from litheseg.training import load_recipe, train
 
 __all__ = [
@@ -54,7 +53,6 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "cost": ("profile",),
     "data": ("open_source",),
     "data.doctor": ("diagnose", "diagnose_path"),
     "models.bundle": ("load_bundle", "save_bundle"),
@@ -64,7 +62,7 @@ _HOMES = {
     "models": ("build_model",),
     "nn": ("extract", "recalibrate", "set_width", "slim"),
     "report.run_report": ("report_bundles", "report_run"),
-    "runtime": ("Predictor", "predict"),
+    "runtime": ("Predictor", "predict", "profile"),
     "training": ("load_recipe", "train"),
 }
 

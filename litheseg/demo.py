@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from litheseg.cost.profile import profile
 from litheseg.errors import TrainingError
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import WidthRow, width_rows
 from litheseg.report.run_report import report_run
+from litheseg.runtime.profiling import profile
 from litheseg.training import load_recipe, train
 
 __all__ = ["DemoResult", "run_demo"]
@@ -64,9 +64,9 @@ def run_demo(
     if not reused:
         train(load_recipe("demo", list(overrides)), folder, resume=True)
     loaded = load_bundle(bundle)
-    profiles = profile(loaded, threads=threads)
-    report = report_run(folder, profiles=profiles, command="litheseg demo", title="litheseg demo")
-    return DemoResult(bundle, report, width_rows(loaded.header, profiles), reused)
+    costs = profile(loaded, threads=threads)
+    report = report_run(folder, costs=costs, command="litheseg demo", title="litheseg demo")
+    return DemoResult(bundle, report, width_rows(loaded.header, costs), reused)
 
 
 def _remove(folder: Path) -> None:

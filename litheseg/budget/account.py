@@ -3,7 +3,7 @@
 It decides nothing: `search` and `measured` do.
 
 Usage:
-    >>> account = Account(found, limits, scope="end to end", ...)
+    >>> account = Account(found, limits, ...)
     >>> rich.print(account.table())
     >>> account.draw(folder / "frontier.png")
 """
@@ -35,7 +35,6 @@ class Account:
     Attributes:
         found: the choice and everything else.
         limits: what had to hold.
-        scope: what the milliseconds are of: "end to end" or "network".
         scored: where accuracies are from.
         image: height and width of the images that were timed; None where only the network was.
         host: facts of the machine that was timed.
@@ -44,7 +43,6 @@ class Account:
 
     found: Found
     limits: Limits
-    scope: str
     scored: str
     image: tuple[int, int] | None
     host: Mapping[str, Any]
@@ -57,7 +55,7 @@ class Account:
         times = chosen.times.to_dict(percentile)
         return {
             **chosen.candidate.to_dict(),
-            "scope": self.scope,
+            "scope": times["scope"],
             "percentile": percentile,
             "fps": self.limits.fps,
             "milliseconds": times[f"p{percentile:g}_ms"],
@@ -71,7 +69,7 @@ class Account:
         """The promise in words."""
         told, name = self.promise, f"p{self.limits.percentile:g}"
         bound = f", with 95 % confidence below {told['upper_bound_ms']:.2f}" if told["upper_bound_ms"] else ""
-        scope = f"{self.scope} at {told['fps']:g} images a second" if told["fps"] else self.scope
+        scope = f"{told['scope']} at {told['fps']:g} images a second" if told["fps"] else told["scope"]
         return (
             f"width {told['width']:g} at {_by(told['size'])}, {told['precision']} in {told['runtime']}, "
             f"{told['threads']} thread{'s' * (told['threads'] > 1)}: mIoU {_percent(told['miou'])} %, {scope}, "
@@ -112,7 +110,7 @@ class Account:
         frontier(
             path,
             self._curves(),
-            cost_label=f"{self.scope}, {name} in milliseconds",
+            cost_label=f"{self.found.chosen.times.scope}, {name} in milliseconds",
             score_label="mIoU (%)",
             title=f"chosen: {self.found.chosen.candidate.name}",
             limit=(self.limits.available, f"budget {self.limits.available:g} ms"),

@@ -18,9 +18,11 @@ from typing import Protocol
 import numpy as np
 
 from litheseg.budget.candidates import Candidate
-from litheseg.deploy.engines import Engine
 from litheseg.errors import LithesegError, WidthError
-from litheseg.runtime.timing import Pipeline, measure_total
+from litheseg.runtime.engines import Engine
+from litheseg.runtime.latency import Scope
+from litheseg.runtime.pipeline import Pipeline
+from litheseg.runtime.timing import measure
 
 __all__ = ["Bench", "Timer"]
 
@@ -87,7 +89,8 @@ class Bench:
             pipelines = {candidate: self._pipeline(candidate) for candidate in some}
             pace = f" at {self._fps:g} images a second" if self._fps else ""
             self._progress(f"timing {len(some)} candidate{'s' * (len(some) > 1)}, {repeats} repeats{pace}")
-            result |= measure_total(pipelines, self._frames, repeats=repeats, warmup=_WARMUP, fps=self._fps)
+            times = measure(pipelines, self._frames, repeats=repeats, warmup=_WARMUP, fps=self._fps)
+            result |= {candidate: stages[Scope.END_TO_END].ms for candidate, stages in times.items()}
         return result
 
     def _pipeline(self, candidate: Candidate) -> Pipeline:

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from litheseg.cost.counting import count
-from litheseg.cost.profile import plain_models
+from litheseg.cost.widths import plain_models
 from litheseg.models.bundle import Bundle
-from litheseg.nn import add_width
 
-__all__ = ["Candidate", "Network", "default_sizes", "grid", "paper_costs", "with_widths"]
+__all__ = ["Candidate", "Network", "default_sizes", "grid", "paper_costs"]
 
 _SIZE_STEP = 8  # pixels; networks reduce by 8 at least, and runtimes like multiples of it
 
@@ -89,23 +88,6 @@ def default_sizes(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         tuple(max(_SIZE_STEP, round(side * share / _SIZE_STEP) * _SIZE_STEP) for side in size) for share in (0.75, 0.5)
     )
     return tuple(dict.fromkeys([size, *((height, width) for height, width in smaller)]))
-
-
-def with_widths(bundle: Bundle, widths: Iterable[float]) -> Bundle:
-    """The bundle with further widths whose batch-norm statistics are borrowed: good for timing, not for labels.
-
-    Raises:
-        WidthError: a width outside the trained range.
-    """
-    missing = sorted(set(widths) - set(bundle.header.available_widths), reverse=True)
-    if not missing:
-        return bundle
-    model = bundle.model()
-    for width in missing:
-        add_width(model, width)
-    header = asdict(bundle.header) | {"classes": bundle.header.classes}
-    header["calibrated_widths"] = (*bundle.header.calibrated_widths, *missing)
-    return Bundle(type(bundle.header)(**header), model.state_dict(), bundle.path)
 
 
 def paper_costs(model: Bundle | nn.Module, networks: Iterable[Network]) -> dict[Network, dict[str, float]]:

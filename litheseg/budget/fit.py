@@ -36,7 +36,7 @@ from litheseg.budget.target import read_measurements
 from litheseg.budget.workbench import Workbench
 from litheseg.bundle.exported import file_digest
 from litheseg.data.source import Source
-from litheseg.deploy.engines import Engine, available_runtimes
+from litheseg.runtime.engines import Engine, available_runtimes
 from litheseg.deploy.export import CHECK_IMAGES
 from litheseg.deploy.quantize import Twins, calibration_samples
 from litheseg.errors import LithesegError
@@ -45,7 +45,7 @@ from litheseg.models.bundle import Bundle, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.dense import grouped_layers
 from litheseg.runtime import standalone
-from litheseg.runtime.samples import Samples
+from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.timing import street_frames
 
 __all__ = ["FIT_FILE", "Choices", "Fit", "default_threads"]
@@ -153,7 +153,7 @@ class Fit:
         if self._measured is not None:
             found = choose_measured(self._measured, self.limits, self.scores, costs, among=self.choices.allows)
             host, facts["measured"] = self._measured.host, str(self._measured.path)
-            return Account(found, self.limits, "network", self.scores.told, None, host, facts)
+            return Account(found, self.limits, self.scores.told, None, host, facts)
         bench = Bench(self.workbench.engine, self.frames, fps=self.limits.fps, progress=self.progress)
         timer = _Remembering(bench, self.store, self._key)
         search = Search(
@@ -172,7 +172,7 @@ class Fit:
             if self._plan is not None:
                 self._plan.save(self.store.plan_file)
         found = replace(found, notes=(*found.notes, *self._warnings()))
-        return Account(found, self.limits, "end to end", self.scores.told, self._image, self.store.host, facts)
+        return Account(found, self.limits, self.scores.told, self._image, self.store.host, facts)
 
     def deliver(self, account: Account, folder: Path, *, command: str = "") -> Path:
         """Write the choice and what led to it.
@@ -274,10 +274,10 @@ class Fit:
         pace = f" {self.limits.fps:g}fps" if self.limits.fps else ""
         return f"{candidate.name} {self._image[0]}x{self._image[1]}{pace} {self._plan_tag}".strip()
 
-    def _recalled(self, candidate: Candidate) -> Samples:
+    def _recalled(self, candidate: Candidate) -> Latency:
         known = self.store.samples.get(self._key(candidate))
         self._known += known is not None
-        return Samples(list(known.ms)) if known else Samples()
+        return Latency(Scope.END_TO_END, list(known.ms) if known else [])
 
     def _warnings(self) -> Iterator[str]:
         """What may be wrong with the timings."""
@@ -302,7 +302,7 @@ class _Remembering:
     def measure(self, candidates: Sequence[Candidate], repeats: int) -> dict[Candidate, list[float]]:
         times = self._timer.measure(candidates, repeats)
         for candidate, values in times.items():
-            self._store.samples.setdefault(self._key(candidate), Samples()).add(values)
+            self._store.samples.setdefault(self._key(candidate), Latency(Scope.END_TO_END)).add(values)
         self._store.save_samples()
         return times
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from litheseg.errors import LithesegError
-from litheseg.runtime.samples import check_percentile
+from litheseg.runtime.latency import check_percentile
 
 __all__ = ["Limits", "parse_budget", "parse_bytes", "parse_quantity"]
 

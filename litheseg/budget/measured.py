@@ -18,7 +18,7 @@ from litheseg.budget.scores import Scores
 from litheseg.budget.search import Found, Point, refusal
 from litheseg.budget.target import SCRIPT, Measurements
 from litheseg.errors import LithesegError
-from litheseg.runtime.samples import needed_repeats
+from litheseg.runtime.latency import needed_repeats
 
 __all__ = ["choose_measured"]
 

@@ -29,9 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from litheseg.cost.latency import threads_limited
-from litheseg.deploy.engines import session_options
-from litheseg.deploy.openvino import openvino_core
+from litheseg.models.inference import threads_limited
+from litheseg.runtime.engines import openvino_core, session_options
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
 from litheseg.nn.dense import grouped_layers, to_dense

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from litheseg.runtime.samples import Samples, needed_repeats
+from litheseg.runtime.latency import Latency, Scope, needed_repeats
 
 __all__ = ["FIRST_REPEATS", "Race"]
 
@@ -55,9 +55,9 @@ class Race(Generic[C]):
         accuracy: Callable[[C], float],
         budget: float,
         percentile: float = 95.0,
-        recall: Callable[[C], Samples] = lambda _: Samples(),
+        recall: Callable[[C], Latency] = lambda _: Latency(Scope.END_TO_END),
     ) -> None:
-        self.samples: dict[C, Samples] = {}
+        self.samples: dict[C, Latency] = {}
         self.accuracies: dict[C, float] = {}
         self._measure, self._accuracy, self._recall = measure, accuracy, recall
         self._budget, self._percentile = budget, percentile
@@ -132,7 +132,7 @@ class Race(Generic[C]):
             self.accuracies[candidate] = self._accuracy(candidate)
         return self.accuracies[candidate]
 
-    def _of(self, candidate: C) -> Samples:
+    def _of(self, candidate: C) -> Latency:
         if candidate not in self.samples:
             self.samples[candidate] = self._recall(candidate)
         return self.samples[candidate]

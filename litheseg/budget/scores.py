@@ -26,7 +26,8 @@ from litheseg.budget.candidates import Network
 from litheseg.budget.store import Store, data_digest
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
-from litheseg.deploy.engines import Engine, torch_engine
+from litheseg.deploy.torch_engine import torch_engine
+from litheseg.runtime.engines import Engine
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import calibrate, open_bundle_data
 from litheseg.evaluation.metrics import confusion_matrix, mean_iou

@@ -26,7 +26,7 @@ from litheseg.budget.limits import Limits
 from litheseg.budget.race import Race
 from litheseg.budget.scores import Scores
 from litheseg.errors import LithesegError
-from litheseg.runtime.samples import Samples, needed_repeats
+from litheseg.runtime.latency import Latency, Scope, needed_repeats
 
 __all__ = ["PROOF_MS", "BudgetError", "Found", "Point", "Search", "refusal"]
 
@@ -62,7 +62,7 @@ class Point:
     """
 
     candidate: Candidate
-    times: Samples
+    times: Latency
     miou: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
 
@@ -110,7 +110,7 @@ class Search:
         scores: Scores,
         costs: Callable[[Iterable[Network]], Mapping[Network, Mapping[str, float]]],
         *,
-        recall: Callable[[Candidate], Samples] = lambda _: Samples(),
+        recall: Callable[[Candidate], Latency] = lambda _: Latency(Scope.END_TO_END),
         refine: bool = True,
         quantise: bool = False,
         progress: Callable[[str], None] = lambda _: None,
@@ -235,12 +235,12 @@ class Search:
     def _prove(self, best: Candidate) -> tuple[tuple[Point, ...], Point]:
         """Fresh timings of the choice and its rivals, until one holds."""
         first, promised = best, self.race.estimate(best)
-        fresh: dict[Candidate, Samples] = {}
+        fresh: dict[Candidate, Latency] = {}
         for _ in range(_ROUNDS):
             group = [candidate for candidate in self._rivals(best) if candidate not in fresh]
             self._progress("verifying")
             times = self._timer.measure(group, self._proof_repeats(group))
-            fresh |= {candidate: Samples(list(values)) for candidate, values in times.items()}
+            fresh |= {candidate: Latency(Scope.END_TO_END, list(values)) for candidate, values in times.items()}
             self.race.samples |= {candidate: fresh[candidate] for candidate in group}  # they replace what was promised
             holding = [c for c in self.race.ranked() if c in fresh and self.race.inside(c)]
             if holding:
@@ -277,7 +277,7 @@ class Search:
     def _accuracy(self, candidate: Candidate) -> float:
         return self._scores.miou(candidate.network)
 
-    def _point(self, candidate: Candidate, times: Samples) -> Point:
+    def _point(self, candidate: Candidate, times: Latency) -> Point:
         known = {one.network: miou for one, miou in self.race.accuracies.items()}
         return Point(candidate, times, known.get(candidate.network), self._costs.get(candidate.network, {}))
 

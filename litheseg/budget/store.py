@@ -26,7 +26,7 @@ import torch
 from litheseg.data.source import Source
 from litheseg.files import atomic_path
 from litheseg.models.bundle import Bundle
-from litheseg.runtime.samples import Samples
+from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.standalone import host_facts
 
 __all__ = ["Store", "data_digest", "default_cache", "model_digest"]
@@ -47,7 +47,7 @@ class Store:
 
     folder: Path
     host: Mapping[str, Any] = field(default_factory=host_facts)
-    samples: dict[str, Samples] = field(default_factory=dict)
+    samples: dict[str, Latency] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
@@ -62,7 +62,7 @@ class Store:
         store = cls((cache or default_cache()) / model_digest(bundle)[:16])
         store.scores = _read(store._scores_file)
         if not fresh:
-            store.samples = {key: Samples(list(map(float, times))) for key, times in _read(store._timings_file).items()}
+            store.samples = {key: Latency(Scope.END_TO_END, list(map(float, times))) for key, times in _read(store._timings_file).items()}
         return store
 
     @property

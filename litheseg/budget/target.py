@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from litheseg.budget.candidates import Candidate, Network, with_widths
+from litheseg.budget.candidates import Candidate, Network
+from litheseg.cost.widths import with_widths
 from litheseg.budget.limits import Limits
 from litheseg.budget.store import model_digest
 from litheseg.deploy.export import export_bundle
@@ -30,7 +31,7 @@ from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
 from litheseg.models.bundle import Bundle
 from litheseg.runtime import standalone
-from litheseg.runtime.samples import Samples
+from litheseg.runtime.latency import Latency, Scope
 
 __all__ = ["SCRIPT", "Measurements", "kit_networks", "read_measurements", "write_kit"]
 
@@ -51,7 +52,7 @@ class Measurements:
 
     path: Path
     host: Mapping[str, Any]
-    samples: Mapping[Candidate, Samples]
+    samples: Mapping[Candidate, Latency]
     fps: float | None = None
 
     def limits(self, asked: Limits) -> Limits:
@@ -147,11 +148,11 @@ def read_measurements(path: Path, model: str) -> Measurements:
     return found
 
 
-def _samples(values: Sequence[Any]) -> Samples:
+def _samples(values: Sequence[Any]) -> Latency:
     times = [float(value) for value in values]
     if not times or not all(math.isfinite(value) and value > 0 for value in times):
         raise ValueError("a timing that is not above 0")
-    return Samples(times)
+    return Latency(Scope.NETWORK, times)
 
 
 def _with_between(widths: Sequence[float]) -> list[float]:

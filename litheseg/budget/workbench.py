@@ -17,11 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from litheseg.budget.candidates import Candidate, Network, with_widths
+from litheseg.budget.candidates import Candidate, Network
+from litheseg.cost.widths import with_widths
 from litheseg.budget.plan import Plan, Spot
 from litheseg.bundle.exported import Export, load_export
 from litheseg.data.source import Source
-from litheseg.deploy.engines import Engine, bundle_engine, open_engine
+from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import Further, export_bundle
 from litheseg.errors import BundleError, LithesegError
 from litheseg.models.bundle import Bundle

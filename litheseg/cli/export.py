@@ -16,7 +16,7 @@ from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
 from litheseg.deploy.parity import THRESHOLD
 from litheseg.deploy.quantize import CALIBRATION_IMAGES, Tolerance, Twins, calibration_samples
 from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.report.card import Table
+from litheseg.tables import Table
 
 __all__ = ["SUMMARY", "add", "run"]
 

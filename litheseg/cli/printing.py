@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from litheseg.report.terminal import terminal_table
+from litheseg.tables import terminal_table
 
 __all__ = ["complain", "console", "print_json", "print_next", "print_table", "say"]
 

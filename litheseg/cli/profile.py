@@ -5,15 +5,16 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from litheseg.budget.profiles import profile_runtimes, render
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
 from litheseg.cli.options import bundle_argument, device_option, fps_option, json_option, parse_size, widths_option
 from litheseg.cli.printing import console, print_json, print_table
-from litheseg.cost import compare_dense, layer_pairs, layer_table, render_pairs
 from litheseg.errors import LithesegError
-from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.report.terminal import layer_pairs_table, layers_table
+from litheseg.runtime.networks import is_export
+from litheseg.runtime.profiling import HEAD, Profile, profile
+from litheseg.runtime.workstation import workstation
+from litheseg.tables import Table
 
 __all__ = ["SUMMARY", "add", "run"]
 
@@ -27,7 +28,9 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--size", type=parse_size, metavar="HxW", help="the network's input [what it was trained at]")
     parser.add_argument("--image", type=parse_size, metavar="HxW", help="of the camera's images [as --size]")
     parser.add_argument(
-        "--runtime", choices=(*RUNTIMES, "all"), default="torch", help="what runs it; all: what is installed [torch]"
+        "--runtime",
+        choices=(*RUNTIMES, "all"),
+        help="what runs it; all: what is installed [torch, or what fits the export]",
     )
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="fp32", help="[fp32]")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [as many as the runtime takes]")
@@ -39,8 +42,9 @@ def add(parser: ArgumentParser) -> None:
     )
     device_option(parser)
     json_option(parser)
-    parser.epilog = """Everything that is listed takes turns, image after image. A time is what an image of the camera
-takes to its mask of the same size: prepare (resize), network, labels (upsampling). p95: 19 of 20 images take less.
+    parser.epilog = """Everything that is listed takes turns. "End to end" is what an image of the camera takes to its
+mask of the same size: prepare (resize), network, labels (upsampling); p95: 19 of 20 images take less. An export is timed
+without PyTorch.
 
 examples:
   litheseg profile runs/camvid/model.safetensors --runtime all --threads 1
@@ -55,61 +59,76 @@ examples:
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
     model = _opened(args.bundle)
-    if args.dense or args.layers:
-        _check_bundle(model, args)
+    _check(model, args)
     if args.dense:
-        return _run_dense(model, args)  # type: ignore[arg-type]
-    size = args.size or model.header.size
-    rows, left_out = profile_runtimes(
+        return _run_dense(model, args)
+    left_out: list[str] = []
+    rows = profile(
         model,
         args.widths,
-        size,
+        args.size,
         image=args.image,
-        runtimes=RUNTIMES if args.runtime == "all" else (args.runtime,),
+        runtimes=RUNTIMES if args.runtime == "all" else args.runtime and (args.runtime,),
         precisions=PRECISIONS if args.precision == "all" else (args.precision,),
         threads=args.threads,
         device=args.device,
         repeats=args.repeats,
         fps=args.fps,
-        tolerant="all" in (args.runtime, args.precision),
+        left_out=left_out.append if "all" in (args.runtime, args.precision) else None,
     )
-    layers = layer_table(model.plain(1.0), size) if args.layers else ()  # type: ignore[union-attr]
+    size = args.size or model.header.size
+    layers = _cost().layer_table(model.plain(1.0), size) if args.layers else ()
     if args.json:
-        facts = {"bundle": args.bundle, "size": size, "image": args.image or size}
-        facts |= {"threads": args.threads, "fps": args.fps}
-        content = {**facts, "widths": [row.to_dict() for row in rows], "left_out": left_out}
-        return print_json({**content, "layers": [asdict(layer) for layer in layers]} if args.layers else content)
-    console().print(render(rows, _title(args, size)))
+        return print_json(_content(args, size, rows, left_out, layers))
+    print_table(Table(HEAD, tuple(row.cells() for row in rows)), _title(args, size))
     for reason in left_out:
         print(f"left out: {reason}")
     if args.layers:
-        print_table(layers_table(layers), "layers at width 1")
+        print_table(_tables().layers_table(layers), "layers at width 1")
 
 
-def _run_dense(bundle: Bundle, args: Namespace) -> None:
+def _run_dense(bundle: Any, args: Namespace) -> None:
     size = args.size or bundle.header.size
     measuring = {name: getattr(args, name) for name in ("device", "threads", "repeats")}
-    pairs = compare_dense(bundle, args.widths, size, **measuring)
-    beside = layer_pairs(bundle.plain(1.0), size) if args.layers else ()
+    pairs = _cost().compare_dense(bundle, args.widths, size, **measuring)
+    beside = _cost().layer_pairs(bundle.plain(1.0), size) if args.layers else ()
     if args.json:
         content = {"bundle": args.bundle, "size": size, "widths": [pair.to_dict() for pair in pairs]}
         return print_json({**content, "layers": [pair.to_dict() for pair in beside]} if args.layers else content)
-    console().print(render_pairs(pairs, f"{args.bundle} at {size[0]}x{size[1]}, batch 1, {args.device}"))
+    title = f"{args.bundle} at {size[0]}x{size[1]}, batch 1, {args.device}"
+    console().print(_cost().render_pairs(pairs, title))
     if args.layers:
-        print_table(layer_pairs_table(beside), "layers at width 1")
+        print_table(_tables().layer_pairs_table(beside), "layers at width 1")
 
 
-def _opened(path: str) -> Bundle | Export:
+def _content(
+    args: Namespace, size: tuple[int, int], rows: list[Profile], left_out: list[str], layers: Any
+) -> dict[str, Any]:
+    facts = {"bundle": args.bundle, "size": size, "image": args.image or size}
+    facts |= {"threads": args.threads, "fps": args.fps}
+    content = {**facts, "widths": [row.to_dict() for row in rows], "left_out": left_out}
+    return {**content, "layers": [asdict(layer) for layer in layers]} if args.layers else content
+
+
+def _opened(path: str) -> Any:
     """A model file, or an export: a folder, or one network file of it."""
     place = Path(path).expanduser()
-    return load_export(place) if place.is_dir() or place.suffix in (".onnx", ".xml", ".pt2") else load_bundle(place)
+    return load_export(place) if is_export(place) else workstation("models.bundle", f"reading {path}").load_bundle(place)
 
 
-def _check_bundle(model: Bundle | Export, args: Namespace) -> None:
-    option = "--dense" if args.dense else "--layers"
-    if isinstance(model, Export):
-        raise LithesegError(f"{option} needs the model file: {args.bundle} is an export")
-    if args.dense and (args.runtime, args.precision, args.image, args.fps) != ("torch", "fp32", None, None):
+def _cost() -> Any:
+    return workstation("cost", "counting layers")
+
+
+def _tables() -> Any:
+    return workstation("report.terminal", "counting layers")
+
+
+def _check(model: Any, args: Namespace) -> None:
+    for option in ("dense", "layers"):
+        if getattr(args, option) and isinstance(model, Export):
+            raise LithesegError(f"--{option} needs the model file: {args.bundle} is an export")
+    if args.dense and (args.runtime or "torch", args.precision, args.image, args.fps) != ("torch", "fp32", None, None):
         raise LithesegError(
             "--dense times the network alone in PyTorch, one pass after the other; leave out --runtime, --precision, "
             "--image and --fps"

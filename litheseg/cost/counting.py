@@ -11,7 +11,7 @@ counted as they are. A 512x1024 forward costs milliseconds and no memory.
   views and in-place results share their storage. Parameters, buffers and the workspaces of kernels are not. It is what
   a runtime that frees eagerly and fuses nothing needs; a fusing runtime needs less.
 
-It does not know time (see `latency`) nor widths (see `profile`).
+It does not know time (see `litheseg.runtime.timing`) nor widths (see `widths`).
 
 Usage:
     >>> count(erfnet, size=(512, 1024)).macs
@@ -33,7 +33,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from litheseg.cost.latency import evaluating
+from litheseg.models.inference import evaluating
 
 __all__ = ["Cost", "Layer", "count", "layer_table"]
 

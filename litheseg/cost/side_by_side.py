@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,38 +26,54 @@ from rich.table import Table
 from torch import nn
 
 from litheseg.cost.counting import Layer, layer_table
-from litheseg.cost.profile import Profile, input_size, plain_models, profile_networks
-from litheseg.errors import ModelError
+from litheseg.cost.widths import WidthCost, input_size, plain_models
+from litheseg.errors import LithesegError, ModelError
 from litheseg.models.bundle import Bundle
+from litheseg.models.inference import evaluating, threads_limited
 from litheseg.nn.grouping import ChannelShuffle
+from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.standalone import interleave
 
-__all__ = ["LayerPair", "Pair", "compare_dense", "dense_twin", "layer_pairs", "render_pairs"]
+__all__ = ["LayerPair", "Pair", "Side", "compare_dense", "dense_twin", "layer_pairs", "render_pairs"]
 
 _QUANTITIES: dict[str, tuple[str, Callable[[float], str]]] = {
     "params": ("params", lambda value: f"{value / 1e6:.3f} M"),
     "macs": ("MACs", lambda value: f"{value / 1e9:.3f} G"),
     "peak_bytes": ("peak memory", lambda value: f"{value / 2**20:.1f} MiB"),
-    "p50_ms": ("p50 ms", lambda value: f"{value:.2f}"),
-    "p95_ms": ("p95 ms", lambda value: f"{value:.2f}"),
+    "p50_ms": ("p50 ms (network)", lambda value: f"{value:.2f}"),
+    "p95_ms": ("p95 ms (network)", lambda value: f"{value:.2f}"),
 }
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network: what was counted, and, where it was timed, the latency of the network alone."""
+
+    cost: WidthCost
+    latency: Latency | None = None
+
+    def to_dict(self) -> dict[str, float]:
+        """Flat: the fields of `WidthCost`, and `p50_ms` and `p95_ms` of the network."""
+        times = {} if self.latency is None else {f"p{name}_ms": self.latency.percentile(name) for name in (50, 95)}
+        return {**asdict(self.cost), **times}
 
 
 @dataclass(frozen=True)
 class Pair:
     """One width as it is and with its grouped convolutions dense."""
 
-    dense: Profile
-    grouped: Profile
+    dense: Side
+    grouped: Side
 
     @property
     def ratio(self) -> dict[str, float]:
-        """Dense over grouped, by field of `Profile`: above 1 is saved; what was not measured is absent."""
-        sides = {name: (getattr(self.dense, name), getattr(self.grouped, name)) for name in _QUANTITIES}
-        return {name: dense / grouped for name, (dense, grouped) in sides.items() if dense and grouped}
+        """Dense over grouped, by name of what was counted or timed: above 1 is saved."""
+        dense, grouped = self.dense.to_dict(), self.grouped.to_dict()
+        return {name: dense[name] / grouped[name] for name in _QUANTITIES if dense.get(name) and grouped.get(name)}
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of the grouped `Profile`, as if it stood alone, and those of `dense` and `ratio`."""
-        return {**asdict(self.grouped), "dense": asdict(self.dense), "ratio": self.ratio}
+        """The grouped side, as if it stood alone, `dense` and `ratio`; milliseconds are the network's."""
+        return {**self.grouped.to_dict(), "dense": self.dense.to_dict(), "ratio": self.ratio, "scope": Scope.NETWORK}
 
 
 @dataclass(frozen=True)
@@ -75,15 +93,22 @@ def compare_dense(
     model: Bundle | nn.Module,
     widths: Iterable[float] | None = None,
     size: tuple[int, int] | None = None,
-    **measuring: Any,
+    *,
+    latency: bool = True,
+    repeats: int = 60,
+    device: str = "cpu",
+    threads: int | None = None,
 ) -> list[Pair]:
-    """Count and time a model and its dense twin at several widths, widest first, all of them interleaved.
+    """Count and time a model and itself with dense convolutions at several widths, widest first, all interleaved.
 
     Args:
-        model: as of `profile`, as are the other arguments. It is left as it was.
+        model: as of `width_costs`. It is left as it was.
         widths: which ones.
         size: height and width of the input.
-        **measuring: keyword arguments of `profile`.
+        latency: False counts only.
+        repeats: timed passes of each network, >= 1.
+        device: where PyTorch runs.
+        threads: of the CPU; None leaves PyTorch's as they are.
 
     Raises:
         ModelError: the model has no grouped convolution.
@@ -99,8 +124,9 @@ def compare_dense(
             "so has any model trained with --model.efficient.groups 4; or leave out --dense"
         )
     networks = [(width, side) for width, network in grouped.items() for side in (dense_twin(network), network)]
-    rows = profile_networks(networks, size, **measuring)
-    return [Pair(*sides) for sides in zip(rows[::2], rows[1::2], strict=True)]
+    times = _timed([network for _, network in networks], size, repeats, device, threads) if latency else {}
+    sides = [Side(WidthCost.of(*network, size), times.get(index)) for index, network in enumerate(networks)]
+    return [Pair(*pair) for pair in zip(sides[::2], sides[1::2], strict=True)]
 
 
 def dense_twin(module: nn.Module) -> nn.Module:
@@ -140,7 +166,7 @@ def render_pairs(pairs: Sequence[Pair], title: str | None = None) -> Table:
     for pair in pairs:
         width = f"{pair.grouped.width:g}"
         for name, (label, show) in _QUANTITIES.items():
-            sides = (getattr(pair.dense, name), getattr(pair.grouped, name))
+            sides = (pair.dense.to_dict().get(name), pair.grouped.to_dict().get(name))
             cells = ["-" if value is None else show(value) for value in sides]
             ratio = f"{pair.ratio[name]:.2f}x" if name in pair.ratio else "-"
             table.add_row(width, label, *cells, ratio, end_section=name == list(_QUANTITIES)[-1])
@@ -150,3 +176,25 @@ def render_pairs(pairs: Sequence[Pair], title: str | None = None) -> Table:
 
 def _grouped_layers(module: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+
+
+def _timed(
+    networks: Sequence[nn.Module], size: tuple[int, int], repeats: int, device: str, threads: int | None
+) -> dict[int, Latency]:
+    """Latencies of networks alone, by their place, all of them in turns."""
+    if repeats < 1 or (threads is not None and threads < 1):
+        raise LithesegError(f"timing needs repeats >= 1 and threads >= 1, not {repeats} and {threads}")
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(threads_limited(threads))
+        placed = [stack.enter_context(evaluating(network.to(device))) for network in networks]
+        calls = {index: partial(_pass, network, image) for index, network in enumerate(placed)}
+        times = interleave(calls, repeats)
+    return {index: Latency(Scope.NETWORK, values) for index, values in times.items()}
+
+
+def _pass(network: nn.Module, image: torch.Tensor) -> None:
+    network(image)
+    if image.device.type == "cuda":
+        torch.cuda.synchronize(image.device)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from litheseg.cost.profile import profile
+from litheseg.cost.widths import width_costs
 from litheseg.evaluation.metrics import Scores
 from litheseg.models.bundle import Bundle, save_bundle
 
@@ -30,7 +30,7 @@ def header_metrics(model: nn.Module, scores: Mapping[float, Scores], size: tuple
         scores: by width.
         size: height and width of the image that MACs are counted for.
     """
-    costs = {cost.width: cost for cost in profile(model, scores, size, latency=False)}
+    costs = {cost.width: cost for cost in width_costs(model, scores, size)}
     result = {}
     for width, score in scores.items():
         entry = {name: value for name, value in score.to_dict().items() if name != "confusion"}

@@ -41,7 +41,7 @@ from litheseg.bundle.exported import (
     load_export,
 )
 from litheseg.data.source import Source
-from litheseg.deploy.engines import Engine, available_runtimes, open_engine
+from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import save_openvino

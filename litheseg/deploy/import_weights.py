@@ -31,7 +31,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from litheseg import __version__
-from litheseg.cost.profile import profile
+from litheseg.cost.widths import width_costs
 from litheseg.data.cityscapes import CITYSCAPES_CLASSES
 from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from litheseg.data.voc import VOC_CLASSES
@@ -114,7 +114,7 @@ def import_weights(
         std=tuple(std),  # type: ignore[arg-type]
         provenance=_provenance(file, source_note, licence),
     )
-    [cost] = profile(network, size=header.size, latency=False)
+    [cost] = width_costs(network, size=header.size)
     return save_bundle(target, network, replace(header, metrics={"1": {"params": cost.params, "macs": cost.macs}}))
 
 

@@ -9,14 +9,13 @@ Usage:
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from litheseg.bundle.description import KEY
 from litheseg.errors import MissingExtraError, ModelError
 
-__all__ = ["openvino_core", "require_openvino", "save_openvino"]
+__all__ = ["require_openvino", "save_openvino"]
 
 
 def require_openvino(purpose: str) -> Any:
@@ -30,23 +29,6 @@ def require_openvino(purpose: str) -> Any:
     except ImportError as error:
         raise MissingExtraError("openvino", "openvino", purpose) from error
     return openvino
-
-
-def openvino_core() -> Any:
-    """The one `openvino.Core` of this process that compiles networks.
-
-    With two, the next signal can end the process: OpenVINO's CPU plugin, one per core, gives the thread that loads it a
-    stack for signal handlers, and when the core goes restores the one before, though that may have gone earlier.
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
-    """
-    return _core(require_openvino("running in OpenVINO"))
-
-
-@cache
-def _core(openvino: Any) -> Any:
-    return openvino.Core()
 
 
 def save_openvino(source: Path, path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from litheseg.data.transforms import normalise, resize_image, resize_mask
-from litheseg.deploy.engines import Engine
+from litheseg.runtime.engines import Engine
 from litheseg.deploy.samples import Picture
 from litheseg.errors import BundleError, DataError, LithesegError
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou

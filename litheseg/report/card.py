@@ -1,12 +1,12 @@
 """The model card: what a bundle is, what it was trained on, how good and how dear each width is, and where it ends.
 
 A card is built as `Section`s, so that the Markdown file and the HTML report say the same. It says only what the
-bundle's header (and profiles measured by the caller) hold; what is missing is called "not recorded", never guessed. It
+bundle's header (and costs measured by the caller) hold; what is missing is called "not recorded", never guessed. It
 does not load weights and measures nothing. After "Model Cards for Model Reporting" (Mitchell et al., 2019, section 4).
 
 Usage:
     >>> bundle = load_bundle("lithe.safetensors")
-    >>> write_card("lithe.md", bundle.header, name="lithe", file="lithe.safetensors", profiles=profiles)
+    >>> write_card("lithe.md", bundle.header, name="lithe", file="lithe.safetensors", costs=costs)
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from litheseg.files import atomic_path
+from litheseg.runtime.latency import Scope
+from litheseg.runtime.profiling import Profile
+from litheseg.tables import Table
 
 if TYPE_CHECKING:
-    from litheseg.cost.profile import Profile
+    from litheseg.cost.widths import WidthCost
     from litheseg.models.bundle import BundleHeader
 
 __all__ = [
     "Bullets",
     "Code",
     "Section",
-    "Table",
     "WidthRow",
     "card_sections",
     "model_card",
@@ -58,14 +60,6 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells as text; the first column names the row."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
 class Section:
     """A heading and what stands below it; a `str` is a paragraph."""
 
@@ -89,24 +83,28 @@ class WidthRow:
     p50_ms: float | None = None
 
 
-def width_rows(header: BundleHeader, profiles: Iterable[Profile] = ()) -> tuple[WidthRow, ...]:
-    """What is known of each width, the widest first; a profile goes before what the header recorded.
+def width_rows(header: BundleHeader, costs: Iterable[Profile | WidthCost] = ()) -> tuple[WidthRow, ...]:
+    """What is known of each width, the widest first; what is given goes before what the header recorded.
 
     Args:
         header: its ``metrics`` may hold, per width, any of the fields of `WidthRow`.
-        profiles: costs measured on this machine.
+        costs: counted, or measured on this machine.
     """
     recorded = {float(width): values for width, values in header.metrics.items()}
-    measured = {profile.width: profile for profile in profiles}
+    measured = {cost.width: cost for cost in costs}
     fields = ("miou", "labels_alone", "boundary_iou", "params", "macs", "p50_ms")
     rows = []
     for width in sorted({*header.available_widths, *recorded, *measured}, reverse=True):
         values = {field: recorded.get(width, {}).get(field) for field in fields}
         if width in measured:
-            costs = {field: getattr(measured[width], field) for field in ("params", "macs", "p50_ms")}
-            values |= {field: cost for field, cost in costs.items() if cost is not None}
+            values |= {field: cost for field, cost in _costs(measured[width]).items() if cost is not None}
         rows.append(WidthRow(width, **{field: _finite(value) for field, value in values.items()}))
     return tuple(rows)
+
+
+def _costs(cost: Profile | WidthCost) -> dict[str, float | None]:
+    p50 = cost.latency[Scope.END_TO_END].percentile(50) if isinstance(cost, Profile) else None
+    return {"params": cost.params, "macs": cost.macs, "p50_ms": p50}
 
 
 def width_table(rows: Sequence[WidthRow]) -> Table:
@@ -117,7 +115,7 @@ def width_table(rows: Sequence[WidthRow]) -> Table:
         ("boundary IoU (%)", [_show(row.boundary_iou, 100, 1) for row in rows]),
         _scaled("parameters", [row.params for row in rows], "M", "k"),
         _scaled("MACs", [row.macs for row in rows], "G", "M"),
-        ("p50 latency (ms)", [_show(row.p50_ms, 1, 1) for row in rows]),
+        ("p50 end to end (ms)", [_show(row.p50_ms, 1, 1) for row in rows]),
     ]
     kept = [(name, cells) for name, cells in columns if any(cell != "–" for cell in cells)]
     body = tuple((f"{row.width:g}", *(cells[index] for _, cells in kept)) for index, row in enumerate(rows))
@@ -125,7 +123,7 @@ def width_table(rows: Sequence[WidthRow]) -> Table:
 
 
 def card_sections(
-    header: BundleHeader, *, name: str, file: str = "", profiles: Iterable[Profile] = ()
+    header: BundleHeader, *, name: str, file: str = "", costs: Iterable[Profile | WidthCost] = ()
 ) -> tuple[Section, ...]:
     """The card's sections after its title.
 
@@ -133,9 +131,9 @@ def card_sections(
         header: of the bundle.
         name: of the model, for people.
         file: path or file name of the bundle, for the example; empty: made from `name`.
-        profiles: costs measured on this machine.
+        costs: counted, or measured on this machine.
     """
-    rows = width_rows(header, profiles)
+    rows = width_rows(header, costs)
     return (
         _what(header, name),
         _loading(header, file or f"{name}.safetensors"),
@@ -147,20 +145,20 @@ def card_sections(
     )
 
 
-def model_card(header: BundleHeader, *, name: str, file: str = "", profiles: Iterable[Profile] = ()) -> str:
+def model_card(header: BundleHeader, *, name: str, file: str = "", costs: Iterable[Profile | WidthCost] = ()) -> str:
     """The card as Markdown; arguments as `card_sections`."""
-    return to_markdown(name, card_sections(header, name=name, file=file, profiles=profiles))
+    return to_markdown(name, card_sections(header, name=name, file=file, costs=costs))
 
 
 def write_card(
-    path: str | Path, header: BundleHeader, *, name: str, file: str = "", profiles: Iterable[Profile] = ()
+    path: str | Path, header: BundleHeader, *, name: str, file: str = "", costs: Iterable[Profile | WidthCost] = ()
 ) -> None:
     """Write `model_card` to a file, whole or not at all.
 
     Raises:
         LithesegError: the file cannot be written.
     """
-    text = model_card(header, name=name, file=file, profiles=profiles)
+    text = model_card(header, name=name, file=file, costs=costs)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from litheseg.cost.profile import Profile, profile
+from litheseg.cost.widths import WidthCost, width_costs
 from litheseg.data.source import Sample, Source
 from litheseg.errors import LithesegError
 from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
@@ -29,6 +29,7 @@ from litheseg.report.card import Table, WidthRow, card_sections, width_rows, wid
 from litheseg.report.html import Report, ReportFigure, write_report
 from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves
 from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.profiling import Profile, profile
 
 __all__ = ["report_bundles", "report_run"]
 
@@ -40,7 +41,7 @@ def report_run(
     folder: str | Path,
     *,
     source: Source | None = None,
-    profiles: Sequence[Profile] = (),
+    costs: Sequence[Profile | WidthCost] = (),
     command: str = "",
     title: str = "",
 ) -> Path:
@@ -49,7 +50,7 @@ def report_run(
     Args:
         folder: of `litheseg.training.train`.
         source: where the pictures come from; None for the data of the run's recipe.
-        profiles: costs measured on this machine.
+        costs: counted, or measured on this machine.
         command: the shell command that makes the run again.
         title: of the report; empty for the folder's name.
 
@@ -62,7 +63,7 @@ def report_run(
     folder = Path(folder)
     bundle = load_bundle(folder / "model.safetensors")
     name, header = title or folder.resolve().name, bundle.header
-    rows = width_rows(header, profiles)
+    rows = width_rows(header, costs)
     source = source or open_bundle_data(bundle).source
     figures = _accuracy_figures(folder / "figures", {name: rows})
     if (folder / "metrics.csv").exists():
@@ -71,7 +72,7 @@ def report_run(
             ReportFigure(folder / "figures" / "curves.png", "Loss and mIoU on val, per width.", heading="Training")
         )
     figures.append(_pictures(folder / "figures" / "gallery.png", bundle, source))
-    write_card(folder / "MODEL_CARD.md", header, name=name, file="model.safetensors", profiles=profiles)
+    write_card(folder / "MODEL_CARD.md", header, name=name, file="model.safetensors", costs=costs)
     report = Report(
         name,
         lead=_lead(rows, source),
@@ -79,7 +80,7 @@ def report_run(
         figures=figures,
         class_iou={f"width {row.width:g}": iou for row in rows if (iou := _class_iou(bundle, row.width))},
         classes=header.classes,
-        card=card_sections(header, name=name, file="model.safetensors", profiles=profiles),
+        card=card_sections(header, name=name, file="model.safetensors", costs=costs),
         command=command,
     )
     write_report(folder / "report.html", report)
@@ -136,14 +137,15 @@ def _measured_rows(bundle: Bundle, source: Source, split: str, latency: bool) ->
     metrics = {
         f"{width:g}": {"miou": score.miou, "boundary_iou": score.boundary_iou} for width, score in scores.items()
     }
-    return width_rows(replace(bundle.header, metrics=metrics), profile(bundle, latency=latency))
+    costs = profile(bundle) if latency else width_costs(bundle)
+    return width_rows(replace(bundle.header, metrics=metrics), costs)
 
 
 def _accuracy_figures(folder: Path, rows: Mapping[str, Sequence[WidthRow]]) -> list[ReportFigure]:
     """Accuracy against MACs, and against milliseconds where they were measured."""
     costs: tuple[tuple[str, str, str, Callable[[WidthRow], float | None]], ...] = (
         ("frontier.png", "MACs of one image", "multiply-accumulates", lambda row: row.macs),
-        ("latency.png", "milliseconds of one image (p50)", "measured milliseconds", lambda row: row.p50_ms),
+        ("latency.png", "milliseconds of one image, end to end (p50)", "measured milliseconds", lambda row: row.p50_ms),
     )
     figures = []
     for file, label, what, cost in costs:

@@ -1,9 +1,7 @@
-"""Tables for the terminal, made from the same rows as those of card and report.
-
-It prints nothing: it returns what `rich` prints.
+"""What commands show of scores and layers, as tables of text.
 
 Usage:
-    >>> rich.print(terminal_table(width_table(width_rows(header))))
+    >>> rich.print(terminal_table(scores_table(evaluate_bundle(bundle, source).scores)))
 """
 
 from __future__ import annotations
@@ -11,25 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rich import box
-from rich.table import Table as RichTable
-
 from litheseg.cost.counting import Layer
 from litheseg.cost.side_by_side import LayerPair
 from litheseg.evaluation.metrics import Scores
-from litheseg.report.card import Table
+from litheseg.tables import Table
 
-__all__ = ["class_table", "kept_table", "layer_pairs_table", "layers_table", "scores_table", "terminal_table"]
-
-
-def terminal_table(table: Table, title: str | None = None) -> RichTable:
-    """A table of text: the first column to the left, the others to the right."""
-    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for index, name in enumerate(table.head):
-        result.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in table.rows:
-        result.add_row(*row)
-    return result
+__all__ = ["class_table", "kept_table", "layer_pairs_table", "layers_table", "scores_table"]
 
 
 def scores_table(scores: Mapping[float, Scores]) -> Table:

@@ -21,15 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.pictures import overlay, write_mask
-from litheseg.models.bundle import Bundle
 from litheseg.runtime.jobs import Job, Plan, find_items, make_plan
 from litheseg.runtime.labeller import Labeller, Outcome, Settings
 from litheseg.runtime.local import default_workers, run_local
-from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.ray_engine import run_ray
 from litheseg.runtime.storage import Folder, open_folder
 
@@ -86,7 +83,7 @@ class Progress:
 
 
 def predict(
-    bundle: Bundle | Predictor | str | Path,
+    bundle: Model | Predictor | str | Path,
     inputs: str | Path | Iterable[str | Path],
     output: str | Path,
     *,
@@ -95,7 +92,7 @@ def predict(
     engine: str = "local",
     workers: int | None = None,
     force: bool = False,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     size: tuple[int, int] | Literal["training"] | None = "training",
     runtime: str | None = None,
     precision: str | None = None,
@@ -138,7 +135,7 @@ def predict(
     _check(kind, engine, workers, threads, alpha)
     workers = workers or default_workers(threads)
     folder = open_folder(output)
-    model = "" if isinstance(bundle, (Bundle, Predictor)) else str(bundle)
+    model = str(bundle) if isinstance(bundle, (str, Path)) else ""
     settings = Settings(model, str(output), width, str(device), size, runtime, precision, threads, alpha, force)
     label = _by_threads(bundle, settings, folder, workers) if engine == "local" else _by_ray(settings, workers)
     items = find_items([inputs] if isinstance(inputs, (str, Path)) else inputs, folder)
@@ -158,15 +155,15 @@ def _check(kind: str, engine: str, workers: int | None, threads: int, alpha: flo
 
 
 def _by_threads(
-    model: Bundle | Predictor | str | Path, settings: Settings, folder: Folder, workers: int
+    model: Model | Predictor | str | Path, settings: Settings, folder: Folder, workers: int
 ) -> Callable[[Sequence[Job]], _Outcomes]:
     if isinstance(model, Predictor):
         model.prepare(model.width if settings.width is None else settings.width)
         predictors = [model] * workers
     else:
-        predictors = settings.predictors(workers, model if isinstance(model, Bundle) else None)
+        predictors = settings.predictors(workers, None if isinstance(model, (str, Path)) else model)
     labeller = Labeller(predictors, folder, width=settings.width, alpha=settings.alpha)
-    return partial(run_local, labeller, workers=workers, threads=settings.threads)
+    return partial(run_local, labeller, workers=workers)
 
 
 def _by_ray(settings: Settings, workers: int) -> Callable[[Sequence[Job]], _Outcomes]:

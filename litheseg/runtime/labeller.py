@@ -20,13 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from litheseg.cost.latency import threads_limited
 from litheseg.errors import LithesegError
 from litheseg.masks.pictures import encode_mask, encode_overlay
 from litheseg.masks.reading import read_image
-from litheseg.models.bundle import Bundle
 from litheseg.runtime.jobs import ENDINGS, Job
-from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.storage import Folder, fetch, open_folder
 
 __all__ = ["Labeller", "Outcome", "Settings", "UnwritableError"]
@@ -64,7 +62,7 @@ class Settings:
     alpha: float = 0.5
     force: bool = False
 
-    def predictors(self, workers: int, source: Bundle | None = None) -> list[Predictor]:
+    def predictors(self, workers: int, source: Model | None = None) -> list[Predictor]:
         """Predictors that may work at the same time, ready for the first image.
 
         Args:
@@ -74,13 +72,12 @@ class Settings:
         Raises:
             LithesegError: as `Predictor`.
         """
-        with threads_limited(self.threads):
-            first = self._predictor(source)
-            if first.runtime != "openvino":  # whose networks compute one image after another, whoever calls
-                return [first] * workers
-            return [first, *(self._predictor(source) for _ in range(workers - 1))]
+        first = self._predictor(source)
+        if first.runtime != "openvino":  # whose networks compute one image after another, whoever calls
+            return [first] * workers
+        return [first, *(self._predictor(source) for _ in range(workers - 1))]
 
-    def _predictor(self, source: Bundle | None) -> Predictor:
+    def _predictor(self, source: Model | None) -> Predictor:
         how: dict[str, Any] = {"runtime": self.runtime, "precision": self.precision, "threads": self.threads}
         predictor = Predictor(source or self.model, self.width, self.device, size=self.size, **how)
         predictor.prepare(predictor.width)

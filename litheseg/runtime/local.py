@@ -11,16 +11,13 @@ Usage:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
-import torch
-
-from litheseg.cost.latency import threads_limited
 from litheseg.runtime.jobs import Job
 from litheseg.runtime.labeller import Labeller, Outcome
+from litheseg.runtime.standalone import cores
 
 __all__ = ["default_workers", "run_local"]
 
@@ -29,20 +26,16 @@ _WAITING = 3  # threads per predictor: one computes, while others read and write
 
 def default_workers(threads: int = 1) -> int:
     """As many images at once as this process has cores for, with so many threads each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, cores() // threads)
 
 
-def run_local(
-    labeller: Labeller, jobs: Iterable[Job], *, workers: int, threads: int = 1
-) -> Generator[Outcome, None, None]:
+def run_local(labeller: Labeller, jobs: Iterable[Job], *, workers: int) -> Generator[Outcome, None, None]:
     """Do all jobs; outcomes come as they are ready.
 
     Args:
         labeller: with predictors for so many workers.
         jobs: taken as they are needed, a few ahead.
         workers: images computed at once.
-        threads: of PyTorch for each of them.
 
     Raises:
         UnwritableError: a result cannot be written; what was begun is finished.
@@ -50,10 +43,7 @@ def run_local(
     pending: set[Future[Outcome]] = set()
     source = iter(jobs)
     number = _WAITING * workers
-    with (
-        threads_limited(threads),
-        ThreadPoolExecutor(number, "labelling", initializer=torch.set_num_threads, initargs=(threads,)) as pool,
-    ):
+    with ThreadPoolExecutor(number, "labelling") as pool:
         try:
             pending = {pool.submit(labeller, job) for job in islice(source, number)}
             while pending:

@@ -15,36 +15,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from litheseg.bundle.exported import Export, load_export
 from litheseg.bundle.header import BundleHeader
-from litheseg.data.transforms import resize_mask
 from litheseg.errors import LithesegError
 from litheseg.masks.classes import Classes
-from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.models.upsampling import upsample_labels, warm_up
-from litheseg.runtime.networks import Networks, TorchNetworks, bundle_networks, export_networks, is_export
+from litheseg.runtime.batching import Shared
+from litheseg.runtime.networks import Networks, export_networks, is_export
+from litheseg.runtime.pipeline import Pipeline
 from litheseg.runtime.rgb import ImageLike, to_rgb
 from litheseg.runtime.tiles import predict_tiles, tile_starts
+from litheseg.runtime.workstation import workstation
 
-__all__ = ["ImageLike", "Predictor", "to_rgb"]
+__all__ = ["ImageLike", "Model", "Predictor", "to_rgb"]
 
-_MAX_LOGITS = 1 << 26  # values held at once, so that a 24-megapixel photo needs no 2 GB
+_PURPOSE = "running a model file"
 _WHOLE = 1 << 23  # pixels of an image at its own size beyond which it is labelled in tiles: more than 4K video
 _TILE = (1024, 1024)
 
 
+class Model(Protocol):
+    """A model file in memory: a `litheseg.models.bundle.Bundle`, which only the workstation has."""
+
+    @property
+    def header(self) -> BundleHeader:
+        """Everything but the weights."""
+
+
 class Predictor:
-    """Runs a bundle or an export.
+    """Runs an export, or, where PyTorch is, a model file.
 
     Args:
-        source: a loaded bundle or export, or the path of one.
+        source: the path of an export or of a model file; or either of them, loaded.
         width: the width to start with; None for the widest.
         device: "cpu", "cuda", "cuda:1", ...
         size: height and width that images are resized to before the network; "training" as the model was trained (a
@@ -61,15 +66,15 @@ class Predictor:
     Raises:
         BundleError: the file cannot be loaded.
         WidthError: the model does not have the width.
-        MissingExtraError: a runtime that is not installed.
+        MissingExtraError: a runtime that is not installed, or a model file where there is no PyTorch.
         LithesegError: a runtime, precision or device that is not to be had here, or sizes that do not go together.
     """
 
     def __init__(
         self,
-        source: Bundle | Export | str | Path,
+        source: Model | Export | str | Path,
         width: float | None = None,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         *,
         size: tuple[int, int] | Literal["training"] | None = "training",
         channels_last: bool = False,
@@ -79,38 +84,25 @@ class Predictor:
         tile: int | tuple[int, int] | None = None,
         overlap: int | None = None,
     ) -> None:
-        self.source = source if isinstance(source, (Bundle, Export)) else _load(Path(source).expanduser())
-        self.device = _checked_device(device)
-        header = self.source.header
+        if isinstance(source, (str, Path)):
+            source = _load(Path(source).expanduser())
+        self.source, self.header, self._threads = source, source.header, threads
         self.tile, self._overlap = _checked_tile(tile, overlap, size), overlap
-        trained = header.size if header.resizes and self.tile is None else None
+        trained = self.header.size if self.header.resizes and self.tile is None else None
         wanted = _checked_size(trained if size == "training" else size)
-        how: dict[str, Any] = {"device": self.device, "threads": threads}
-        self._networks: Networks = (
-            export_networks(self.source, width, runtime, precision=precision, **how)
-            if isinstance(self.source, Export)
-            else bundle_networks(
-                self.source,
-                width,
-                runtime or "torch",
-                precision=precision or "fp32",
-                size=wanted,
-                channels_last=channels_last,
-                **how,
-            )
-        )
+        how: dict[str, Any] = {"device": str(device), "precision": precision, "threads": threads}
+        if isinstance(source, Export):
+            self._networks: Networks = export_networks(source, width, runtime, **how)
+        else:
+            how |= {"size": wanted, "channels_last": channels_last}
+            self._networks = workstation("deploy.torch_engine", _PURPOSE).open_model(source, width, runtime=runtime, **how)
         self.size = self._agreed(wanted, size)
-        self._threads = threads
         self._width = self.widths[0] if width is None else width
+        self._pipelines: dict[float, Pipeline] = {}
 
     @property
-    def header(self) -> BundleHeader:
-        """Of the bundle, or of the one that the export was made from."""
-        return self.source.header
-
-    @property
-    def bundle(self) -> Bundle:
-        """The bundle that is run.
+    def bundle(self) -> Model:
+        """The model file that is run.
 
         Raises:
             LithesegError: it is an export.
@@ -156,18 +148,30 @@ class Predictor:
         self._width = self.check_width(width)
 
     def prepare(self, *widths: float) -> None:
-        """Do now what the first image would wait for: make these networks (all of them if none is given), compile."""
+        """Do now what the first image would wait for: open these networks (all of them if none is given)."""
         for width in widths or self.widths:
-            self._networks.load(self.check_width(width))
-        if self.device.type == "cpu":
-            warm_up()
+            self.pipeline(width)
 
-    def module(self, width: float | None = None) -> nn.Module:
+    def pipeline(self, width: float | None = None) -> Pipeline:
+        """What an image goes through at a width (None: the one in use), for those who time it or ask for more.
+
+        Raises:
+            WidthError: the model does not have it.
+        """
+        width = self._chosen(width)
+        if width not in self._pipelines:
+            engine = self._networks.engine(width)
+            shared = Shared(engine) if engine.together > 1 else engine
+            # Of two threads that make one at once, both use the first.
+            self._pipelines.setdefault(width, Pipeline(shared, self.size, self._threads))
+        return self._pipelines[width]
+
+    def module(self, width: float | None = None) -> Any:
         """The plain network of a width (None: the one in use), on the device; shared, not to be changed.
 
         Raises:
             WidthError: the model does not have it.
-            LithesegError: not a bundle that runs in PyTorch, in float32.
+            LithesegError: not a model file that runs in PyTorch.
         """
         return self._in_torch().module(self._chosen(width))
 
@@ -206,30 +210,22 @@ class Predictor:
             images: of the kinds that `__call__` takes; an array N H W C or a tensor N C H W is one of several, too.
             width: as in `__call__`.
         """
-        chosen = self._chosen(width)
-        return [self.predict_rgb(to_rgb(image), width=chosen) for image in images]
+        pixels = [to_rgb(image) for image in images]
+        if any(self._tile_of(image) for image in pixels):
+            return [self.predict_rgb(image, width=width) for image in pixels]
+        return self.pipeline(width).batch(pixels)
 
     def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
         """As `predictor(image)`, for an array that is uint8 H W 3 RGB already."""
-        width, size = self._chosen(width), (image.shape[0], image.shape[1])
-        only = self._networks.size
-        tile = self.tile or (_TILE if self.size is None and size[0] * size[1] > _WHOLE else None)
-        if tile is not None:
-            return predict_tiles(
-                lambda pixels: _array(self._networks.run(pixels, width, None)),
-                image,
-                tile=tile,
-                overlap=self._overlap,
-                fixed=only is not None,
-                threads=self._threads,
-            )
-        result = self._networks.run(image, width, self.size)
-        if result.ndim == 2:
-            return np.asarray(resize_mask(torch.as_tensor(result), size).cpu().numpy())
-        logits = torch.as_tensor(result)
-        return np.asarray(_labels(logits if logits.ndim == 4 else logits[None], size, self._threads).cpu().numpy())
+        pipeline, tile = self.pipeline(width), self._tile_of(image)
+        if tile is None:
+            return pipeline(image)
+        fixed = self._networks.size is not None
+        return predict_tiles(
+            pipeline.engine, image, tile=tile, overlap=self._overlap, fixed=fixed, threads=self._threads
+        )
 
-    def outputs_rgb(self, image: np.ndarray, *, width: float | None = None) -> dict[str, Tensor]:
+    def outputs_rgb(self, image: np.ndarray, *, width: float | None = None) -> dict[str, Any]:
         """What the network says of an image before labels are taken: how sure it is, and what the image is like.
 
         Args:
@@ -238,21 +234,27 @@ class Predictor:
 
         Returns:
             ``logits`` (1 x K x h x w at the network's own stride: bilinear interpolation to H x W and the largest give
-            the mask) and ``features`` (1 x C x h' x w', what its classifier sees); float32, on the device.
+            the mask) and ``features`` (1 x C x h' x w', what its classifier sees); float32 tensors, on the device.
 
         Raises:
             WidthError: the model does not have the width.
-            LithesegError: not a bundle that runs in PyTorch, in float32.
+            LithesegError: not a model file that runs in PyTorch.
         """
-        outputs = self._in_torch().outputs(image, self._chosen(width), self.size)
+        chosen = self._chosen(width)
+        outputs = self._in_torch().outputs(self.pipeline(chosen).prepare(image), chosen)
         return {name: outputs[name].float() for name in ("logits", "features")}
+
+    def _tile_of(self, image: np.ndarray) -> tuple[int, int] | None:
+        """The size of the tiles in which an image is labelled; None for an image that is labelled as a whole."""
+        whole = self.size is not None or image.shape[0] * image.shape[1] <= _WHOLE
+        return self.tile or (None if whole else _TILE)
 
     def _chosen(self, width: float | None) -> float:
         return self._width if width is None else self.check_width(width)
 
-    def _in_torch(self) -> TorchNetworks:
-        if not isinstance(self._networks, TorchNetworks):
-            raise LithesegError("this needs a bundle that runs in PyTorch, in fp32; give the bundle, without a runtime")
+    def _in_torch(self) -> Any:
+        if not hasattr(self._networks, "module"):
+            raise LithesegError("this needs a bundle that runs in PyTorch; give the bundle, without a runtime")
         return self._networks
 
     def _agreed(self, wanted: tuple[int, int] | None, asked: Any) -> tuple[int, int] | None:
@@ -270,32 +272,11 @@ class Predictor:
         )
 
 
-def _load(path: Path) -> Bundle | Export:
-    return load_export(path) if is_export(path) else load_bundle(path)
-
-
-def _array(result: np.ndarray | Tensor) -> np.ndarray:
-    """Logits without their batch dimension, or labels, in main memory."""
-    array = result if isinstance(result, np.ndarray) else result.float().cpu().numpy()
-    return array[0] if array.ndim == 4 else array
-
-
-def _labels(logits: Tensor, size: tuple[int, int], threads: int | None = None) -> Tensor:
-    """uint8 H x W of the largest of the logits 1 x K x h x w, each interpolated to `size` (H, W)."""
-    if logits.device.type != "cpu" and logits.shape[1] * size[0] * size[1] <= _MAX_LOGITS:
-        # On a GPU two large operations take less time than several small ones.
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8)
-    return upsample_labels(logits, size, threads=threads, max_values=_MAX_LOGITS)[0]
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-        torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise LithesegError(f"device '{device}' cannot be used here ({reason}); choose 'cpu'") from error
-    return checked
+def _load(path: Path) -> Model | Export:
+    if is_export(path):
+        return load_export(path)
+    model: Model = workstation("models.bundle", f"running {path}").load_bundle(path)
+    return model
 
 
 def _checked_size(size: Any) -> tuple[int, int] | None:

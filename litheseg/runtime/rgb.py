@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from litheseg.errors import DataError
 from litheseg.masks.reading import read_image
 
-__all__ = ["Frame", "ImageLike", "frame_to_rgb", "to_rgb"]
+__all__ = ["Frame", "ImageLike", "TensorLike", "frame_to_rgb", "to_rgb"]
 
 
 class Frame(Protocol):
@@ -33,7 +31,14 @@ class Frame(Protocol):
         """Degrees by which to turn it counterclockwise."""
 
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor | Frame
+class TensorLike(Protocol):
+    """What is used of a `torch.Tensor`."""
+
+    def detach(self) -> Any:
+        """The tensor without its history."""
+
+
+ImageLike = str | Path | Image.Image | np.ndarray | TensorLike | Frame
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:
@@ -46,10 +51,10 @@ def to_rgb(image: ImageLike) -> np.ndarray:
         return read_image(image)
     if isinstance(image, Image.Image):
         return _from_pil(image)
-    if isinstance(image, Tensor):
-        return _from_array(_from_tensor(image), "tensor")
     if isinstance(image, np.ndarray):
         return _from_array(image, "array")
+    if hasattr(image, "detach"):
+        return _from_array(_from_tensor(image.detach().cpu().numpy()), "tensor")
     if hasattr(image, "to_ndarray") and hasattr(image, "rotation"):
         return frame_to_rgb(image)
     raise DataError(
@@ -76,21 +81,20 @@ def _from_pil(image: Image.Image) -> np.ndarray:
         raise DataError(f"the PIL image cannot be decoded ({error}); replace it") from error
 
 
-def _from_tensor(image: Tensor) -> np.ndarray:
+def _from_tensor(image: np.ndarray) -> np.ndarray:
     """C H W or 1 C H W to H W C."""
     if image.ndim == 4 and image.shape[0] == 1:
         image = image[0]
     if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
         raise DataError(
-            f"a tensor of shape {tuple(image.shape)}; give one image as C x H x W with 1, 3 or 4 channels, or several "
-            "to `batch`"
+            f"a tensor of shape {image.shape}; give one image as C x H x W with 1, 3 or 4 channels, or several to "
+            "`batch`"
         )
-    image = image.detach().cpu()
-    if image.is_floating_point():
-        if image.numel() and not (image.min() >= 0 and image.max() <= 1):
+    if image.dtype.kind == "f":
+        if image.size and not (image.min() >= 0 and image.max() <= 1):
             raise DataError("a tensor with values outside [0, 1]; give it unnormalised, in [0, 1] or as uint8")
-        image = (image.float() * 255).round().to(torch.uint8)
-    return np.asarray(image.permute(1, 2, 0).numpy())
+        image = (image.astype(np.float32) * 255).round().astype(np.uint8)
+    return image.transpose(1, 2, 0)
 
 
 def _from_array(image: np.ndarray[Any, Any], kind: str) -> np.ndarray:

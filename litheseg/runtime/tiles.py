@@ -22,7 +22,7 @@ from itertools import pairwise
 import numpy as np
 
 from litheseg.errors import LithesegError
-from litheseg.models.upsampling import Part, upsample_part
+from litheseg.masks.upsampling import Part, upsample_part
 
 __all__ = ["GRID", "predict_tiles", "tile_starts"]
 
@@ -74,7 +74,7 @@ def predict_tiles(
         overlap: that neighbouring tiles share at least, in pixels; None for a quarter of a tile.
         fixed: whether the network takes images of the size of `tile` only; the last row and column of smaller ones are
             then repeated.
-        threads: for upsampling; None for PyTorch's number.
+        threads: of the CPU, for upsampling; None for as many as there are cores.
 
     Returns:
         uint8 H x W.

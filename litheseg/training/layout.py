@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from litheseg.deploy.engines import has_bfloat16
+from litheseg.models.inference import has_bfloat16
 from litheseg.nn import available_widths
 from litheseg.nn.layers import SlimConv2d
 from litheseg.training.config import TrainerConfig

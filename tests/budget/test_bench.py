@@ -17,7 +17,8 @@ from litheseg.budget.candidates import Candidate, Network, grid
 from litheseg.budget.plan import LayerTimes, Plan, Spot
 from litheseg.budget.workbench import Workbench
 from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
-from litheseg.deploy.engines import Engine, bundle_engine
+from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.runtime.engines import Engine
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError, WidthError
 from litheseg.models import build_model

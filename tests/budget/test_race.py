@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from litheseg.budget.race import FIRST_REPEATS, Race
-from litheseg.runtime.samples import Samples, needed_repeats
+from litheseg.runtime.latency import Latency, Scope, needed_repeats
 
 
 class Plant:
@@ -129,7 +129,7 @@ def test_further_candidates_may_join() -> None:
 
 
 def test_earlier_timings_count() -> None:
-    known = {c: Samples([float(5 + c)] * 60) for c in range(5)}
+    known = {c: Latency(Scope.END_TO_END, [float(5 + c)] * 60) for c in range(5)}
     plant = Plant(0)
     race = Race(plant.measure, lambda c: c / 10, budget=8.0, recall=known.__getitem__)
     assert race.run(range(5)) == 3

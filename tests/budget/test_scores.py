@@ -19,7 +19,7 @@ from litheseg.evaluation import evaluate
 from litheseg.evaluation.bundle import calibrate, open_bundle_data
 from litheseg.models.bundle import Bundle
 from litheseg.nn import extract
-from litheseg.runtime.samples import Samples
+from litheseg.runtime.latency import Latency, Scope
 
 SMALL = Network(0.5, (32, 48), "fp32")
 
@@ -106,7 +106,7 @@ def test_neither_data_nor_scores(bundle: Bundle, store: Store, tmp_path: Path) -
 
 
 def test_a_store_keeps_timings_per_host(bundle: Bundle, store: Store, tmp_path: Path) -> None:
-    store.samples["a"] = Samples([1.0, 2.0])
+    store.samples["a"] = Latency(Scope.END_TO_END, [1.0, 2.0])
     store.save_samples()
     assert Store.of(bundle, tmp_path).samples["a"].ms == [1.0, 2.0]
     assert Store.of(bundle, tmp_path, fresh=True).samples == {}

@@ -12,7 +12,7 @@ from litheseg.budget.candidates import Candidate, Network, grid
 from litheseg.budget.limits import Limits
 from litheseg.budget.search import BudgetError, Found, Search
 from litheseg.errors import LithesegError
-from litheseg.runtime.samples import Samples
+from litheseg.runtime.latency import Latency, Scope
 
 WIDTHS, SIZES = (1.0, 0.75, 0.5, 0.25), ((180, 240), (136, 184), (96, 120))
 COARSE = tuple(grid(WIDTHS, SIZES, runtimes=("openvino", "torch"), precisions=("fp32",), threads=(1, 2)))
@@ -208,7 +208,7 @@ def test_timings_from_earlier_are_used() -> None:
     found = first.run(COARSE)
     again = FakeTimer()
     second = Search(
-        Limits(15.0), again, FakeScores(), costs, recall=lambda c: first.race.samples.get(c, Samples())
+        Limits(15.0), again, FakeScores(), costs, recall=lambda c: first.race.samples.get(c, Latency(Scope.END_TO_END))
     ).run(COARSE)
     assert second.chosen.candidate == found.chosen.candidate
     assert sum(n * r for n, r in again.groups) < sum(n * r for n, r in timer.groups)

@@ -8,7 +8,7 @@ import torch
 
 from litheseg.budget.profiles import Way, profile_runtimes, render
 from litheseg.cost.profile import profile
-from litheseg.deploy.engines import bundle_engine
+from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import DataError, LithesegError
 from litheseg.models.bundle import Bundle
 from litheseg.runtime import standalone

@@ -13,12 +13,13 @@ import torch
 from registry import registered
 from tiny_export import MEAN, STD, build_tiny, noise, plain_logits, tiny_bundle
 
-import litheseg.deploy.engines as room
+import litheseg.runtime.engines as room
 from litheseg.bundle.exported import RUNTIMES, Export
-from litheseg.deploy.engines import Engine, available_runtimes, bundle_engine, open_engine, torch_engine
+from litheseg.deploy.torch_engine import bundle_engine, torch_engine
+from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.onnx import onnx_model
-from litheseg.deploy.openvino import openvino_core
+from litheseg.runtime.engines import openvino_core
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.models.bundle import Bundle
 

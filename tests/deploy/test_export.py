@@ -16,7 +16,7 @@ from torch import Tensor
 
 import litheseg.deploy.export as room
 from litheseg.bundle.exported import Artefact, Export, load_export
-from litheseg.deploy.engines import open_engine
+from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx

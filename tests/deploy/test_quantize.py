@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import litheseg.deploy.quantize.twin as room
 from litheseg.bundle.exported import Export, load_export
 from litheseg.cli import main
-from litheseg.deploy.engines import open_engine
+from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import CERTIFICATE_FILE, export_bundle
 from litheseg.deploy.parity import Certificate
 from litheseg.deploy.quantize import REPORT_SUFFIX, Tolerance, Twins, calibration_samples

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import litheseg.deploy.export as room
 from litheseg.bundle.exported import Export, load_export
-from litheseg.deploy.engines import open_engine
+from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import WEIGHTS_FILE, export_bundle
-from litheseg.deploy.openvino import openvino_core
+from litheseg.runtime.engines import openvino_core
 from litheseg.errors import BundleError, LithesegError
 from litheseg.models.base import SegmentationModel
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle

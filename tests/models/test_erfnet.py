@@ -9,7 +9,7 @@ from contract import shake
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from litheseg.cost.profile import count
+from litheseg.cost import count
 from litheseg.models import build_model
 from litheseg.models.erfnet import BilinearUp, Down, ERFNet, LightUp, NonBottleneck1d, Separable, Up, erfnet
 from litheseg.nn.efficient import Efficient, make_efficient

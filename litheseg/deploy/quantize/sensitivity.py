@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from litheseg.deploy.engines import Engine
+from litheseg.runtime.engines import Engine
 from litheseg.deploy.quantize.networks import Layer, Network
 
 __all__ = ["Sensitivity", "output_error", "rank_layers"]

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from litheseg.bundle.exported import Artefact, Export, description, file_digest
-from litheseg.cost.latency import measure_latency
-from litheseg.deploy.engines import Engine, open_engine
+from litheseg.runtime.engines import Engine, open_engine
+from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.standalone import interleave
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.quantize.calibration import CalibrationImages
 from litheseg.deploy.quantize.networks import Network, require_nncf
@@ -46,6 +47,7 @@ _LIBRARIES = {"onnx": ("nncf", "onnx", "onnxruntime"), "openvino": ("nncf", "ope
 _NETWORKS: dict[str, type[Network]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 _PROBE_IMAGES = 8  # that layers are ranked on
+_REPEATS = 21  # timed passes of each precision
 
 
 def _silent(what: str) -> None:
@@ -162,15 +164,17 @@ class _Job:
         engine, size_bytes = self._run(network)
         self._say("checking")
         certificate = self._certified(engine)
-        times = measure_latency({"fp32": self._fp32, "int8": engine}, example=self._images[0])
+        image = self._images[0]
+        times = interleave({"fp32": partial(self._fp32, image), "int8": partial(engine, image)}, _REPEATS)
+        fp32, int8 = (Latency(Scope.NETWORK, times[name]).percentile(50) for name in ("fp32", "int8"))
         trial = QuantizationTrial(
             kept=names,
             corrected=corrected,
             certificate=certificate,
             violations=self._twins.tolerance.violations(certificate, self._twins.shares),
             size_bytes=size_bytes,
-            milliseconds=times["int8"].p50,
-            fp32_milliseconds=times["fp32"].p50,
+            milliseconds=int8,
+            fp32_milliseconds=fp32,
         )
         self._made.append((trial, network))
         return trial

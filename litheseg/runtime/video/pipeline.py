@@ -22,9 +22,8 @@ import numpy as np
 
 from litheseg.bundle.exported import Export
 from litheseg.errors import DataError
-from litheseg.models.bundle import Bundle
 from litheseg.runtime.controller import Controller, Decision
-from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.video.feed import Feed
 from litheseg.runtime.video.frames import FrameSource
 from litheseg.runtime.video.painting import Painter, VideoKind
@@ -93,7 +92,7 @@ class VideoSummary:
 
 
 def label_video(
-    model: Predictor | Bundle | Export | str | Path,
+    model: Predictor | Model | Export | str | Path,
     address: str | Path | int | FrameSource,
     output: str | Path,
     *,

@@ -1,4 +1,4 @@
-"""What some timings allow to be said of a percentile, whatever their distribution.
+"""Latencies: of what they are (the network alone, or end to end), and what some timings allow to be said of a percentile.
 
 Latencies have long tails that no normal distribution describes, so nothing here assumes one. "The 95th percentile is
 within the budget" says that a pass exceeds the budget with a probability of at most 5 %: how many passes did is then
@@ -8,7 +8,7 @@ chosen accordingly small.
 It does not know candidates, clocks or budgets' names.
 
 Usage:
-    >>> times = Samples([9.8, 10.1, 10.0, 14.2])
+    >>> times = Latency(Scope.END_TO_END, [9.8, 10.1, 10.0, 14.2])
     >>> times.percentile(50), times.clearly_above(budget=9.0, percentile=95)
     (10.05, False)
 """
@@ -18,27 +18,37 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from scipy.stats import binom
-
 from litheseg.errors import LithesegError
 
-__all__ = ["Samples", "check_percentile", "needed_repeats"]
+__all__ = ["Latency", "Scope", "check_percentile", "needed_repeats"]
 
 _CONFIDENCE = 0.95
 _CLEARLY = 1e-4  # of the tests that drop something: a thousand candidates may be tested
 
 
+class Scope(StrEnum):
+    """Of what a latency is. The first three are the stages of `litheseg.runtime.pipeline`; together they are the last."""
+
+    PREPARE = "prepare"
+    NETWORK = "network"
+    LABELS = "labels"
+    END_TO_END = "end to end"
+
+
 @dataclass
-class Samples:
-    """Milliseconds of one candidate, as many as there are so far.
+class Latency:
+    """Milliseconds of one thing, as often as it was timed so far.
 
     Attributes:
+        scope: of what they are; numbers of different scopes must not be compared.
         ms: in the order measured.
     """
 
+    scope: Scope
     ms: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -67,14 +77,14 @@ class Samples:
         The k-th smallest of n samples is such a bound if fewer than k of n passes lie below the percentile with a
         probability of at least 95 %.
         """
-        rank = int(binom.ppf(_CONFIDENCE, len(self.ms), percentile / 100)) + 1 if self.ms else 1
+        rank = _quantile(_CONFIDENCE, len(self.ms), percentile / 100) + 1
         return sorted(self.ms)[rank - 1] if rank <= len(self.ms) else None
 
     def to_dict(self, percentile: float) -> dict[str, Any]:
-        """Percentiles, rounded to microseconds."""
+        """Scope and percentiles, rounded to microseconds."""
         shown = {f"p{name:g}_ms": round(self.percentile(name), 3) for name in sorted({50, 95, 99, percentile})}
         bound = self.upper_bound(percentile)
-        return {**shown, "upper_bound_ms": None if bound is None else round(bound, 3), "repeats": len(self)}
+        return {"scope": str(self.scope), **shown, "upper_bound_ms": None if bound is None else round(bound, 3), "repeats": len(self)}
 
 
 def needed_repeats(percentile: float) -> int:
@@ -85,7 +95,24 @@ def needed_repeats(percentile: float) -> int:
 @lru_cache(maxsize=4096)
 def _chance(exceed: int, repeats: int, share: float) -> float:
     """Of at least `exceed` in so many repeats, each with a probability of `share`."""
-    return float(binom.sf(exceed - 1, repeats, share))
+    return math.fsum(_binomial(count, repeats, share) for count in range(exceed, repeats + 1))
+
+
+@lru_cache(maxsize=4096)
+def _quantile(confidence: float, repeats: int, share: float) -> int:
+    """The smallest count that is not exceeded with at least this probability."""
+    below = 0.0
+    for count in range(repeats):
+        below += _binomial(count, repeats, share)
+        if below >= confidence:
+            return count
+    return repeats
+
+
+def _binomial(count: int, repeats: int, share: float) -> float:
+    """The probability of so many in so many repeats, each with a probability of `share`."""
+    ways = math.lgamma(repeats + 1) - math.lgamma(count + 1) - math.lgamma(repeats - count + 1)
+    return math.exp(ways + count * math.log(share) + (repeats - count) * math.log1p(-share))
 
 
 def check_percentile(percentile: float) -> float:

@@ -1,0 +1,344 @@
+"""Networks that run in PyTorch: of a model file, on any device, or of a `torch.export` archive.
+
+`open_model` gives what a `Predictor` runs of a model file, in PyTorch or, through a passing export, in another runtime.
+The engine behind it computes as training and evaluation do, labels on the device that computed, and on a GPU takes
+several images at once. The box imports this module only to run one of these files (`litheseg.runtime.workstation`).
+
+Usage:
+    >>> networks = open_model("model.safetensors", device="cuda")
+    >>> logits = networks.engine(0.5)(image)  # uint8 h x w x 3 -> float32 K x h' x w'
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Artefact, Export, check_choice
+from litheseg.data.transforms import normalise
+from litheseg.deploy.network import deployed, fold_batch_norms
+from litheseg.deploy.onnx import onnx_model, save_onnx
+from litheseg.deploy.torch_export import export_program, load_archive
+from litheseg.errors import LithesegError
+from litheseg.models.base import SegmentationModel
+from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.models.inference import has_bfloat16, threads_limited
+from litheseg.models.upsampling import upsample_labels
+from litheseg.nn import extract
+from litheseg.nn.dense import densified
+from litheseg.runtime.engines import Engine, batched, open_engine
+from litheseg.runtime.networks import Networks
+
+__all__ = ["ModuleEngine", "TorchNetworks", "archive_engine", "bundle_engine", "open_model", "torch_engine"]
+
+Size = tuple[int, int]
+
+_MAX_LOGITS = 1 << 26  # values held at once, so that a 24-megapixel photo needs no 2 GB
+_TOGETHER = 8  # images in one pass of a GPU, whose time for one is mostly that of starting its kernels
+
+
+class _TorchEngine(Engine):
+    """Runs on a device, and labels there."""
+
+    runtime = "torch"
+
+    def __init__(self, precision: str, device: torch.device, threads: int | None) -> None:
+        self.precision, self._device, self._threads = precision, device, threads
+        self.output, self.size = "logits", None
+
+    def array(self, output: Tensor) -> np.ndarray:
+        """See `Engine.array`."""
+        return np.asarray(output.cpu().numpy())
+
+    def labels(self, output: Tensor, size: Size, threads: int | None = None) -> np.ndarray:
+        """See `Engine.labels`."""
+        if output.device.type == "cpu":
+            return super().labels(output.numpy(), size, threads)
+        if len(output) * size[0] * size[1] <= _MAX_LOGITS:
+            # On a GPU two large operations take less time than several small ones.
+            full = F.interpolate(output[None], size, mode="bilinear", align_corners=False)
+            return np.asarray(full[0].argmax(0).to(torch.uint8).cpu().numpy())
+        return np.asarray(upsample_labels(output, size, max_values=_MAX_LOGITS).cpu().numpy())
+
+    def wait(self) -> None:
+        """See `Engine.wait`."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _computing(self) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(threads_limited(self._threads))
+        if self.precision == "bf16":
+            stack.enter_context(torch.autocast(self._device.type, torch.bfloat16))
+        return stack
+
+
+class ModuleEngine(_TorchEngine):
+    """A plain module as an engine: normalised as in training, nothing converted.
+
+    Args:
+        module: image N x 3 x h x w, normalised -> logits; a `SegmentationModel` gives them at its own stride. In
+            evaluation mode, on `device`; shared, not copied.
+        mean: per RGB channel, of images in [0, 1].
+        std: likewise.
+        device: where it lies.
+        threads: of the CPU; None leaves PyTorch's as they are.
+        channels_last: run in this memory format.
+        precision: "fp32", or "bf16" (autocast).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        device: torch.device,
+        threads: int | None = None,
+        channels_last: bool = False,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(precision, device, threads)
+        self.module = module
+        self._mean, self._std = tuple(mean), tuple(std)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.together = _TOGETHER if device.type == "cuda" else 1
+
+    def run(self, image: np.ndarray) -> Tensor:
+        """See `Engine.run`: float32 K x h' x w' on the device."""
+        return self.outputs(image)["logits"][0].float()
+
+    def run_batch(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """See `Engine.run_batch`."""
+        return list(self._outputs(np.concatenate([batched(image, "NHWC", None) for image in images]))["logits"].float())
+
+    def outputs(self, image: np.ndarray) -> dict[str, Tensor]:
+        """What the module says of an image: ``logits`` and, of a `SegmentationModel`, ``features``, each 1 x C x h x w."""
+        return self._outputs(batched(image, "NHWC", None))
+
+    def _outputs(self, images: np.ndarray) -> dict[str, Tensor]:
+        pixels = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._device)
+        with self._computing():
+            ready = normalise(pixels.permute(0, 3, 1, 2), self._mean, self._std)  # type: ignore[arg-type]
+            ready = ready.contiguous(memory_format=self._format)
+            if isinstance(self.module, SegmentationModel):
+                return self.module.outputs(ready)
+            return {"logits": self.module(ready)}
+
+
+class _ArchiveEngine(_TorchEngine):
+    """A network of an archive."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], artefact: Artefact, precision: str, threads: int | None):
+        super().__init__(precision, torch.device("cpu"), threads)
+        self.output, self.size = artefact.output, artefact.size
+        self._network, self._layout = network, artefact.layout
+
+    def run(self, image: np.ndarray) -> Tensor:
+        """See `Engine.run`."""
+        batch = batched(image, self._layout, self.size)
+        with self._computing():
+            return self._network(torch.from_numpy(batch if batch.flags.writeable else batch.copy()))[0]
+
+
+class TorchNetworks(Networks):
+    """The widths of a model file in PyTorch, each extracted when it is first asked for.
+
+    Args:
+        bundle: a loaded one.
+        width: the first to be used; None for the widest.
+        device: "cpu", "cuda", "cuda:1", ...
+        threads: of the CPU; None leaves PyTorch's as they are.
+        channels_last: run in this memory format.
+        precision: "fp32" or "bf16".
+
+    Raises:
+        BundleError: as `Bundle.model`.
+        WidthError: the bundle does not have the width.
+        LithesegError: a device or precision that is not to be had.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        width: float | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        channels_last: bool = False,
+        precision: str = "fp32",
+    ) -> None:
+        self._place = _checked_device(device)
+        _check_precision(precision, self._place)
+        self._bundle = bundle
+        self._how: dict[str, Any] = {"threads": threads, "channels_last": channels_last, "precision": precision}
+        self._elastic = bundle.model()
+        first = bundle.header.available_widths[0] if width is None else bundle.check_width(width)
+        super().__init__(bundle.header, bundle.header.available_widths, bundle.check_width, self._made, first)
+
+    def module(self, width: float) -> nn.Module:
+        """The plain network of a width, batch norms folded, on the device; shared, not to be changed."""
+        return cast(ModuleEngine, self.engine(width)).module
+
+    def outputs(self, image: np.ndarray, width: float) -> dict[str, Tensor]:
+        """See `ModuleEngine.outputs`."""
+        return cast(ModuleEngine, self.engine(width)).outputs(image)
+
+    def _made(self, width: float) -> Engine:
+        with torch.inference_mode(False):  # else the weights of the module could not be exported later
+            module = densified(extract(self._elastic, width).eval(), self._bundle.dense)
+            fold_batch_norms(module)
+            header = self._bundle.header
+            return torch_engine(module, header.mean, header.std, device=self._place, **self._how)
+
+
+def open_model(
+    source: Bundle | str | Path,
+    width: float | None = None,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
+    device: str = "cpu",
+    size: Size | None = None,
+    threads: int | None = None,
+    channels_last: bool = False,
+) -> Networks:
+    """Networks of a model file in any runtime.
+
+    Args:
+        source: a loaded bundle, or its path.
+        width: the first to be used; None for the widest.
+        runtime: one of `RUNTIMES`; None for PyTorch.
+        precision: "fp32" or "bf16"; None for fp32.
+        device: "cpu"; PyTorch has others.
+        size: of the images that the networks will see; None for any.
+        threads: of the CPU; None for the runtime's own choice.
+        channels_last: run in this memory format, in PyTorch.
+
+    Raises:
+        BundleError: the file cannot be loaded.
+        WidthError: the bundle does not have the width.
+        MissingExtraError: a runtime that is not installed.
+        LithesegError: a runtime, precision or device that is not to be had.
+    """
+    bundle = source if isinstance(source, Bundle) else load_bundle(source)
+    runtime, precision = runtime or "torch", precision or "fp32"
+    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("precision", precision, PRECISIONS)
+    if runtime == "torch":
+        return TorchNetworks(
+            bundle, width, device=device, threads=threads, channels_last=channels_last, precision=precision
+        )
+    if device != "cpu":
+        raise LithesegError(f"{runtime} runs bundles on the CPU, not on '{device}'; choose runtime torch or device cpu")
+
+    def made(width: float) -> Engine:
+        return bundle_engine(bundle, width, runtime, precision=precision, size=size, threads=threads)
+
+    widths = bundle.header.available_widths
+    first = widths[0] if width is None else bundle.check_width(width)
+    return Networks(bundle.header, widths, bundle.check_width, made, first)
+
+
+def bundle_engine(
+    bundle: Bundle,
+    width: float,
+    runtime: str,
+    *,
+    precision: str = "fp32",
+    size: Size | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """An engine straight from a bundle: PyTorch runs the network itself, other runtimes a passing export of it.
+
+    Args:
+        bundle: a loaded one.
+        width: one of its widths.
+        runtime: one of `RUNTIMES`.
+        precision: "fp32" or "bf16"; int8 needs images, and so an export.
+        size: height and width of the images to come; None for any.
+        threads: of the CPU; None for the runtime's own choice.
+
+    Raises:
+        WidthError: a width that the bundle does not have.
+        MissingExtraError: a runtime that is not installed.
+        LithesegError: an unknown runtime, or a precision that is not to be had.
+    """
+    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "int8":
+        raise LithesegError("a bundle holds no int8 network; make one with `litheseg export --precision int8`")
+    if runtime == "torch":
+        return TorchNetworks(bundle, width, threads=threads, precision=precision).engine(width)
+    with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
+        file = Path(folder) / "network.onnx"
+        save_onnx(onnx_model(export_program(deployed(bundle, width), size), "logits"), file)
+        artefact = Artefact("onnx", width, "fp32", size, "NHWC", "logits", file.name)
+        export = Export(Path(folder), bundle.header, (artefact,))
+        return open_engine(export, runtime=runtime, precision=precision, threads=threads)
+
+
+def torch_engine(
+    module: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    channels_last: bool = False,
+    precision: str = "fp32",
+) -> ModuleEngine:
+    """An engine of a plain network; arguments as of `ModuleEngine`.
+
+    The module is moved to `device`, put into evaluation mode and shared, not copied; its weights get no gradients.
+
+    Raises:
+        LithesegError: a precision or device that is not to be had here.
+    """
+    place = _checked_device(device)
+    _check_precision(precision, place)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    placed = module.eval().requires_grad_(False).to(device=place, memory_format=memory)  # type: ignore[call-overload]
+    return ModuleEngine(
+        placed, mean, std, device=place, threads=threads, channels_last=channels_last, precision=precision
+    )
+
+
+def archive_engine(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+    """An engine of a `torch.export` archive, as `open_engine` asks for it.
+
+    Raises:
+        BundleError: as `load_archive`.
+        LithesegError: a device or precision that is not to be had.
+    """
+    if device != "cpu":
+        raise LithesegError(f"an archive runs on the CPU; for '{device}', give the bundle instead of the export")
+    _check_precision(precision, torch.device("cpu"))
+    return _ArchiveEngine(load_archive(file), artefact, precision, threads)
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    try:
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LithesegError(f"device '{device}' cannot be used here ({reason}); choose 'cpu'") from error
+    return checked
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    """Whether PyTorch computes so, and faster than it would emulate it."""
+    if precision == "int8":
+        raise LithesegError("PyTorch runs no int8 network here; choose --runtime openvino or onnxruntime")
+    if precision == "bf16" and not has_bfloat16(device):
+        raise LithesegError(f"'{device}' has no bf16 here (PyTorch would emulate it, slowly); choose fp32")

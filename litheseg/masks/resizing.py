@@ -1,0 +1,131 @@
+"""The one resize of images and of label masks: training, prediction, timing, serving and certificates all use it.
+
+Images are resized bilinearly and antialiased: each pixel is a weighted mean under a triangle, which widens with the
+scale when an image shrinks. Columns first, then rows, each rounded to uint8, in integers throughout, so the result is
+the same in every bit on any machine. It is what PyTorch computes for uint8 (`interpolate` with ``antialias=True``:
+UpSampleKernel.cpp); the scheme, weights in 16 bits with as many fractional bits as the largest leaves room for, is that
+of Pillow and Pillow-SIMD (Resample.c).
+
+Usage:
+    >>> small = resize_image(image, (360, 480))  # uint8 H W 3 -> uint8 360 480 3
+    >>> labels = resize_mask(mask, (720, 960))  # uint8 H W -> uint8 720 960
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from litheseg.errors import DataError
+
+__all__ = ["resize_image", "resize_mask"]
+
+_BLOCK = 1 << 18  # sums that are held at once
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image to what a network takes: bilinear, antialiased.
+
+    Args:
+        image: uint8 H W 3; any strides.
+        size: (h, w) in pixels.
+
+    Returns:
+        uint8 h w 3; the array itself where the size is right.
+
+    Raises:
+        DataError: an image of another type or shape, or a size that no image has.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"an image is {image.dtype} {image.shape}; give uint8 (H, W, 3)")
+    _check(image, size)
+    if image.shape[1] != size[1]:
+        image = _resize_rows(image.transpose(1, 0, 2), size[1]).transpose(1, 0, 2)
+    if image.shape[0] != size[0]:
+        image = _resize_rows(image, size[0])
+    return image
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize labels: each pixel takes the label under its centre.
+
+    Args:
+        mask: uint8 H W; any strides.
+        size: (h, w) in pixels.
+
+    Returns:
+        uint8 h w; the array itself where the size is right.
+
+    Raises:
+        DataError: a mask of another type or shape, or a size that no mask has.
+    """
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise DataError(f"a mask is {mask.dtype} {mask.shape}; give uint8 (H, W)")
+    _check(mask, size)
+    # Rows are copied whole, which is cheap: columns are picked while there are fewer rows.
+    for axis in (1, 0) if mask.shape[0] < size[0] else (0, 1):
+        if mask.shape[axis] != size[axis]:
+            mask = mask.take(_nearest(mask.shape[axis], size[axis]), axis)
+    return mask
+
+
+def _check(array: np.ndarray, size: tuple[int, int]) -> None:
+    if 0 in array.shape or min(size) < 1:
+        raise DataError(f"{array.shape[:2]} pixels cannot become {tuple(size)}; give sizes of one pixel or more")
+
+
+class _Triangles(NamedTuple):
+    """How `new` pixels of an axis are weighted means of the `old` ones.
+
+    Attributes:
+        starts: int32 [new]: the first pixel under each triangle.
+        weights: int16 [new, taps] of the pixels from there on, 0 beyond the triangle; in units of 1 / 2 ** `precision`.
+        precision: fractional bits of the weights.
+    """
+
+    starts: np.ndarray
+    weights: np.ndarray
+    precision: int
+
+
+@lru_cache(maxsize=64)
+def _triangles(old: int, new: int) -> _Triangles:
+    """The weights of an axis; the order of the floating-point operations decides the last bit, so it is PyTorch's."""
+    scale = old / new
+    support = max(scale, 1.0)
+    centres = scale * (np.arange(new) + 0.5)
+    starts = np.maximum((centres - support + 0.5).astype(np.int64), 0)
+    ends = np.minimum((centres + support + 0.5).astype(np.int64), old)
+    counts = np.clip(ends - starts, 0, 2 * math.ceil(support) + 1)
+    taps = np.arange(counts.max())
+    distance = np.abs(((taps + starts[:, None]) - centres[:, None] + 0.5) * (1 / support))
+    weights = np.where(taps < counts[:, None], np.maximum(1 - distance, 0), 0)
+    weights /= weights.cumsum(1)[:, -1:]  # one after the other; `sum` adds in pairs
+    precision = 0
+    while precision < 22 and int(0.5 + weights.max() * 2 ** (precision + 1)) < 2**15:
+        precision += 1
+    return _Triangles(starts.astype(np.int32), (0.5 + weights * 2**precision).astype(np.int16), precision)
+
+
+def _resize_rows(image: np.ndarray, new: int) -> np.ndarray:
+    """uint8 H W 3 to `new` W 3; some columns at a time, so that sums of 32 bits stay few."""
+    starts, weights, precision = _triangles(image.shape[0], new)
+    result = np.empty((new, *image.shape[1:]), np.uint8)
+    step = max(1, _BLOCK // (3 * new))
+    for first in range(0, image.shape[1], step):
+        part = image[:, first : first + step]
+        total = np.full((new, *part.shape[1:]), 1 << (precision - 1), np.int32)
+        for tap in range(weights.shape[1]):
+            rows = np.minimum(starts + tap, image.shape[0] - 1)
+            total += weights[:, tap, None, None].astype(np.int32) * part[rows]
+        result[:, first : first + step] = np.minimum(total >> precision, 255)
+    return result
+
+
+@lru_cache(maxsize=64)
+def _nearest(old: int, new: int) -> np.ndarray:
+    """int64 [new]: the pixel of `old` that lies under each centre."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)

@@ -1,0 +1,288 @@
+"""One call for every runtime: an image in, the network's output out, the same in PyTorch, ONNX Runtime and OpenVINO.
+
+An `Engine` takes an image at the size that its network takes, and gives logits at the network's own stride, or labels
+where the network makes them itself; it also knows the fastest way from that output to labels of any size. Exports open
+here; what runs in PyTorch is made by `litheseg.deploy.torch_engine`, on machines that have it. Resizing and the order
+of the stages are `pipeline`'s.
+
+Usage:
+    >>> engine = open_engine("exports/street", width=0.5, runtime="openvino", threads=1)
+    >>> logits = engine(image)  # uint8 h x w x 3 -> float32 K x h' x w'
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from litheseg.bundle.exported import RUNTIMES, Artefact, Export, load_export
+from litheseg.errors import DataError, LithesegError, MissingExtraError
+from litheseg.masks.resizing import resize_mask
+from litheseg.masks.upsampling import upsample_labels
+from litheseg.runtime.workstation import workstation
+
+__all__ = ["Engine", "available_runtimes", "batched", "open_engine", "openvino_core", "session_options"]
+
+Size = tuple[int, int]
+
+_TOO_NEW = ("Unsupported model IR version", "Opset", "opset", "IR version")  # what a runtime says of a newer format
+_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+
+
+class Engine(ABC):
+    """A network that runs.
+
+    Attributes:
+        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
+        precision: "fp32", "bf16" or "int8".
+        output: "logits" or "labels".
+        size: height and width of the images that it takes, in pixels; None for any.
+        together: images of one size from which `run_batch` is faster than `run` one by one; 1 where it never is.
+    """
+
+    runtime: str
+    precision: str
+    output: str
+    size: Size | None
+    together: int = 1
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Run it.
+
+        Args:
+            image: uint8 h x w x 3, RGB, any strides.
+
+        Returns:
+            float32 K x h' x w' at the network's own stride (logits), or uint8 h x w (labels); the caller's own.
+
+        Raises:
+            DataError: an image of another kind or size.
+            LithesegError: the runtime cannot run it.
+        """
+        return self.array(self.run(image))
+
+    @abstractmethod
+    def run(self, image: np.ndarray) -> Any:
+        """As `__call__`, but the output stays where it was computed: an array, or a tensor on a GPU."""
+
+    def run_batch(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """The outputs of several images of one size."""
+        return [self.run(image) for image in images]
+
+    def array(self, output: Any) -> np.ndarray:
+        """An output of `run` in main memory."""
+        return np.asarray(output)
+
+    def labels(self, output: Any, size: Size, threads: int | None = None) -> np.ndarray:
+        """uint8 H x W labels at `size` (H, W) of an output of `run`: each pixel's largest interpolated logit.
+
+        Args:
+            output: logits or labels.
+            size: of the image, in pixels.
+            threads: of the CPU; None for as many as it has cores.
+        """
+        return resize_mask(output, size) if self.output == "labels" else upsample_labels(output, size, threads=threads)
+
+    def wait(self) -> None:
+        """Return when everything that was begun is computed; a CPU computes at once."""
+        return
+
+
+def available_runtimes() -> tuple[str, ...]:
+    """The runtimes whose packages are installed here, in the order of `RUNTIMES`."""
+    return tuple(name for name in RUNTIMES if importlib.util.find_spec(_PACKAGES[name]) is not None)
+
+
+def open_engine(
+    export: Export | str | Path,
+    *,
+    width: float | None = None,
+    runtime: str | None = None,
+    precision: str = "fp32",
+    threads: int | None = None,
+    device: str = "cpu",
+) -> Engine:
+    """An engine for one network of an export.
+
+    Args:
+        export: a loaded one, or its path.
+        width: one of the export's; None for the widest.
+        runtime: one of `RUNTIMES`; None for one that is installed and takes the export's files.
+        precision: "fp32", "bf16" (of an fp32 network) or "int8".
+        threads: of the CPU; None for the runtime's own choice.
+        device: "cpu", or "cuda" where the runtime has it.
+
+    Raises:
+        BundleError: no export, or a damaged one.
+        WidthError: a width that it does not have.
+        MissingExtraError: a runtime that is not installed.
+        LithesegError: a network that it does not have, or that this machine cannot run so.
+    """
+    opened = export if isinstance(export, Export) else load_export(export)
+    artefact = opened.find(width, runtime or _installed(opened, width, precision), precision)
+    chosen = runtime or next(name for name in artefact.runtimes if name in available_runtimes())
+    file = opened.file(artefact)
+    return _OPENERS[chosen](file, artefact, precision=precision, threads=threads, device=device)
+
+
+def batched(image: np.ndarray, layout: str, size: Size | None) -> np.ndarray:
+    """One image as a network takes it: contiguous, uint8 1 x h x w x 3 or 1 x 3 x h x w.
+
+    Raises:
+        DataError: an image of another kind, or of another size than `size`.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(f"an image of {image.dtype} and shape {image.shape}; give uint8 h x w x 3, RGB")
+    if size is not None and image.shape[:2] != size:
+        raise DataError(
+            f"an image of {image.shape[0]}x{image.shape[1]}, where the export takes {size[0]}x{size[1]} only; resize "
+            "it, or export for any size (--size dynamic)"
+        )
+    arranged = image if layout == "NHWC" else image.transpose(2, 0, 1)
+    return np.ascontiguousarray(arranged)[None]
+
+
+def session_options(threads: int | None = None) -> Any:
+    """How ONNX Runtime runs a network here."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    return options
+
+
+@cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process that compiles networks.
+
+    With two, the next signal can end the process: OpenVINO's CPU plugin, one per core, gives the thread that loads it a
+    stack for signal handlers, and when the core goes restores the one before, though that may have gone earlier.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", "running in OpenVINO") from error
+    return openvino.Core()
+
+
+class _OnnxEngine(Engine):
+    """A session of ONNX Runtime, which is safe to be shared."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, session: Any, artefact: Artefact) -> None:
+        self.precision, self.output, self.size = artefact.precision, artefact.output, artefact.size
+        self._session, self._layout = session, artefact.layout
+        self._input = session.get_inputs()[0].name
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        batch = batched(image, self._layout, self.size)
+        with _explained(self.runtime, image):
+            return np.asarray(self._session.run(None, {self._input: batch})[0][0])
+
+
+class _OpenVinoEngine(Engine):
+    """A compiled model; every thread has a request of its own."""
+
+    runtime = "openvino"
+
+    def __init__(self, model: Any, artefact: Artefact, precision: str) -> None:
+        self.precision, self.output, self.size = precision, artefact.output, artefact.size
+        self._model, self._layout, self._requests = model, artefact.layout, threading.local()
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        batch = batched(image, self._layout, self.size)
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self._model.create_infer_request()
+        with _explained(self.runtime, image):
+            self._requests.own.infer([batch], share_inputs=True)
+            return np.array(self._requests.own.get_output_tensor(0).data[0])  # a copy: the next call overwrites it
+
+
+def _installed(export: Export, width: float | None, precision: str) -> str | None:
+    """A runtime that is here and takes what the export holds; None to let `find` say what is wrong."""
+    runtimes = list(dict.fromkeys(name for artefact in export.artefacts for name in artefact.runtimes))
+    here = [name for name in runtimes if name in available_runtimes()]
+    if not here:
+        package = "litheseg[train]" if runtimes == ["torch"] else _PACKAGES[runtimes[0]]
+        raise LithesegError(
+            f"{export.path} runs in {' or '.join(runtimes)}, which this machine does not have: pip install '{package}'"
+        )
+    for name in here:
+        if precision == "bf16" and name == "onnxruntime":  # reads the network, but cannot run it so
+            continue
+        with suppress(LithesegError):
+            export.find(width, name, precision)
+            return name
+    return None
+
+
+def _open_torch(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+    engine: Engine = workstation("deploy.torch_engine", f"running {file.name} in PyTorch").archive_engine(
+        file, artefact, precision=precision, threads=threads, device=device
+    )
+    return engine
+
+
+def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "onnx", "running in ONNX Runtime") from error
+    if precision == "bf16":
+        raise LithesegError(
+            "ONNX Runtime has no bf16 convolutions; choose fp32 or int8, or --runtime openvino or torch"
+        )
+    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if providers[0] not in onnxruntime.get_available_providers():
+        raise LithesegError(f"this ONNX Runtime has no '{device}'; install onnxruntime-gpu, or choose cpu")
+    options = session_options(threads)
+    with _explained("onnxruntime", file):
+        return _OnnxEngine(onnxruntime.InferenceSession(str(file), options, providers=providers), artefact)
+
+
+def _open_openvino(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+    core = openvino_core()
+    if device != "cpu":
+        raise LithesegError(f"OpenVINO runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise LithesegError("this CPU has no bf16 (OpenVINO would compute in fp32); choose fp32 or int8")
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    with _explained("openvino", file):
+        return _OpenVinoEngine(core.compile_model(str(file), "CPU", settings), artefact, precision)
+
+
+_OPENERS: dict[str, Callable[..., Engine]] = {
+    "onnxruntime": _open_onnx,
+    "openvino": _open_openvino,
+    "torch": _open_torch,
+}
+
+
+@contextmanager
+def _explained(runtime: str, subject: Path | np.ndarray) -> Iterator[None]:
+    """One error in place of a runtime's many; they have no class in common."""
+    try:
+        yield
+    except Exception as error:
+        what = subject if isinstance(subject, Path) else f"an image of {subject.shape[0]}x{subject.shape[1]}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        old = any(sign in str(error) for sign in _TOO_NEW)
+        remedy = f"pip install --upgrade {runtime}" if old else "try another runtime"
+        raise LithesegError(f"{runtime} {version(runtime)} cannot run {what} ({lines[-1]}); {remedy}") from error

@@ -1,0 +1,210 @@
+"""What every width of a model costs: counted on paper and timed end to end, in the runtimes that will run it.
+
+Rows are widths in runtimes and precisions. All of them take turns, so that they can be compared; milliseconds are those
+of an image of the camera's size to its mask, stage by stage (`timing`). What is counted is the plain network of a
+width; an export holds none, and is only timed. It does not know accuracy, nor what a layer costs in time.
+
+Usage:
+    >>> rows = profile("exports/street", runtimes=("onnxruntime", "openvino"), threads=2)
+    >>> rows[0].latency[Scope.NETWORK].percentile(50), rows[0].latency[Scope.END_TO_END].percentile(50)
+    (3.1, 4.4)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litheseg.bundle.exported import Export, load_export
+from litheseg.errors import LithesegError
+from litheseg.runtime.engines import Engine, open_engine
+from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.networks import is_export
+from litheseg.runtime.pipeline import STAGES, Pipeline
+from litheseg.runtime.timing import Stages, measure, street_frames
+from litheseg.runtime.workstation import workstation
+
+__all__ = ["HEAD", "Profile", "Profiled", "profile"]
+
+_PERCENTILES = (50, 95, 99)
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One width in one runtime.
+
+    Attributes:
+        width: fraction of channels.
+        runtime: that ran it.
+        precision: in which.
+        latency: milliseconds by scope: of each stage and end to end.
+        params: parameters of the plain model of this width; None for an export, which holds nothing to count.
+        macs: multiply-accumulates of its convolutions and linear layers, likewise.
+        peak_bytes: peak activation memory in float32 (definition: `litheseg.cost.counting`), likewise.
+    """
+
+    width: float
+    runtime: str
+    precision: str
+    latency: Stages
+    params: int | None = None
+    macs: int | None = None
+    peak_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: a latency stands under the name of its scope."""
+        counted = {name: getattr(self, name) for name in ("params", "macs", "peak_bytes")}
+        names = {"width": self.width, "runtime": self.runtime, "precision": self.precision}
+        times = {str(scope).replace(" ", "_"): _summary(self.latency[scope]) for scope in reversed(Scope)}
+        known = {name: value for name, value in counted.items() if value is not None}
+        return {**names, **known, "repeats": len(self.latency[Scope.END_TO_END]), **times}
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table under `HEAD`."""
+        counted = (
+            _scaled(self.params, 1e6, " M"),
+            _scaled(self.macs, 1e9, " G"),
+            _scaled(self.peak_bytes, 2**20, " MiB", 1),
+        )
+        stages = (f"{self.latency[Scope(name)].percentile(50):.2f}" for name in STAGES)
+        total = (f"{self.latency[Scope.END_TO_END].percentile(percentile):.2f}" for percentile in _PERCENTILES)
+        return (f"{self.width:g}", self.runtime, self.precision, *counted, *stages, *total)
+
+
+HEAD = (
+    "width",
+    "runtime",
+    "",
+    "params",
+    "MACs",
+    "peak memory",
+    *STAGES,
+    *(f"p{percentile} {Scope.END_TO_END}" for percentile in _PERCENTILES),
+)
+"""Of `Profile.cells`; times are milliseconds, those of stages medians."""
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A model that can be profiled.
+
+    Attributes:
+        widths: to time, the widest first.
+        size: height and width of the network's input.
+        open: (width, runtime, precision) -> an engine.
+        counted: by width: fields of `Profile` that are counted.
+    """
+
+    widths: tuple[float, ...]
+    size: Size
+    open: Callable[[float, str, str], Engine]
+    counted: Mapping[float, Mapping[str, int]]
+
+
+def profile(
+    model: Any,
+    widths: Sequence[float] | None = None,
+    size: Size | None = None,
+    *,
+    image: Size | None = None,
+    runtimes: Sequence[str] | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    threads: int | None = None,
+    device: str = "cpu",
+    channels_last: bool = False,
+    repeats: int = 60,
+    warmup: int = 3,
+    fps: float | None = None,
+    left_out: Callable[[str], object] | None = None,
+) -> list[Profile]:
+    """Count and time every width in every runtime and precision.
+
+    Args:
+        model: an export or a model file, its path, or a `torch.nn.Module` (elastic, or plain: then its width is 1).
+        widths: which ones, any in a model file's trained range; None for all that are available.
+        size: height and width of the network's input; None for the model's own, 512x1024 of a module.
+        image: height and width of the images; None for `size`.
+        runtimes: some of `litheseg.bundle.exported.RUNTIMES`; None for PyTorch, or, of an export, one that takes it.
+        precisions: some of `litheseg.bundle.exported.PRECISIONS`.
+        threads: of the CPU; None for each runtime's own choice.
+        device: where PyTorch runs.
+        channels_last: run PyTorch in this memory format.
+        repeats: timed images of each.
+        warmup: untimed images of each.
+        fps: images a second, as from a camera; None for one after the other.
+        left_out: told, in words, of what cannot run here and is left out; None to raise instead.
+
+    Returns:
+        One row for each, the widest first.
+
+    Raises:
+        WidthError: a width that the model cannot have.
+        MissingExtraError: a runtime that is not installed, or PyTorch, where it is needed.
+        LithesegError: what cannot be run here, or numbers out of range.
+    """
+    if threads is not None and threads < 1:
+        raise LithesegError(f"threads is {threads}; give 1 or more")
+    subject = _subject(model, widths, size, threads, device, channels_last)
+    ways = list(itertools.product(subject.widths, runtimes or ("",), precisions))
+    engines = _opened(subject, ways, left_out)
+    pipelines = {way: Pipeline(engine, subject.size, threads) for way, engine in engines.items()}
+    frames = street_frames(image or subject.size)
+    times = measure(pipelines, frames, repeats=repeats, warmup=warmup, fps=fps)
+    return [
+        Profile(way[0], engines[way].runtime, way[2], stages, **subject.counted.get(way[0], {}))
+        for way, stages in times.items()
+    ]
+
+
+def _subject(
+    model: Any, widths: Sequence[float] | None, size: Size | None, threads: int | None, device: str, last: bool
+) -> Profiled:
+    if isinstance(model, (str, Path)) and is_export(Path(model).expanduser()):
+        model = load_export(model)
+    if not isinstance(model, Export):
+        return workstation("deploy.profiled", "profiling a model file").profiled(  # type: ignore[no-any-return]
+            model, widths, size, threads=threads, device=device, channels_last=last
+        )
+
+    def opened(width: float, runtime: str, precision: str) -> Engine:
+        return open_engine(
+            model, width=width, runtime=runtime or None, precision=precision, threads=threads, device=device
+        )
+
+    fixed = {artefact.size for artefact in model.artefacts} - {None}
+    own = next(iter(fixed)) if len(fixed) == 1 else None
+    chosen = tuple(sorted(widths or model.widths, reverse=True))
+    return Profiled(chosen, size or own or model.header.size, opened, {})
+
+
+def _opened(
+    subject: Profiled, ways: Sequence[tuple[float, str, str]], left_out: Callable[[str], object] | None
+) -> dict[tuple[float, str, str], Engine]:
+    engines: dict[tuple[float, str, str], Engine] = {}
+    reasons: dict[str, None] = {}
+    for way in ways:
+        try:
+            engines[way] = subject.open(*way)
+        except LithesegError as error:
+            if left_out is None:
+                raise
+            reasons[f"{way[1]} {way[2]}: {error}"] = None
+    if not engines:
+        raise LithesegError("; ".join(reasons))
+    for reason in reasons:
+        left_out(reason)  # type: ignore[misc]
+    return engines
+
+
+def _summary(latency: Latency) -> dict[str, float]:
+    shown = {f"p{percentile}_ms": round(latency.percentile(percentile), 4) for percentile in _PERCENTILES}
+    return {**shown, "mean_ms": round(sum(latency.ms) / len(latency), 4)}
+
+
+def _scaled(value: float | None, unit: float, name: str, digits: int = 3) -> str:
+    return "–" if value is None else f"{value / unit:.{digits}f}{name}"
