@@ -7,16 +7,26 @@ compared. The plain way is `F.interpolate` and `argmax`, on contiguous logits, a
 forms (channels_last, ``max(1).indices``) are there too, and the quickest of the four counts as "best".
 
     python benchmarks/upsampling.py --output benchmarks/results/upsampling.json
+
+With ``--kernels`` it compares instead what can do the work on a CPU, one JSON line each: time in turns, with one thread
+and more, and the memory that a fresh process grows by when it imports the kernel and labels an image, NumPy and the
+logits there already.
+
+    python benchmarks/upsampling.py --rounds 200 --kernels benchmarks/results/upsampling_kernels.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -27,9 +37,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from litheseg.files import atomic_path
+from litheseg.masks import upsampling as masks
 from litheseg.models import upsampling
 from litheseg.models.upsampling import label_maps, upsample_labels
 from litheseg.streets import render_street
+
+Name = TypeVar("Name")
 
 TARGET = 20.0
 PLAIN = ("argmax", "argmax, channels_last", "max", "max, channels_last")
@@ -39,6 +53,9 @@ def main() -> None:
     """Parse, measure, print a table, write JSON."""
     options = parse()
     torch.set_num_threads(options.threads)
+    if options.kernels:
+        compare(options)
+        return
     started = time.process_time()
     if not upsampling.warm_up():
         raise SystemExit("Numba cannot be used here: there is no kernel to time")
@@ -55,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds, after one for warming up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kernels", type=Path, help="compare kernels; where to write JSON lines")
     parser.add_argument("--output", type=Path, help="where to write JSON")
     return parser.parse_args()
 
@@ -135,15 +153,98 @@ def ways(logits: Tensor, size: tuple[int, int]) -> dict[str, Callable[[], object
     }
 
 
-def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def measure(steps: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:
     """Milliseconds of every way in every round, the first round left out."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[Name, list[float]] = {name: [] for name in steps}
     for _ in range(1 + rounds):
         for name, run in steps.items():
             started = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - started))
     return {name: values[1:] for name, values in times.items()}
+
+
+KERNELS = {
+    "numba": """
+import sys  # by its file, since the package that it lies in imports PyTorch
+sys.path.insert(0, "litheseg/models")
+from upsampling_kernel import fill_labels
+kernel = lambda logits, labels, rows, columns, first, last: fill_labels(
+    logits, labels, rows.starts, rows.low, rows.high, columns.starts, columns.low, columns.high, first, last)
+""",
+    "numpy": "from litheseg.masks.upsampling_arrays import fill_labels as kernel",
+    "c": "from litheseg.masks._upsampling import fill_labels as kernel",
+}
+KERNEL_CASES: dict[str, tuple[tuple[int, int], int]] = {
+    "street, 11 classes": ((360, 480), 11),
+    "street, 19 classes": ((360, 480), 19),
+    "large street": ((1024, 2048), 19),
+}
+GROWTH = """
+import sys
+import numpy as np
+def memory(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+logits, size = np.load(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3]))
+before = memory("VmRSS")
+{source}
+from litheseg.masks import upsampling
+upsampling._kernel = lambda: kernel
+upsampling.upsample_labels(logits, size, threads=int(sys.argv[4]))
+print(memory("VmRSS") - before, memory("VmHWM") - before)
+"""
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Time all kernels in turns and weigh each by itself; write a JSON line for each of them and each case."""
+    rows = []
+    for case, (size, classes) in KERNEL_CASES.items():
+        logits = street_logits(size, 8, classes, options.seed).numpy()
+        times = measure(kernel_ways(logits, size, options.threads), options.rounds)
+        first, *_ = KERNELS
+        for (name, threads), values in times.items():
+            row = {"kernel": name, "case": case, "size": size, "stride": 8, "classes": classes, "threads": threads}
+            ratios = [one / other for one, other in zip(values, times[first, threads], strict=True)]
+            row |= {"milliseconds": median(values), "fastest_milliseconds": min(values)}
+            row |= {f"times_{first}": median(ratios), "megabytes": growth(name, logits, size, threads)}
+            rows.append(row)
+            print({key: value for key, value in row.items() if key not in ("size", "stride", "classes")})
+    origin = provenance(options, "numba", "numpy", clock="wall-clock time")
+    with atomic_path(options.kernels) as temporary:
+        temporary.write_text("".join(json.dumps(row | origin) + "\n" for row in rows))
+
+
+def kernel_ways(logits: np.ndarray, size: tuple[int, int], threads: int) -> dict[tuple[str, int], Callable[[], object]]:
+    """By name of the kernel and number of threads, all through the public function."""
+
+    def way(kernel: Callable[..., None], count: int) -> Callable[[], object]:
+        def run() -> None:
+            with patch.object(masks, "_kernel", lambda: kernel):
+                masks.upsample_labels(logits, size, threads=count)
+
+        return run
+
+    ways: dict[tuple[str, int], Callable[[], object]] = {}
+    for name, source in KERNELS.items():
+        names: dict[str, Any] = {}
+        exec(source, names)
+        ways |= {(name, count): way(names["kernel"], count) for count in sorted({1, threads})}
+    return ways
+
+
+def growth(name: str, logits: np.ndarray, size: tuple[int, int], threads: int) -> dict[str, float]:
+    """Megabytes of a fresh process: what stays, and the most there ever was."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(path := Path(folder) / "logits.npy", logits)
+        words = [
+            sys.executable,
+            "-c",
+            GROWTH.replace("{source}", KERNELS[name]),
+            str(path),
+            *map(str, (*size, threads)),
+        ]
+        stays, peak = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    return {"stays": round(float(stays), 2), "peak": round(float(peak), 2)}
 
 
 def show(report: dict[str, Any]) -> None:

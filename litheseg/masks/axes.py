@@ -1,6 +1,6 @@
-"""Where the pixels of an axis lie between its samples: bilinear interpolation as PyTorch's with
-``align_corners=False``.
+"""Where the pixels of an axis lie between its samples, for bilinear interpolation as PyTorch has it.
 
+That is its ``align_corners=False``: samples and pixels are squares that cover the same image.
 A cell is what lies between two neighbouring samples; the last one reaches beyond the last sample. It does not know
 logits or labels.
 
