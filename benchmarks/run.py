@@ -32,8 +32,8 @@ import torch
 import yaml
 from reports import commit, hardware
 
+from litheseg.errors import Interrupted
 from litheseg.models.bundle import load_bundle
-from litheseg.training.callbacks import Interrupted
 from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe
 from litheseg.training.run import train

@@ -17,9 +17,12 @@ from collections.abc import Iterable
 __all__ = [
     "BundleError",
     "DataError",
+    "FolderInUseError",
+    "Interrupted",
     "LithesegError",
     "MissingExtraError",
     "ModelError",
+    "RankError",
     "RecipeError",
     "TrainingError",
     "WidthError",
@@ -28,7 +31,13 @@ __all__ = [
 
 
 class LithesegError(Exception):
-    """Base of all errors that a user can mend; the message says how."""
+    """Base of all errors that a user can mend; the message says how.
+
+    Attributes:
+        exit_status: what the command line ends with.
+    """
+
+    exit_status = 2
 
 
 class BundleError(LithesegError):
@@ -37,6 +46,16 @@ class BundleError(LithesegError):
 
 class DataError(LithesegError):
     """Images, masks or class lists that cannot be used as they are."""
+
+
+class FolderInUseError(LithesegError):
+    """A folder that another process is writing."""
+
+
+class Interrupted(LithesegError):
+    """The user stopped the work; it is saved, and the message says how to go on."""
+
+    exit_status = 130
 
 
 class MissingExtraError(LithesegError):
@@ -56,6 +75,12 @@ class RecipeError(LithesegError):
 
 class TrainingError(LithesegError):
     """A training run that cannot go on."""
+
+
+class RankError(TrainingError):
+    """A process of a distributed run that ended before the run did."""
+
+    exit_status = 1
 
 
 class WidthError(LithesegError):

@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litheseg.data import open_source
-from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.models.bundle import Bundle
 from litheseg.nn import recalibrate
+
+if TYPE_CHECKING:
+    from litheseg.data.datamodule import SegmentationData
 
 __all__ = ["Evaluation", "calibrate", "evaluate_bundle", "open_bundle_data"]
 
@@ -103,6 +105,8 @@ def open_bundle_data(
     Raises:
         DataError: data that is missing or has other classes; a bundle that does not say what it was trained on.
     """
+    from litheseg.data.datamodule import SegmentationData  # it brings Lightning, which takes its time
+
     header, recipe = bundle.header, dict(bundle.header.recipe.get("data", {}))
     if isinstance(data, Source):
         opened = data
