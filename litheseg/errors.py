@@ -12,7 +12,8 @@ Usage:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BundleError",
@@ -27,7 +28,14 @@ __all__ = [
     "TrainingError",
     "WidthError",
     "did_you_mean",
+    "listed",
+    "printable",
 ]
+
+# Categories of Unicode that a terminal may obey, or cannot show: controls, directions of writing, bytes that are no
+# UTF-8, separators of lines. Joiners are part of many scripts.
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
 
 
 class LithesegError(Exception):
@@ -92,3 +100,25 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{near[0]}'?" if near else f" Choose from: {', '.join(known)}."
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """The first names and how many more there are: ``"a, b, c and 7 more"``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def printable(text: str) -> str:
+    r"""Text that a stranger chose, such as a file's name, as a terminal may show it.
+
+    What a terminal would obey (escape sequences, line breaks, directions of writing) and what is no UTF-8 is written as
+    in Python: ``\x1b``, ``\n``, ``\udcff``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _OBEYED and char not in _JOINERS
+        else char
+        for char in text
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from functools import partial
 from pathlib import Path
 
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
-from litheseg.cli.options import device_option, parse_width
+from litheseg.cli.options import device_option, parse_amount, parse_width
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.server import check_extra
 from litheseg.runtime.server.pace import Pace
@@ -20,8 +19,6 @@ from litheseg.runtime.server.settings import DEFAULT_TARGET_MS, Settings, read_a
 __all__ = ["SUMMARY", "add", "run"]
 
 SUMMARY = "segment images over HTTP, with a page to try it"
-
-_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
 
 def add(parser: ArgumentParser) -> None:
@@ -66,10 +63,18 @@ def _limit_options(parser: ArgumentParser) -> None:
     limits.add_argument("--workers", type=int, metavar="N", help="images at work at once [the number of cores]")
     limits.add_argument("--queue", type=int, default=Settings.queue, metavar="N", help="requests that may wait [16]")
     limits.add_argument(
-        "--max-upload", type=_amount, default=Settings.max_upload, metavar="BYTES", help="such as 500kB or 20MB [20MB]"
+        "--max-upload",
+        type=parse_amount,
+        default=Settings.max_upload,
+        metavar="BYTES",
+        help="such as 500kB or 20MB [20MB]",
     )
     limits.add_argument(
-        "--max-pixels", type=_amount, default=Settings.max_pixels, metavar="N", help="of an image, such as 25M [25M]"
+        "--max-pixels",
+        type=parse_amount,
+        default=Settings.max_pixels,
+        metavar="N",
+        help="of an image, such as 25M [25M]",
     )
     limits.add_argument(
         "--timeout", type=float, default=Settings.timeout, metavar="S", help="seconds from upload to answer [30]"
@@ -151,11 +156,3 @@ def _port(text: str) -> int:
     if not (text.isdigit() and int(text) < 1 << 16):
         raise ArgumentTypeError(f"'{text}' is no port; give a number from 0 to 65535")
     return int(text)
-
-
-def _amount(text: str) -> int:
-    """``20MB``, ``500k``, ``25M``: decimal units."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", text.strip().lower())
-    if match is None:
-        raise ArgumentTypeError(f"'{text}' is no amount; write e.g. 500k or 20M")
-    return int(float(match[1]) * _UNITS[match[2]])

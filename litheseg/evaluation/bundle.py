@@ -21,6 +21,7 @@ from litheseg.data.source import Source
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
+from litheseg.masks.reading import MAX_PIXELS
 from litheseg.models.bundle import Bundle
 from litheseg.nn import recalibrate
 
@@ -134,7 +135,8 @@ def _recorded_source(recipe: dict[str, Any]) -> Source:
     if not recipe.get("source"):
         raise DataError("the bundle does not say which data it was trained on; name the data's folder with --data")
     try:
-        return open_source(recipe["source"], recipe.get("root"), **recipe.get("options", {}))
+        limit = recipe.get("max_pixels", MAX_PIXELS)
+        return open_source(recipe["source"], recipe.get("root"), max_pixels=limit, **recipe.get("options", {}))
     except DataError as error:
         raise DataError(
             f"the data that the bundle was trained on: {error} (name another folder with --data)"

@@ -70,7 +70,7 @@ def build_data(recipe: Recipe) -> SegmentationData:
         DataError: they cannot be found or do not fit.
     """
     config = recipe.data
-    source = open_source(config.source, config.root, **config.options)
+    source = open_source(config.source, config.root, max_pixels=config.max_pixels, **config.options)
     labelled = _labelled_ids(config, source, recipe.trainer.seed)
     unlabelled = None
     if config.unlabelled is not None:

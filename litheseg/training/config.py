@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from litheseg.data.transforms import Augment
 from litheseg.data.views import UnlabelledViews
+from litheseg.masks.reading import MAX_PIXELS
 from litheseg.nn.efficient import Efficient
 
 __all__ = [
@@ -66,6 +67,7 @@ class DataConfig:
         unreadable: share of the unlabelled files that may be unreadable; they are left out.
         absent_classes: go on where a class has no pixel in the labelled images.
         steps: per epoch; 0 for one pass over the unlabelled images, or over the labelled ones where those are all.
+        max_pixels: of an image, width times height by its header; a larger one is an error, or unreadable.
         cache: where decoded images stay: ram, device or none.
         workers: decoding processes with cache none.
         augment: how training views vary.
@@ -83,6 +85,7 @@ class DataConfig:
     unreadable: float = 0.1
     absent_classes: bool = False
     steps: int = 0
+    max_pixels: int = MAX_PIXELS
     cache: Literal["ram", "device", "none"] = "ram"
     workers: int = 0
     augment: Augment = field(default_factory=Augment)
