@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -13,6 +12,7 @@ from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import device_option, parse_amount, parse_width
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.server import check_extra
+from litheseg.runtime.server.hosts import is_loopback
 from litheseg.runtime.server.pace import Pace
 from litheseg.runtime.server.settings import DEFAULT_TARGET_MS, Settings, read_api_key
 
@@ -43,6 +43,7 @@ def add(parser: ArgumentParser) -> None:
   litheseg serve model.safetensors --width 0.5             always this width; when the queue is full, 503
   litheseg serve exports/street --runtime openvino --precision int8
   litheseg serve model.safetensors --host 0.0.0.0 --api-key-file key.txt
+  litheseg serve model.safetensors --allow-host seg.example.com       behind a proxy that has this name
   curl -F image=@street.jpg "http://127.0.0.1:8000/v1/segment/mask?budget_ms=50" -o mask.png
 """
 
@@ -51,6 +52,15 @@ def _address_options(parser: ArgumentParser) -> None:
     address = parser.add_argument_group("address")
     address.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all [127.0.0.1]")
     address.add_argument("--port", type=_port, default=8000, help="0 for a free one [8000]")
+    address.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients reach the server by, such as seg.example.com behind a proxy, or a site whose pages "
+        "may send images here; may be given several times; '*' for any, where nobody can reach the server but those "
+        "who may use it [localhost and the address of --host]",
+    )
     address.add_argument(
         "--api-key-file",
         metavar="FILE",
@@ -117,7 +127,7 @@ def _settings(args: Namespace) -> Settings:
     given = {name: getattr(args, name) for name in names}
     if args.workers is not None:
         given["workers"] = args.workers
-    return Settings(**given, api_key=read_api_key(args.api_key_file))
+    return Settings(**given, allow_hosts=tuple(args.allow_host), api_key=read_api_key(args.api_key_file))
 
 
 def _name(path: Path) -> str:
@@ -127,19 +137,12 @@ def _name(path: Path) -> str:
 
 
 def _warn_if_open(host: str, settings: Settings) -> None:
-    if settings.api_key is None and not _is_loopback(host):
+    if settings.api_key is None and not is_loopback(host):
         print(
             f"warning: anyone who reaches {host} can use this server; set --api-key-file, and put a proxy with TLS "
             "in front of it",
             file=sys.stderr,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _announce(pace: Pace, url: str) -> None:
