@@ -18,8 +18,8 @@ from litheseg.training.build import build_data
 TRAIN = ("seq1_0001", "seq1_0002", "seq10_0001", "seq2_0001", "seq2_0002", "seq2_0003")
 
 
-def put(folder: Path, annotations: Path, names: tuple[str, ...]) -> None:
-    for number, name in enumerate(names):
+def put(folder: Path, annotations: Path, names: tuple[str, ...], first: int = 0) -> None:
+    for number, name in enumerate(names, first):
         for path in (folder, annotations):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 6, 3), 10 * number, np.uint8)).save(folder / f"{name}.png")
@@ -29,8 +29,8 @@ def put(folder: Path, annotations: Path, names: tuple[str, ...]) -> None:
 @pytest.fixture
 def camvid(tmp_path: Path) -> Path:
     put(tmp_path / "train", tmp_path / "trainannot", TRAIN)
-    put(tmp_path / "val", tmp_path / "valannot", ("seq2_0007",))
-    put(tmp_path / "test", tmp_path / "testannot", ("other_0001",))
+    put(tmp_path / "val", tmp_path / "valannot", ("seq2_0007",), 10)
+    put(tmp_path / "test", tmp_path / "testannot", ("other_0001",), 11)
     return tmp_path
 
 
