@@ -18,6 +18,7 @@ from typing import Any
 
 from litheseg.data import open_source
 from litheseg.data.datamodule import SegmentationData
+from litheseg.data.sequences import LeaveOut
 from litheseg.data.source import Source
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
@@ -130,7 +131,8 @@ def _recorded_source(recipe: dict[str, Any]) -> Source:
     if not recipe.get("source"):
         raise DataError("the bundle does not say which data it was trained on; name the data's folder with --data")
     try:
-        return open_source(recipe["source"], recipe.get("root"), **recipe.get("options", {}))
+        opened = open_source(recipe["source"], recipe.get("root"), **recipe.get("options", {}))
+        return LeaveOut(opened, recipe["leave_out"]) if recipe.get("leave_out") else opened
     except DataError as error:
         raise DataError(
             f"the data that the bundle was trained on: {error} (name another folder with --data)"

@@ -75,7 +75,7 @@ def test_an_unknown_sequence_is_refused_and_those_that_are_there_are_named(camvi
 
 def test_something_must_be_left(tmp_path: Path) -> None:
     put(tmp_path / "train", tmp_path / "trainannot", ("a_1", "a_2"))
-    with pytest.raises(DataError, match="all 2 training images .* are of sequence 'a'"):
+    with pytest.raises(DataError, match=r"all 2 training images .* are of sequence 'a'"):
         LeaveOut(open_source("camvid", tmp_path), "a")
 
 
