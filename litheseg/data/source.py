@@ -160,6 +160,7 @@ class FileSource(Source):
     Attributes:
         layout: where the files of a split are, with "{split}" for its name; for messages.
         max_pixels: of an image or a mask, width times height by its header; a larger one is an error.
+        holds_out: whether the val split is a part of the training images, drawn by chance.
 
     Args:
         root: an existing folder.
@@ -179,6 +180,11 @@ class FileSource(Source):
         self.classes = scheme.classes
         self.allow_unlabelled = allow_unlabelled
         self._samples: dict[str, tuple[Sample, ...]] = {}
+
+    @property
+    def holds_out(self) -> bool:
+        """See the class."""
+        return False
 
     @abstractmethod
     def _pair(self, split: str) -> Pairing:

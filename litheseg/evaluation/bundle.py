@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litheseg.data import open_source
+from litheseg.data.sequences import LeaveOut
 from litheseg.data.source import Source
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
@@ -136,7 +137,8 @@ def _recorded_source(recipe: dict[str, Any]) -> Source:
         raise DataError("the bundle does not say which data it was trained on; name the data's folder with --data")
     try:
         limit = recipe.get("max_pixels", MAX_PIXELS)
-        return open_source(recipe["source"], recipe.get("root"), max_pixels=limit, **recipe.get("options", {}))
+        opened = open_source(recipe["source"], recipe.get("root"), max_pixels=limit, **recipe.get("options", {}))
+        return LeaveOut(opened, recipe["leave_out"]) if recipe.get("leave_out") else opened
     except DataError as error:
         raise DataError(
             f"the data that the bundle was trained on: {error} (name another folder with --data)"

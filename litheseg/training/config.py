@@ -60,6 +60,8 @@ class DataConfig:
         size: (H, W) that images are resized to; None keeps their own.
         crop: (H, W) of the training views; None for `size`.
         batch_size: of one step, over all processes.
+        leave_out: validate on this sequence of the training images, and train without it: a name that their ids begin
+            with, such as "0016E5"; the data set's own val split is not used then.
         labelled: train on a part of the labels: a ratio ("1/8"), a count ("46") or a list file.
         unlabelled: images without labels that are learned from as well: a folder of them, or rest for the training
             images that `labelled` leaves out; None for labels only. A step then has `batch_size` of either.
@@ -79,6 +81,7 @@ class DataConfig:
     size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     batch_size: int = 8
+    leave_out: str | None = None
     labelled: str | None = None
     unlabelled: str | None = None
     views: UnlabelledViews = field(default_factory=UnlabelledViews)
