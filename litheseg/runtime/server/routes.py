@@ -193,7 +193,7 @@ async def status(service: Services) -> Status:
     response_class=Response,
     responses={
         200: {"description": "A street scene.", "content": _binary("image/png")},
-        **documented(_READ + ["not-found", "invalid-parameter", "busy", "stopping"]),
+        **documented([*_READ, "not-found", "invalid-parameter", "busy", "stopping"]),
     },
 )
 async def example(
