@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,11 +208,23 @@ sys.stdout.buffer.write(upsample_labels(logits, (70, 61)).tobytes())
     assert labels == upsample_labels(noise(5, 9, 8), (70, 61)).tobytes()
 
 
+@pytest.mark.parametrize("compiler", ["false", None])
+def test_the_package_builds_with_and_without_a_compiler(compiler: str | None, tmp_path: Path) -> None:
+    if compiler is None and not shutil.which("cc"):
+        pytest.skip("no compiler")
+    words = ["-q", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    environment = os.environ | ({"CC": compiler} if compiler else {})
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "setup.py", *words], check=True, capture_output=True, cwd=root, env=environment)
+    built = [path.name for path in tmp_path.glob("lib/litheseg/masks/*")]
+    assert [name.startswith("_upsampling.") for name in built] == [True] * (compiler is None), built
+
+
 # The extension reads memory: what does not fit together is refused.
 
 
 def fitting() -> dict[str, object]:
-    """Arguments of the extension that fit together; a table of one more than it needs is another matter."""
+    """Arguments of the extension that fit together, in its order."""
     rows, columns = axis_of(3, 20), axis_of(4, 30)
     return {
         "logits": noise(2, 5, 3, 4),
