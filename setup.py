@@ -1,4 +1,4 @@
-"""Build the C extension, if there is a compiler: without one NumPy does its work. All else is in pyproject.toml."""
+"""Build the C extensions, if there is a compiler: without one NumPy does their work. All else is in pyproject.toml."""
 
 import os
 import sysconfig
@@ -10,14 +10,15 @@ STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded Python
 setup(
     ext_modules=[
         Extension(
-            "litheseg.masks._upsampling",
-            ["litheseg/masks/_upsampling.c"],
+            f"litheseg.masks.{name}",
+            [f"litheseg/masks/{name}.c"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],
             # Products are not fused with sums, so that labels are the same bit by bit on every processor.
             extra_compile_args=[] if os.name == "nt" else ["-O3", "-ffp-contract=off"],
             py_limited_api=STABLE,
             optional=True,
         )
+        for name in ("_resizing", "_upsampling")
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE else {},
 )

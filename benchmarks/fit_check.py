@@ -28,9 +28,9 @@ from rich.table import Table
 from litheseg.budget.candidates import Candidate
 from litheseg.budget.search import PROOF_MS
 from litheseg.deploy.torch_engine import bundle_engine
-from litheseg.runtime.engines import open_engine
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.models.bundle import load_bundle
+from litheseg.runtime.engines import open_engine
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.standalone import host_facts
 from litheseg.runtime.timing import Pipeline, measure_total

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 from page_parts import NONE, Draw, frontier_plot, markdown, provenance
+from protocols import read_protocols
 
 from litheseg.report.plots import FrontierPoint
 
@@ -133,9 +134,10 @@ def _read(root: Path) -> list[Outcomes]:
     order = [row["id"] for row in yaml.safe_load((root / "benchmarks/grouping.yaml").read_text())["rows"]]
     records = {record["key"]: record for record in map(json.loads, filter(None, path.read_text().splitlines()))}
     listed = sorted(records.values(), key=lambda record: order.index(record["id"]))
-    protocols = yaml.safe_load((root / "benchmarks/protocols.yaml").read_text())
+    protocols = read_protocols(root / "benchmarks/protocols.yaml")
     found = [Outcomes(protocol, [r for r in listed if r["protocol"] == protocol]) for protocol in protocols]
-    return [outcomes for outcomes in found if outcomes.records]
+    # Those with folds have a table of their own.
+    return [outcomes for outcomes in found if outcomes.records and not protocols[outcomes.protocol].folds]
 
 
 def _method_table(outcomes: Outcomes) -> str:

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from litheseg.deploy import engines
-from litheseg.deploy.torch_engine import bundle_engine
-from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.runtime.engines import open_engine
 from litheseg.runtime.standalone import host_facts
 from litheseg.runtime.timing import Pipeline, street_frames
 

@@ -24,11 +24,11 @@ from rich.table import Table
 from upsampling import measure
 
 from litheseg.bundle.exported import Artefact, Export
-from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.quantize import QuantizationReport, Tolerance, Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.runtime.engines import Engine, open_engine
 
 FORMATS = ("onnx", "openvino")
 LIBRARIES = ("nncf", "numpy", "onnx", "onnxruntime", "openvino", "torch")

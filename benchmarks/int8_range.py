@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from litheseg.bundle.exported import Artefact, Export
-from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.parity import Certificate, certify_all, pytorch_reference
 from litheseg.deploy.quantize import calibration_samples, networks
@@ -35,6 +34,7 @@ from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.deploy.quantize.tolerance import class_changes
 from litheseg.models.bundle import load_bundle
+from litheseg.runtime.engines import Engine, open_engine
 
 RANGES = {"full": "disable", "half in the first layer": "first_layer_only", "half": "enable"}
 

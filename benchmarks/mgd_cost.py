@@ -26,9 +26,9 @@ from step_cost import measure, origin, show_ratios
 from torch import Tensor
 
 from litheseg.data.datamodule import SegmentationData
-from litheseg.models.inference import has_bfloat16
 from litheseg.models import SegmentationModel, build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
+from litheseg.models.inference import has_bfloat16
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_data, build_task
 from litheseg.training.optimization import build_optimizer

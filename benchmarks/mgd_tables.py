@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import yaml
 from bars import bars
 from page_parts import NONE, Draw, cell, frontier_plot, markdown, provenance
+from protocols import read_protocols
 
 from litheseg.data.splits import partition
 from litheseg.report.plots import FrontierPoint
@@ -155,7 +156,8 @@ def _read(root: Path) -> list[Study]:
     seen = _on_unlabelled_images((root / "benchmarks/results").glob("mgd_diagnosis*.json"))
     records = {record["key"]: record for record in map(json.loads, filter(None, lines))}  # a key's last line counts
     studies = []
-    for protocol in table["steps"]:
+    protocols = read_protocols(root / "benchmarks/protocols.yaml")
+    for protocol in (name for name in table["steps"] if not protocols[name].folds):
         mine = [record for record in records.values() if record["protocol"] == protocol]
         by = table["teachers_by"].get(protocol, protocol)
         tutors = [record for record in records.values() if record["protocol"] == by and _teaches(record, table)]

@@ -42,13 +42,13 @@ from litheseg.bundle.exported import Artefact, Export, load_export
 from litheseg.cost import count
 from litheseg.data import open_source
 from litheseg.data.source import Source
-from litheseg.deploy.torch_engine import bundle_engine
-from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
+from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import LithesegError
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader, load_bundle
+from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.timing import Pipeline, measure_total
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half", (180, 240), (384, 480)

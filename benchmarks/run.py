@@ -6,6 +6,7 @@ JSON line each, to `benchmarks/results/<table>.jsonl`, which is committed; table
 
 Usage:
     python benchmarks/run.py slimseg --protocol camvid-half --data path/to/camvid --model ddrnet --minutes 60
+    python benchmarks/run.py slimseg --protocol camvid-half-seq --data path/to/camvid --folds 0016E5 --minutes 60
     python benchmarks/run.py mgd --protocol camvid-half-few --data path/to/camvid --student ddrnet --labelled 1/16
 """
 
@@ -30,15 +31,30 @@ from typing import Any
 
 import torch
 import yaml
+from protocols import Protocol, read_protocols
 from reports import commit, hardware
 
-from litheseg.models.bundle import load_bundle
-from litheseg.training.callbacks import Interrupted
+from litheseg.data import open_source
+from litheseg.errors import Interrupted
+from litheseg.evaluation.bundle import evaluate_bundle
+from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.training.config import Recipe
+from litheseg.training.layout import on_cpu
 from litheseg.training.recipe import load_recipe
 from litheseg.training.run import train
 
 HERE = Path(__file__).parent
+# Over everything else, to rehearse: what takes seconds.
+TINY = (
+    "--data.size=[48,64]",
+    "--data.crop=[48,64]",
+    "--data.batch_size=2",
+    "--data.steps=2",
+    "--data.cache=ram",
+    "--trainer.epochs=2",
+    "--trainer.val_every=2",
+    "--trainer.precision=32-true",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class Row:
         overrides: what the row changes; {ID} stands for the model that another row trains.
         network: in a table of students, what the model is there: a student, or the pair that a teacher is of.
         labelled: in such a table, the share of the training images that are.
+        fold: the sequence that is left out and scored, where the protocol has such.
+        tiny: whether it is a rehearsal, of a few steps on tiny images.
         keys: of the rows that `overrides` may name, by id.
     """
 
@@ -63,20 +81,26 @@ class Row:
     seed: int
     network: str | None = None
     labelled: str | None = None
+    fold: str | None = None
+    tiny: bool = False
     keys: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> str:
         """What makes the row unique, usable as a folder name."""
         share = f"-{self.labelled.replace('/', 'of')}" if self.labelled else ""
-        return f"{self.protocol}-{(self.network or self.model).replace('*', 'star')}{share}-{self.id}-seed{self.seed}"
+        fold = f"-{self.fold}" if self.fold else ""
+        name = (self.network or self.model).replace("*", "star")
+        return f"{self.protocol}-{name}{share}-{self.id}{fold}-seed{self.seed}"
 
     def arguments(self, data: str, work: Path) -> list[str]:
         """The overrides of protocol and row, in this order."""
-        protocol = yaml.safe_load((HERE / "protocols.yaml").read_text())[self.protocol]
-        own = [f"--model.name={self.model}", f"--data.root={data}", f"--trainer.seed={self.seed}"]
+        protocol = protocol_of(self.protocol).arguments
+        fold = [f"--data.leave_out={self.fold}"] if self.fold else []
+        own = [*fold, f"--model.name={self.model}", f"--data.root={data}", f"--trainer.seed={self.seed}"]
         bundles = {other: work / key / "model.safetensors" for other, key in self.keys.items()}
-        return [*protocol, *own, *(_filled(part, bundles) for part in self.overrides)]
+        overrides = [_filled(part, bundles) for part in self.overrides]
+        return [*protocol, *own, *overrides, *(TINY if self.tiny else ())]
 
 
 def _filled(override: str, values: Mapping[str, Any]) -> str:
@@ -84,13 +108,25 @@ def _filled(override: str, values: Mapping[str, Any]) -> str:
     return re.sub(r"{([\w.-]+)}", lambda match: str(values.get(match[1], match[0])), override)
 
 
+def protocol_of(name: str) -> Protocol:
+    """A protocol by its name."""
+    protocols = read_protocols(HERE / "protocols.yaml")
+    return protocols[_one_of(protocols, name, "protocols.yaml has no protocol")]
+
+
 def read_rows(
-    table: str, protocol: str, model: str | None, seeds: list[int], shares: list[str] | None = None
+    table: str,
+    protocol: str,
+    model: str | None,
+    seeds: list[int],
+    shares: list[str] | None = None,
+    folds: list[str] | None = None,
 ) -> list[Row]:
-    """The rows of a table; all rows of the first seed come before those of the next.
+    """The rows of a table; all rows of the first seed come before those of the next, and of a fold before the next.
 
     A row may name its model; the others are of `model`, by default the first of the table's. In a table of students
-    `model` is one of these, and there are rows for each of `shares`, by default the table's first alone.
+    `model` is one of these, and there are rows for each of `shares`, by default the table's first alone. A protocol
+    with folds has every row once for each of `folds`, by default all.
     """
     content = yaml.safe_load((HERE / f"{table}.yaml").read_text())
     if "module" in content:
@@ -103,7 +139,18 @@ def read_rows(
         ]
     else:
         groups = [_model_rows(content, table, protocol, model, seed) for seed in seeds]
+    groups = _per_fold(groups, protocol, folds)
     return [replace(row, keys={other.id: other.key for other in group}) for group in groups for row in group]
+
+
+def _per_fold(groups: list[list[Row]], protocol: str, folds: list[str] | None) -> list[list[Row]]:
+    """Each group once per fold, where the protocol has folds."""
+    known = protocol_of(protocol).folds
+    for fold in folds or ():
+        _one_of(known, fold, f"protocol {protocol} has no fold")
+    if not known:
+        return groups
+    return [[replace(row, fold=fold) for row in group] for group in groups for fold in folds or known]
 
 
 def _model_rows(content: dict[str, Any], table: str, protocol: str, model: str | None, seed: int) -> list[Row]:
@@ -174,9 +221,8 @@ def results_file(table: str) -> Path:
     return HERE / "results" / f"{table}.jsonl"
 
 
-def finished(table: str) -> set[str]:
+def finished(path: Path) -> set[str]:
     """Keys of the rows that are done."""
-    path = results_file(table)
     return {json.loads(line)["key"] for line in path.read_text().splitlines()} if path.exists() else set()
 
 
@@ -198,9 +244,14 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
     finally:
         alarm.cancel()
         spent = _add_minutes(folder, (time.monotonic() - start) / 60)
-    metrics = {**load_bundle(result.bundle).header.metrics}
-    for width, value in last_cross_entropy(folder / "metrics.csv").items():
-        metrics[width] = {**metrics[width], "train_ce": value}
+    bundle = load_bundle(result.bundle)
+    metrics = {**bundle.header.metrics}
+    beside = {"train_ce": last_cross_entropy(folder / "metrics.csv")}
+    if row.fold:
+        beside["published_val"] = published_val(recipe, bundle)
+    for name, values in beside.items():
+        for width, value in values.items():
+            metrics[width] = {**metrics[width], name: value}
     return _record(row, metrics, spent, recipe)
 
 
@@ -221,6 +272,15 @@ def last_cross_entropy(curves: Path) -> dict[str, float]:
     return {name.removeprefix("train/main@"): float(value) for name, value in last.items()}
 
 
+def published_val(recipe: Recipe, bundle: Bundle) -> dict[str, float]:
+    """Mean IoU by width on the val split that the data set itself has; empty where it has none."""
+    source = open_source(recipe.data.source, recipe.data.root, **recipe.data.options)
+    if "val" not in source.splits():
+        return {}
+    scores = evaluate_bundle(bundle, source, device="cpu" if on_cpu(recipe.trainer) else "cuda").scores
+    return {f"{width:g}": found.miou for width, found in scores.items()}
+
+
 def _add_minutes(folder: Path, minutes: float) -> float:
     """Training time over all parts of a row, kept beside it."""
     path = folder / "minutes.txt"
@@ -233,12 +293,15 @@ def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str,
     arguments = row.arguments("DATA", Path("runs/benchmarks"))
     few = {"network": row.network, "labelled": row.labelled, "steps": recipe.trainer.epochs * recipe.data.steps}
     return {
+        "table": row.table,
         "key": row.key,
         "protocol": row.protocol,
         "model": row.model,
         "id": row.id,
         "label": row.label,
         "seed": row.seed,
+        **({"fold": row.fold} if row.fold else {}),
+        **({"tiny": True} if row.tiny else {}),
         **(few if row.labelled else {}),
         "metrics": metrics,
         "command": shlex.join(["litheseg", "train", "--recipe", row.recipe, *arguments]),
@@ -250,13 +313,11 @@ def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str,
     }
 
 
-def append(table: str, record: dict[str, Any]) -> None:
-    """Add one line, in one write."""
-    path = results_file(table)
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add one line, in one write: several processes may add to one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{json.dumps(record)}\n".encode())
         os.fsync(file.fileno())
 
 
@@ -268,19 +329,32 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the CamVid folder")
     parser.add_argument("--model", "--student", help="one of the table's models or students; by default its first")
     parser.add_argument("--labelled", nargs="+", help="shares of the training images, of the mgd table: 1/16 ... all")
+    parser.add_argument("--folds", nargs="+", help="sequences to leave out, of a protocol with folds; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--minutes", type=float, default=600, help="time budget; an unfinished row is resumed next time"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where runs are kept")
+    parser.add_argument("--results", type=Path, help="where finished rows are added; by default results/TABLE.jsonl")
     parser.add_argument("--only", nargs="*", help="ids of rows; all by default")
+    parser.add_argument("--tiny", action="store_true", help="a few steps on tiny images, to rehearse; needs --results")
     parser.add_argument("--again", action="store_true", help="also rows that are done; the last line of each counts")
     parser.add_argument("--dry-run", action="store_true", help="list the rows and whether they are done")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
-    done = finished(arguments.table)
-    rows = read_rows(arguments.table, arguments.protocol, arguments.model, arguments.seeds, arguments.labelled)
-    for row in rows:
+    if arguments.tiny and not arguments.results:
+        parser.error("--tiny needs --results: such rows must not be among the real ones")
+    results = arguments.results or results_file(arguments.table)
+    done = finished(results)
+    rows = read_rows(
+        arguments.table,
+        arguments.protocol,
+        arguments.model,
+        arguments.seeds,
+        arguments.labelled,
+        arguments.folds,
+    )
+    for row in (replace(row, tiny=arguments.tiny) for row in rows):
         if arguments.only and row.id not in arguments.only:
             continue
         print(f"{'done' if row.key in done else 'missing':8} {row.key}", flush=True)
@@ -290,7 +364,7 @@ def main() -> None:
         if left <= 0:
             sys.exit("out of time; the next call goes on")
         try:
-            append(arguments.table, run_row(row, arguments.data, arguments.work, left))
+            append(results, run_row(row, arguments.data, arguments.work, left))
         except Interrupted as stop:
             sys.exit(f"out of time: {stop}")
 

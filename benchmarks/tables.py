@@ -22,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import yaml
+from fold_tables import fold_sections
 from grouping_tables import grouping_block, grouping_pages
 from latency_tables import latency_section
 from mgd_tables import mgd_block, mgd_pages
@@ -29,6 +30,7 @@ from overview import overview
 from page_parts import NONE, Draw, cell, frontier_plot, markdown, origin, provenance
 from peers_tables import peers_block, peers_section
 from promises_tables import promises_section
+from protocols import read_protocols
 
 from litheseg.files import atomic_path
 from litheseg.report.plots import FrontierPoint
@@ -143,7 +145,7 @@ class Pages:
 def read_studies(root: Path) -> list[Study]:
     """Every protocol x model of the SlimSeg table, protocols in their file's order."""
     table = yaml.safe_load((root / "benchmarks/slimseg.yaml").read_text())
-    protocols = yaml.safe_load((root / "benchmarks/protocols.yaml").read_text())
+    protocols = read_protocols(root / "benchmarks/protocols.yaml")
     path = root / "benchmarks/results/slimseg.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     records = {record["key"]: record for record in map(json.loads, filter(None, lines))}  # a key's last line counts
@@ -154,9 +156,10 @@ def read_studies(root: Path) -> list[Study]:
             table["rows"],
             [r for r in records.values() if (r["protocol"], r["model"]) == (protocol, model)],
         )
-        for protocol in protocols
+        for protocol, content in protocols.items()
         for model in table["models"]
-        if "-few" not in protocol and not protocol.endswith("-short")  # those are of other tables
+        # Those are of other tables, or of `fold_tables`.
+        if "-few" not in protocol and not protocol.endswith("-short") and not content.folds
     ]
 
 
@@ -173,6 +176,7 @@ def build(root: Path = ROOT) -> Pages:
     notes = root / "benchmarks/slimseg.md"
     if notes.exists():
         sections.append(notes.read_text().strip())
+    sections += fold_sections(root)
     ways, pictures = grouping_pages(root)
     few, more = mgd_pages(root)
     sections += [*ways, latency_section(root), *few, peers_section(root), promises_section(root)]

@@ -27,11 +27,11 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
-from litheseg.deploy.torch_engine import bundle_engine
-from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime import standalone
+from litheseg.runtime.engines import open_engine
 from litheseg.runtime.standalone import host_facts, settle, summary
 from litheseg.runtime.timing import Pipeline, measure_total, street_frames
 

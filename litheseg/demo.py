@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litheseg.errors import TrainingError
+from litheseg.locks import folder_lock
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import WidthRow, width_rows
-from litheseg.report.run_report import report_run
 from litheseg.runtime.profiling import profile
-from litheseg.training import load_recipe, train
+from litheseg.training.recipe import load_recipe
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -56,6 +56,9 @@ def run_demo(
         TrainingError: the folder is not one of a demo.
         LithesegError: what `litheseg.training.train` raises.
     """
+    from litheseg.report.run_report import report_run  # Lightning takes its time, which --help need not wait for
+    from litheseg.training.run import train
+
     folder = Path(folder)
     bundle = folder / "model.safetensors"
     if force:
@@ -75,4 +78,5 @@ def _remove(folder: Path) -> None:
         return
     if not (folder / "recipe.yaml").exists():
         raise TrainingError(f"{folder} is not the folder of a run and is left alone; choose another --output")
-    shutil.rmtree(folder)
+    with folder_lock(folder):
+        shutil.rmtree(folder)

@@ -12,23 +12,40 @@ Usage:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BundleError",
     "DataError",
+    "FolderInUseError",
+    "Interrupted",
     "LithesegError",
     "MissingExtraError",
     "ModelError",
+    "RankError",
     "RecipeError",
     "TrainingError",
     "WidthError",
     "did_you_mean",
+    "listed",
+    "printable",
 ]
+
+# Categories of Unicode that a terminal may obey, or cannot show: controls, directions of writing, bytes that are no
+# UTF-8, separators of lines. Joiners are part of many scripts.
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
 
 
 class LithesegError(Exception):
-    """Base of all errors that a user can mend; the message says how."""
+    """Base of all errors that a user can mend; the message says how.
+
+    Attributes:
+        exit_status: what the command line ends with.
+    """
+
+    exit_status = 2
 
 
 class BundleError(LithesegError):
@@ -37,6 +54,16 @@ class BundleError(LithesegError):
 
 class DataError(LithesegError):
     """Images, masks or class lists that cannot be used as they are."""
+
+
+class FolderInUseError(LithesegError):
+    """A folder that another process is writing."""
+
+
+class Interrupted(LithesegError):
+    """The user stopped the work; it is saved, and the message says how to go on."""
+
+    exit_status = 130
 
 
 class MissingExtraError(LithesegError):
@@ -58,6 +85,12 @@ class TrainingError(LithesegError):
     """A training run that cannot go on."""
 
 
+class RankError(TrainingError):
+    """A process of a distributed run that ended before the run did."""
+
+    exit_status = 1
+
+
 class WidthError(LithesegError):
     """A width outside (0, 1], or one that the model was not trained or calibrated for."""
 
@@ -67,3 +100,25 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{near[0]}'?" if near else f" Choose from: {', '.join(known)}."
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """The first names and how many more there are: ``"a, b, c and 7 more"``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def printable(text: str) -> str:
+    r"""Text that a stranger chose, such as a file's name, as a terminal may show it.
+
+    What a terminal would obey (escape sequences, line breaks, directions of writing) and what is no UTF-8 is written as
+    in Python: ``\x1b``, ``\n``, ``\udcff``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _OBEYED and char not in _JOINERS
+        else char
+        for char in text
+    )

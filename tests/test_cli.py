@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from litheseg import __version__, cli
+from litheseg.errors import Interrupted
 from litheseg.models.bundle import load_bundle
-from litheseg.training.callbacks import Interrupted
 
 TINY = ["--model.args", "{base: 4, head_channels: 4}", "--widths.values=[1,.5]", "--widths.divisor=2"]
 SHORT = ["--trainer.epochs", "1", "--data.batch_size=2", "--trainer.loggers=[csv]", "--trainer.threads=1"]
@@ -187,6 +187,13 @@ def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: unknown command") and not done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["recipes"], ["models"], ["train", "--help"]], ids=" ".join)
+def test_what_trains_nothing_does_not_wait_for_lightning(arguments: list[str]) -> None:
+    code = "import sys, litheseg.cli as c; s = c.main(sys.argv[1:]); sys.exit(s or 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, streets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stop(error: BaseException) -> Any:
         def train(*_: Any, **__: Any) -> None:
@@ -194,9 +201,9 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, streets: Path, capsys: pytest.C
 
         return train
 
-    monkeypatch.setattr(cli.train, "train", stop(Interrupted("saved; go on with --resume")))
+    monkeypatch.setattr("litheseg.training.run.train", stop(Interrupted("saved; go on with --resume")))
     assert "--resume" in refused(capsys, "train", "--data.root", streets, status=130)
-    monkeypatch.setattr(cli.train, "train", stop(KeyboardInterrupt()))
+    monkeypatch.setattr("litheseg.training.run.train", stop(KeyboardInterrupt()))
     assert "Ctrl-C" in refused(capsys, "train", "--data.root", streets, status=130)
 
 

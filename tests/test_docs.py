@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from litheseg.cli import COMMANDS, build_parser
-from litheseg.cost.profile import profile
+from litheseg.cost import width_costs
 from litheseg.models import build_model
 from litheseg.nn import slim
 from litheseg.training.config import Recipe
@@ -107,5 +107,5 @@ def test_the_example_in_elastic_networks_runs() -> None:
 def test_sizes_in_the_models_page_are_those_counted(name: str) -> None:
     text = (ROOT / "docs/models.md").read_text()
     model = slim(build_model(name, num_classes=11), (1, 0.75, 0.5, 0.25))
-    for row in profile(model, size=(360, 480), latency=False):
+    for row in width_costs(model, size=(360, 480)):
         assert f"| {name} | {row.width:g} | {row.params / 1e6:.3f} | {row.macs / 1e9:.3f} |" in text

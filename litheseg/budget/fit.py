@@ -36,7 +36,6 @@ from litheseg.budget.target import read_measurements
 from litheseg.budget.workbench import Workbench
 from litheseg.bundle.exported import file_digest
 from litheseg.data.source import Source
-from litheseg.runtime.engines import Engine, available_runtimes
 from litheseg.deploy.export import CHECK_IMAGES
 from litheseg.deploy.quantize import Twins, calibration_samples
 from litheseg.errors import LithesegError
@@ -45,6 +44,7 @@ from litheseg.models.bundle import Bundle, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.dense import grouped_layers
 from litheseg.runtime import standalone
+from litheseg.runtime.engines import Engine, available_runtimes
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.timing import street_frames
 

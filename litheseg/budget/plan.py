@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from litheseg.models.inference import threads_limited
-from litheseg.runtime.engines import openvino_core, session_options
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
+from litheseg.models.inference import threads_limited
 from litheseg.nn.dense import grouped_layers, to_dense
+from litheseg.runtime.engines import openvino_core, session_options
 from litheseg.runtime.standalone import host_facts, interleave
 
 __all__ = [

@@ -17,22 +17,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from litheseg.budget.candidates import Network
 from litheseg.budget.store import Store, data_digest
-from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
 from litheseg.deploy.torch_engine import torch_engine
-from litheseg.runtime.engines import Engine
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import calibrate, open_bundle_data
 from litheseg.evaluation.metrics import confusion_matrix, mean_iou
 from litheseg.models.bundle import Bundle
+from litheseg.runtime.engines import Engine
 from litheseg.runtime.timing import Pipeline
+
+if TYPE_CHECKING:
+    from litheseg.data.datamodule import SegmentationData
 
 __all__ = ["HeaderScores", "MeasuredScores", "Scores", "open_scores"]
 

@@ -62,7 +62,10 @@ class Store:
         store = cls((cache or default_cache()) / model_digest(bundle)[:16])
         store.scores = _read(store._scores_file)
         if not fresh:
-            store.samples = {key: Latency(Scope.END_TO_END, list(map(float, times))) for key, times in _read(store._timings_file).items()}
+            store.samples = {
+                key: Latency(Scope.END_TO_END, list(map(float, times)))
+                for key, times in _read(store._timings_file).items()
+            }
         return store
 
     @property

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from litheseg.budget.candidates import Candidate, Network
-from litheseg.cost.widths import with_widths
 from litheseg.budget.limits import Limits
 from litheseg.budget.store import model_digest
+from litheseg.cost.widths import with_widths
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from litheseg.budget.candidates import Candidate, Network
-from litheseg.cost.widths import with_widths
 from litheseg.budget.plan import Plan, Spot
 from litheseg.bundle.exported import Export, load_export
+from litheseg.cost.widths import with_widths
 from litheseg.data.source import Source
-from litheseg.deploy.torch_engine import bundle_engine
-from litheseg.runtime.engines import Engine, open_engine
 from litheseg.deploy.export import Further, export_bundle
+from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import BundleError, LithesegError
 from litheseg.models.bundle import Bundle
 from litheseg.nn.dense import grouped_layers
+from litheseg.runtime.engines import Engine, open_engine
 
 __all__ = ["Workbench"]
 

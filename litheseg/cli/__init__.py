@@ -46,7 +46,6 @@ from litheseg.cli import (
 )
 from litheseg.cli.printing import complain
 from litheseg.errors import LithesegError, did_you_mean
-from litheseg.training.callbacks import Interrupted
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -108,12 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _keep_quiet()
     try:
         return _run(argv)
-    except Interrupted as error:
-        return complain(str(error), 130)
     except KeyboardInterrupt:
         return complain("stopped by Ctrl-C", 130)
     except LithesegError as error:
-        return complain(str(error), 2)
+        return complain(str(error), error.exit_status)
     except BrokenPipeError:  # `litheseg models | head`: whoever reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -11,7 +11,6 @@ from litheseg.errors import LithesegError
 from litheseg.models.bundle import load_bundle
 from litheseg.nn.efficient import Efficient
 from litheseg.report.terminal import kept_table, scores_table
-from litheseg.training.convert import convert_run, cut_bundle
 
 __all__ = ["SUMMARY", "add", "run"]
 
@@ -46,6 +45,8 @@ which the table shows; `litheseg train --recipe gradual-grouping` avoids most of
 
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
+    from litheseg.training.convert import convert_run, cut_bundle  # Lightning takes its time
+
     kept: dict[str, float] = {}
     if Path(args.model).is_dir():
         if args.groups is not None:

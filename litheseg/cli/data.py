@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from litheseg.cli.options import data_argument, json_option, open_data, parse_size
-from litheseg.cli.printing import print_json
+from litheseg.cli.printing import print_json, show
 from litheseg.data import fetch, partition
 from litheseg.data.download import CAMVID_URL
 from litheseg.data.export import write_folder
@@ -53,18 +53,18 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
     if args.action == "fetch":
-        print(fetch(args.name, args.folder, url=args.url or CAMVID_URL, sha256=args.sha256))
+        show(fetch(args.name, args.folder, url=args.url or CAMVID_URL, sha256=args.sha256))
     elif args.action == "make":
         source = Streets(train=args.train, val=args.val, size=args.size, seed=args.seed)
         folder = write_folder(source, args.folder, progress=True)
-        print(f"{folder}: {args.train} training and {args.val} validation scenes")
+        show(f"{folder}: {args.train} training and {args.val} validation scenes")
     elif args.action == "info":
         _data_info(open_data(args), args.json)
     else:
         ids = [sample.id for sample in open_data(args).samples("train")]
         chosen = partition(ids, ratio=args.ratio, count=args.count, seed=args.seed)
         write_list(args.output, chosen.labelled)
-        print(f"{args.output}: {len(chosen.labelled)} of {len(ids)} training images; use it as --data.labelled")
+        show(f"{args.output}: {len(chosen.labelled)} of {len(ids)} training images; use it as --data.labelled")
 
 
 def _data_info(source: Source, as_json: bool) -> None:
@@ -74,4 +74,4 @@ def _data_info(source: Source, as_json: bool) -> None:
         return print_json({**facts, "splits": splits, "classes": source.classes.names})
     counts = ", ".join(f"{split} {count}" for split, count in splits.items())
     for name, value in {**facts, "splits": counts, "classes": ", ".join(source.classes.names)}.items():
-        print(f"{name + ':':<10}{value or '-'}")
+        show(f"{name + ':':<10}{value or '-'}")

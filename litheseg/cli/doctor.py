@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 
-from litheseg.cli.options import data_argument, json_option, open_data, parse_size
+from litheseg.cli.options import data_argument, json_option, max_pixels_option, open_data, parse_size
 from litheseg.cli.printing import console
 from litheseg.data.doctor import diagnose, diagnose_path
 
@@ -21,6 +21,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--crop", type=parse_size, metavar="HxW", help="that training will use; smaller images are named"
     )
+    max_pixels_option(parser)
     json_option(parser)
     parser.epilog = """exit status: 0 training can go on, 1 it cannot.
 
@@ -36,7 +37,7 @@ def run(args: Namespace) -> int:
     if args.data is None:
         report = diagnose(open_data(args), **options)
     else:
-        report = diagnose_path(args.data, args.source, **options)
+        report = diagnose_path(args.data, args.source, max_pixels=args.max_pixels, **options)
     if args.json:
         print(report.to_json())
     else:

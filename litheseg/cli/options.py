@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from litheseg.data import SOURCES, open_source
-from litheseg.data.source import Source
+from litheseg.bundle.widths import check_width
 from litheseg.errors import WidthError
-from litheseg.nn import check_width
+from litheseg.masks.reading import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from litheseg.data.source import Source
 
 __all__ = [
     "bundle_argument",
@@ -19,7 +22,9 @@ __all__ = [
     "device_option",
     "fps_option",
     "json_option",
+    "max_pixels_option",
     "open_data",
+    "parse_amount",
     "parse_floats",
     "parse_mapping",
     "parse_size",
@@ -28,6 +33,8 @@ __all__ = [
     "parse_widths",
     "widths_option",
 ]
+
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
 
 def bundle_argument(parser: ArgumentParser) -> None:
@@ -38,13 +45,13 @@ def bundle_argument(parser: ArgumentParser) -> None:
 def data_argument(parser: ArgumentParser) -> None:
     """The folder of a data set, and its kind."""
     parser.add_argument("data", nargs="?", metavar="DATA", help="the folder of the data; none for --source streets")
-    parser.add_argument("--source", choices=("auto", *SOURCES), default="auto", help="kind of data [auto]")
+    _source_option(parser)
 
 
 def data_options(parser: ArgumentParser) -> None:
     """Another data set than the one that the model was trained on."""
     parser.add_argument("--data", metavar="DIR", help="the folder of the data [what the model was trained on]")
-    parser.add_argument("--source", choices=("auto", *SOURCES), default="auto", help="kind of data [auto]")
+    _source_option(parser)
 
 
 def widths_option(parser: ArgumentParser, meaning: str) -> None:
@@ -67,6 +74,25 @@ def fps_option(parser: ArgumentParser) -> None:
 def json_option(parser: ArgumentParser) -> None:
     """Print JSON."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def max_pixels_option(parser: ArgumentParser) -> None:
+    """The largest image."""
+    parser.add_argument(
+        "--max-pixels",
+        type=parse_amount,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"of an image, width times height, by its header; larger ones are refused [{MAX_PIXELS // 1_000_000}M]",
+    )
+
+
+def parse_amount(text: str) -> int:
+    """``20MB``, ``500k``, ``25M``: decimal units."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", text.strip().lower())
+    if match is None:
+        raise ArgumentTypeError(f"'{text}' is no amount; write e.g. 500k or 20M")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def parse_floats(text: str) -> tuple[float, ...]:
@@ -119,4 +145,13 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
 
 def open_data(args: Namespace) -> Source:
     """What `data_argument` named."""
-    return open_source(args.source, args.data)
+    from litheseg.data import open_source
+
+    limit = {"max_pixels": args.max_pixels} if hasattr(args, "max_pixels") else {}
+    return open_source(args.source, args.data, **limit)
+
+
+def _source_option(parser: ArgumentParser) -> None:
+    from litheseg.data import SOURCES  # the box has no data sets
+
+    parser.add_argument("--source", choices=("auto", *SOURCES), default="auto", help="kind of data [auto]")

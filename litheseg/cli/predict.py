@@ -12,9 +12,11 @@ from rich import progress as bars
 from rich.console import Console
 
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
-from litheseg.cli.options import bundle_argument, device_option, json_option, parse_width
-from litheseg.cli.printing import complain, print_json
-from litheseg.runtime.files import ENGINES, REPORT, Progress, Summary, predict
+from litheseg.cli.options import bundle_argument, device_option, json_option, max_pixels_option, parse_width
+from litheseg.cli.printing import complain, print_json, show
+from litheseg.cli.stopping import sigterm_stops, stop_status, stopped_by
+from litheseg.runtime.failures import REPORT
+from litheseg.runtime.files import ENGINES, Progress, Summary, predict
 
 __all__ = ["SUMMARY", "add", "run"]
 
@@ -36,6 +38,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--runtime", choices=RUNTIMES, help="what runs it [torch, or what an export takes]")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the network [fp32 if it has it]")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU for each image [1]")
+    max_pixels_option(parser)
     device_option(parser)
     json_option(parser)
     parser.epilog = f"""examples:
@@ -44,7 +47,8 @@ def add(parser: ArgumentParser) -> None:
   litheseg predict model.safetensors frames.parquet --output s3://bucket/masks --engine ray --workers 32
 
 What exists is kept: a run that was stopped goes on with the same command. Images that cannot be labelled are listed in
-{REPORT} in the output folder. A list has a column `image` and, if you like, `output` for the results' names.
+{REPORT} in the output folder, as they fail. A list has a column `image` and, if you like, `output` for the results'
+names.
 """
 
 
@@ -53,7 +57,7 @@ def run(args: Namespace) -> int:
     bar = _Bar()
     try:
         # Ray prints on standard output, which with --json is to hold JSON only.
-        with bar, redirect_stdout(sys.stderr):
+        with bar, sigterm_stops(), redirect_stdout(sys.stderr):
             summary = predict(
                 args.bundle,
                 args.inputs,
@@ -67,11 +71,12 @@ def run(args: Namespace) -> int:
                 runtime=args.runtime,
                 precision=args.precision,
                 threads=args.threads,
+                max_pixels=args.max_pixels,
                 progress=bar.show,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = "the same command without --force" if args.force else "the same command"
-        return complain(f"stopped by Ctrl-C with {bar.state}; {again} goes on", 130)
+        return complain(f"stopped by {stopped_by(stop)} with {bar.state}; {again} goes on", stop_status(stop))
     _print(summary, args)
     return 1 if summary.failed else 0
 
@@ -86,7 +91,7 @@ def _print(summary: Summary, args: Namespace) -> None:
         return
     kept = f", {summary.skipped} kept as they were (--force replaces them)" if summary.skipped else ""
     failed = f", {len(summary.failed)} images failed (see {REPORT} there)" if summary.failed else ""
-    print(f"{summary.images} images: {summary.written} files written to {args.output}{kept}{failed}")
+    show(f"{summary.images} images: {summary.written} files written to {args.output}{kept}{failed}")
 
 
 class _Bar:

@@ -1,4 +1,7 @@
-"""How commands speak: tables and JSON on standard output, complaints in one line on standard error."""
+"""How commands speak: tables and JSON on standard output, complaints in one line on standard error.
+
+What they say may hold names that strangers chose: a terminal is shown what it would obey as escapes (`printable`).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
+from litheseg.errors import printable
 from litheseg.tables import terminal_table
 
-__all__ = ["complain", "console", "print_json", "print_next", "print_table", "say"]
+__all__ = ["complain", "console", "print_json", "print_next", "print_table", "say", "show"]
 
 
 def print_table(table: Any, title: str | None = None) -> None:
@@ -21,8 +25,13 @@ def print_table(table: Any, title: str | None = None) -> None:
 
 
 def print_json(content: Any) -> None:
-    """Indented, on standard output."""
+    """Indented, on standard output; ASCII, so that names that are no UTF-8 are escapes, which decode to the same."""
     print(json.dumps(content, indent=2))
+
+
+def show(line: str) -> None:
+    """A line of a command's result, on standard output."""
+    print(printable(line))
 
 
 def console() -> Console:
@@ -32,13 +41,13 @@ def console() -> Console:
 
 def complain(message: str, status: int) -> int:
     """One line on standard error; returns `status`."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
 def say(what: str) -> None:
     """What is being done, on standard error: it may take a while."""
-    print(f"{what} ...", file=sys.stderr)
+    print(f"{printable(what)} ...", file=sys.stderr)
 
 
 def print_next(bundle: Path, report: Path, widths: Sequence[float]) -> None:

@@ -42,9 +42,9 @@ def add(parser: ArgumentParser) -> None:
     )
     device_option(parser)
     json_option(parser)
-    parser.epilog = """Everything that is listed takes turns. "End to end" is what an image of the camera takes to its
-mask of the same size: prepare (resize), network, labels (upsampling); p95: 19 of 20 images take less. An export is timed
-without PyTorch.
+    parser.epilog = """Everything that is listed takes turns. "End to end" is what an image of the camera takes to
+its mask of the same size: prepare (resize), network, labels (upsampling); p95: 19 of 20 images take less. An export
+is timed without PyTorch.
 
 examples:
   litheseg profile runs/camvid/model.safetensors --runtime all --threads 1
@@ -113,7 +113,9 @@ def _content(
 def _opened(path: str) -> Any:
     """A model file, or an export: a folder, or one network file of it."""
     place = Path(path).expanduser()
-    return load_export(place) if is_export(place) else workstation("models.bundle", f"reading {path}").load_bundle(place)
+    return (
+        load_export(place) if is_export(place) else workstation("models.bundle", f"reading {path}").load_bundle(place)
+    )
 
 
 def _cost() -> Any:

@@ -10,13 +10,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from litheseg.cli.options import device_option, json_option, parse_width
-from litheseg.cli.printing import complain, print_json
-from litheseg.labelling import EXPORTS, pseudo_label
+from litheseg.cli.options import device_option, json_option, max_pixels_option, parse_width
+from litheseg.cli.printing import complain, print_json, show
+from litheseg.cli.stopping import sigterm_stops, stop_status, stopped_by
+from litheseg.labelling.pseudo import EXPORTS, PseudoLabels, pseudo_label
 
 __all__ = ["SUMMARY", "add", "run"]
 
 SUMMARY = "label images, and choose which to correct by hand"
+
+_SHOWN = 20  # failures
 
 
 def add(parser: ArgumentParser) -> None:
@@ -29,6 +32,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--choose", type=int, default=20, metavar="N", help="images to correct [20]")
     parser.add_argument("--export", choices=EXPORTS, default="none", help="what the chosen ones are written for [none]")
     parser.add_argument("--force", action="store_true", help="label anew, and replace results that exist")
+    max_pixels_option(parser)
     device_option(parser)
     json_option(parser)
     parser.epilog = """examples:
@@ -42,9 +46,28 @@ that was stopped goes on with the same command. The output is a data set too: --
 
 def run(args: Namespace) -> int:
     """Do it and print what came of it."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    try:
+        result = _label(args)
+    except KeyboardInterrupt as stop:
+        return complain(f"stopped by {stopped_by(stop)}; the same command goes on", stop_status(stop))
+    for _, reason in result.failed[:_SHOWN]:
+        complain(reason, 1)
+    if len(result.failed) > _SHOWN:
+        complain(f"{len(result.failed) - _SHOWN} more could not be labelled; --json lists all", 1)
+    if args.json:
+        print_json({**asdict(result), "ranking": str(result.ranking), "export": str(result.export or "") or None})
+    else:
+        _print(result, args)
+    return 1 if result.failed else 0
+
+
+def _label(args: Namespace) -> PseudoLabels:
+    with (
+        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar,
+        sigterm_stops(),
+    ):
         task = bar.add_task("labelling", total=None)
-        result = pseudo_label(
+        return pseudo_label(
             args.bundle,
             args.folder,
             args.output,
@@ -54,18 +77,17 @@ def run(args: Namespace) -> int:
             export=args.export,
             force=args.force,
             device=args.device,
+            max_pixels=args.max_pixels,
             progress=lambda done, total, _: bar.update(task, completed=done, total=total),
         )
-    for _, reason in result.failed:
-        complain(reason, 1)
-    if args.json:
-        print_json({**asdict(result), "ranking": str(result.ranking), "export": str(result.export or "") or None})
-    else:
-        kept = f", {result.skipped} kept as they were (--force replaces them)" if result.skipped else ""
-        print(f"{result.images} images: {result.written} files written to {args.output}{kept}")
-        print(f"ranking {result.ranking}: to correct first {', '.join(result.chosen[:5]) or 'none'}")
-        if result.export:
-            print(f"export  {result.export}\n\ncorrect it, export it, and then:")
-            classes = Path(args.output) / "classes.yaml"
-            print(f"  litheseg import-labels EXPORT --images {args.folder} --classes {classes} --output corrected")
-    return 1 if result.failed else 0
+
+
+def _print(result: PseudoLabels, args: Namespace) -> None:
+    kept = f", {result.skipped} kept as they were (--force replaces them)" if result.skipped else ""
+    show(f"{result.images} images: {result.written} files written to {args.output}{kept}")
+    show(f"ranking {result.ranking}: to correct first {', '.join(result.chosen[:5]) or 'none'}")
+    if result.export:
+        show(f"export  {result.export}")
+        print("\ncorrect it, export it, and then:")
+        classes = Path(args.output) / "classes.yaml"
+        show(f"  litheseg import-labels EXPORT --images {args.folder} --classes {classes} --output corrected")

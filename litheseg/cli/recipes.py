@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from litheseg.training import recipe_names
-from litheseg.training.recipe import recipe_yaml
+from litheseg.training.recipe import recipe_names, recipe_yaml
 
 __all__ = ["SUMMARY", "add", "run"]
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from functools import partial
 from pathlib import Path
 
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
-from litheseg.cli.options import device_option, parse_width
+from litheseg.cli.options import device_option, parse_amount, parse_width
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.server import check_extra
+from litheseg.runtime.server.hosts import is_loopback
 from litheseg.runtime.server.pace import Pace
 from litheseg.runtime.server.settings import DEFAULT_TARGET_MS, Settings, read_api_key
 
 __all__ = ["SUMMARY", "add", "run"]
 
 SUMMARY = "segment images over HTTP, with a page to try it"
-
-_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
 
 def add(parser: ArgumentParser) -> None:
@@ -46,6 +43,7 @@ def add(parser: ArgumentParser) -> None:
   litheseg serve model.safetensors --width 0.5             always this width; when the queue is full, 503
   litheseg serve exports/street --runtime openvino --precision int8
   litheseg serve model.safetensors --host 0.0.0.0 --api-key-file key.txt
+  litheseg serve model.safetensors --allow-host seg.example.com       behind a proxy that has this name
   curl -F image=@street.jpg "http://127.0.0.1:8000/v1/segment/mask?budget_ms=50" -o mask.png
 """
 
@@ -54,6 +52,15 @@ def _address_options(parser: ArgumentParser) -> None:
     address = parser.add_argument_group("address")
     address.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all [127.0.0.1]")
     address.add_argument("--port", type=_port, default=8000, help="0 for a free one [8000]")
+    address.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients reach the server by, such as seg.example.com behind a proxy, or a site whose pages "
+        "may send images here; may be given several times; '*' for any, where nobody can reach the server but those "
+        "who may use it [localhost and the address of --host]",
+    )
     address.add_argument(
         "--api-key-file",
         metavar="FILE",
@@ -66,10 +73,18 @@ def _limit_options(parser: ArgumentParser) -> None:
     limits.add_argument("--workers", type=int, metavar="N", help="images at work at once [the number of cores]")
     limits.add_argument("--queue", type=int, default=Settings.queue, metavar="N", help="requests that may wait [16]")
     limits.add_argument(
-        "--max-upload", type=_amount, default=Settings.max_upload, metavar="BYTES", help="such as 500kB or 20MB [20MB]"
+        "--max-upload",
+        type=parse_amount,
+        default=Settings.max_upload,
+        metavar="BYTES",
+        help="such as 500kB or 20MB [20MB]",
     )
     limits.add_argument(
-        "--max-pixels", type=_amount, default=Settings.max_pixels, metavar="N", help="of an image, such as 25M [25M]"
+        "--max-pixels",
+        type=parse_amount,
+        default=Settings.max_pixels,
+        metavar="N",
+        help="of an image, such as 25M [25M]",
     )
     limits.add_argument(
         "--timeout", type=float, default=Settings.timeout, metavar="S", help="seconds from upload to answer [30]"
@@ -112,7 +127,7 @@ def _settings(args: Namespace) -> Settings:
     given = {name: getattr(args, name) for name in names}
     if args.workers is not None:
         given["workers"] = args.workers
-    return Settings(**given, api_key=read_api_key(args.api_key_file))
+    return Settings(**given, allow_hosts=tuple(args.allow_host), api_key=read_api_key(args.api_key_file))
 
 
 def _name(path: Path) -> str:
@@ -122,19 +137,12 @@ def _name(path: Path) -> str:
 
 
 def _warn_if_open(host: str, settings: Settings) -> None:
-    if settings.api_key is None and not _is_loopback(host):
+    if settings.api_key is None and not is_loopback(host):
         print(
             f"warning: anyone who reaches {host} can use this server; set --api-key-file, and put a proxy with TLS "
             "in front of it",
             file=sys.stderr,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _announce(pace: Pace, url: str) -> None:
@@ -151,11 +159,3 @@ def _port(text: str) -> int:
     if not (text.isdigit() and int(text) < 1 << 16):
         raise ArgumentTypeError(f"'{text}' is no port; give a number from 0 to 65535")
     return int(text)
-
-
-def _amount(text: str) -> int:
-    """``20MB``, ``500k``, ``25M``: decimal units."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", text.strip().lower())
-    if match is None:
-        raise ArgumentTypeError(f"'{text}' is no amount; write e.g. 500k or 20M")
-    return int(float(match[1]) * _UNITS[match[2]])

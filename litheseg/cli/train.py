@@ -5,14 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from litheseg.cli.printing import print_next, print_table
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_rows, width_table
-from litheseg.report.run_report import report_run
-from litheseg.training import load_recipe, train
 from litheseg.training.config import Recipe
+from litheseg.training.recipe import load_recipe
 from litheseg.training.recipe_help import recipe_help
 
 __all__ = ["SUMMARY", "add", "run"]
@@ -41,9 +38,13 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
+    from litheseg.report.run_report import report_run  # Lightning takes its time, which --help need not wait for
+    from litheseg.training.ranks import is_first_process
+    from litheseg.training.run import train
+
     recipe = load_recipe(args.recipe, args.overrides)
     result = train(recipe, args.output or Path("runs") / recipe.name, resume=args.resume)
-    if getattr(rank_zero_only, "rank", 0):  # one of several processes reports
+    if not is_first_process():
         return
     report = report_run(result.folder, command=args.line)
     print_table(width_table(width_rows(load_bundle(result.bundle).header)))

@@ -10,8 +10,9 @@ from rich import progress as bars
 from rich.console import Console
 
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
-from litheseg.cli.options import device_option, json_option, parse_width
-from litheseg.cli.printing import complain, print_json
+from litheseg.cli.options import device_option, json_option, max_pixels_option, parse_width
+from litheseg.cli.printing import complain, print_json, show
+from litheseg.cli.stopping import sigterm_stops
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.video import VIDEO_KINDS, Patience, VideoProgress, VideoSummary, label_video
 
@@ -36,6 +37,7 @@ def add(parser: ArgumentParser) -> None:
     runtime.add_argument("--precision", choices=PRECISIONS, help="of it [fp32 if there is one]")
     runtime.add_argument("--threads", type=int, metavar="N", help="CPU threads [as many as the runtime takes]")
     runtime.add_argument("--tile", type=int, metavar="PIXELS", help="label frames at their own size, in such tiles")
+    max_pixels_option(parser)
     device_option(parser)
     json_option(parser)
     parser.epilog = """examples:
@@ -69,8 +71,8 @@ def _pace_options(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Do it and print what came of it."""
     how = {name: getattr(args, name) for name in ("device", "runtime", "precision", "threads", "tile")}
-    same = ("kind", "width", "target_ms", "target_fps", "drop", "fps", "limit", "alpha", "force")
-    with _Bar() as bar:
+    same = ("kind", "width", "target_ms", "target_fps", "drop", "fps", "limit", "alpha", "force", "max_pixels")
+    with _Bar() as bar, sigterm_stops() as terminated:
         summary = label_video(
             Predictor(args.model, args.width, **how),
             args.input,
@@ -81,7 +83,7 @@ def run(args: Namespace) -> int:
         )
     _print(summary, args)
     if summary.stopped:
-        return 130
+        return 143 if terminated.is_set() else 130
     return 1 if summary.problem or summary.corrupt else 0
 
 
@@ -97,7 +99,7 @@ def _print(summary: VideoSummary, args: Namespace) -> None:
         print_json(content | {"widths": {f"{width:g}": count for width, count in summary.widths.items()}})
         return
     latency = summary.latency
-    print(f"{summary.frames} frames written to {args.output} ({summary.encoder}), {summary.dropped} dropped")
+    show(f"{summary.frames} frames written to {args.output} ({summary.encoder}), {summary.dropped} dropped")
     print(
         f"{summary.fps:.1f} frames/s; a frame took {latency['p50']:.1f} ms, 95% of them less than {latency['p95']:.1f}"
     )

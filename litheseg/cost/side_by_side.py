@@ -164,7 +164,7 @@ def render_pairs(pairs: Sequence[Pair], title: str | None = None) -> Table:
     for name in ("width", "", "dense", "grouped", "dense / grouped"):
         table.add_column(name, justify="right" if name else "left")
     for pair in pairs:
-        width = f"{pair.grouped.width:g}"
+        width = f"{pair.grouped.cost.width:g}"
         for name, (label, show) in _QUANTITIES.items():
             sides = (pair.dense.to_dict().get(name), pair.grouped.to_dict().get(name))
             cells = ["-" if value is None else show(value) for value in sides]

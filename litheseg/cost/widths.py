@@ -1,8 +1,8 @@
 """What every width of an elastic model costs on paper: parameters, MACs, activation memory.
 
 Each width is extracted first: what is counted is the plain network that gets deployed, not the elastic one with its
-slices. It does not know time (see `litheseg.runtime.profiling`), accuracy (see `litheseg.evaluation`), nor what the same
-network would cost with dense convolutions (see `side_by_side`).
+slices. It knows neither time (`litheseg.runtime.profiling`) nor accuracy (`litheseg.evaluation`), nor what the same
+network would cost with dense convolutions (`side_by_side`).
 
 Usage:
     >>> [cost.macs for cost in width_costs(load_bundle("model.safetensors"), size=(512, 1024))]

@@ -19,13 +19,14 @@ from litheseg.data.camvid import CamVid
 from litheseg.data.cityscapes import Cityscapes
 from litheseg.data.download import fetch
 from litheseg.data.folder import Folder
-from litheseg.data.source import Sample, Source, existing_folder
+from litheseg.data.source import FileSource, Sample, Source, existing_folder
 from litheseg.data.splits import Partition, partition
 from litheseg.data.streets import Streets
 from litheseg.data.unlabelled import Unlabelled, find_unlabelled
 from litheseg.data.voc import Voc
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes
+from litheseg.masks.reading import MAX_PIXELS
 
 __all__ = [
     "IGNORE_INDEX",
@@ -58,12 +59,13 @@ _DETECTORS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def open_source(name: str, root: str | Path | None = None, **options: Any) -> Source:
+def open_source(name: str, root: str | Path | None = None, *, max_pixels: int = MAX_PIXELS, **options: Any) -> Source:
     """Open a data set.
 
     Args:
         name: a key of `SOURCES`, or "auto" to detect the layout of `root`.
         root: the folder of the data; a source that makes its own images takes none.
+        max_pixels: width times height above which a file is an error; it is told by the file's header.
         options: what the source's constructor takes.
 
     Raises:
@@ -73,6 +75,8 @@ def open_source(name: str, root: str | Path | None = None, **options: Any) -> So
         name = _detect(root)
     if name not in SOURCES:
         raise DataError(f"unknown data set '{name}'.{did_you_mean(name, [*SOURCES, 'auto'])}")
+    if max_pixels < 1:
+        raise DataError(f"max_pixels is {max_pixels}; give 1 or more")
     make: Callable[..., Source] = SOURCES[name]
     parameters = inspect.signature(make).parameters
     for option in options:
@@ -84,7 +88,10 @@ def open_source(name: str, root: str | Path | None = None, **options: Any) -> So
         return make(**options)
     if root is None:
         raise DataError(f"data set '{name}' needs the folder it lies in; name it, or try 'streets', which needs none")
-    return make(root, **options)
+    source = make(root, **options)
+    if isinstance(source, FileSource):
+        source.max_pixels = max_pixels
+    return source
 
 
 def _detect(root: str | Path | None) -> str:

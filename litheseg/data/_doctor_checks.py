@@ -58,6 +58,7 @@ _KNOWN: dict[str, tuple[Severity, str]] = {
         "add the masks, remove the images, or set allow_unlabelled=True to use them unlabelled",
     ),
     "unpaired-mask": ("error", "add the images or remove the masks; stems must be equal"),
+    "same-stem": ("error", "keep one of each, or rename the others: files are told apart by their stems"),
     "missing-file": ("error", "restore the files or remove the lines; paths are relative to the data folder"),
     "unreadable-image": ("error", "copy or download the files again, or remove them with their masks"),
     "unreadable-mask": ("error", "export the masks again as index PNG, or remove them with their images"),

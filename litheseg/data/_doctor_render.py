@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from litheseg.errors import printable
+
 if TYPE_CHECKING:
     from litheseg.data.doctor import Report
 
@@ -35,10 +37,12 @@ def render(report: Report) -> Group:
 def _judgement(report: Report) -> Text:
     looked = ", ".join(f"{name} {summary.samples}" for name, summary in report.splits.items())
     if report.ok:
-        return Text(f"{report.source} ({looked}): ready for training", style="bold green")
+        return Text(f"{printable(report.source)} ({looked}): ready for training", style="bold green")
     count = sum(item.severity == "error" for item in report.findings)
     what = f"{count} kind{'s' if count > 1 else ''} of errors"
-    return Text(f"{report.source} ({looked or 'not opened'}): {what}; training cannot go on", style="bold red")
+    return Text(
+        f"{printable(report.source)} ({looked or 'not opened'}): {what}; training cannot go on", style="bold red"
+    )
 
 
 def _findings(report: Report) -> Table:
@@ -46,13 +50,13 @@ def _findings(report: Report) -> Table:
     for name, justify in (("finding", "left"), ("files", "right"), ("what and where", "left"), ("remedy", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for item in report.findings:
-        files = "\n".join(item.files[:_FILES_SHOWN])
+        files = "\n".join(map(printable, item.files[:_FILES_SHOWN]))
         more = f"\nand {item.count - _FILES_SHOWN} more" if item.count > _FILES_SHOWN else ""
         # Text, not str: brackets in file names are no markup.
         table.add_row(
             Text(f"{item.severity}\n{item.code}", style=_STYLES[item.severity]),
             str(item.count) if item.count else "",
-            Text(item.message).append(f"\n{files}{more}" if files else "", style="dim"),
+            Text(printable(item.message)).append(f"\n{files}{more}" if files else "", style="dim"),
             Text(item.remedy),
         )
     return table
@@ -65,7 +69,7 @@ def _classes(report: Report) -> Table:
         table.add_column(name, justify="right")
     for index, label in enumerate(report.classes):
         shares = [_share(s.histogram[index], sum(s.histogram)) for s in report.splits.values()]
-        table.add_row(Text(label), *shares)
+        table.add_row(Text(printable(label)), *shares)
     ignored = [_share(s.ignored, s.ignored + sum(s.histogram)) for s in report.splits.values()]
     table.add_row(Text("(ignored, of all)", style="dim"), *ignored)
     return table

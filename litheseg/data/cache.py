@@ -26,7 +26,7 @@ from torch import Tensor
 from litheseg.data.source import Sample, Source
 from litheseg.data.transforms import resize_image, resize_mask
 from litheseg.data.unlabelled import Unlabelled
-from litheseg.errors import DataError
+from litheseg.errors import DataError, listed, printable
 
 __all__ = ["DecodedImages", "DecodedSamples", "SampleSize"]
 
@@ -216,17 +216,14 @@ class DecodedImages:
         if not broken:
             return
         total = len(self._unlabelled)
-        names = ", ".join(str(sample.image or sample.id) for sample, _ in broken[:_MOST_NAMES])
-        more = f" and {len(broken) - _MOST_NAMES} more" if len(broken) > _MOST_NAMES else ""
-        message = (
-            f"{len(broken)} of {total} unlabelled images cannot be read ({names}{more}; the first: {broken[0][1]})"
-        )
+        names = listed([sample.image or sample.id for sample, _ in broken], _MOST_NAMES)
+        message = f"{len(broken)} of {total} unlabelled images cannot be read ({names}; the first: {broken[0][1]})"
         if len(broken) > self._unreadable * total:
             raise DataError(
                 f"{message}; mend or remove them, or raise the share that may be left out, now {self._unreadable:g}"
             )
         if not self._quiet:
-            warnings.warn(f"{message}; training goes on without them")
+            warnings.warn(printable(f"{message}; training goes on without them"))
 
 
 def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quiet: bool) -> Iterator[_T]:

@@ -31,7 +31,7 @@ from litheseg.data import open_source
 from litheseg.data._doctor_checks import Finding, finding
 from litheseg.data._doctor_exam import Exam, examine, scheme_of
 from litheseg.data._doctor_render import render
-from litheseg.data.source import FileSource, Pairing, Sample, Source
+from litheseg.data.source import DuplicateStemsError, FileSource, Pairing, Sample, Source
 from litheseg.errors import DataError
 
 __all__ = ["Finding", "Report", "SplitSummary", "diagnose", "diagnose_path"]
@@ -160,8 +160,11 @@ def diagnose_path(root: str | Path, name: str = "auto", *, verbose: bool = False
 
 def _samples(source: Source, split: str, findings: list[Finding], refusals: set[str]) -> Sequence[Sample]:
     """The samples of a split; where the source refuses them, those that can be read all the same."""
+    doubles: list[str] = []
     try:
         return source.samples(split)
+    except DuplicateStemsError as error:
+        refusal, doubles = str(error), [str(path) for path, _ in error.pairs]
     except DataError as error:
         refusal = str(error)
     # A part held out of train is refused for the reason train was: once is enough.
@@ -172,6 +175,8 @@ def _samples(source: Source, split: str, findings: list[Finding], refusals: set[
     except DataError:
         pairing = None  # the source met the same error
     unusable = finding("unusable-split", f"'{split}': {refusal}", [split])
+    if doubles:
+        unusable = finding("same-stem", f"files of '{split}' that differ in their endings only", doubles)
     if pairing is None:
         if not known:
             findings.append(unusable)

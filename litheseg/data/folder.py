@@ -99,15 +99,17 @@ class Folder(FileSource):
 
     def splits(self) -> tuple[str, ...]:
         """See `Source.splits`; with `val` where it is held out."""
-        present = {*self._folders, *self._lists, *(["val"] if self._holds_out() else [])}
+        present = {*self._folders, *self._lists, *(["val"] if self.holds_out else [])}
         return tuple(split for split in _SPLITS if split in present)
 
-    def _holds_out(self) -> bool:
+    @property
+    def holds_out(self) -> bool:
+        """See `FileSource`."""
         present = {*self._folders, *self._lists}
         return "train" in present and "val" not in present and self.val_fraction > 0
 
     def _pair(self, split: str) -> Pairing:
-        if split not in ("train", "val") or not self._holds_out():
+        if split not in ("train", "val") or not self.holds_out:
             return self._present(split)
         whole = self._present("train")
         count = len(whole.samples)

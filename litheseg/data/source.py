@@ -13,19 +13,43 @@ Usage:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from litheseg.errors import DataError, did_you_mean
+from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import Classes, LabelScheme
 
-__all__ = ["FileSource", "Pairing", "Sample", "Source", "existing_folder", "find_images", "join", "pair_up"]
+__all__ = [
+    "DuplicateStemsError",
+    "FileSource",
+    "Pairing",
+    "Sample",
+    "Source",
+    "existing_folder",
+    "find_images",
+    "join",
+    "pair_up",
+]
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class DuplicateStemsError(DataError):
+    """Files in one folder that differ in their endings only, so that nothing says which is meant.
+
+    Attributes:
+        pairs: (file, the one before it of the same stem), all of them.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        self.pairs = tuple(pairs)
+        shown = listed([f"{path} and {first.name}" for path, first in self.pairs])
+        times = f" {len(self.pairs)} times" if len(self.pairs) > 1 else ""
+        super().__init__(f"files have the same stem{times}: {shown}; keep one of each")
 
 
 @dataclass(frozen=True)
@@ -135,6 +159,8 @@ class FileSource(Source):
 
     Attributes:
         layout: where the files of a split are, with "{split}" for its name; for messages.
+        max_pixels: of an image or a mask, width times height by its header; a larger one is an error.
+        holds_out: whether the val split is a part of the training images, drawn by chance.
 
     Args:
         root: an existing folder.
@@ -146,6 +172,7 @@ class FileSource(Source):
     """
 
     layout = ""
+    max_pixels = reading.MAX_PIXELS
 
     def __init__(self, root: str | Path, scheme: LabelScheme, allow_unlabelled: bool = False) -> None:
         self.root = existing_folder(root)
@@ -153,6 +180,11 @@ class FileSource(Source):
         self.classes = scheme.classes
         self.allow_unlabelled = allow_unlabelled
         self._samples: dict[str, tuple[Sample, ...]] = {}
+
+    @property
+    def holds_out(self) -> bool:
+        """See the class."""
+        return False
 
     @abstractmethod
     def _pair(self, split: str) -> Pairing:
@@ -186,15 +218,15 @@ class FileSource(Source):
         """See `Source.read_image`."""
         if sample.image is None:
             raise DataError(f"sample '{sample.id}' has no image file; take samples from this source's samples()")
-        return reading.read_image(sample.image)
+        return reading.read_image(sample.image, max_pixels=self.max_pixels)
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.read_mask`."""
-        return reading.read_mask(_mask_path(sample), self.scheme, sample.image)
+        return reading.read_mask(_mask_path(sample), self.scheme, sample.image, max_pixels=self.max_pixels)
 
     def raw_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.raw_mask`."""
-        return reading.read_raw_mask(_mask_path(sample))
+        return reading.read_raw_mask(_mask_path(sample), max_pixels=self.max_pixels)
 
 
 def existing_folder(root: str | Path, remedy: str = "") -> Path:
@@ -225,9 +257,10 @@ def find_images(folder: Path, *, recursive: bool = False, suffix: str = "") -> d
         suffix: what stems must end with, and ids do not, e.g. "_mask".
 
     Raises:
-        DataError: two files of one id, such as a.png and a.jpg.
+        DuplicateStemsError: several files of one id, such as a.png and a.jpg.
     """
     found: dict[str, Path] = {}
+    again: list[tuple[Path, Path]] = []
     for path in sorted(folder.rglob("*") if recursive else folder.glob("*")):
         parts = path.relative_to(folder).parts
         if path.suffix.lower() not in _IMAGE_SUFFIXES or any(part.startswith(".") for part in parts) or path.is_dir():
@@ -236,8 +269,11 @@ def find_images(folder: Path, *, recursive: bool = False, suffix: str = "") -> d
             continue
         key = "/".join([*parts[:-1], path.stem.removesuffix(suffix)])
         if key in found:
-            raise DataError(f"{path} and {found[key]} have the same stem; keep one of them")
-        found[key] = path
+            again.append((path, found[key]))
+        else:
+            found[key] = path
+    if again:
+        raise DuplicateStemsError(again)
     return found
 
 

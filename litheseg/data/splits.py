@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -82,8 +83,8 @@ def read_list(path: str | Path) -> list[tuple[int, str]]:
         DataError: the file cannot be read, or lists nothing.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
         raise DataError(f"cannot read the list {path}: {error}; give a text file with one id a line") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
@@ -95,7 +96,8 @@ def read_list(path: str | Path) -> list[tuple[int, str]]:
 def write_list(path: str | Path, ids: Iterable[str]) -> None:
     """Write ids one a line, so that a partition can be kept and read again as a list file."""
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{key}\n" for key in ids), encoding="utf-8", newline="\n")
+        text = "".join(f"{key}\n" for key in ids)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def _count(ratio: str | float, total: int) -> int:
@@ -114,7 +116,7 @@ def _first(ids: Sequence[str], count: int | None, seed: int, origin: str) -> set
         raise DataError(f"count {count!r} is not a whole number")
     if not 1 <= count <= len(ids):
         raise DataError(f"{origin} asks for {count} labelled of {len(ids)} images; choose from 1 to {len(ids)}")
-    return set(sorted(ids, key=lambda key: (hashlib.sha256(f"{seed}:{key}".encode()).digest(), key))[:count])
+    return set(sorted(ids, key=lambda key: (hashlib.sha256(os.fsencode(f"{seed}:{key}")).digest(), key))[:count])
 
 
 def _listed(path: Path, ids: Sequence[str]) -> list[str]:

@@ -40,10 +40,12 @@ class Unlabelled:
     Attributes:
         samples: what they are; their masks do not count.
         source: decodes them; None where they are files of no data set.
+        max_pixels: of such a file, width times height.
     """
 
     samples: tuple[Sample, ...]
     source: Source | None = None
+    max_pixels: int = reading.MAX_PIXELS
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -58,7 +60,7 @@ class Unlabelled:
         if self.source is not None:
             return self.source.read_image(sample)
         assert sample.image is not None
-        return reading.read_image(sample.image)
+        return reading.read_image(sample.image, max_pixels=self.max_pixels)
 
 
 def find_unlabelled(
@@ -94,7 +96,7 @@ def find_unlabelled(
                 "(such as 1/8), or name a folder of other images"
             )
     else:
-        found = Unlabelled(_images_in(where))
+        found = Unlabelled(_images_in(where), max_pixels=getattr(source, "max_pixels", reading.MAX_PIXELS))
     _refuse_shared(found.samples, labelled, "a labelled training image")
     for split in sorted({val_split, "test"} & set(source.splits()) - {train_split}):
         _refuse_shared(

@@ -41,7 +41,6 @@ from litheseg.bundle.exported import (
     load_export,
 )
 from litheseg.data.source import Source
-from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import save_openvino
@@ -54,6 +53,7 @@ from litheseg.errors import LithesegError, ModelError
 from litheseg.files import atomic_folder
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle
+from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 
 __all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from litheseg.data.transforms import normalise, resize_image, resize_mask
-from litheseg.runtime.engines import Engine
 from litheseg.deploy.samples import Picture
 from litheseg.errors import BundleError, DataError, LithesegError
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
@@ -32,6 +31,7 @@ from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.models.base import SegmentationModel, resize
 from litheseg.models.bundle import Bundle
 from litheseg.models.upsampling import upsample_labels
+from litheseg.runtime.engines import Engine
 
 __all__ = ["THRESHOLD", "Certificate", "Reference", "certify", "certify_all", "pytorch_reference"]
 

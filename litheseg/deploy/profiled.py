@@ -56,4 +56,3 @@ def profiled(
 
     counted = {cost.width: {k: v for k, v in asdict(cost).items() if k != "width"} for cost in costs}
     return Profiled(chosen, size, opened, counted)
-

@@ -41,6 +41,7 @@ __all__ = ["ModuleEngine", "TorchNetworks", "archive_engine", "bundle_engine", "
 
 Size = tuple[int, int]
 
+_NO_INT8 = "a bundle holds no int8 network; make one with `litheseg export --precision int8`"
 _MAX_LOGITS = 1 << 26  # values held at once, so that a 24-megapixel photo needs no 2 GB
 _TOGETHER = 8  # images in one pass of a GPU, whose time for one is mostly that of starting its kernels
 
@@ -62,11 +63,7 @@ class _TorchEngine(Engine):
         """See `Engine.labels`."""
         if output.device.type == "cpu":
             return super().labels(output.numpy(), size, threads)
-        if len(output) * size[0] * size[1] <= _MAX_LOGITS:
-            # On a GPU two large operations take less time than several small ones.
-            full = F.interpolate(output[None], size, mode="bilinear", align_corners=False)
-            return np.asarray(full[0].argmax(0).to(torch.uint8).cpu().numpy())
-        return np.asarray(upsample_labels(output, size, max_values=_MAX_LOGITS).cpu().numpy())
+        return np.asarray(_labels(output, size).cpu().numpy())
 
     def wait(self) -> None:
         """See `Engine.wait`."""
@@ -122,7 +119,7 @@ class ModuleEngine(_TorchEngine):
         return list(self._outputs(np.concatenate([batched(image, "NHWC", None) for image in images]))["logits"].float())
 
     def outputs(self, image: np.ndarray) -> dict[str, Tensor]:
-        """What the module says of an image: ``logits`` and, of a `SegmentationModel`, ``features``, each 1 x C x h x w."""
+        """``logits`` of an image and, of a `SegmentationModel`, ``features``, each 1 x C x h x w."""
         return self._outputs(batched(image, "NHWC", None))
 
     def _outputs(self, images: np.ndarray) -> dict[str, Tensor]:
@@ -234,6 +231,8 @@ def open_model(
     runtime, precision = runtime or "torch", precision or "fp32"
     check_choice("runtime", runtime, RUNTIMES)
     check_choice("precision", precision, PRECISIONS)
+    if precision == "int8":
+        raise LithesegError(_NO_INT8)
     if runtime == "torch":
         return TorchNetworks(
             bundle, width, device=device, threads=threads, channels_last=channels_last, precision=precision
@@ -276,7 +275,7 @@ def bundle_engine(
     check_choice("runtime", runtime, RUNTIMES)
     check_choice("precision", precision, PRECISIONS)
     if precision == "int8":
-        raise LithesegError("a bundle holds no int8 network; make one with `litheseg export --precision int8`")
+        raise LithesegError(_NO_INT8)
     if runtime == "torch":
         return TorchNetworks(bundle, width, threads=threads, precision=precision).engine(width)
     with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
@@ -324,6 +323,14 @@ def archive_engine(file: Path, artefact: Artefact, *, precision: str, threads: i
         raise LithesegError(f"an archive runs on the CPU; for '{device}', give the bundle instead of the export")
     _check_precision(precision, torch.device("cpu"))
     return _ArchiveEngine(load_archive(file), artefact, precision, threads)
+
+
+def _labels(logits: Tensor, size: Size) -> Tensor:
+    """uint8 H x W of the largest of the logits K x h x w, each interpolated to `size` (H, W), on their device."""
+    if len(logits) * size[0] * size[1] > _MAX_LOGITS:
+        return upsample_labels(logits, size, max_values=_MAX_LOGITS)
+    # On a GPU two large operations take less time than several small ones.
+    return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8)
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

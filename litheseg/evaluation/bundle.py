@@ -14,16 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litheseg.data import open_source
-from litheseg.data.datamodule import SegmentationData
+from litheseg.data.sequences import LeaveOut
 from litheseg.data.source import Source
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
+from litheseg.masks.reading import MAX_PIXELS
 from litheseg.models.bundle import Bundle
 from litheseg.nn import recalibrate
+
+if TYPE_CHECKING:
+    from litheseg.data.datamodule import SegmentationData
 
 __all__ = ["Evaluation", "calibrate", "evaluate_bundle", "open_bundle_data"]
 
@@ -103,6 +107,8 @@ def open_bundle_data(
     Raises:
         DataError: data that is missing or has other classes; a bundle that does not say what it was trained on.
     """
+    from litheseg.data.datamodule import SegmentationData  # it brings Lightning, which takes its time
+
     header, recipe = bundle.header, dict(bundle.header.recipe.get("data", {}))
     if isinstance(data, Source):
         opened = data
@@ -130,7 +136,9 @@ def _recorded_source(recipe: dict[str, Any]) -> Source:
     if not recipe.get("source"):
         raise DataError("the bundle does not say which data it was trained on; name the data's folder with --data")
     try:
-        return open_source(recipe["source"], recipe.get("root"), **recipe.get("options", {}))
+        limit = recipe.get("max_pixels", MAX_PIXELS)
+        opened = open_source(recipe["source"], recipe.get("root"), max_pixels=limit, **recipe.get("options", {}))
+        return LeaveOut(opened, recipe["leave_out"]) if recipe.get("leave_out") else opened
     except DataError as error:
         raise DataError(
             f"the data that the bundle was trained on: {error} (name another folder with --data)"

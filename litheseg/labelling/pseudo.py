@@ -43,7 +43,7 @@ from litheseg.labelling.label_studio import write_label_studio
 from litheseg.labelling.placing import class_file, link_image, settled
 from litheseg.labelling.selection import Ranking, rank
 from litheseg.masks.classes import IGNORE_INDEX
-from litheseg.masks.reading import read_image
+from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.files import write_mask
 from litheseg.runtime.predictor import Predictor
@@ -92,6 +92,7 @@ def pseudo_label(
     export: str = "none",
     force: bool = False,
     device: str | torch.device = "cpu",
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int, Path], None] | None = None,
 ) -> PseudoLabels:
     """Label all images of a folder, rank them, and export the best for correction.
@@ -109,6 +110,7 @@ def pseudo_label(
         export: one of `EXPORTS`.
         force: label anew and replace results that exist.
         device: where to run.
+        max_pixels: width times height above which an image fails; it is told by the file's header.
         progress: called with (done, total, image) after each image.
 
     Raises:
@@ -121,11 +123,13 @@ def pseudo_label(
         raise DataError(f"unknown export '{export}'.{did_you_mean(export, EXPORTS)}")
     if not 0 <= threshold <= 1:
         raise DataError(f"threshold {threshold} is outside [0, 1]; 0 keeps every label")
+    if max_pixels < 1:
+        raise DataError(f"max_pixels is {max_pixels}; give 1 or more")
     if choose < 0:
         raise DataError(f"cannot choose {choose} images; give 0 or more")
     predictor = bundle if isinstance(bundle, Predictor) else Predictor(bundle, device=device)
     width = predictor.width if width is None else predictor.bundle.check_width(width)
-    run = _Run(predictor, Path(output).expanduser(), width, threshold, force)
+    run = _Run(predictor, Path(output).expanduser(), width, threshold, force, max_pixels)
     images = _find(existing_folder(folder), run.output)
     run.begin()
     for done, (key, image) in enumerate(images.items(), 1):
@@ -145,8 +149,10 @@ def pseudo_label(
 class _Run:
     """The output folder while it fills."""
 
-    def __init__(self, predictor: Predictor, output: Path, width: float, threshold: float, force: bool) -> None:
-        self.predictor, self.output = predictor, output
+    def __init__(
+        self, predictor: Predictor, output: Path, width: float, threshold: float, force: bool, max_pixels: int
+    ) -> None:
+        self.predictor, self.output, self.max_pixels = predictor, output, max_pixels
         self.width, self.threshold, self.force = width, threshold, force
         self.written = self.skipped = 0
         self.failed: list[tuple[str, str]] = []
@@ -175,18 +181,22 @@ class _Run:
         results = (self.mask(key), confidence)
         due = [path for path in results if self.force or not path.exists()]
         try:
+            _check_name(key, image)
             known = None if due or self.force or not score.exists() else _read_json(score)
             if known is None:
                 known = self._label(image, key, due, score)
+        except DataError as error:
+            self.failed.append((str(image), str(error)))
+            return
         # A PyTorch error (memory, an image too small for the network) concerns this image as well.
-        except (DataError, RuntimeError, MemoryError) as error:
-            self.failed.append((str(image), str(error) or type(error).__name__))
+        except (RuntimeError, MemoryError) as error:
+            self.failed.append((str(image), f"{image}: {error or type(error).__name__}"))
             return
         self.scores[key] = known
         self.written, self.skipped = self.written + len(due), self.skipped + len(results) - len(due)
 
     def _label(self, image: Path, key: str, due: Sequence[Path], score: Path) -> dict[str, Any]:
-        pixels = read_image(image)
+        pixels = read_image(image, max_pixels=self.max_pixels)
         outputs = self.predictor.outputs_rgb(pixels, width=self.width)
         sure = certainty(outputs["logits"], outputs["features"], (pixels.shape[0], pixels.shape[1]))
         unsure = sure.confidence < self.threshold
@@ -256,6 +266,14 @@ def _find(folder: Path, output: Path) -> dict[str, Path]:
     if not images:
         raise DataError(f"no images in {folder}; give a folder that holds some (.png, .jpg, .tif, ...)")
     return images
+
+
+def _check_name(key: str, image: Path) -> None:
+    """Refuse a name that neither the ranking nor an annotation tool could hold."""
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{image}: its name is no UTF-8, as annotation tools need it; rename the file") from error
 
 
 def _digest(bundle: Bundle) -> str:

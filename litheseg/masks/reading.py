@@ -4,6 +4,9 @@ Images become uint8 RGB: EXIF orientation applied, grey and CMYK converted, alph
 by 256 (never stretched image by image: equal values stay equal). Masks are never converted: a palette PNG keeps its
 indices, a 4-bit grey PNG its values, a 16-bit one all of its bits.
 
+Size is judged by the header, before anything is decompressed: a file of a few kilobytes can claim, and hold, billions
+of pixels. `MAX_PIXELS` is what every reader here takes where nobody says otherwise.
+
 It does not know which images and masks belong together: see `source`. Orientation: EXIF, JEITA CP-3451, tag 0x0112.
 
 Usage:
@@ -13,11 +16,14 @@ Usage:
 
 from __future__ import annotations
 
+import math
 import struct
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,7 +31,19 @@ from PIL import Image, UnidentifiedImageError
 from litheseg.errors import DataError
 from litheseg.masks.classes import UNKNOWN_INDEX, LabelScheme
 
-__all__ = ["encode", "read_image", "read_mask", "read_raw_mask"]
+__all__ = [
+    "MAX_PIXELS",
+    "TooManyPixelsError",
+    "count_pixels",
+    "encode",
+    "open_image",
+    "read_image",
+    "read_mask",
+    "read_raw_mask",
+]
+
+MAX_PIXELS = 160_000_000
+"""Width times height: the largest cameras that are sold have 151 million, and decoding takes some 16 bytes for each."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,33 +57,83 @@ _TRANSPOSE = {
 _LYING = (5, 6, 7, 8)  # orientations that swap height and width
 _ANIMATED = ("GIF", "PNG", "WEBP")  # further pages of a TIFF or MPO file are previews
 _GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by these factors
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# What Pillow's decoders raise on damaged files.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError, LookupError, TypeError)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+class TooManyPixelsError(DataError):
+    """An image whose header claims more pixels than are taken."""
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image: uint8 H W 3, RGB, upright.
 
+    Args:
+        path: the file.
+        max_pixels: the largest width times height.
+
     Raises:
+        TooManyPixelsError: the header claims more pixels.
         DataError: a file that is missing, no image, animated, truncated, or of floating-point pixels.
     """
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         if image.format in _ANIMATED and getattr(image, "is_animated", False):
             raise DataError(f"{path} is animated; save the frame that is meant, or label it with `litheseg video`")
         orientation = _orientation(image)
         return np.array(_turn(_to_rgb(image, path), orientation))
 
 
-def read_raw_mask(path: str | Path) -> np.ndarray:
+def count_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int:
+    """Width times height of an image; only its header is read.
+
+    Raises:
+        TooManyPixelsError: there are more than `max_pixels`.
+        DataError: a file that is missing or no image.
+    """
+    with _opened(path, max_pixels) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def open_image(
+    file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Iterator[Image.Image]:
+    """An image whose header has been read and whose size has been judged; it may be decoded within the context.
+
+    Args:
+        file: a path, or a file.
+        max_pixels: the largest width times height; Pillow's own limit is raised to it meanwhile.
+        formats: Pillow's names of those that may be decoded; None for all.
+
+    Raises:
+        TooManyPixelsError: the header claims more pixels; or a tile or frame in the file twice as many.
+        Exception: what else Pillow makes of damaged files.
+    """
+    try:
+        with _PILLOW_LIMIT.at_least(math.inf):  # which would warn of what is judged here
+            image = Image.open(file, formats=formats)
+        with image, _PILLOW_LIMIT.at_least(max_pixels):
+            if image.width * image.height > max_pixels:
+                raise TooManyPixelsError(_too_many(f"{image.width} x {image.height}", max_pixels))
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixelsError(_too_many(f"more than {2 * max_pixels}", max_pixels)) from error
+
+
+def read_raw_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a mask as it lies in the file: integers H W, or uint8 H W 3 where the file holds colours; not rotated.
 
     Raises:
+        TooManyPixelsError: the header claims more than `max_pixels`.
         DataError: a file that is missing, no image, truncated, a JPEG (its labels are smeared), or of floats.
     """
-    with _opened(path) as image:
+    with _opened(path, max_pixels) as image:
         return _pixels(image, path)
 
 
-def read_mask(path: str | Path, scheme: LabelScheme, image: str | Path | None = None) -> np.ndarray:
+def read_mask(
+    path: str | Path, scheme: LabelScheme, image: str | Path | None = None, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode a mask to train ids: uint8 H W, `IGNORE_INDEX` ignored, upright.
 
     A mask follows its own EXIF tag; one without a tag follows its image's where only then the two sizes agree.
@@ -74,15 +142,16 @@ def read_mask(path: str | Path, scheme: LabelScheme, image: str | Path | None = 
         path: the mask.
         scheme: what its values mean.
         image: the image it belongs to; when given, the sizes are compared (only the image's header is read).
+        max_pixels: the largest width times height, of either.
 
     Raises:
         DataError: as `read_raw_mask` and `encode`, and for sizes that differ.
     """
-    with _opened(path) as mask:
+    with _opened(path, max_pixels) as mask:
         orientation = _orientation(mask)
         values = _pixels(mask, path)
     if image is not None:
-        orientation = _agree(path, image, (values.shape[0], values.shape[1]), orientation)
+        orientation = _agree(path, image, (values.shape[0], values.shape[1]), orientation, max_pixels)
     return _turn_array(encode(values, scheme, path), orientation)
 
 
@@ -131,9 +200,9 @@ def _outside(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> DataE
     )
 
 
-def _agree(path: str | Path, image: str | Path, size: tuple[int, int], orientation: int) -> int:
+def _agree(path: str | Path, image: str | Path, size: tuple[int, int], orientation: int, max_pixels: int) -> int:
     """The orientation in which a mask of `size` (H, W) fits its image."""
-    with _opened(image) as opened:
+    with _opened(image, max_pixels) as opened:
         turned, stored = _orientation(opened), (opened.height, opened.width)
     upright = _swapped(stored, turned)
     if _swapped(size, orientation) == upright:
@@ -147,19 +216,59 @@ def _agree(path: str | Path, image: str | Path, size: tuple[int, int], orientati
     )
 
 
+class _PillowLimit:
+    """Pillow's own limit on pixels, raised while somebody here decodes: it is one number for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock, self._asked = threading.Lock(), list[float]()
+        self._own: int | None = None
+
+    @contextmanager
+    def at_least(self, pixels: float) -> Iterator[None]:
+        """Raised to `pixels`, unless it is higher or there is none."""
+        with self._lock:
+            if not self._asked:
+                self._own = Image.MAX_IMAGE_PIXELS
+            self._asked.append(pixels)
+            self._set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked.remove(pixels)
+                self._set()
+
+    def _set(self) -> None:
+        limit = math.inf if self._own is None else max(self._own, *self._asked, 0)
+        Image.MAX_IMAGE_PIXELS = None if limit == math.inf else int(limit)
+
+
+_PILLOW_LIMIT = _PillowLimit()
+
+
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """`open_image`, whose errors name the file."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, max_pixels) as image:
             yield image
+    except TooManyPixelsError as error:
+        raise TooManyPixelsError(
+            f"{path}: {error}; make it smaller, cut it into tiles, or allow more (--max-pixels, for training "
+            "--data.max_pixels)"
+        ) from error
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; restore it or remove its partner") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image that can be read; replace or remove it") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large to decode ({error}); cut it into tiles") from error
     except _BROKEN as error:
         raise DataError(f"{path} is damaged or truncated ({error}); replace or remove it") from error
+
+
+def _too_many(found: str, max_pixels: int) -> str:
+    return f"{found} pixels, and at most {max_pixels} are decoded"
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:

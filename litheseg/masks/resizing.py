@@ -13,9 +13,11 @@ Usage:
 
 from __future__ import annotations
 
+import importlib
 import math
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -42,11 +44,11 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"an image is {image.dtype} {image.shape}; give uint8 (H, W, 3)")
     _check(image, size)
-    if image.shape[1] != size[1]:
-        image = _resize_rows(image.transpose(1, 0, 2), size[1]).transpose(1, 0, 2)
-    if image.shape[0] != size[0]:
-        image = _resize_rows(image, size[0])
-    return image
+    if image.shape[:2] == tuple(size):
+        return image
+    result = np.empty((*size, 3), np.uint8)
+    _kernel()(image, result, _triangles(image.shape[1], size[1]), _triangles(image.shape[0], size[0]))
+    return result
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -78,11 +80,12 @@ def _check(array: np.ndarray, size: tuple[int, int]) -> None:
 
 
 class _Triangles(NamedTuple):
-    """How `new` pixels of an axis are weighted means of the `old` ones.
+    """How the pixels of an axis are weighted means of the `old` ones.
 
     Attributes:
-        starts: int32 [new]: the first pixel under each triangle.
-        weights: int16 [new, taps] of the pixels from there on, 0 beyond the triangle; in units of 1 / 2 ** `precision`.
+        starts: int32 [new]: the first pixel under each triangle, or one before it where the image would end first.
+        weights: int16 [new, taps] of the pixels from there on, in units of 1 / 2 ** `precision`; 0 beyond the triangle.
+            `taps` is even: the last of them may lie one pixel beyond the image.
         precision: fractional bits of the weights.
     """
 
@@ -92,34 +95,59 @@ class _Triangles(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _triangles(old: int, new: int) -> _Triangles:
-    """The weights of an axis; the order of the floating-point operations decides the last bit, so it is PyTorch's."""
+def _triangles(old: int, new: int) -> _Triangles | None:
+    """The weights of an axis, None where it keeps its size.
+
+    Rounding is PyTorch's as long as the order of operations is.
+    """
+    if old == new:
+        return None
     scale = old / new
     support = max(scale, 1.0)
     centres = scale * (np.arange(new) + 0.5)
     starts = np.maximum((centres - support + 0.5).astype(np.int64), 0)
     ends = np.minimum((centres + support + 0.5).astype(np.int64), old)
-    counts = np.clip(ends - starts, 0, 2 * math.ceil(support) + 1)
-    taps = np.arange(counts.max())
-    distance = np.abs(((taps + starts[:, None]) - centres[:, None] + 0.5) * (1 / support))
-    weights = np.where(taps < counts[:, None], np.maximum(1 - distance, 0), 0)
+    most = min(int((ends - starts).max()), 2 * math.ceil(support) + 1)
+    ends = np.minimum(ends, starts + most)
+    pixels = np.minimum(starts, old - most)[:, None] + np.arange(most + most % 2)
+    weights = np.maximum(1 - np.abs((pixels - centres[:, None] + 0.5) * (1 / support)), 0)
+    weights[(pixels < starts[:, None]) | (pixels >= ends[:, None])] = 0
     weights /= weights.cumsum(1)[:, -1:]  # one after the other; `sum` adds in pairs
     precision = 0
     while precision < 22 and int(0.5 + weights.max() * 2 ** (precision + 1)) < 2**15:
         precision += 1
-    return _Triangles(starts.astype(np.int32), (0.5 + weights * 2**precision).astype(np.int16), precision)
+    tables = pixels[:, 0].astype(np.int32), (0.5 + weights * 2**precision).astype(np.int16)
+    for table in tables:
+        table.flags.writeable = False  # they were checked, and are read while the interpreter's lock is released
+    return _Triangles(*tables, precision)
 
 
-def _resize_rows(image: np.ndarray, new: int) -> np.ndarray:
-    """uint8 H W 3 to `new` W 3; some columns at a time, so that sums of 32 bits stay few."""
-    starts, weights, precision = _triangles(image.shape[0], new)
-    result = np.empty((new, *image.shape[1:]), np.uint8)
-    step = max(1, _BLOCK // (3 * new))
+@cache
+def _kernel() -> Callable[..., None]:
+    """What does the work: compiled where there was a compiler when the package was installed."""
+    try:
+        return cast(Callable[..., None], importlib.import_module("litheseg.masks._resizing").resize)
+    except ImportError:
+        return _resize
+
+
+def _resize(image: np.ndarray, result: np.ndarray, columns: _Triangles | None, rows: _Triangles | None) -> None:
+    """Fill `result`, uint8 h w 3, with the image, uint8 H W 3."""
+    if columns:
+        image = _mix(image.transpose(1, 0, 2), columns).transpose(1, 0, 2)
+    result[...] = _mix(image, rows) if rows else image
+
+
+def _mix(image: np.ndarray, triangles: _Triangles) -> np.ndarray:
+    """uint8 H W 3 to h W 3; some columns at a time, so that sums of 32 bits stay few."""
+    starts, weights, precision = triangles
+    result = np.empty((len(starts), *image.shape[1:]), np.uint8)
+    step = max(1, _BLOCK // (3 * len(starts)))
     for first in range(0, image.shape[1], step):
         part = image[:, first : first + step]
-        total = np.full((new, *part.shape[1:]), 1 << (precision - 1), np.int32)
+        total = np.full((len(starts), *part.shape[1:]), 1 << (precision - 1), np.int32)
         for tap in range(weights.shape[1]):
-            rows = np.minimum(starts + tap, image.shape[0] - 1)
+            rows = np.minimum(starts + tap, len(image) - 1)
             total += weights[:, tap, None, None].astype(np.int32) * part[rows]
         result[:, first : first + step] = np.minimum(total >> precision, 255)
     return result

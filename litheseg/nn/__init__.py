@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litheseg.nn.extract import drop_training_heads, extract, fold
 from litheseg.nn.slim import add_width, available_widths, get_width, recalibrate, set_width, slim
-from litheseg.nn.width import Channels, Part, WidthDial, check_width, round_channels
+from litheseg.nn.width import Channels, Part, WidthDial, round_channels
 
 __all__ = [
     "Channels",
@@ -12,7 +12,6 @@ __all__ = [
     "WidthDial",
     "add_width",
     "available_widths",
-    "check_width",
     "drop_training_heads",
     "extract",
     "fold",

@@ -25,6 +25,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
+from litheseg.bundle.widths import check_width
 from litheseg.errors import ModelError, WidthError
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.layers import (
@@ -39,7 +40,7 @@ from litheseg.nn.layers import (
 from litheseg.nn.slicing import settle_groups
 from litheseg.nn.surgery import replace_layer
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
-from litheseg.nn.width import Channels, Part, WidthDial, check_width
+from litheseg.nn.width import Channels, Part, WidthDial
 
 __all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
 

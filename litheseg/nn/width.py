@@ -21,20 +21,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from litheseg.bundle.widths import check_width
 from litheseg.errors import WidthError
 
-__all__ = ["Channels", "Part", "WidthDial", "check_width", "round_channels"]
-
-
-def check_width(width: float) -> float:
-    """`width` as a float in (0, 1].
-
-    Raises:
-        WidthError: it is not.
-    """
-    if not 0.0 < float(width) <= 1.0:
-        raise WidthError(f"width {width} is outside (0, 1]; it is the fraction of channels to keep, such as 0.5")
-    return float(width)
+__all__ = ["Channels", "Part", "WidthDial", "round_channels"]
 
 
 def round_channels(channels: int, width: float, divisor: int = 8) -> int:

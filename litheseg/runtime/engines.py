@@ -161,7 +161,6 @@ def session_options(threads: int | None = None) -> Any:
     return options
 
 
-@cache
 def openvino_core() -> Any:
     """The one `openvino.Core` of this process that compiles networks.
 
@@ -175,6 +174,11 @@ def openvino_core() -> Any:
         import openvino
     except ImportError as error:
         raise MissingExtraError("openvino", "openvino", "running in OpenVINO") from error
+    return _core(openvino)
+
+
+@cache
+def _core(openvino: Any) -> Any:
     return openvino.Core()
 
 

@@ -2,8 +2,9 @@
 
 Images come from files, folders, manifests and object stores; results are files or objects, each written once and as a
 whole. What exists is kept, so a run that was stopped or killed goes on with the same call. What could not be labelled
-is listed in ``failed.jsonl`` beside the results. An engine does the work: threads of this process (`local`), or Ray's
-processes on this machine or many (`ray_engine`); masks are the same, bit for bit. It knows neither models nor formats.
+is listed in ``failed.jsonl`` beside the results, as it fails. An engine does the work: threads of this process
+(`local`), or Ray's processes on this machine or many (`ray_engine`); masks are the same, bit for bit. It knows neither
+models nor formats.
 
 Usage:
     >>> summary = predict("model.safetensors", ["photos/"], "labelled/", width=0.5, kind="both")
@@ -13,8 +14,7 @@ Usage:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,8 @@ from typing import Literal
 
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.pictures import overlay, write_mask
+from litheseg.masks.reading import MAX_PIXELS
+from litheseg.runtime.failures import REPORT, FailureLog
 from litheseg.runtime.jobs import Job, Plan, find_items, make_plan
 from litheseg.runtime.labeller import Labeller, Outcome, Settings
 from litheseg.runtime.local import default_workers, run_local
@@ -33,8 +35,6 @@ from litheseg.runtime.storage import Folder, open_folder
 __all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "overlay", "predict", "write_mask"]
 
 ENGINES = ("local", "ray")
-REPORT = "failed.jsonl"
-"""Where the images that could not be labelled are listed, with the reasons."""
 
 Kind = Literal["mask", "overlay", "both"]
 
@@ -98,6 +98,7 @@ def predict(
     precision: str | None = None,
     threads: int = 1,
     alpha: float = 0.5,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Label images into `output`, as `NAME.png` (mask) and `NAME_overlay.png`.
@@ -123,6 +124,7 @@ def predict(
         threads: of the CPU for each image. More cores are used better by more workers; masks of two runs are equal bit
             for bit if this is.
         alpha: weight of the class colour in overlays, in [0, 1].
+        max_pixels: width times height above which an image is listed as failed; it is told by the file's header.
         progress: called when the work begins, and whenever images are done.
 
     Raises:
@@ -132,22 +134,24 @@ def predict(
         MissingExtraError: an engine, a runtime or a kind of input whose package is not installed.
         LithesegError: a result cannot be written.
     """
-    _check(kind, engine, workers, threads, alpha)
+    _check(kind, engine, alpha, workers=workers, threads=threads, max_pixels=max_pixels)
     workers = workers or default_workers(threads)
     folder = open_folder(output)
     model = str(bundle) if isinstance(bundle, (str, Path)) else ""
-    settings = Settings(model, str(output), width, str(device), size, runtime, precision, threads, alpha, force)
+    settings = Settings(
+        model, str(output), width, str(device), size, runtime, precision, threads, alpha, force, max_pixels
+    )
     label = _by_threads(bundle, settings, folder, workers) if engine == "local" else _by_ray(settings, workers)
     items = find_items([inputs] if isinstance(inputs, (str, Path)) else inputs, folder)
     plan = make_plan(items, folder, _KINDS[kind], force=force)
     return _follow(plan, label(plan.jobs), folder, progress or (lambda _: None))
 
 
-def _check(kind: str, engine: str, workers: int | None, threads: int, alpha: float) -> None:
+def _check(kind: str, engine: str, alpha: float, **counts: int | None) -> None:
     for name, value, choices in (("kind", kind, tuple(_KINDS)), ("engine", engine, ENGINES)):
         if value not in choices:
             raise DataError(f"unknown {name} '{value}'.{did_you_mean(value, choices)}")
-    for name, number in (("workers", workers), ("threads", threads)):
+    for name, number in counts.items():
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; give 1 or more")
     if not 0 <= alpha <= 1:
@@ -162,7 +166,8 @@ def _by_threads(
         predictors = [model] * workers
     else:
         predictors = settings.predictors(workers, None if isinstance(model, (str, Path)) else model)
-    labeller = Labeller(predictors, folder, width=settings.width, alpha=settings.alpha)
+    how = {"width": settings.width, "alpha": settings.alpha, "max_pixels": settings.max_pixels}
+    labeller = Labeller(predictors, folder, **how)
     return partial(run_local, labeller, workers=workers)
 
 
@@ -174,33 +179,28 @@ def _by_ray(settings: Settings, workers: int) -> Callable[[Sequence[Job]], _Outc
 
 
 def _follow(plan: Plan, outcomes: _Outcomes, folder: Folder, progress: Callable[[Progress], None]) -> Summary:
-    """Count outcomes until there are no more."""
+    """Count outcomes until there are no more; what failed is listed as it fails."""
     due = {job.index: len(job.parts) for job in plan.jobs}
-    failed, written = dict(plan.refused), 0
+    failed, written, log = dict(plan.refused), 0, FailureLog(folder)
     state = Progress(len(plan.items), len(plan.items) - len(due) - len(failed), 0, len(failed))
-    progress(state)
     try:
+        log.failed((plan.items[index].image, reason) for index, reason in plan.refused)
+        progress(state)
         with closing(outcomes):
             for outcome in outcomes:
+                image = plan.items[outcome.index].image
                 if outcome.problem is None:
                     written += due[outcome.index]
                     state = replace(state, labelled=state.labelled + 1)
+                    log.labelled(image)
                 else:
                     failed[outcome.index] = outcome.problem
                     state = replace(state, failed=len(failed))
+                    log.failed([(image, outcome.problem)])
                 progress(state)
     except KeyboardInterrupt:
-        _report(plan, failed, folder)
+        log.close()
         raise
-    return Summary(len(plan.items), written, plan.kept, _report(plan, failed, folder))
-
-
-def _report(plan: Plan, failed: Mapping[int, str], folder: Folder) -> tuple[tuple[str, str], ...]:
-    """Write what failed, in the order of the inputs; remove the report of an earlier run if nothing did."""
     rows = tuple((plan.items[index].image, failed[index]) for index in sorted(failed))
-    if rows:
-        lines = (json.dumps({"image": image, "reason": reason}, ensure_ascii=False) for image, reason in rows)
-        folder.write(REPORT, ("\n".join(lines) + "\n").encode())
-    else:
-        folder.remove(REPORT)
-    return rows
+    log.close(rows)
+    return Summary(len(plan.items), written, plan.kept, rows)

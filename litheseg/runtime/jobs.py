@@ -135,6 +135,8 @@ class _Guard:
     def problem(self, item: Item, names: Iterable[str]) -> str | None:
         for name in names:
             target = f"{self._output.address}/{name}"
+            if not self._output.appends and any("\udc80" <= char <= "\udcff" for char in name):
+                return f"{item.image}: its name is no UTF-8, which objects need; rename it, or give an output folder"
             if self._resolve(target) in self._sources:
                 return f"{target} is one of the inputs and is not overwritten; choose another output folder"
             first = self._owner.setdefault(name, item.image)

@@ -18,16 +18,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from litheseg.errors import LithesegError
 from litheseg.masks.pictures import encode_mask, encode_overlay
-from litheseg.masks.reading import read_image
+from litheseg.masks.reading import MAX_PIXELS, count_pixels, read_image
 from litheseg.runtime.jobs import ENDINGS, Job
+from litheseg.runtime.memory import PixelRoom
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.storage import Folder, fetch, open_folder
 
 __all__ = ["Labeller", "Outcome", "Settings", "UnwritableError"]
+
+_USUAL: Final = 25_000_000  # pixels of an image for which every worker has room; a larger one waits until there is some
 
 
 class UnwritableError(LithesegError):
@@ -49,6 +52,7 @@ class Settings:
         threads: of the CPU, for each image.
         alpha: weight of the class colour in overlays, in [0, 1].
         force: results that exist are replaced.
+        max_pixels: of one image, width times height.
     """
 
     model: str
@@ -61,6 +65,7 @@ class Settings:
     threads: int = 1
     alpha: float = 0.5
     force: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def predictors(self, workers: int, source: Model | None = None) -> list[Predictor]:
         """Predictors that may work at the same time, ready for the first image.
@@ -105,12 +110,21 @@ class Labeller:
         output: where results go.
         width: None for the predictors' own.
         alpha: weight of the class colour in overlays, in [0, 1].
+        max_pixels: of one image, width times height; all that are in work together have that many, and 25 million more
+            for each further predictor.
     """
 
     def __init__(
-        self, predictors: Sequence[Predictor], output: Folder, *, width: float | None = None, alpha: float = 0.5
+        self,
+        predictors: Sequence[Predictor],
+        output: Folder,
+        *,
+        width: float | None = None,
+        alpha: float = 0.5,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._output, self._width, self._alpha = output, width, alpha
+        self._output, self._width, self._alpha, self._max_pixels = output, width, alpha, max_pixels
+        self._room = PixelRoom(max_pixels + _USUAL * (len(predictors) - 1))
         self._idle: queue.SimpleQueue[Predictor] = queue.SimpleQueue()
         for predictor in predictors:
             self._idle.put(predictor)
@@ -122,7 +136,8 @@ class Labeller:
         Raises:
             LithesegError: as `Predictor`, or an output that cannot be used.
         """
-        return cls(settings.predictors(workers), open_folder(settings.output), alpha=settings.alpha)
+        how = {"alpha": settings.alpha, "max_pixels": settings.max_pixels}
+        return cls(settings.predictors(workers), open_folder(settings.output), **how)
 
     def __call__(self, job: Job) -> Outcome:
         """Do a job.
@@ -131,12 +146,14 @@ class Labeller:
             UnwritableError: a result cannot be written.
         """
         try:
-            source = fetch(job.image)
-            with self._predictor() as predictor:
-                files = self._files(predictor, cast(Path, source), job)
-        # A PyTorch error (memory, an image too small for the network) concerns this image as well.
-        except (LithesegError, RuntimeError, MemoryError) as error:
-            return Outcome(job.index, str(error) or type(error).__name__)
+            source = cast(Path, fetch(job.image))
+            pixels = count_pixels(source, max_pixels=self._max_pixels)
+            with self._room.taken(pixels), self._predictor() as predictor:
+                files = self._files(predictor, source, job)
+        except LithesegError as error:
+            return Outcome(job.index, str(error))
+        except Exception as error:  # of a runtime, say: each has its own for want of memory, or too small an image
+            return Outcome(job.index, f"{job.image}: {error or type(error).__name__}")
         try:
             for name, data in files.items():
                 self._output.write(name, data)
@@ -150,7 +167,7 @@ class Labeller:
         return Job(job.index, job.image, job.name, parts) if parts else None
 
     def _files(self, predictor: Predictor, source: Path, job: Job) -> Mapping[str, bytes]:
-        image = read_image(source)
+        image = read_image(source, max_pixels=self._max_pixels)
         mask = predictor.predict_rgb(image, width=self._width)
         encoders = {
             "mask": lambda: encode_mask(mask, predictor.classes),

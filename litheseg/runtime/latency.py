@@ -1,4 +1,4 @@
-"""Latencies: of what they are (the network alone, or end to end), and what some timings allow to be said of a percentile.
+"""Latencies: what they are of (the network alone, or end to end), and what timings allow to be said of a percentile.
 
 Latencies have long tails that no normal distribution describes, so nothing here assumes one. "The 95th percentile is
 within the budget" says that a pass exceeds the budget with a probability of at most 5 %: how many passes did is then
@@ -31,7 +31,7 @@ _CLEARLY = 1e-4  # of the tests that drop something: a thousand candidates may b
 
 
 class Scope(StrEnum):
-    """Of what a latency is. The first three are the stages of `litheseg.runtime.pipeline`; together they are the last."""
+    """What a latency is of. The first three are the stages of `litheseg.runtime.pipeline`, the last is all of them."""
 
     PREPARE = "prepare"
     NETWORK = "network"
@@ -84,7 +84,12 @@ class Latency:
         """Scope and percentiles, rounded to microseconds."""
         shown = {f"p{name:g}_ms": round(self.percentile(name), 3) for name in sorted({50, 95, 99, percentile})}
         bound = self.upper_bound(percentile)
-        return {"scope": str(self.scope), **shown, "upper_bound_ms": None if bound is None else round(bound, 3), "repeats": len(self)}
+        return {
+            "scope": str(self.scope),
+            **shown,
+            "upper_bound_ms": None if bound is None else round(bound, 3),
+            "repeats": len(self),
+        }
 
 
 def needed_repeats(percentile: float) -> int:

@@ -1,4 +1,4 @@
-"""The networks of a model, one per width, each opened when it is first asked for and then kept: what a `Predictor` runs.
+"""The networks of a model, one per width, opened when they are first asked for and then kept: what a `Predictor` runs.
 
 Several threads may ask at once. It does not know images, nor what becomes of the logits.
 

@@ -84,4 +84,6 @@ class Pipeline:
         """Neighbours of one size, as many as the engine takes together."""
         for _, alike in itertools.groupby(ready, key=lambda image: image.shape):
             group = list(alike)
-            yield from (group[start : start + self.engine.together] for start in range(0, len(group), self.engine.together))
+            yield from (
+                group[start : start + self.engine.together] for start in range(0, len(group), self.engine.together)
+            )

@@ -95,7 +95,9 @@ class Predictor:
             self._networks: Networks = export_networks(source, width, runtime, **how)
         else:
             how |= {"size": wanted, "channels_last": channels_last}
-            self._networks = workstation("deploy.torch_engine", _PURPOSE).open_model(source, width, runtime=runtime, **how)
+            self._networks = workstation("deploy.torch_engine", _PURPOSE).open_model(
+                source, width, runtime=runtime, **how
+            )
         self.size = self._agreed(wanted, size)
         self._width = self.widths[0] if width is None else width
         self._pipelines: dict[float, Pipeline] = {}

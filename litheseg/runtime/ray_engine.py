@@ -90,14 +90,15 @@ class _Worker:
         self._settings, self._diary = settings, diary
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        columns = (block["index"].tolist(), block["image"], block["name"], block["parts"])
+        columns = (block["index"].tolist(), map(_text, block["image"]), map(_text, block["name"]), block["parts"])
         jobs = [Job(i, image, name, tuple(parts.split())) for i, image, name, parts in zip(*columns, strict=True)]
         outcomes = self._carefully(jobs) if self._note("begin", f"block {jobs[0].index}") else self._all(jobs)
         try:
             done = list(outcomes)
         except UnwritableError as error:
             done = [Outcome(_UNWRITABLE, str(error))]
-        return {"index": [outcome.index for outcome in done], "problem": [outcome.problem or "" for outcome in done]}
+        problems = [_bytes(outcome.problem or "") for outcome in done]
+        return {"index": [outcome.index for outcome in done], "problem": problems}
 
     def _all(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         return run_local(self._label, jobs, workers=1, threads=self._settings.threads)
@@ -127,8 +128,8 @@ def _results(ray: ModuleType, settings: Settings, jobs: Sequence[Job], workers: 
         pyarrow.table(
             {
                 "index": [job.index for job in some],
-                "image": [_absolute(job.image) for job in some],
-                "name": [job.name for job in some],
+                "image": [_bytes(_absolute(job.image)) for job in some],
+                "name": [_bytes(job.name) for job in some],
                 "parts": [" ".join(job.parts) for job in some],
             }
         )
@@ -148,7 +149,7 @@ def _results(ray: ModuleType, settings: Settings, jobs: Sequence[Job], workers: 
 
 
 def _outcomes(batch: dict[str, np.ndarray]) -> Iterator[Outcome]:
-    for index, problem in zip(batch["index"].tolist(), batch["problem"], strict=True):
+    for index, problem in zip(batch["index"].tolist(), map(_text, batch["problem"]), strict=True):
         if index == _UNWRITABLE:
             raise UnwritableError(problem)
         yield Outcome(index, problem or None)
@@ -190,6 +191,15 @@ def _ray() -> ModuleType:
     except ImportError as error:
         raise MissingExtraError("ray[data]", "ray", "engine 'ray'") from error
     return ray
+
+
+def _bytes(text: str) -> bytes:
+    """Names as they travel: Arrow's strings hold UTF-8 only, and names of files anything."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _absolute(address: str) -> str:

@@ -39,9 +39,11 @@ class Folder(Protocol):
 
     Attributes:
         address: of the folder.
+        appends: whether files can grow; of objects there are new versions only.
     """
 
     address: str
+    appends: bool
 
     def exists(self, name: str) -> bool:
         """Whether it is there now."""
@@ -54,6 +56,20 @@ class Folder(Protocol):
 
         Raises:
             LithesegError: it cannot be written.
+        """
+
+    def append(self, name: str, data: bytes) -> None:
+        """Let a file grow, which is made if it is missing; only where `appends`.
+
+        Raises:
+            LithesegError: it cannot be written.
+        """
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; nothing if there is none.
+
+        Raises:
+            LithesegError: it is there and cannot be read.
         """
 
     def remove(self, name: str) -> None:
@@ -164,6 +180,8 @@ def open_folder(address: str | Path) -> Folder:
 
 
 class _LocalFolder:
+    appends = True
+
     def __init__(self, path: Path) -> None:
         self.address, self._path = str(path), path
 
@@ -180,12 +198,31 @@ class _LocalFolder:
         with atomic_path(self._path / name) as temporary:
             temporary.write_bytes(data)
 
+    def append(self, name: str, data: bytes) -> None:
+        path = self._path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab", buffering=0) as file:  # one write, so that a kill leaves whole lines
+                file.write(data)
+        except OSError as error:
+            reason = error.strerror or error
+            raise LithesegError(f"cannot write {path}: {reason}; free space or choose another path") from error
+
+    def read(self, name: str) -> bytes:
+        path = self._path / name
+        try:
+            return path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise LithesegError(f"cannot read {path}: {error.strerror or error}; remove it") from error
+
     def remove(self, name: str) -> None:
         with suppress(OSError):
             (self._path / name).unlink()
 
 
 class _RemoteFolder:
+    appends = False
+
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         scheme = urlsplit(address).scheme
@@ -214,6 +251,18 @@ class _RemoteFolder:
                 stream.write(data)
         except Exception as error:
             raise LithesegError(f"cannot write {self.address}/{name}: {_reason(error)}") from error
+
+    def append(self, name: str, data: bytes) -> None:
+        raise NotImplementedError(f"{self.address} holds objects, which do not grow")
+
+    def read(self, name: str) -> bytes:
+        if not self.exists(name):
+            return b""
+        try:
+            with self._store.open_input_stream(self._place(name), compression=None) as stream:
+                return bytes(stream.read())
+        except Exception as error:
+            raise self._unusable("read", error) from error
 
     def remove(self, name: str) -> None:
         # Arrow hands the name to fsspec's `rm`, which takes "[" and "*" for patterns and would remove others.

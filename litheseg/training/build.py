@@ -20,6 +20,7 @@ from torch import Tensor
 
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
+from litheseg.data.sequences import LeaveOut
 from litheseg.data.source import Source
 from litheseg.data.unlabelled import find_unlabelled, has_labels
 from litheseg.errors import ModelError, RecipeError
@@ -70,7 +71,9 @@ def build_data(recipe: Recipe) -> SegmentationData:
         DataError: they cannot be found or do not fit.
     """
     config = recipe.data
-    source = open_source(config.source, config.root, **config.options)
+    source = open_source(config.source, config.root, max_pixels=config.max_pixels, **config.options)
+    if config.leave_out is not None:
+        source = LeaveOut(source, config.leave_out)
     labelled = _labelled_ids(config, source, recipe.trainer.seed)
     unlabelled = None
     if config.unlabelled is not None:

@@ -20,11 +20,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
-from litheseg.errors import LithesegError, TrainingError
+from litheseg.errors import Interrupted, TrainingError
+from litheseg.training.ranks import is_first_process
 
 __all__ = [
     "EpochLines",
-    "Interrupted",
     "RequireFinite",
     "StayStopped",
     "StopOnInterrupt",
@@ -35,10 +35,6 @@ __all__ = [
 ]
 
 _FINITE_EVERY = 50  # steps; each look waits for the device
-
-
-class Interrupted(LithesegError):
-    """The user stopped the run; it is saved, and the message says how to go on."""
 
 
 def checkpoint_callbacks(folder: Path, *, averaged: bool = False) -> list[Callback]:
@@ -139,7 +135,8 @@ class StopOnInterrupt(Callback):
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        print("\nstopping after this step; Ctrl-C again to stop at once without saving", file=sys.stderr)
+        if is_first_process():
+            print("\nstopping after this step; Ctrl-C again to stop at once without saving", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

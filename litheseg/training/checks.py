@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from operator import attrgetter
 
+from litheseg.bundle.widths import check_width
 from litheseg.errors import RecipeError
-from litheseg.nn.width import check_width
 from litheseg.training.config import Recipe, TeacherConfig, WidthConfig
 
 __all__ = ["check_recipe"]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from litheseg.data.transforms import Augment
 from litheseg.data.views import UnlabelledViews
+from litheseg.masks.reading import MAX_PIXELS
 from litheseg.nn.efficient import Efficient
 
 __all__ = [
@@ -59,6 +60,8 @@ class DataConfig:
         size: (H, W) that images are resized to; None keeps their own.
         crop: (H, W) of the training views; None for `size`.
         batch_size: of one step, over all processes.
+        leave_out: validate on this sequence of the training images, and train without it: a name that their ids begin
+            with, such as "0016E5"; the data set's own val split is not used then.
         labelled: train on a part of the labels: a ratio ("1/8"), a count ("46") or a list file.
         unlabelled: images without labels that are learned from as well: a folder of them, or rest for the training
             images that `labelled` leaves out; None for labels only. A step then has `batch_size` of either.
@@ -66,6 +69,7 @@ class DataConfig:
         unreadable: share of the unlabelled files that may be unreadable; they are left out.
         absent_classes: go on where a class has no pixel in the labelled images.
         steps: per epoch; 0 for one pass over the unlabelled images, or over the labelled ones where those are all.
+        max_pixels: of an image, width times height by its header; a larger one is an error, or unreadable.
         cache: where decoded images stay: ram, device or none.
         workers: decoding processes with cache none.
         augment: how training views vary.
@@ -77,12 +81,14 @@ class DataConfig:
     size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     batch_size: int = 8
+    leave_out: str | None = None
     labelled: str | None = None
     unlabelled: str | None = None
     views: UnlabelledViews = field(default_factory=UnlabelledViews)
     unreadable: float = 0.1
     absent_classes: bool = False
     steps: int = 0
+    max_pixels: int = MAX_PIXELS
     cache: Literal["ram", "device", "none"] = "ram"
     workers: int = 0
     augment: Augment = field(default_factory=Augment)

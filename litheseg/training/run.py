@@ -26,19 +26,19 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from litheseg.data.datamodule import SegmentationData
-from litheseg.errors import LithesegError, TrainingError
+from litheseg.errors import Interrupted, LithesegError, TrainingError
 from litheseg.evaluation.metrics import Scores
 from litheseg.files import atomic_path
+from litheseg.locks import folder_lock
 from litheseg.models.bundle import load_bundle
 from litheseg.training.build import Task, build_data, build_grouping, build_task
-from litheseg.training.callbacks import Interrupted
 from litheseg.training.checks import check_recipe
 from litheseg.training.config import Recipe, TrainerConfig
 from litheseg.training.finish import finish
+from litheseg.training.ranks import is_first_process, one_voice, start_ranks
 from litheseg.training.recipe import recipe_to_dict
 from litheseg.training.stages import (
     labels_alone,
@@ -47,7 +47,7 @@ from litheseg.training.stages import (
     teacher_recipe,
     with_bundles,
 )
-from litheseg.training.storage import read_checkpoint
+from litheseg.training.storage import read_checkpoint, remove_drafts
 from litheseg.training.trainer import build_trainer
 
 __all__ = ["TrainResult", "train"]
@@ -82,14 +82,15 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> TrainR
         resume: go on from the folder's last checkpoint (or begin, where there is none).
 
     Raises:
+        FolderInUseError: another process trains in the folder.
         TrainingError: a run in the folder, a loss that is no number, too little memory or disk.
+        RankError: a process of a distributed run died.
         Interrupted: Ctrl-C; what was done is saved, as the message says.
         LithesegError: bad data, recipe or output folder.
     """
     folder = Path(folder)
     check_recipe(recipe)
-    _check_folder(folder, recipe, resume)
-    with _readable_failures(recipe, folder):
+    with _own_folder(folder, recipe, resume), one_voice(lambda: _kept(folder)), _readable_failures(recipe, folder):
         return _train(recipe, folder)
 
 
@@ -109,6 +110,8 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
         # Not by the Trainer: that would convert teachers too, and not lead back to ordinary layers.
         for student in task.students:
             nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    if recipe.trainer.strategy in ("auto", "ddp"):
+        start_ranks(trainer)
     trainer.fit(task, data, ckpt_path=last if resumed else None, weights_only=True)
     if synchronised:
         plain_norms(task.model)
@@ -149,7 +152,7 @@ def _bundle_of(recipe: Recipe, folder: Path, what: str) -> Path:
 
 
 def _say(line: str) -> None:
-    if _is_first_process():
+    if is_first_process():
         print(line, flush=True)
 
 
@@ -172,21 +175,31 @@ def plain_norms(module: nn.Module) -> None:
             plain_norms(child)
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Refuse a folder that must not be used, before anything else takes time.
+@contextmanager
+def _own_folder(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Hold the folder for this run, or refuse one that must not be used before anything else takes time.
 
-    Other processes of a distributed run start later, when the first has begun to write.
+    Other processes of a distributed run start later, when the first holds it for all and has begun to write.
     """
-    if not _is_first_process():
+    if not is_first_process():
+        yield
         return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(_unusable(folder, error)) from error
+    with folder_lock(folder):
+        _check_folder(folder, recipe, resume)
+        yield
+
+
+def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     try:
         begun = any((folder / name).exists() for name in ("checkpoints/last.ckpt", "model.safetensors"))
         text = (folder / "recipe.yaml").read_text(encoding="utf-8") if begun else None
-        folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(folder, folder / "checkpoints")
     except OSError as error:
-        raise TrainingError(
-            f"cannot use {folder} for the run: {error.strerror or error}; choose another --output"
-        ) from error
+        raise TrainingError(_unusable(folder, error)) from error
     if begun and not resume:
         raise TrainingError(f"{folder} holds a run already; go on with it by --resume, or choose another --output")
     if begun and text != _recipe_text(recipe):
@@ -196,16 +209,15 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
+def _unusable(folder: Path, error: OSError) -> str:
+    return f"cannot use {folder} for the run: {error.strerror or error}; choose another --output"
+
+
 def _begin_folder(folder: Path, recipe: Recipe) -> None:
     """Note the recipe, once everything that it names could be built."""
-    if _is_first_process():
+    if is_first_process():
         with atomic_path(folder / "recipe.yaml") as temporary:
             temporary.write_text(_recipe_text(recipe), encoding="utf-8")
-
-
-def _is_first_process() -> bool:
-    """Whether this is the process that writes; known before there is a Trainer."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _recipe_text(recipe: Recipe) -> str:

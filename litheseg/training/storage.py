@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from litheseg.errors import TrainingError
 from litheseg.files import atomic_path
 
-__all__ = ["AtomicCheckpoints", "Curves", "read_checkpoint"]
+__all__ = ["AtomicCheckpoints", "Curves", "read_checkpoint", "remove_drafts"]
+
+_DRAFT = re.compile(r"\.\w+\.[0-9a-f]{8}\.(ckpt|csv|safetensors|yaml)")  # what `atomic_path` writes before it renames
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -66,6 +69,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "the run anew, or restore it from a copy"
         ) from error
     return content
+
+
+def remove_drafts(*folders: Path) -> None:
+    """Remove what a process that was killed while it wrote has left; nobody else may write there.
+
+    Args:
+        folders: each; those below are left alone.
+    """
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if _DRAFT.fullmatch(path.name):
+                path.unlink()
 
 
 class Curves(Logger):

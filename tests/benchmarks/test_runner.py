@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from litheseg.training.callbacks import Interrupted
+from litheseg.errors import Interrupted
 from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe
 

@@ -4,26 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny_budget import CLASSES
+from tiny_budget import CLASSES, untrained
 
-from litheseg.models import build_model
-from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
-from litheseg.nn import slim
+from litheseg.models.bundle import Bundle
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """An untrained elastic model of widths 1 and 0.5 for images of 32x48, on disk, with scores that are made up."""
-    torch.manual_seed(0)
-    arguments = {"base": 8, "aux_head": False, "boundary_head": False}
-    model = slim(build_model("ddrnet", 5, **arguments), (1.0, 0.5))
-    metrics = {"1": {"miou": 0.7}, "0.5": {"miou": 0.6}}
-    header = BundleHeader(
-        {"name": "ddrnet", "args": arguments}, CLASSES, widths=(1.0, 0.5), size=(32, 48), metrics=metrics
-    )
-    return save_bundle(tmp_path_factory.mktemp("model") / "model.safetensors", model.eval(), header)
+    return untrained(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
 @pytest.fixture(scope="session")

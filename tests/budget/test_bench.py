@@ -17,14 +17,14 @@ from litheseg.budget.candidates import Candidate, Network, grid
 from litheseg.budget.plan import LayerTimes, Plan, Spot
 from litheseg.budget.workbench import Workbench
 from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
-from litheseg.deploy.torch_engine import bundle_engine
-from litheseg.runtime.engines import Engine
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import LithesegError, WidthError
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn.dense import grouped_layers
 from litheseg.nn.efficient import Efficient
+from litheseg.runtime.engines import Engine
 
 NETWORK = Network(0.5, (32, 48), "fp32")
 ONNX = Candidate(NETWORK, "onnxruntime", 1)

@@ -24,8 +24,8 @@ from litheseg.bundle.exported import load_export
 from litheseg.cli import build_parser, main, measure
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.predictor import Predictor
 
 FEW = Choices(sizes=((32, 48),), runtimes=("torch",), threads=(1,))
 
@@ -135,7 +135,9 @@ def test_too_little_names_the_nearest(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_pareto() -> None:
     def point(width: float, milliseconds: float, miou: float | None) -> Point:
-        return Point(Candidate(Network(width, (8, 8), "fp32"), "torch", 1), Latency(Scope.END_TO_END, [milliseconds]), miou)
+        return Point(
+            Candidate(Network(width, (8, 8), "fp32"), "torch", 1), Latency(Scope.END_TO_END, [milliseconds]), miou
+        )
 
     points = [point(1.0, 9, 0.7), point(0.5, 5, 0.6), point(0.6, 6, 0.55), point(0.7, 9, 0.65), point(0.4, 1, None)]
     assert [p.candidate.network.width for p in pareto(points, 95)] == [0.5, 1.0]

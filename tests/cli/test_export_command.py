@@ -10,8 +10,8 @@ from tiny_export import build_tiny, noise, photos, plain_labels, plain_logits, t
 
 from litheseg import cli
 from litheseg.bundle.exported import load_export
-from litheseg.runtime.engines import open_engine
 from litheseg.models.bundle import load_bundle
+from litheseg.runtime.engines import open_engine
 
 _registered = registered(tiny=build_tiny)
 

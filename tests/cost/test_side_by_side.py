@@ -91,12 +91,14 @@ BLOCKS = {64: (5, 2, 128 * 256), 128: (8, 0, 64 * 128), 16: (0, 2, 256 * 512)}
 )
 def test_the_family_beside_its_dense_twin(name: str, params: int, macs: int) -> None:
     [pair] = compare_dense(build_model(name, PAPER_OUTPUTS), size=PAPER_SIZE, latency=False)
-    assert (pair.grouped.params, pair.grouped.macs) == (params, macs)
+    assert (pair.grouped.cost.params, pair.grouped.cost.macs) == (params, macs)
     # All of them have the same twin: D* with dense 3x3s in the place of the depthwise ones.
     added = {channels: 2 * 9 * (channels * channels - channels) for channels in BLOCKS}
-    assert pair.dense.params == 421_056 + sum(added[c] * (e + d) for c, (e, d, _) in BLOCKS.items())
-    assert pair.dense.macs == 5_494_407_168 + sum(added[c] * (e + d) * pixels for c, (e, d, pixels) in BLOCKS.items())
-    assert pair.ratio["macs"] == pair.dense.macs / macs and "p50_ms" not in pair.ratio
+    assert pair.dense.cost.params == 421_056 + sum(added[c] * (e + d) for c, (e, d, _) in BLOCKS.items())
+    assert pair.dense.cost.macs == 5_494_407_168 + sum(
+        added[c] * (e + d) * pixels for c, (e, d, pixels) in BLOCKS.items()
+    )
+    assert pair.ratio["macs"] == pair.dense.cost.macs / macs and "p50_ms" not in pair.ratio
 
 
 def test_layers_side_by_side() -> None:
@@ -127,20 +129,24 @@ def test_every_width_is_measured_beside_its_twin() -> None:
             return self.head(self.depthwise(self.stem(x)))
 
     model = slim(Elastic(), (1.0, 0.5))
-    pairs = compare_dense(model, size=(6, 8), repeats=2, warmup=0, threads=1)
-    assert [(pair.dense.width, pair.grouped.width) for pair in pairs] == [(1.0, 1.0), (0.5, 0.5)]
+    pairs = compare_dense(model, size=(6, 8), repeats=2, threads=1)
+    assert [(pair.dense.cost.width, pair.grouped.cost.width) for pair in pairs] == [(1.0, 1.0), (0.5, 0.5)]
     for pair, channels in zip(pairs, (32, 16), strict=True):
-        assert pair.grouped.params == 27 * channels + 9 * channels + 5 * channels
-        assert pair.dense.params == 27 * channels + 9 * channels * channels + 5 * channels
-        assert pair.dense.macs == 48 * pair.dense.params and pair.grouped.macs == 48 * pair.grouped.params
-        assert pair.dense.p50_ms > 0 and pair.grouped.p95_ms >= pair.grouped.p50_ms > 0
-        assert pair.ratio["p50_ms"] == pytest.approx(pair.dense.p50_ms / pair.grouped.p50_ms)
+        assert pair.grouped.cost.params == 27 * channels + 9 * channels + 5 * channels
+        assert pair.dense.cost.params == 27 * channels + 9 * channels * channels + 5 * channels
+        assert (
+            pair.dense.cost.macs == 48 * pair.dense.cost.params
+            and pair.grouped.cost.macs == 48 * pair.grouped.cost.params
+        )
+        dense, grouped = pair.dense.to_dict(), pair.grouped.to_dict()
+        assert dense["p50_ms"] > 0 and grouped["p95_ms"] >= grouped["p50_ms"] > 0
+        assert pair.ratio["p50_ms"] == pytest.approx(dense["p50_ms"] / grouped["p50_ms"])
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(render_pairs(pairs, "toy"))
     lines = [" ".join(line.replace("│", " ").split()) for line in console.export_text().splitlines()]
     ratio = f"{pairs[1].ratio['params']:.2f}x"
     assert "0.5 params 0.003 M 0.001 M " + ratio in lines and sum("p95 ms" in line for line in lines) == 2
-    assert count(extract(model, 0.5), (6, 8)).params == pairs[1].grouped.params  # the elastic one is as it was
+    assert count(extract(model, 0.5), (6, 8)).params == pairs[1].grouped.cost.params  # the elastic one is as it was
 
 
 def test_nothing_grouped_and_wrong_numbers() -> None:

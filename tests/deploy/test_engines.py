@@ -13,15 +13,15 @@ import torch
 from registry import registered
 from tiny_export import MEAN, STD, build_tiny, noise, plain_logits, tiny_bundle
 
+import litheseg.deploy.torch_engine as torch_engines
 import litheseg.runtime.engines as room
 from litheseg.bundle.exported import RUNTIMES, Export
-from litheseg.deploy.torch_engine import bundle_engine, torch_engine
-from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.onnx import onnx_model
-from litheseg.runtime.engines import openvino_core
+from litheseg.deploy.torch_engine import bundle_engine, torch_engine
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.models.bundle import Bundle
+from litheseg.runtime.engines import Engine, available_runtimes, open_engine, openvino_core
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -52,7 +52,7 @@ def engines(bundle: Bundle) -> Iterator[dict[str, Engine]]:
         return converted[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "onnx_model", once)
+        patch.setattr(torch_engines, "onnx_model", once)
         yield {runtime: bundle_engine(bundle, 0.5, runtime) for runtime in RUNTIMES}
 
 
@@ -128,7 +128,10 @@ def test_a_runtime_is_chosen_among_those_that_are_here(export: Export, monkeypat
     monkeypatch.setattr(room, "available_runtimes", lambda: ("torch",))
     assert open_engine(export).runtime == "torch"
     monkeypatch.setattr(room, "available_runtimes", lambda: ())
-    with pytest.raises(LithesegError, match="onnxruntime, openvino, torch, none of which is installed"):
+    with pytest.raises(
+        LithesegError,
+        match=r"onnxruntime or openvino or torch, which this machine does not have: pip install 'onnxruntime'",
+    ):
         open_engine(export)
 
 
@@ -188,20 +191,20 @@ def test_what_cannot_be_had(
 
 
 def test_bf16_where_the_machine_has_it_and_where_not(export: Export, bundle: Bundle, monkeypatch: Any) -> None:
-    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(torch_engines, "has_bfloat16", lambda device: True)
     image = noise(24, 32)
     expected = plain_logits(bundle, 0.5, image)
     engine = bundle_engine(bundle, 0.5, "torch", precision="bf16")
     error = np.abs(engine(image) - expected).max()
     assert engine.precision == "bf16" and 1e-4 < error < 0.1 * np.abs(expected).max()
-    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(torch_engines, "has_bfloat16", lambda device: False)
     for act in (
         lambda: open_engine(export, runtime="torch", precision="bf16"),
         lambda: bundle_engine(bundle, 0.5, "torch", precision="bf16"),
     ):
         with pytest.raises(LithesegError, match="'cpu' has no bf16 here"):
             act()
-    monkeypatch.setattr(room, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(torch_engines, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(room, "available_runtimes", lambda: ("torch", "onnxruntime"))
     assert open_engine(export, precision="bf16").runtime == "torch"  # ONNX Runtime comes first, but cannot
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -16,7 +16,6 @@ from torch import Tensor
 
 import litheseg.deploy.export as room
 from litheseg.bundle.exported import Artefact, Export, load_export
-from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx
@@ -25,6 +24,7 @@ from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import DataError, LithesegError, MissingExtraError, ModelError, WidthError
 from litheseg.models import MODELS, build_model
 from litheseg.models.bundle import Bundle
+from litheseg.runtime.engines import open_engine
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import litheseg.deploy.quantize.twin as room
 from litheseg.bundle.exported import Export, load_export
 from litheseg.cli import main
-from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import CERTIFICATE_FILE, export_bundle
 from litheseg.deploy.parity import Certificate
 from litheseg.deploy.quantize import REPORT_SUFFIX, Tolerance, Twins, calibration_samples
@@ -31,6 +30,7 @@ from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.runtime.engines import open_engine
 
 pytest.importorskip("nncf")
 onnx = pytest.importorskip("onnx")

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 import litheseg.deploy.export as room
 from litheseg.bundle.exported import Export, load_export
-from litheseg.runtime.engines import open_engine
 from litheseg.deploy.export import WEIGHTS_FILE, export_bundle
-from litheseg.runtime.engines import openvino_core
 from litheseg.errors import BundleError, LithesegError
 from litheseg.models.base import SegmentationModel
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models.ddrnet import RepConv
 from litheseg.nn import slim
+from litheseg.runtime.engines import open_engine, openvino_core
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
+from litheseg.bundle.widths import check_width
 from litheseg.errors import WidthError
-from litheseg.nn import Channels, Part, WidthDial, check_width, round_channels
+from litheseg.nn import Channels, Part, WidthDial, round_channels
 
 
 @pytest.mark.parametrize(

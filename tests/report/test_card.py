@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from litheseg.cost.profile import Profile
+from litheseg.cost import WidthCost
 from litheseg.errors import LithesegError
 from litheseg.masks.classes import Classes
 from litheseg.models.bundle import BundleHeader
@@ -21,9 +21,12 @@ from litheseg.report.card import (
     width_table,
     write_card,
 )
+from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.profiling import Profile
 
 CLASSES = Classes(names=("road", "car"), colors=((200, 0, 0), (0, 0, 100)))
-PROFILES = [Profile(0.5, 1_500_000, 1_200_000_000, 1, p50_ms=12.34), Profile(1.0, 5_700_000, 4_700_000_000, 1)]
+TIMES = {Scope.END_TO_END: Latency(Scope.END_TO_END, [12.34])}
+COSTS = [Profile(0.5, "torch", "fp32", TIMES, 1_500_000, 1_200_000_000, 1), WidthCost(1.0, 5_700_000, 4_700_000_000, 1)]
 
 
 def header(**changes: Any) -> BundleHeader:
@@ -41,7 +44,7 @@ def header(**changes: Any) -> BundleHeader:
 
 
 def test_rows_join_what_was_recorded_and_what_was_measured() -> None:
-    wide, middle, narrow = width_rows(header(), PROFILES)
+    wide, middle, narrow = width_rows(header(), COSTS)
     assert (wide.width, wide.miou, wide.macs, wide.p50_ms) == (1.0, 0.684, 4.7e9, 40.0)
     assert (middle.width, middle.miou, middle.macs) == (0.75, None, None)
     assert (narrow.width, narrow.miou, narrow.p50_ms) == (0.5, 0.612, 12.34)
@@ -50,7 +53,7 @@ def test_rows_join_what_was_recorded_and_what_was_measured() -> None:
 def test_table_has_units_and_leaves_out_what_nobody_measured() -> None:
     table = width_table(width_rows(header(metrics={"1": {"miou": 0.5}}), ()))
     assert table == Table(("width", "mIoU (%)"), (("1", "50.0"), ("0.75", "–"), ("0.5", "–")))
-    full = width_table(width_rows(header(), PROFILES))
+    full = width_table(width_rows(header(), COSTS))
     assert full.rows[0] == ("1", "68.4", "50.0", "5.70", "4.70", "40.0")
 
 
@@ -60,7 +63,7 @@ def test_scores_that_are_no_numbers_count_as_not_measured() -> None:
 
 
 def test_card_says_what_data_limits_provenance_and_how_to_load() -> None:
-    card = model_card(header(), name="lithe", file="runs/lithe.safetensors", profiles=PROFILES)
+    card = model_card(header(), name="lithe", file="runs/lithe.safetensors", costs=COSTS)
     for text in (
         "# lithe\n",
         "2 classes",

@@ -126,7 +126,8 @@ def test_a_network_that_fails_on_one_image(bundle: Bundle, photos: Path, tmp_pat
 
     next(predictor.module().children()).register_forward_pre_hook(fails_once)
     summary = predict(predictor, photos, tmp_path / "out")
-    assert [reason for _, reason in summary.failed] == ["out of memory"] and summary.written == 1
+    [(name, reason)] = summary.failed
+    assert reason == f"{name}: out of memory" and summary.written == 1
 
 
 def test_nothing_is_overwritten_without_force(bundle: Bundle, photos: Path, tmp_path: Path) -> None:

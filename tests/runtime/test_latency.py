@@ -8,12 +8,14 @@ import pytest
 from litheseg.errors import LithesegError
 from litheseg.runtime.latency import Latency, Scope, check_percentile, needed_repeats
 
+TOTAL = Scope.END_TO_END
+
 
 def test_percentiles_are_numpys() -> None:
     times = np.random.default_rng(0).lognormal(size=101)
     for percentile in (50, 90, 95, 99.5):
-        assert Latency(Scope.END_TO_END, list(times)).percentile(percentile) == pytest.approx(np.percentile(times, percentile))
-    assert Latency(Scope.END_TO_END).percentile(95) == math.inf
+        assert Latency(TOTAL, list(times)).percentile(percentile) == pytest.approx(np.percentile(times, percentile))
+    assert Latency(TOTAL).percentile(95) == math.inf
 
 
 def test_how_many_repeats_a_percentile_takes() -> None:
@@ -25,25 +27,25 @@ def test_how_many_repeats_a_percentile_takes() -> None:
 def test_the_upper_bound_covers_the_true_percentile_as_often_as_it_says() -> None:
     random = np.random.default_rng(1)
     truth = -math.log(0.05)  # of the exponential distribution
-    trials = [Latency(Scope.END_TO_END, list(random.exponential(size=150))).upper_bound(95) for _ in range(2000)]
+    trials = [Latency(TOTAL, list(random.exponential(size=150))).upper_bound(95) for _ in range(2000)]
     covered = sum(bound is not None and bound >= truth for bound in trials) / len(trials)
     assert 0.945 <= covered <= 0.985
-    assert Latency(Scope.END_TO_END, [1.0] * 58).upper_bound(95) is None
-    assert Latency(Scope.END_TO_END, [1.0] * 59).upper_bound(95) == 1.0
-    assert Latency(Scope.END_TO_END).upper_bound(95) is None
+    assert Latency(TOTAL, [1.0] * 58).upper_bound(95) is None
+    assert Latency(TOTAL, [1.0] * 59).upper_bound(95) == 1.0
+    assert Latency(TOTAL).upper_bound(95) is None
 
 
 def test_clearly_above() -> None:
-    assert Latency(Scope.END_TO_END, [12.0] * 6).clearly_above(10, 95)
-    assert not Latency(Scope.END_TO_END, [12.0] * 2 + [8.0] * 4).clearly_above(10, 95)
-    assert not Latency(Scope.END_TO_END, [8.0] * 100).clearly_above(10, 95)
-    assert not Latency(Scope.END_TO_END, [12.0] * 6 + [8.0] * 94).clearly_above(10, 95), "6 % of slow passes may be chance"
-    assert Latency(Scope.END_TO_END, [12.0] * 20 + [8.0] * 80).clearly_above(10, 95)
-    assert not Latency(Scope.END_TO_END).clearly_above(10, 95)
+    assert Latency(TOTAL, [12.0] * 6).clearly_above(10, 95)
+    assert not Latency(TOTAL, [12.0] * 2 + [8.0] * 4).clearly_above(10, 95)
+    assert not Latency(TOTAL, [8.0] * 100).clearly_above(10, 95)
+    assert not Latency(TOTAL, [12.0] * 6 + [8.0] * 94).clearly_above(10, 95), "6 % of slow passes may be chance"
+    assert Latency(TOTAL, [12.0] * 20 + [8.0] * 80).clearly_above(10, 95)
+    assert not Latency(TOTAL).clearly_above(10, 95)
 
 
 def test_a_dict_says_what_is_not_known() -> None:
-    content = Latency(Scope.END_TO_END, [1.0, 2.0]).to_dict(90)
+    content = Latency(TOTAL, [1.0, 2.0]).to_dict(90)
     assert content["repeats"] == 2 and content["upper_bound_ms"] is None and "p90_ms" in content
 
 

@@ -13,8 +13,8 @@ from registry import registered
 from tiny_colours import GREEN, colour_bundle, dominant, picture, truth
 from torch import Tensor, nn
 
-import litheseg.runtime.networks as networks
 import litheseg.runtime.predictor as room
+from litheseg.deploy import torch_engine
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.predictor import Predictor
@@ -125,23 +125,23 @@ def test_a_model_trained_on_crops_takes_whole_images_at_their_own_size(bundle: B
 
 def test_widths_are_extracted_when_first_used_and_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted: list[float] = []
-    real = networks.extract
+    real = torch_engine.extract
 
     def counted(module: nn.Module, width: float) -> nn.Module:
         extracted.append(width)
         return real(module, width)
 
-    monkeypatch.setattr(networks, "extract", counted)
+    monkeypatch.setattr(torch_engine, "extract", counted)
     predictor = Predictor(bundle)
-    assert (predictor.width, predictor.widths, extracted) == (1.0, (1.0, 0.5), [])
+    assert (predictor.width, predictor.widths, extracted) == (1.0, (1.0, 0.5), [1.0])
     for width in (0.5, 1.0, 0.5):
         predictor.set_width(width)
         predictor(picture())
-    assert extracted == [0.5, 1.0]
+    assert extracted == [1.0, 0.5]
     assert predictor.module(0.5).features.out_channels == 8
     assert predictor.module(1.0).features.out_channels == 16
     predictor.prepare()
-    assert extracted == [0.5, 1.0]
+    assert extracted == [1.0, 0.5]
 
 
 def test_one_call_may_have_a_width_of_its_own(bundle: Bundle) -> None:
@@ -165,8 +165,8 @@ def test_unavailable_widths_name_the_available_ones(bundle: Bundle) -> None:
 
 def test_threads_share_a_predictor(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted: list[float] = []
-    real = networks.extract
-    monkeypatch.setattr(networks, "extract", lambda module, width: extracted.append(width) or real(module, width))
+    real = torch_engine.extract
+    monkeypatch.setattr(torch_engine, "extract", lambda module, width: extracted.append(width) or real(module, width))
     predictor, start = Predictor(bundle), threading.Barrier(4)
 
     def work(index: int) -> bool:
@@ -183,10 +183,10 @@ def test_threads_share_a_predictor(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 
 
 def test_large_masks_are_compared_class_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(1, 5, 6, 7).round()  # rounded: many ties
-    expected = room._labels(logits, (31, 45))
-    monkeypatch.setattr(room, "_MAX_LOGITS", 1)
-    assert torch.equal(room._labels(logits, (31, 45)), expected)
+    logits = torch.randn(5, 6, 7).round()  # rounded: many ties
+    expected = torch_engine._labels(logits, (31, 45))
+    monkeypatch.setattr(torch_engine, "_MAX_LOGITS", 1)
+    assert torch.equal(torch_engine._labels(logits, (31, 45)), expected)
 
 
 def test_channels_last_changes_nothing(bundle: Bundle) -> None:

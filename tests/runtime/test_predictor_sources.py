@@ -17,9 +17,11 @@ from tiny_colours import BLUE, GREEN, RED, colour_bundle, dominant, picture, tru
 
 import litheseg.runtime.networks as networks
 from litheseg.bundle.exported import Artefact, Export
+from litheseg.deploy import torch_engine
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
 from litheseg.models.bundle import Bundle
+from litheseg.runtime.engines import Engine
 from litheseg.runtime.predictor import Predictor
 
 _registered = registered(dominant=dominant)
@@ -35,14 +37,14 @@ def bundle(folder: Path, _registered: None) -> Bundle:
     return colour_bundle(folder / "model.safetensors")
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Labels as `dominant` does."""
 
     def __init__(self, artefact: Artefact) -> None:
         self.runtime, self.precision = artefact.runtimes[0], artefact.precision
         self.output, self.size = artefact.output, artefact.size
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def run(self, image: np.ndarray) -> np.ndarray:
         assert self.size in (None, image.shape[:2])
         if self.output == "labels":
             return image.argmax(2).astype(np.uint8)
@@ -133,13 +135,13 @@ def test_a_large_image_at_its_own_size_is_cut_without_being_asked(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = networks.TorchNetworks.run
+    real = torch_engine.ModuleEngine.run
 
     def counting(self: Any, image: np.ndarray, *rest: Any) -> Any:
         seen.append(image.shape[0] * image.shape[1])
         return real(self, image, *rest)
 
-    monkeypatch.setattr(networks.TorchNetworks, "run", counting)
+    monkeypatch.setattr(torch_engine.ModuleEngine, "run", counting)
     predictor = Predictor(bundle, size=None)
     image = picture(450, 20_000)
     assert np.array_equal(predictor(image), truth(450, 20_000))

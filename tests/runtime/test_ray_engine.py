@@ -147,7 +147,8 @@ def worker(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ray_
 
 def _block(photos: Path, *names: str) -> dict[str, np.ndarray]:
     stems = [name.partition(".")[0] for name in names]
-    columns = {"image": [str(photos / name) for name in names], "name": stems, "parts": ["mask"] * len(names)}
+    images = [os.fsencode(photos / name) for name in names]
+    columns = {"image": images, "name": [os.fsencode(stem) for stem in stems], "parts": ["mask"] * len(names)}
     return {"index": np.arange(len(names)), **{key: np.array(value, object) for key, value in columns.items()}}
 
 
@@ -155,7 +156,7 @@ def test_a_block_that_is_begun_again_leaves_out_what_is_written(
     worker: ray_engine._Worker, photos: Path, tmp_path: Path
 ) -> None:
     first = worker(_block(photos, "000.png"))
-    assert first == {"index": [0], "problem": [""]}
+    assert first == {"index": [0], "problem": [b""]}
     before = (tmp_path / "out" / "000.png").stat().st_ino
     again = worker(_block(photos, "000.png", "001.png", "broken.png"))
     assert again["index"] == [0, 1, 2] and [bool(problem) for problem in again["problem"]] == [False, False, True]
@@ -170,17 +171,17 @@ def test_an_image_over_which_workers_die_is_left_out(
     worker._settings = replace(worker._settings, force=force)
     block, read = _block(photos, "000.png", "broken.png", "001.png", "002.png"), labeller.read_image
 
-    def deadly(path: Path) -> np.ndarray:
+    def deadly(path: Path, *, max_pixels: int) -> np.ndarray:
         if path.name == "001.png":
             raise SystemExit  # as far as the diary can know, the worker is gone
-        return read(path)
+        return read(path, max_pixels=max_pixels)
 
     monkeypatch.setattr(labeller, "read_image", deadly)
     for _ in range(4):
         with pytest.raises(SystemExit):
             worker(block)
     result = worker(block)
-    first, broken, culprit, last = result["problem"]
+    first, broken, culprit, last = (problem.decode() for problem in result["problem"])
     assert first == last == "" and "not an image" in broken
     assert culprit.startswith(str(photos / "001.png")) and "3 workers died" in culprit
     assert sorted(_masks(tmp_path / "out")) == ["000.png", "002.png"]

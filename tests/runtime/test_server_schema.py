@@ -29,7 +29,7 @@ for kind in ("image/png", "image/jpeg", "image/webp"):
 
 @pytest.fixture(scope="module")
 def schema() -> Iterator[schemathesis.BaseSchema]:
-    made = service(queue=64)
+    made = service(queue=64, allow_hosts=("*",))
     yield schemathesis.openapi.from_asgi("/openapi.json", create_app(made))
     made.workers.close()
 

@@ -16,13 +16,13 @@ import torch
 from tiny_training import STEPS, act_at, same_weights, tiny_recipe, train_tiny, weights
 from torch import nn
 
-from litheseg.errors import DataError, MissingExtraError, TrainingError
+from litheseg.errors import DataError, Interrupted, MissingExtraError, TrainingError
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.models.bundle import load_bundle
 from litheseg.nn import extract, slim
 from litheseg.training import layout
 from litheseg.training.build import build_data, build_task
-from litheseg.training.callbacks import EpochLines, Interrupted, progress_callback
+from litheseg.training.callbacks import EpochLines, progress_callback
 from litheseg.training.run import plain_norms, train
 from litheseg.training.streams import LABELLED, Step
 from litheseg.training.task import SegmentationTask

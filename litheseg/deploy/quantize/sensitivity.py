@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from litheseg.runtime.engines import Engine
 from litheseg.deploy.quantize.networks import Layer, Network
+from litheseg.runtime.engines import Engine
 
 __all__ = ["Sensitivity", "output_error", "rank_layers"]
 

@@ -25,9 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from litheseg.bundle.exported import Artefact, Export, description, file_digest
-from litheseg.runtime.engines import Engine, open_engine
-from litheseg.runtime.latency import Latency, Scope
-from litheseg.runtime.standalone import interleave
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.quantize.calibration import CalibrationImages
 from litheseg.deploy.quantize.networks import Network, require_nncf
@@ -40,6 +37,9 @@ from litheseg.deploy.quantize.tolerance import Tolerance, class_shares
 from litheseg.deploy.samples import Samples
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle
+from litheseg.runtime.engines import Engine, open_engine
+from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.standalone import interleave
 
 __all__ = ["Twins"]
 

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from litheseg import __version__
 from litheseg.runtime.server import routes
 from litheseg.runtime.server.gate import Gate, problem_response
+from litheseg.runtime.server.hosts import Hosts
 from litheseg.runtime.server.problems import Problem, problem_for_status
 from litheseg.runtime.server.schemas import ProblemDetails
 from litheseg.runtime.server.service import Service
@@ -33,11 +34,15 @@ the server takes the widest network that its load allows. Refusals are problem d
 the code."""
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     """The application of one service; `service.prepare()` makes it ready.
 
     Args:
         service: the model and its limits.
+        host: the address that it will be reached at, as for `running.Server`; other names are refused (see `hosts`).
+
+    Raises:
+        LithesegError: a name in `service.settings.allow_hosts` that is none.
     """
     app = FastAPI(title="litheseg", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -49,7 +54,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(Problem, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_parameters)
     app.add_exception_handler(HTTPException, _refuse_path)
-    app.add_middleware(Gate, metrics=service.metrics)
+    app.add_middleware(Gate, metrics=service.metrics, hosts=Hosts(host, service.settings.allow_hosts))
     app.openapi = lambda: _openapi(app, service)  # type: ignore[method-assign]
     return app
 

@@ -1,11 +1,12 @@
-"""What surrounds every request: counting, security headers, refusals that arrive, and errors that stay inside.
+"""What surrounds every request: foreign names refused, counting, security headers, refusals that arrive, errors inside.
 
 Pure ASGI, so that bodies stream through it. Anything that nobody foresaw is logged with a number and becomes a JSON 500
 with that number and nothing else; the service goes on. A client that is refused while it still sends gets some of its
-bytes read and thrown away first: else the connection would be reset and the refusal lost. It knows no route.
+bytes read and thrown away first: else the connection would be reset and the refusal lost. If there are more, it is
+answered, and the connection is closed, since nobody can say where on it the next request begins. It knows no route.
 
 Usage:
-    >>> app.add_middleware(Gate, metrics=metrics)
+    >>> app.add_middleware(Gate, metrics=metrics, hosts=Hosts("127.0.0.1"))
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from litheseg.runtime.server.hosts import Hosts
 from litheseg.runtime.server.metrics import Metrics
 from litheseg.runtime.server.problems import PROBLEM_TYPE, Problem
 from litheseg.runtime.server.service import Abandoned
@@ -43,19 +45,24 @@ class Gate:
     Args:
         app: what it surrounds.
         metrics: where requests are counted.
+        hosts: the names that are answered to.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Hosts) -> None:
+        self.app, self.metrics, self.hosts = app, metrics, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
+        exchange, headers = _Exchange(scope, receive, send), Headers(scope=scope)
         try:
+            self.hosts.check(scope["method"], host=headers.get("host"), origin=headers.get("origin"))
             await self.app(scope, exchange.receive, exchange.send)
+        except Problem as problem:  # the application answers its own
+            self.metrics.refused(problem.code)
+            await problem_response(problem)(scope, exchange.receive, exchange.send)
         except (Abandoned, ClientDisconnect):
             self.metrics.abandoned()
         except Exception:
@@ -77,7 +84,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._headers = Headers(scope=scope)
-        self._begun = self._complete = False
+        self._begun = self._complete = self._cut_off = False
         self.status = 0  # until the response starts
 
     async def receive(self) -> Message:
@@ -88,18 +95,31 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            for name, value in _HEADERS.items():
-                MutableHeaders(scope=message).setdefault(name, value)
-            if self.status >= 400 and self.status != 408 and self._still_sending():
-                await self._linger()
+            await self._start(message)
+        elif self._cut_off and not message.get("more_body", False):
+            # All of the answer is out before the connection ends; what still arrives then does not reset it.
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body"}
         await self._send(message)
 
+    async def _start(self, message: Message) -> None:
+        self.status, headers = message["status"], MutableHeaders(scope=message)
+        for name, value in _HEADERS.items():
+            headers.setdefault(name, value)
+        if self.status != 408 and self._still_sending():
+            await self._linger()
+        if not self._complete and self._has_body():
+            self._cut_off = True
+            headers["Connection"] = "close"
+
+    def _has_body(self) -> bool:
+        return self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers
+
     def _still_sending(self) -> bool:
-        has_body = self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers
         # Who asked before sending ("Expect: 100-continue") and was not told to go on has sent nothing.
         asked = "expect" in self._headers and not self._begun
-        return has_body and not self._complete and not asked
+        return self._has_body() and not self._complete and not asked
 
     async def _linger(self) -> None:
         received = 0

@@ -15,9 +15,10 @@ import zlib
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from litheseg.errors import DataError
+from litheseg.masks.reading import TooManyPixelsError, open_image
 from litheseg.runtime.rgb import to_rgb
 from litheseg.runtime.server.problems import Problem
 
@@ -46,25 +47,16 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow warns of sizes that the limit here decides on, and of damaged metadata that no pixel needs.
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                _check(image, max_pixels)
+            with open_image(BytesIO(data), max_pixels, FORMATS) as image:
+                # MPO is what Pillow calls a JPEG with a preview behind it, as some telephones write it.
+                if image.format != "MPO" and getattr(image, "is_animated", False):
+                    raise Problem(
+                        "animated-image", f"a {image.format} of several frames; send the one frame that is meant"
+                    )
                 return to_rgb(image)
     except UnidentifiedImageError as error:
         raise Problem("not-an-image", "the file is not an image that is known here; send JPEG, PNG or WebP") from error
-    except Image.DecompressionBombError as error:
-        raise _too_many(str(error), max_pixels) from error
+    except TooManyPixelsError as error:
+        raise Problem("too-many-pixels", f"{error} here: make the image smaller") from error
     except _BROKEN as error:
         raise Problem("damaged-image", f"the image is damaged or truncated ({error}); send it again") from error
-
-
-def _check(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise _too_many(f"{width} x {height} pixels", max_pixels)
-    # MPO is what Pillow calls a JPEG with a preview behind it, as some telephones write it.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise Problem("animated-image", f"a {image.format} of several frames; send the one frame that is meant")
-
-
-def _too_many(what: str, max_pixels: int) -> Problem:
-    return Problem("too-many-pixels", f"{what}; at most {max_pixels} are taken here: make the image smaller")

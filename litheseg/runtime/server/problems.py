@@ -33,6 +33,7 @@ class Kind:
 PROBLEMS: Mapping[str, Kind] = {
     "malformed-upload": Kind(400, "The upload is not one image in a multipart form"),
     "unauthorised": Kind(401, "An API key is needed"),
+    "foreign-origin": Kind(403, "Another site's page may not do this"),
     "not-found": Kind(404, "There is nothing at this path"),
     "method-not-allowed": Kind(405, "The path takes other methods"),
     "upload-too-slow": Kind(408, "The upload took too long"),
@@ -40,6 +41,7 @@ PROBLEMS: Mapping[str, Kind] = {
     "too-many-pixels": Kind(413, "The image has too many pixels"),
     "not-a-form": Kind(415, "The body is not a multipart form"),
     "not-an-image": Kind(415, "The file is not an image of a known kind"),
+    "unknown-host": Kind(421, "The server does not answer to this name"),
     "animated-image": Kind(422, "The image has several frames"),
     "damaged-image": Kind(422, "The image cannot be decoded"),
     "invalid-parameter": Kind(422, "A parameter is out of range"),

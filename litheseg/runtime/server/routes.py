@@ -45,6 +45,7 @@ health = APIRouter(tags=["operation"])
 metrics = APIRouter(tags=["operation"])
 
 _SEGMENT = [code for code in PROBLEMS if code not in ("not-found", "method-not-allowed", "mask-too-detailed")]
+_READ = ["unknown-host", "unauthorised", "internal-error"]
 _HEADERS = {
     "Litheseg-Width": {"description": "Width that the network ran at.", "schema": {"type": "number"}},
     "Litheseg-Milliseconds": {"description": "Decoding, network and encoding.", "schema": {"type": "number"}},
@@ -152,7 +153,7 @@ async def segment_rle(
     return await _answer(request, ask, partial(encodings.rle_json, compressed=compressed), "application/json")
 
 
-@api.get("/model", tags=["model"], summary="The model", responses=documented(["unauthorised", "internal-error"]))
+@api.get("/model", tags=["model"], summary="The model", responses=documented(_READ))
 def model(service: Services) -> ModelInfo:
     """Classes and colours, widths and what each takes on this machine, and what is allowed."""
     header, settings = service.predictor.header, service.settings
@@ -178,7 +179,7 @@ def model(service: Services) -> ModelInfo:
     )
 
 
-@api.get("/status", tags=["model"], summary="The load", responses=documented(["unauthorised", "internal-error"]))
+@api.get("/status", tags=["model"], summary="The load", responses=documented(_READ))
 async def status(service: Services) -> Status:
     """How busy the server is, and the width that it gives now."""
     workers = service.workers
@@ -192,7 +193,7 @@ async def status(service: Services) -> Status:
     response_class=Response,
     responses={
         200: {"description": "A street scene.", "content": _binary("image/png")},
-        **documented(["unauthorised", "not-found", "invalid-parameter", "internal-error", "busy", "stopping"]),
+        **documented(_READ + ["not-found", "invalid-parameter", "busy", "stopping"]),
     },
 )
 async def example(
@@ -202,13 +203,13 @@ async def example(
     return Response(await service.example(seed), media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
-@health.get("/healthz", summary="Alive?")
+@health.get("/healthz", summary="Alive?", responses=documented(["unknown-host"]))
 async def healthz() -> Health:
     """Answers as long as the process does."""
     return Health(status="alive")
 
 
-@health.get("/readyz", summary="Ready?", responses=documented(["starting", "stopping"]))
+@health.get("/readyz", summary="Ready?", responses=documented(["unknown-host", "starting", "stopping"]))
 async def readyz(service: Services) -> Health:
     """Whether requests are taken: not while the model is loaded, and not during shutdown."""
     service.check_open()
@@ -221,7 +222,7 @@ async def readyz(service: Services) -> Health:
     response_class=Response,
     responses={
         200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-        **documented(["unauthorised"]),
+        **documented(["unknown-host", "unauthorised"]),
     },
 )
 def prometheus(service: Services) -> Response:

@@ -1,7 +1,8 @@
 """A server in a thread, and a process that runs one until it is told to stop.
 
 On SIGTERM or Ctrl-C new requests are refused with 503, those that were taken are finished, then connections are
-closed. A second signal does not wait. It knows no routes.
+closed. A second signal does not wait. Connections that idle are kept longer than clients keep them, so that the client
+is the one to close: were it the server, a request on its way would meet a closed connection. It knows no routes.
 
 Usage:
     >>> with Server(create_app(service), port=0) as server:
@@ -10,6 +11,7 @@ Usage:
 
 from __future__ import annotations
 
+import selectors
 import signal
 import socket
 import threading
@@ -20,6 +22,7 @@ from types import FrameType, TracebackType
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from litheseg.errors import LithesegError
 from litheseg.runtime.server.app import create_app
@@ -30,6 +33,19 @@ __all__ = ["Server", "run_until_stopped"]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 512
 _START_SECONDS = 30.0
+_KEEP_ALIVE = 75  # seconds; httpx keeps idle connections for 5, aiohttp for 15, proxies for 60
+
+
+class _Connection(H11Protocol):
+    """Does not close for idleness while a request lies in the socket, arrived since the loop last looked."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        """See `uvicorn`; what has arrived is read next, and the connection lives on."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
+            arrived = selector.select(0)
+        if not arrived:
+            super().timeout_keep_alive_handler()
 
 
 class Server:
@@ -50,6 +66,11 @@ class Server:
         self.host, self.port = host, int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             app,
+            http=_Connection,
+            ws="none",
+            loop="asyncio",
+            timeout_keep_alive=_KEEP_ALIVE,
+            backlog=_BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -101,7 +122,7 @@ def run_until_stopped(service: Service, host: str, port: int, *, grace: float, a
     stop = threading.Event()
     before = {number: signal.signal(number, _stopper(stop)) for number in _SIGNALS}
     try:
-        with Server(create_app(service), host, port, grace) as server:
+        with Server(create_app(service, host), host, port, grace) as server:
             service.prepare()
             announce(server.url)
             stop.wait()

@@ -41,6 +41,7 @@ class Settings:
         timeout: seconds from a received upload to its answer.
         upload_timeout: seconds that an upload may take to arrive.
         api_key: what clients have to send; None for an open server.
+        allow_hosts: names that the server answers to, besides its own (see `hosts`); "*" for all.
 
     Raises:
         LithesegError: a value out of range.
@@ -55,6 +56,7 @@ class Settings:
     timeout: float = 30.0
     upload_timeout: float = 30.0
     api_key: str | None = field(default=None, repr=False)
+    allow_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("queue", "workers", "max_upload", "max_pixels"):

@@ -22,6 +22,7 @@ import numpy as np
 
 from litheseg.bundle.exported import Export
 from litheseg.errors import DataError
+from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.controller import Controller, Decision
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.video.feed import Feed
@@ -66,7 +67,7 @@ class VideoSummary:
         corrupt: frames that could not be read, or not wholly; of a stream, also how often it was lost.
         troubles: the first fifty of these by name.
         problem: why it ended early: truncated, lost, or stopped; None if it did not.
-        stopped: whether that was Ctrl-C.
+        stopped: whether that was Ctrl-C, or another `KeyboardInterrupt`.
         seconds: that it took.
         fps: frames per second, over all.
         latency: milliseconds of a frame, from when it is taken until the next one may be: "p50", "p95" and "p99".
@@ -106,6 +107,7 @@ def label_video(
     alpha: float = 0.5,
     force: bool = False,
     patience: Patience | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[VideoProgress], None] = lambda _: None,
 ) -> VideoSummary:
     """Label a video.
@@ -124,6 +126,7 @@ def label_video(
         alpha: weight of the class colours, in [0, 1].
         force: replace an output that exists.
         patience: with streams that are lost.
+        max_pixels: of one frame, width times height.
         progress: called after each frame.
 
     Raises:
@@ -140,7 +143,9 @@ def label_video(
     controller = None
     if target_ms is not None or target_fps is not None:
         controller = Controller(predictor.widths, target_ms=target_ms, target_fps=target_fps, start=first)
-    source = open_frames(address, fps=fps, patience=patience) if isinstance(address, (str, Path, int)) else address
+    source = address
+    if isinstance(source, (str, Path, int)):
+        source = open_frames(source, fps=fps, patience=patience, max_pixels=max_pixels)
     feed = Feed(source, newest=source.live or drop, paced=drop and not source.live)
     with open_writer(output, source.rate, predictor.classes, kind, force=force) as writer:
         predictor.prepare(*(predictor.widths if controller else (first,)))
@@ -168,7 +173,7 @@ class _Run:
     width: float
     times: list[float] = field(default_factory=list)
     widths: Counter[float] = field(default_factory=Counter)
-    stopped: bool = False
+    stopped: str = ""
     began: float = field(default_factory=time.perf_counter)
 
     def go(self, source: FrameSource, feed: Feed, limit: int | None, progress: Callable[[VideoProgress], None]) -> None:
@@ -186,8 +191,8 @@ class _Run:
                 progress(VideoProgress(done, source.total, pace, self.width, feed.dropped, source.troubles.count))
                 if limit is not None and done >= limit:
                     break
-        except KeyboardInterrupt:
-            self.stopped = True
+        except KeyboardInterrupt as stop:
+            self.stopped = str(stop) or "Ctrl-C"
 
     def _note(self, started: float) -> None:
         now = time.perf_counter()
@@ -205,8 +210,8 @@ class _Run:
             dropped=feed.dropped,
             corrupt=source.troubles.count,
             troubles=tuple(source.troubles.named),
-            problem="stopped by Ctrl-C" if self.stopped else source.problem,
-            stopped=self.stopped,
+            problem=f"stopped by {self.stopped}" if self.stopped else source.problem,
+            stopped=bool(self.stopped),
             seconds=seconds,
             fps=len(self.times) / seconds,
             latency={"p50": p50, "p95": p95, "p99": p99},

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from litheseg.errors import DataError, MissingExtraError
-from litheseg.masks.reading import read_image
+from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.runtime.rgb import frame_to_rgb
 from litheseg.runtime.video.frames import Frame, FrameSource, Troubles
 
@@ -58,7 +58,11 @@ class Patience:
 
 
 def open_frames(
-    address: str | Path | int, *, fps: float | None = None, patience: Patience | None = None
+    address: str | Path | int,
+    *,
+    fps: float | None = None,
+    patience: Patience | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> FrameSource:
     """Open whatever frames come from.
 
@@ -67,25 +71,27 @@ def open_frames(
             number or device of a camera; or a URL. A URL that promises a length is a file, any other is live.
         fps: of an image sequence; None for 25.
         patience: with streams that are lost.
+        max_pixels: of one frame, width times height: a video of larger ones is refused, and an image left out.
 
     Raises:
-        DataError: there is nothing, or nothing that can be decoded.
+        DataError: there is nothing, or nothing that can be decoded, or frames that are too large.
         MissingExtraError: PyAV is not installed.
     """
     text = str(address)
     path = Path(text).expanduser()
     if path.is_dir() or (not path.exists() and re.search(r"[*?\[]|%\d*d", text) and "://" not in text):
-        return ImageSequence(text, _images(path), _RATE if fps is None else Fraction(fps).limit_denominator(1001))
+        rate = _RATE if fps is None else Fraction(fps).limit_denominator(1001)
+        return ImageSequence(text, _images(path), rate, max_pixels)
     if re.fullmatch(r"\d+", text) and not path.exists():
         kind, device = _CAMERAS.get(platform.system(), _CAMERAS["Linux"])
-        return _camera(f"camera {text}", device.format(text), kind, patience)
+        return _camera(f"camera {text}", device.format(text), kind, patience, max_pixels)
     if text.startswith("/dev/"):
-        return _camera(text, text, _CAMERAS["Linux"][0], patience)
+        return _camera(text, text, _CAMERAS["Linux"][0], patience, max_pixels)
     if "://" in text:
-        return _remote(text, patience)
+        return _remote(text, patience, max_pixels)
     if not path.exists():
         raise DataError(f"{text} does not exist; give a video, a folder of images, a camera's number or a URL")
-    return VideoFile(text, _first(text, lambda: require_av().open(str(path))))
+    return VideoFile(text, _first(text, lambda: require_av().open(str(path)), max_pixels))
 
 
 def require_av() -> ModuleType:
@@ -110,14 +116,14 @@ class ImageSequence:
     problem: str | None = None
     total: int | None
 
-    def __init__(self, name: str, files: list[Path], rate: Fraction) -> None:
+    def __init__(self, name: str, files: list[Path], rate: Fraction, max_pixels: int = MAX_PIXELS) -> None:
         self.name, self.rate, self.total, self.troubles = name, rate, len(files), Troubles()
-        self._files = files
+        self._files, self._max_pixels = files, max_pixels
 
     def __iter__(self) -> Iterator[Frame]:
         for index, file in enumerate(self._files):
             try:
-                pixels = read_image(file)
+                pixels = read_image(file, max_pixels=self._max_pixels)
             except DataError as error:
                 self.troubles.add(str(error))
                 continue
@@ -262,34 +268,42 @@ class _Decoder:
                 yield Frame(frame_to_rgb(frame), seconds)
 
 
-def _camera(name: str, device: str, kind: str, patience: Patience | None) -> LiveStream:
+def _camera(name: str, device: str, kind: str, patience: Patience | None, max_pixels: int) -> LiveStream:
     def connect() -> Any:
         return require_av().open(device, format=kind)
 
-    return LiveStream(name, connect, patience or Patience(), _first(name, connect))
+    return LiveStream(name, connect, patience or Patience(), _first(name, connect, max_pixels))
 
 
-def _remote(url: str, patience: Patience | None) -> LiveStream | VideoFile:
+def _remote(url: str, patience: Patience | None, max_pixels: int) -> LiveStream | VideoFile:
     name = re.sub(r"(://[^/:@]+):[^/@]+@", r"\1:***@", url)  # no password in a message
 
     def connect() -> Any:
         options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
         return require_av().open(url, timeout=_TIMEOUT, options=options)
 
-    container = _first(name, connect)
+    container = _first(name, connect, max_pixels)
     if container.duration:
         return VideoFile(name, container)
     return LiveStream(name, connect, patience or Patience(), container)
 
 
-def _first(name: str, connect: Callable[[], Any]) -> Any:
+def _first(name: str, connect: Callable[[], Any], max_pixels: int) -> Any:
     """Open it, or say what is wrong; a stream that was never there is not waited for."""
     try:
-        return connect()
+        container = connect()
     except require_av().error.InvalidDataError as error:
         raise DataError(f"{name} is no video, or was cut off before its index; copy it again") from error
     except _errors() as error:
         raise DataError(f"cannot open {name} ({_reason(error)}); check the address, and who else uses it") from error
+    for stream in container.streams.video[:1]:
+        if stream.width * stream.height > max_pixels:
+            container.close()
+            raise DataError(
+                f"{name} has frames of {stream.width} x {stream.height} pixels, and at most {max_pixels} are decoded; "
+                "make it smaller, or allow more (--max-pixels)"
+            )
+    return container
 
 
 def _errors() -> tuple[type[Exception], ...]:
