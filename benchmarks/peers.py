@@ -58,7 +58,7 @@ OURS = {  # name -> row of benchmarks/grouping.yaml
     "ERFNet": "erfnet-erfnet",
 }
 WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
-LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "onnxruntime", "openvino", "nncf", "numba")
+LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "onnxruntime", "openvino", "nncf")
 FORMATS = ("onnx", "openvino")
 CALIBRATION = {TRAINING_SIZE: 32, FULL_SIZE: 8}  # images; fewer where only the time counts
 ANY = Tolerance(miou=100, class_iou=None, agreement=0)  # int8 throughout: its mIoU is told beside it

@@ -10,7 +10,7 @@ forms (channels_last, ``max(1).indices``) are there too, and the quickest of the
 
 With ``--kernels`` it compares instead what can do the work on a CPU, one JSON line each: time in turns, with one thread
 and more, and the memory that a fresh process grows by when it imports the kernel and labels an image, NumPy and the
-logits there already.
+logits there already. The committed lines also have Numba's kernel, which the commit that they name still has.
 
     python benchmarks/upsampling.py --rounds 200 --kernels benchmarks/results/upsampling_kernels.jsonl
 """
@@ -56,12 +56,9 @@ def main() -> None:
     if options.kernels:
         compare(options)
         return
-    started = time.process_time()
-    if not upsampling.warm_up():
-        raise SystemExit("Numba cannot be used here: there is no kernel to time")
-    report = {"target": TARGET, "warm_up_s": time.process_time() - started}
+    report: dict[str, Any] = {"target": TARGET}
     report["rows"] = [row(name, options) for name in CASES] if options.case is None else [row(options.case, options)]
-    report |= provenance(options, "torch", "numba", "numpy", clock="wall-clock time; warm-up: processor time")
+    report |= provenance(options, "torch", "numpy", clock="wall-clock time")
     show(report)
     write_report(options.output, report)
 
@@ -135,7 +132,7 @@ def ways(logits: Tensor, size: tuple[int, int]) -> dict[str, Callable[[], object
     last = logits.contiguous(memory_format=torch.channels_last)
 
     def by_torch() -> Tensor:
-        with patch.object(upsampling, "_kernel", lambda: None):
+        with patch.object(upsampling, "_IN_NUMPY", ()):
             return upsample_labels(logits, size)
 
     return {
@@ -165,13 +162,6 @@ def measure(steps: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, 
 
 
 KERNELS = {
-    "numba": """
-import sys  # by its file, since the package that it lies in imports PyTorch
-sys.path.insert(0, "litheseg/models")
-from upsampling_kernel import fill_labels
-kernel = lambda logits, labels, rows, columns, first, last: fill_labels(
-    logits, labels, rows.starts, rows.low, rows.high, columns.starts, columns.low, columns.high, first, last)
-""",
     "numpy": "from litheseg.masks.upsampling_arrays import fill_labels as kernel",
     "c": "from litheseg.masks._upsampling import fill_labels as kernel",
 }
@@ -209,7 +199,7 @@ def compare(options: argparse.Namespace) -> None:
             row |= {f"times_{first}": median(ratios), "megabytes": growth(name, logits, size, threads)}
             rows.append(row)
             print({key: value for key, value in row.items() if key not in ("size", "stride", "classes")})
-    origin = provenance(options, "numba", "numpy", clock="wall-clock time")
+    origin = provenance(options, "numpy", clock="wall-clock time")
     with atomic_path(options.kernels) as temporary:
         temporary.write_text("".join(json.dumps(row | origin) + "\n" for row in rows))
 
@@ -255,7 +245,7 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("argmax / lazy", *(f"{row['gain']:.0f}" for row in report["rows"]))
     table.add_row("best plain / lazy", *(f"{row['gain_over_best']:.0f}" for row in report["rows"]))
     Console().print(table)
-    print(f"target {TARGET:g}, warm-up {report['warm_up_s']:.1f} s")
+    print(f"target {TARGET:g}")
 
 
 if __name__ == "__main__":

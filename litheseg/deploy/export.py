@@ -51,8 +51,8 @@ from litheseg.deploy.shared import share_weights
 from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import LithesegError, ModelError
 from litheseg.files import atomic_folder
+from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle
-from litheseg.models.upsampling import upsample_labels
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 
 __all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]

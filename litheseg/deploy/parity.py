@@ -251,7 +251,7 @@ def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _at_input(logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    return np.asarray(upsample_labels(logits, (seen.shape[0], seen.shape[1])))
+    return upsample_labels(torch.from_numpy(logits), (seen.shape[0], seen.shape[1])).numpy()
 
 
 def _labels(result: np.ndarray, seen: np.ndarray, image: np.ndarray) -> Tensor:

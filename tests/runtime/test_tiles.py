@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from litheseg.errors import LithesegError
+from litheseg.masks.upsampling import upsample_labels
 from litheseg.models import build_model
-from litheseg.models.upsampling import upsample_labels
 from litheseg.runtime.tiles import GRID, predict_tiles, tile_starts
 
 Network = Callable[[np.ndarray], np.ndarray]
