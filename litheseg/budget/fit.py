@@ -31,7 +31,7 @@ from litheseg.budget.measured import choose_measured
 from litheseg.budget.plan import Plan, load_plan
 from litheseg.budget.scores import MeasuredScores, open_scores
 from litheseg.budget.search import Search
-from litheseg.budget.store import Store, model_digest
+from litheseg.budget.store import Store
 from litheseg.budget.target import read_measurements
 from litheseg.budget.workbench import Workbench
 from litheseg.bundle.exported import file_digest
@@ -40,7 +40,7 @@ from litheseg.deploy.export import CHECK_IMAGES
 from litheseg.deploy.quantize import Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
-from litheseg.models.bundle import Bundle, save_bundle
+from litheseg.models.bundle import Bundle, model_digest, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.dense import grouped_layers
 from litheseg.runtime import standalone

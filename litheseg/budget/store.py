@@ -21,15 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from litheseg.data.source import Source
 from litheseg.files import atomic_path
-from litheseg.models.bundle import Bundle
+from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.standalone import host_facts
 
-__all__ = ["Store", "data_digest", "default_cache", "model_digest"]
+__all__ = ["Store", "data_digest", "default_cache"]
 
 _MOST_SAMPLES = 400  # of a candidate; older ones are forgotten
 
@@ -112,21 +110,6 @@ class Store:
 def default_cache() -> Path:
     """``~/.cache/litheseg/budget``, or below ``$XDG_CACHE_HOME``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litheseg" / "budget"
-
-
-def model_digest(bundle: Bundle) -> str:
-    """SHA-256 of what a model computes: its architecture, normalisation and weights.
-
-    Widths that were calibrated later, scores and provenance do not count: they change no other width.
-    """
-    header = bundle.header
-    told = [header.architecture, header.widths, header.divisor, header.mean, header.std, header.resizes, header.size]
-    result = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for name, tensor in sorted(bundle.state_dict.items()):
-        if ".calibrated." not in name:
-            result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return result.hexdigest()
 
 
 def data_digest(source: Source, *splits: str) -> str:

@@ -24,12 +24,11 @@ from typing import Any
 
 from litheseg.budget.candidates import Candidate, Network
 from litheseg.budget.limits import Limits
-from litheseg.budget.store import model_digest
 from litheseg.cost.widths import with_widths
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
-from litheseg.models.bundle import Bundle
+from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime import standalone
 from litheseg.runtime.latency import Latency, Scope
 

@@ -17,6 +17,7 @@ from litheseg.cli.options import (
     data_options,
     fps_option,
     json_option,
+    parse_counts,
     parse_size,
     parse_sizes,
     widths_option,
@@ -85,7 +86,9 @@ def _choice_options(parser: ArgumentParser) -> None:
         metavar="P,P",
         help=f"{', '.join(PRECISIONS)} [fp32, int8 where it can]",
     )
-    parser.add_argument("--threads", type=_counts, metavar="N,N", help="CPU threads [all cores, half of them, one]")
+    parser.add_argument(
+        "--threads", type=parse_counts, metavar="N,N", help="CPU threads [all cores, half of them, one]"
+    )
 
 
 def run(args: Namespace) -> None:
@@ -132,10 +135,3 @@ def _several(known: tuple[str, ...]) -> Callable[[str], Any]:
         return names
 
     return parse
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise ArgumentTypeError(f"'{text}' is no list of numbers of threads; write e.g. 1,2")
-    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -25,6 +25,7 @@ __all__ = [
     "max_pixels_option",
     "open_data",
     "parse_amount",
+    "parse_counts",
     "parse_floats",
     "parse_mapping",
     "parse_size",
@@ -101,6 +102,14 @@ def parse_floats(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.strip("[]()").split(","))
     except ValueError as error:
         raise ArgumentTypeError(f"'{text}' is no list of numbers; write e.g. 1,.5") from error
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Whole numbers above 0: ``1,4``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise ArgumentTypeError(f"'{text}' is no list of numbers of threads; write e.g. 1,2")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def parse_widths(text: str) -> tuple[float, ...]:

@@ -12,9 +12,8 @@ from litheseg.cli.options import bundle_argument, device_option, fps_option, jso
 from litheseg.cli.printing import console, print_json, print_table
 from litheseg.errors import LithesegError
 from litheseg.runtime.networks import is_export
-from litheseg.runtime.profiling import HEAD, Profile, profile
+from litheseg.runtime.profiling import Profile, profile, profile_table
 from litheseg.runtime.workstation import workstation
-from litheseg.tables import Table
 
 __all__ = ["add", "run"]
 
@@ -66,7 +65,7 @@ def run(args: Namespace) -> None:
         args.widths,
         args.size,
         image=args.image,
-        runtimes=RUNTIMES if args.runtime == "all" else args.runtime and (args.runtime,),
+        runtimes=_runtimes(model) if args.runtime == "all" else args.runtime and (args.runtime,),
         precisions=PRECISIONS if args.precision == "all" else (args.precision,),
         threads=args.threads,
         device=args.device,
@@ -78,7 +77,7 @@ def run(args: Namespace) -> None:
     layers = _cost().layer_table(model.plain(1.0), size) if args.layers else ()
     if args.json:
         return print_json(_content(args, size, rows, left_out, layers))
-    print_table(Table(HEAD, tuple(row.cells() for row in rows)), _title(args, size))
+    print_table(profile_table(rows), _title(args, size))
     for reason in left_out:
         print(f"left out: {reason}")
     if args.layers:
@@ -114,6 +113,13 @@ def _opened(path: str) -> Any:
     return (
         load_export(place) if is_export(place) else workstation("models.bundle", f"reading {path}").load_bundle(place)
     )
+
+
+def _runtimes(model: Any) -> tuple[str, ...]:
+    """All that may run it."""
+    if not isinstance(model, Export):
+        return RUNTIMES
+    return tuple(dict.fromkeys(name for artefact in model.artefacts for name in artefact.runtimes))
 
 
 def _cost() -> Any:

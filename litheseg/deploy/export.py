@@ -52,7 +52,7 @@ from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import LithesegError, ModelError
 from litheseg.files import atomic_folder
 from litheseg.masks.upsampling import upsample_labels
-from litheseg.models.bundle import Bundle
+from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 
 __all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]
@@ -178,7 +178,7 @@ class _Job:
         return self.bundle.header.size if self.bundle.header.resizes else None
 
     def provenance(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"litheseg": __version__}
+        facts: dict[str, Any] = {"litheseg": __version__, "model": model_digest(self.bundle)}
         libraries = ("torch", *(library for name in self.formats for library in _LIBRARIES[name]))
         facts |= {library: version(library) for library in dict.fromkeys(libraries)}
         path = self.bundle.path

@@ -34,7 +34,7 @@ from litheseg.nn import add_width, extract, slim
 from litheseg.nn.dense import densified
 from litheseg.nn.efficient import Efficient
 
-__all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "save_bundle"]
+__all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "model_digest", "save_bundle"]
 
 _KEY = "litheseg"  # one metadata entry only: safetensors writes several in random order, and files would differ
 _MAX_PREAMBLE = 100_000_000  # bytes; the limit of safetensors itself
@@ -178,6 +178,21 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path} is corrupted: its content does not match its checksum; {_AGAIN}")
     _check_name(header.architecture["name"], str(path))
     return Bundle(header, state, path)
+
+
+def model_digest(bundle: Bundle) -> str:
+    """SHA-256 of what a model computes: its architecture, normalisation and weights.
+
+    Widths that were calibrated later, scores and provenance do not count: they change no other width.
+    """
+    header = bundle.header
+    told = [header.architecture, header.widths, header.divisor, header.mean, header.std, header.resizes, header.size]
+    result = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name, tensor in sorted(bundle.state_dict.items()):
+        if ".calibrated." not in name:
+            result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
 
 
 def _deployed_arguments(header: BundleHeader) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from litheseg.runtime.networks import is_export
 from litheseg.runtime.pipeline import STAGES, Pipeline
 from litheseg.runtime.timing import Stages, measure, street_frames
 from litheseg.runtime.workstation import workstation
+from litheseg.tables import Table
 
-__all__ = ["HEAD", "Profile", "Profiled", "profile"]
+__all__ = ["Profile", "Profiled", "profile", "profile_table"]
 
 _PERCENTILES = (50, 95, 99)
 
@@ -64,29 +65,22 @@ class Profile:
         known = {name: value for name, value in counted.items() if value is not None}
         return {**names, **known, "repeats": len(self.latency[Scope.END_TO_END]), **times}
 
-    def cells(self) -> tuple[str, ...]:
-        """The row of a table under `HEAD`."""
-        counted = (
-            _scaled(self.params, 1e6, " M"),
-            _scaled(self.macs, 1e9, " G"),
-            _scaled(self.peak_bytes, 2**20, " MiB", 1),
-        )
-        stages = (f"{self.latency[Scope(name)].percentile(50):.2f}" for name in STAGES)
-        total = (f"{self.latency[Scope.END_TO_END].percentile(percentile):.2f}" for percentile in _PERCENTILES)
-        return (f"{self.width:g}", self.runtime, self.precision, *counted, *stages, *total)
 
-
-HEAD = (
-    "width",
-    "runtime",
-    "",
-    "params",
-    "MACs",
-    "peak memory",
-    *STAGES,
-    *(f"p{percentile} {Scope.END_TO_END}" for percentile in _PERCENTILES),
-)
-"""Of `Profile.cells`; times are milliseconds, those of stages medians."""
+def profile_table(rows: Sequence[Profile]) -> Table:
+    """One row each; times are milliseconds, those of stages medians. What nobody counted has no column."""
+    counted: dict[str, list[str]] = {
+        "params": [_scaled(row.params, 1e6, " M") for row in rows],
+        "MACs": [_scaled(row.macs, 1e9, " G") for row in rows],
+        "peak memory": [_scaled(row.peak_bytes, 2**20, " MiB", 1) for row in rows],
+    }
+    columns = {"width": [f"{row.width:g}" for row in rows]}
+    columns |= {"runtime": [row.runtime for row in rows], "precision": [row.precision for row in rows]}
+    columns |= {name: cells for name, cells in counted.items() if any(cells)}
+    columns |= {name: [f"{row.latency[Scope(name)].percentile(50):.2f}" for row in rows] for name in STAGES}
+    for percentile in _PERCENTILES:
+        name = f"{Scope.END_TO_END} p{percentile}"
+        columns[name] = [f"{row.latency[Scope.END_TO_END].percentile(percentile):.2f}" for row in rows]
+    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -207,4 +201,4 @@ def _summary(latency: Latency) -> dict[str, float]:
 
 
 def _scaled(value: float | None, unit: float, name: str, digits: int = 3) -> str:
-    return "–" if value is None else f"{value / unit:.{digits}f}{name}"
+    return "" if value is None else f"{value / unit:.{digits}f}{name}"

@@ -49,9 +49,11 @@ __all__ = [
     "host_facts",
     "interleave",
     "main",
+    "measure_kit",
     "milliseconds",
     "settle",
     "summary",
+    "write_measurements",
 ]
 
 SCHEMA = 1
@@ -264,15 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; 0 for success, 2 with one line on standard error where that is not possible."""
     options = _parser().parse_args(arguments)
     try:
-        content = _measure(options)
+        content = measure_kit(_read_kit(options.kit), options.kit, **_passes(options))
     except Unusable as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _write(options.output, content)
-    _show(content)
-    print(
-        f"\nwritten: {options.output}\nnext, where litheseg is: litheseg fit MODEL --measured {options.output.name} ..."
-    )
+    write_measurements(options.output, content)
     return 0
 
 
@@ -287,7 +285,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=_rate, metavar="N", help="images a second, as of a camera [no pause]")
     parser.add_argument("--warmup", type=_positive, default=5, metavar="N", help="untimed passes of each before [5]")
     parser.add_argument("--threads", type=_positives, metavar="N,N", help="CPU threads to try [1 and all]")
-    parser.add_argument("--runtime", choices=tuple(_RUNTIMES), action="append", help="[those that are installed]")
+    parser.add_argument(
+        "--runtime",
+        dest="runtimes",
+        choices=tuple(_RUNTIMES),
+        action="append",
+        help="[those that are installed]",
+    )
     parser.add_argument("--only", action="append", metavar="ID", help="a network of the kit, may be repeated [all]")
     parser.add_argument(
         "--together", type=_positive, default=24, metavar="N", help="networks in memory that take turns at once [24]"
@@ -315,16 +319,61 @@ def _positives(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_positive(part.strip()) for part in text.split(",")))
 
 
-def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    kit = _read_kit(options.kit)
-    chosen = _chosen(kit["networks"], options.only)
-    threads = options.threads or tuple(sorted({1, cores()}))
-    runtimes, skipped = _installed(options.runtime or tuple(_RUNTIMES))
+def _passes(options: argparse.Namespace) -> dict[str, Any]:
+    """What `measure_kit` takes of the options."""
+    names = ("only", "runtimes", "threads", "repeats", "warmup", "fps", "together")
+    return {name: getattr(options, name) for name in names}
+
+
+def measure_kit(
+    kit: Mapping[str, Any],
+    folder: Path,
+    *,
+    only: Sequence[str] | None = None,
+    runtimes: Sequence[str] | None = None,
+    threads: Sequence[int] | None = None,
+    repeats: int = 90,
+    warmup: int = 5,
+    fps: float | None = None,
+    together: int = 24,
+) -> dict[str, Any]:
+    """Time networks alone, in turns.
+
+    Args:
+        kit: ``model`` (a digest), ``name`` and ``networks``, each with ``id``, ``width``, ``size``, ``precision``,
+            ``layout``, ``path`` and ``files``, and, where not every runtime takes it, ``runtimes``.
+        folder: where the paths begin.
+        only: ids of the networks; None for all.
+        runtimes: "onnxruntime", "openvino" or both; None for those that are installed.
+        threads: numbers of CPU threads; None for 1 and all.
+        repeats: timed passes of each.
+        warmup: untimed passes of each before.
+        fps: images a second, as of a camera; None for no pause.
+        together: networks in memory that take turns at once.
+
+    Returns:
+        The content of measurements.json.
+
+    Raises:
+        Unusable: nothing that could be timed.
+    """
+    chosen = _chosen(kit["networks"], only)
+    counts = threads or tuple(sorted({1, cores()}))
+    installed, skipped = _installed(runtimes or tuple(_RUNTIMES))
     loaded, started = _load(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    jobs = [(entry, runtime, count) for entry in chosen for runtime in runtimes for count in threads]
+    jobs = [
+        (entry, runtime, count)
+        for entry in chosen
+        for runtime in installed
+        if runtime in entry.get("runtimes", _RUNTIMES)
+        for count in counts
+    ]
     rows: list[dict[str, Any]] = []
-    for first in range(0, len(jobs), options.together):
-        rows += _turns(options, jobs[first : first + options.together], skipped, len(jobs))
+    for first in range(0, len(jobs), together):
+        part = jobs[first : first + together]
+        _say(f"{first + 1} to {first + len(part)} of {len(jobs)} in turns, {repeats} repeats ...")
+        calls = _opened_all(folder, part, skipped)
+        rows += _rows(part, interleave(calls, repeats, warmup=warmup, fps=fps))
     if not rows:
         raise Unusable("nothing could be timed: " + "; ".join(entry["reason"] for entry in skipped))
     return {
@@ -333,7 +382,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "model": kit["model"],
         "name": kit.get("name", ""),
         "scope": "network",
-        "fps": options.fps,
+        "fps": fps,
         "host": host_facts(),
         "started": started,
         "load_average": {"before": loaded, "after": _load()},
@@ -390,19 +439,19 @@ def _installed(names: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
     return found, missing
 
 
-def _turns(
-    options: argparse.Namespace, jobs: Sequence[tuple[Any, str, int]], skipped: list[dict[str, Any]], total: int
-) -> list[dict[str, Any]]:
-    """Open some and let them take turns; what cannot be opened or run goes to `skipped`."""
+def _opened_all(folder: Path, jobs: Sequence[tuple[Any, str, int]], skipped: list[dict[str, Any]]) -> dict[str, Call]:
+    """Calls by name; what cannot be opened or run goes to `skipped`."""
     calls: dict[str, Call] = {}
     for entry, runtime, threads in jobs:
         try:
-            calls[f"{entry['id']} {runtime} {threads}"] = _opened(options.kit, entry, runtime, threads)
+            calls[f"{entry['id']} {runtime} {threads}"] = _opened(folder, entry, runtime, threads)
         except Exception as error:  # whatever a runtime says of a network that it cannot run
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             skipped.append({"id": entry["id"], "runtime": runtime, "threads": threads, "reason": reason})
-    _say(f"{len(calls)} of {total} in turns, {options.repeats} repeats ...")
-    times: dict[str, list[float]] = interleave(calls, options.repeats, warmup=options.warmup, fps=options.fps)
+    return calls
+
+
+def _rows(jobs: Sequence[tuple[Any, str, int]], times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     facts = ("id", "width", "size", "precision", "files")
     return [
         {
@@ -424,6 +473,13 @@ def _opened(folder: Path, entry: Mapping[str, Any], runtime: str, threads: int) 
     network = _RUNTIMES[runtime](folder / entry["path"], threads)
     network(image)  # fails now rather than among the others
     return lambda: network(image)
+
+
+def write_measurements(path: Path, content: Mapping[str, Any]) -> None:
+    """Write measurements.json, whole or not at all, and show what it holds."""
+    _write(path, content)
+    _show(content)
+    print(f"\nwritten: {path}\nnext, where litheseg is: litheseg fit MODEL --measured {path.name} ...")
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,12 +18,11 @@ from litheseg.budget.limits import Limits
 from litheseg.budget.measured import choose_measured
 from litheseg.budget.scores import MeasuredScores
 from litheseg.budget.search import BudgetError, Point
-from litheseg.budget.store import model_digest
 from litheseg.budget.target import Measurements, read_measurements
 from litheseg.bundle.exported import load_export
 from litheseg.cli import build_parser, main, measure
 from litheseg.errors import LithesegError
-from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.models.bundle import Bundle, load_bundle, model_digest
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.predictor import Predictor
 

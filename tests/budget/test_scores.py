@@ -11,13 +11,13 @@ import torch
 from litheseg.budget import scores as room
 from litheseg.budget.candidates import Network, default_sizes, paper_costs, with_widths
 from litheseg.budget.scores import HeaderScores, MeasuredScores, open_scores
-from litheseg.budget.store import Store, data_digest, default_cache, model_digest
+from litheseg.budget.store import Store, data_digest, default_cache
 from litheseg.cost import count
 from litheseg.data import open_source
 from litheseg.errors import DataError, WidthError
 from litheseg.evaluation import evaluate
 from litheseg.evaluation.bundle import calibrate, open_bundle_data
-from litheseg.models.bundle import Bundle
+from litheseg.models.bundle import Bundle, model_digest
 from litheseg.nn import extract
 from litheseg.runtime.latency import Latency, Scope
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from litheseg.budget.candidates import Candidate, Network
-from litheseg.budget.store import model_digest
 from litheseg.budget.target import SCRIPT, kit_networks, read_measurements, write_kit
 from litheseg.errors import LithesegError
-from litheseg.models.bundle import Bundle
+from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime import standalone
 from litheseg.runtime.standalone import host_facts, interleave, settle, summary
 
