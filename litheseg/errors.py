@@ -67,10 +67,17 @@ class Interrupted(LithesegError):
 
 
 class MissingExtraError(LithesegError):
-    """An optional dependency that is not installed."""
+    """A package that is not installed.
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'litheseg[{extra}]'")
+    Args:
+        package: its name.
+        extra: of litheseg, which brings it; None for a package that every install has.
+        purpose: what needs it.
+    """
+
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        remedy = package if extra is None else f"'litheseg[{extra}]'"
+        super().__init__(f"{purpose} needs the package '{package}': pip install {remedy}")
 
 
 class ModelError(LithesegError):

@@ -265,7 +265,7 @@ def _in_torch(layer: nn.Conv2d, image: Tensor, threads: int) -> Call:
 
 
 def _in_onnxruntime(model: bytes, image: np.ndarray, threads: int) -> Call:
-    runtime = _imported("onnxruntime", "onnx")
+    runtime = _imported("onnxruntime", None)
     session = runtime.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"x": image})
 
@@ -282,7 +282,7 @@ _IN_RUNTIME = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
 
 def _onnx_bytes(layer: nn.Conv2d, geometry: Geometry) -> bytes:
     """A model of the one layer: written by hand, since exporting takes a thousand times as long."""
-    onnx = _imported("onnx", "onnx")
+    onnx = _imported("onnx", "export")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     tensors = {"w": layer.weight.detach().numpy(), **({} if layer.bias is None else {"b": layer.bias.detach().numpy()})}
     sides = {"strides": layer.stride, "pads": [*geometry.padding, *geometry.padding], "dilations": layer.dilation}
@@ -294,7 +294,7 @@ def _onnx_bytes(layer: nn.Conv2d, geometry: Geometry) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _imported(package: str, extra: str) -> Any:
+def _imported(package: str, extra: str | None) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:

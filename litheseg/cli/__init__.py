@@ -1,7 +1,7 @@
 """The command line: it parses, calls the function of the same name, and prints what that returns.
 
-A command is a module with ``SUMMARY``, ``add(parser)``, which declares its options, and ``run(args)``, which does it
-and returns the exit status: 0 (or None) for success, 1 where a part failed or a check says no. Wrong usage and errors
+A command is a module with ``add(parser)``, which declares its options, and ``run(args)``, which does it and returns the
+exit status: 0 (or None) for success, 1 where a part failed or a check says no. Wrong usage and errors
 that the user can mend give 2 and one line on stderr, Ctrl-C 130. With `--json`, standard output holds JSON only.
 
 Usage:
@@ -11,65 +11,44 @@ Usage:
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import logging
 import os
 import shlex
 import sys
 import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from litheseg import __version__
-from litheseg.cli import (
-    convert,
-    data,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    fit,
-    import_labels,
-    import_weights,
-    measure,
-    models,
-    predict,
-    profile,
-    pseudo_label,
-    recipes,
-    report,
-    serve,
-    train,
-    video,
-)
 from litheseg.cli.printing import complain
-from litheseg.errors import LithesegError, did_you_mean
+from litheseg.errors import LithesegError, MissingExtraError, did_you_mean
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
-COMMANDS: Mapping[str, ModuleType] = {
-    "train": train,
-    "evaluate": evaluate,
-    "export": export,
-    "profile": profile,
-    "fit": fit,
-    "measure": measure,
-    "predict": predict,
-    "video": video,
-    "serve": serve,
-    "pseudo-label": pseudo_label,
-    "import-labels": import_labels,
-    "doctor": doctor,
-    "data": data,
-    "convert": convert,
-    "import-weights": import_weights,
-    "models": models,
-    "recipes": recipes,
-    "report": report,
-    "demo": demo,
+COMMANDS: Mapping[str, str] = {
+    "train": "train a network that runs at several widths",
+    "evaluate": "score a model on labelled images",
+    "export": "write networks for ONNX Runtime, OpenVINO and torch.export, proven equal",
+    "profile": "count a model at every width, and time it end to end",
+    "fit": "find the most accurate model within a budget, by measuring, and export it",
+    "measure": "write a kit that times a model on a machine without litheseg",
+    "predict": "label images",
+    "video": "label a video, a sequence of images, a camera or a stream",
+    "serve": "segment images over HTTP, with a page to try it",
+    "pseudo-label": "label images, and choose which to correct by hand",
+    "import-labels": "read corrected labels back as a data set",
+    "doctor": "find what is wrong with a data set",
+    "data": "fetch, make, describe and split data sets",
+    "convert": "turn a dense or gradual model into a grouped one",
+    "import-weights": "make a model file of weights from elsewhere",
+    "models": "list the architectures",
+    "recipes": "list the recipes",
+    "report": "compare models on one page",
+    "demo": "train, measure and report a small model in a few minutes, offline",
 }
+"""What each command is for. It is the module of the same name, which is imported when the command is named."""
 
 _OVERRIDABLE = ("train", "demo")  # commands that take recipe fields as options
 _EPILOG = """examples:
@@ -91,6 +70,8 @@ class _Parser(ArgumentParser):
 
     def reject(self, argument: str) -> NoReturn:
         """Complain about an argument that the command does not know, with the nearest that it does."""
+        import difflib
+
         name = argument.partition("=")[0]
         near = difflib.get_close_matches(name, self._option_string_actions, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -116,31 +97,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def build_parser() -> ArgumentParser:
-    """The parser of all commands; `args.command` says which one was given."""
+def build_parser(commands: Iterable[str] = COMMANDS) -> ArgumentParser:
+    """The parser of all commands; `args.command` says which one was given.
+
+    Args:
+        commands: those whose options are wanted; only their modules are imported.
+
+    Raises:
+        MissingExtraError: a command that this install has no packages for.
+    """
     parser = _Parser(prog="litheseg", description="One segmentation network, every budget.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"litheseg {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    for name, command in COMMANDS.items():
-        summary = command.SUMMARY
-        own = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        command.add(own)
+    listed = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    for name, summary in COMMANDS.items():
+        own = listed.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         own.set_defaults(parser=own)
+        if name in commands:
+            _module(name).add(own)
     return parser
 
 
 def _run(argv: list[str]) -> int:
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+    named = [argv[0]] if argv and not argv[0].startswith("-") else []
+    if named and named[0] not in COMMANDS:
         raise LithesegError(f"unknown command '{argv[0]}'.{did_you_mean(argv[0], COMMANDS)}")
     try:
-        args, rest = build_parser().parse_known_args(argv)
+        args, rest = build_parser(named).parse_known_args(argv)
     except SystemExit as stop:  # --help, --version, or wrong usage, all of which argparse has printed
         return int(stop.code or 0)
     if rest and args.command not in _OVERRIDABLE:
         args.parser.reject(rest[0])
     args.overrides = rest
     args.line = shlex.join(["litheseg", *argv])
-    return COMMANDS[args.command].run(args) or 0
+    try:
+        return _module(args.command).run(args) or 0
+    except ModuleNotFoundError as error:
+        raise _missing(error, args.command) from error
+
+
+def _module(command: str) -> Any:
+    try:
+        return importlib.import_module(f"litheseg.cli.{command.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        raise _missing(error, command) from error
+
+
+def _missing(error: ModuleNotFoundError, command: str) -> Exception:
+    """What to say of a package that is not there; a module of our own that is missing is a bug, and stays one."""
+    package = (error.name or "litheseg").partition(".")[0]
+    return error if package == "litheseg" else MissingExtraError(package, "train", f"`litheseg {command}`")
 
 
 def _keep_quiet() -> None:

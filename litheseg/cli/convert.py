@@ -12,9 +12,7 @@ from litheseg.models.bundle import load_bundle
 from litheseg.nn.efficient import Efficient
 from litheseg.report.terminal import kept_table, scores_table
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "turn a dense or gradual model into a grouped one"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

@@ -13,9 +13,7 @@ from litheseg.data.source import Source
 from litheseg.data.splits import write_list
 from litheseg.data.streets import Streets
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "fetch, make, describe and split data sets"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

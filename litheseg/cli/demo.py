@@ -9,9 +9,7 @@ from litheseg.demo import run_demo
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_table
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "train, measure and report a small model in a few minutes, offline"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

@@ -9,9 +9,7 @@ from litheseg.cli.options import data_argument, json_option, max_pixels_option, 
 from litheseg.cli.printing import console
 from litheseg.data.doctor import diagnose, diagnose_path
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "find what is wrong with a data set"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

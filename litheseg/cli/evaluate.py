@@ -19,9 +19,7 @@ from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.models.bundle import load_bundle
 from litheseg.report.terminal import class_table, scores_table
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "score a model on labelled images"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

@@ -18,9 +18,7 @@ from litheseg.deploy.quantize import CALIBRATION_IMAGES, Tolerance, Twins, calib
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.tables import Table
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "write networks for ONNX Runtime, OpenVINO and torch.export, proven equal"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

@@ -26,9 +26,7 @@ from litheseg.data import open_source
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import load_bundle
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "find the most accurate model within a budget, by measuring, and export it"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

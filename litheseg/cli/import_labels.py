@@ -9,9 +9,7 @@ from litheseg.cli.options import json_option
 from litheseg.cli.printing import print_json
 from litheseg.labelling import import_labels
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "read corrected labels back as a data set"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

@@ -15,9 +15,7 @@ from litheseg.deploy.import_weights import (
 )
 from litheseg.report.card import width_rows, width_table
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "make a model file of weights from elsewhere"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

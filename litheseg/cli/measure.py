@@ -11,9 +11,7 @@ from litheseg.cli.options import bundle_argument, parse_sizes, widths_option
 from litheseg.cli.printing import say
 from litheseg.models.bundle import load_bundle
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "write a kit that times a model on a machine without litheseg"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

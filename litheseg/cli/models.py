@@ -10,9 +10,7 @@ from litheseg.cli.printing import print_json
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.models import MODELS
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "list the architectures"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

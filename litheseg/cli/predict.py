@@ -18,9 +18,8 @@ from litheseg.cli.stopping import sigterm_stops, stop_status, stopped_by
 from litheseg.runtime.failures import REPORT
 from litheseg.runtime.files import ENGINES, Progress, Summary, predict
 
-__all__ = ["SUMMARY", "add", "run"]
+__all__ = ["add", "run"]
 
-SUMMARY = "label images"
 
 _SHOWN = 20  # failures; the others are in the report
 

@@ -9,12 +9,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from litheseg.errors import printable
 from litheseg.tables import terminal_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["complain", "console", "print_json", "print_next", "print_table", "say", "show"]
 
@@ -36,6 +37,8 @@ def show(line: str) -> None:
 
 def console() -> Console:
     """Wide enough for every table where nobody's terminal says how wide it is."""
+    from rich.console import Console
+
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 

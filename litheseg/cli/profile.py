@@ -16,9 +16,7 @@ from litheseg.runtime.profiling import HEAD, Profile, profile
 from litheseg.runtime.workstation import workstation
 from litheseg.tables import Table
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "count a model at every width, and time it end to end"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

@@ -15,9 +15,8 @@ from litheseg.cli.printing import complain, print_json, show
 from litheseg.cli.stopping import sigterm_stops, stop_status, stopped_by
 from litheseg.labelling.pseudo import EXPORTS, PseudoLabels, pseudo_label
 
-__all__ = ["SUMMARY", "add", "run"]
+__all__ = ["add", "run"]
 
-SUMMARY = "label images, and choose which to correct by hand"
 
 _SHOWN = 20  # failures
 

@@ -6,9 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from litheseg.training.recipe import recipe_names, recipe_yaml
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "list the recipes"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

@@ -10,9 +10,7 @@ from litheseg.cli.options import data_options
 from litheseg.models.bundle import load_bundle
 from litheseg.report.run_report import report_bundles
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "compare models on one page"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

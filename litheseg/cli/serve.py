@@ -16,9 +16,7 @@ from litheseg.runtime.server.hosts import is_loopback
 from litheseg.runtime.server.pace import Pace
 from litheseg.runtime.server.settings import DEFAULT_TARGET_MS, Settings, read_api_key
 
-__all__ = ["SUMMARY", "add", "run"]
-
-SUMMARY = "segment images over HTTP, with a page to try it"
+__all__ = ["add", "run"]
 
 
 def add(parser: ArgumentParser) -> None:

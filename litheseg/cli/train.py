@@ -12,9 +12,8 @@ from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe
 from litheseg.training.recipe_help import recipe_help
 
-__all__ = ["SUMMARY", "add", "run"]
+__all__ = ["add", "run"]
 
-SUMMARY = "train a network that runs at several widths"
 _EPILOG = """examples:
   litheseg train --recipe slimseg --data.root data/camvid --data.size "[360,480]" --output runs/camvid
   litheseg train --recipe slimseg --data.source streets --trainer.epochs 20     (procedural scenes, no files)

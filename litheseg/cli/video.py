@@ -16,9 +16,8 @@ from litheseg.cli.stopping import sigterm_stops
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.video import VIDEO_KINDS, Patience, VideoProgress, VideoSummary, label_video
 
-__all__ = ["SUMMARY", "add", "run"]
+__all__ = ["add", "run"]
 
-SUMMARY = "label a video, a sequence of images, a camera or a stream"
 
 _SHOWN = 5  # troubles; --json has more
 

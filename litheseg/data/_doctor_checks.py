@@ -60,6 +60,7 @@ _KNOWN: dict[str, tuple[Severity, str]] = {
     "unpaired-mask": ("error", "add the images or remove the masks; stems must be equal"),
     "same-stem": ("error", "keep one of each, or rename the others: files are told apart by their stems"),
     "missing-file": ("error", "restore the files or remove the lines; paths are relative to the data folder"),
+    "too-large": ("error", "make them smaller, cut them into tiles, or allow more: --max-pixels, --data.max_pixels"),
     "unreadable-image": ("error", "copy or download the files again, or remove them with their masks"),
     "unreadable-mask": ("error", "export the masks again as index PNG, or remove them with their images"),
     "size-mismatch": ("error", "export each mask at its image's size; never resize one alone"),
@@ -149,6 +150,7 @@ def file_findings(exams: Exams) -> Iterator[Finding]:
         for trouble in exam.trouble:
             found[trouble.code].append(trouble)
     what = {
+        "too-large": "files of too many pixels",
         "unreadable-image": "images that cannot be read",
         "unreadable-mask": "masks that cannot be read",
         "size-mismatch": "masks that are not as large as their images",

@@ -23,6 +23,7 @@ from PIL import Image
 from litheseg.data.source import FileSource, Sample, Source
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
+from litheseg.masks.reading import TooManyPixelsError
 
 __all__ = ["THUMB", "Exam", "Trouble", "examine", "scheme_of"]
 
@@ -84,6 +85,8 @@ def examine(source: Source, sample: Sample) -> Exam:
     size, digest, bits, thumb = None, "", None, None
     try:
         image = source.read_image(sample)
+    except TooManyPixelsError as error:
+        trouble.append(Trouble("too-large", _name(sample, mask=False), str(error)))
     except DataError as error:
         trouble.append(Trouble("unreadable-image", _name(sample, mask=False), str(error)))
     else:
@@ -108,6 +111,9 @@ def _examine_mask(
         return None, 0, {}  # unlabelled
     try:
         raw = source.raw_mask(sample)
+    except TooManyPixelsError as error:
+        trouble.append(Trouble("too-large", file, str(error)))
+        return None, 0, {}
     except DataError as error:
         trouble.append(Trouble("unreadable-mask", file, str(error)))
         return None, 0, {}

@@ -24,9 +24,9 @@ from rich.progress import track
 from torch import Tensor
 
 from litheseg.data.source import Sample, Source
-from litheseg.data.transforms import resize_image, resize_mask
 from litheseg.data.unlabelled import Unlabelled
 from litheseg.errors import DataError, listed, printable
+from litheseg.masks.resizing import resize_image, resize_mask
 
 __all__ = ["DecodedImages", "DecodedSamples", "SampleSize"]
 
@@ -123,15 +123,12 @@ class DecodedSamples:
 
     def _decode(self, sample: Sample) -> tuple[Tensor, Tensor, np.ndarray]:
         """Image, mask, and the label counts [256] of the mask before it was resized."""
-        image = torch.from_numpy(_owned(self._source.read_image(sample))).permute(2, 0, 1).contiguous()
-        labels = _owned(self._source.read_mask(sample))
-        counts = np.bincount(labels.ravel(), minlength=256)
+        image, mask = _owned(self._source.read_image(sample)), _owned(self._source.read_mask(sample))
+        counts = np.bincount(mask.ravel(), minlength=256)
         self._check_labels(sample, counts)
-        mask = torch.from_numpy(labels)
-        if self._size is None:
-            return image, mask, counts
-        image = resize_image(image, self._size)
-        return image, resize_mask(mask, self._size) if self._resize_masks else mask, counts
+        if self._size is not None and self._resize_masks:
+            mask = resize_mask(mask, self._size)
+        return _image_tensor(image, self._size), torch.from_numpy(mask), counts
 
     def _check_labels(self, sample: Sample, counts: np.ndarray) -> None:
         known = len(self._source.classes)
@@ -208,8 +205,7 @@ class DecodedImages:
             return error
 
     def _decode(self, sample: Sample) -> Tensor:
-        image = torch.from_numpy(_owned(self._unlabelled.read_image(sample))).permute(2, 0, 1).contiguous()
-        return image if self._size is None else resize_image(image, self._size)
+        return _image_tensor(_owned(self._unlabelled.read_image(sample)), self._size)
 
     def _report(self, broken: Sequence[tuple[Sample, DataError]]) -> None:
         """Warn of files that cannot be read, or refuse to go on without them."""
@@ -227,7 +223,7 @@ class DecodedImages:
 
 
 def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quiet: bool) -> Iterator[_T]:
-    """Decode in threads (PIL and torch free the interpreter while they work), in order, with a bar for many samples."""
+    """Decode in threads (Pillow and the resize free the interpreter), in order, with a bar for many samples."""
     pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
     try:
         results: Iterable[_T] = pool.map(decode, samples)
@@ -243,6 +239,12 @@ def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quie
     finally:
         # A broken file is reported at once, not after the thousands that wait behind it.
         pool.shutdown(cancel_futures=True)
+
+
+def _image_tensor(image: np.ndarray, size: tuple[int, int] | None) -> Tensor:
+    """uint8 H W 3 to uint8 3HW, resized where a size is asked for."""
+    resized = image if size is None else resize_image(image, size)
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
 def _owned(array: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ then a pure function of batch and parameters: one `grid_sample` for the images (
 masks (nearest), and one 3x3 colour matrix per image.
 
 It does not know files, epochs or ranks (see `litheseg.data.datamodule`), nor how to shrink without aliasing: scales
-below about 0.5 skip source pixels, as every bilinear `grid_sample` does. `resize_image`, used when images are decoded,
-is antialiased.
+below about 0.5 skip source pixels, as every bilinear `grid_sample` does. `litheseg.masks.resizing`, used when images
+are decoded, is antialiased.
 
 The colour steps (brightness, contrast, saturation, hue, in this order) have torchvision's meaning, with two differences
 that let them be one matrix: values are clipped once at the end, and hue turns the chroma plane of YIQ instead of HSV.
@@ -27,7 +27,6 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX
@@ -42,8 +41,6 @@ __all__ = [
     "image_views",
     "mix_colours",
     "normalise",
-    "resize_image",
-    "resize_mask",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -241,21 +238,6 @@ def normalise(
     """uint8 ...3HW RGB to float32: scaled to [0, 1], minus `mean`, over `std` (both per channel)."""
     centre, gain = channel_constants(tuple(mean), tuple(std), image.device)
     return image.float().div_(255).sub_(centre).mul_(gain)
-
-
-def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 ...3HW to uint8 at `size` (H, W): bilinear, antialiased; the tensor itself where the size is right."""
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image
-    return tv.resize(image, list(size), interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
-
-
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 ...HW to uint8 at `size` (H, W): each pixel takes the label under its centre."""
-    if tuple(mask.shape[-2:]) == tuple(size):
-        return mask
-    # "nearest-exact" takes pixel centres, as the images' bilinear resize does; plain "nearest" is half a pixel off.
-    return tv.resize(mask.unsqueeze(-3), list(size), interpolation=tv.InterpolationMode.NEAREST_EXACT).squeeze(-3)
 
 
 def _grid(parameters: Tensor, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:

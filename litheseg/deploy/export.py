@@ -254,7 +254,7 @@ class _Job:
         if missing:
             raise LithesegError(
                 f"nothing installed here runs {missing[0]}, so it cannot be checked; install its runtime "
-                "(pip install 'litheseg[onnx,openvino]'), or write it unchecked with --no-check (check=False)"
+                "(pip install 'litheseg[export]'), or write it unchecked with --no-check (check=False)"
             )
         return certify_all(
             {path: engine for path, engine in engines.items() if engine is not None},

@@ -43,7 +43,7 @@ def onnx_model(program: ExportedProgram, output: str) -> Any:
         import onnx
         import onnxscript  # noqa: F401  (what PyTorch's exporter is made of)
     except ImportError as error:
-        raise MissingExtraError(str(error.name), "onnx", "export to ONNX") from error
+        raise MissingExtraError(str(error.name), "export", "export to ONNX") from error
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             warnings.simplefilter("ignore")

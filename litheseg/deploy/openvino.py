@@ -27,7 +27,7 @@ def require_openvino(purpose: str) -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise MissingExtraError("openvino", "openvino", purpose) from error
+        raise MissingExtraError("openvino", "export", purpose) from error
     return openvino
 
 

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litheseg.data.transforms import normalise, resize_image, resize_mask
+from litheseg.data.transforms import normalise
 from litheseg.deploy.samples import Picture
 from litheseg.errors import BundleError, DataError, LithesegError
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
 from litheseg.masks.classes import IGNORE_INDEX
+from litheseg.masks.resizing import resize_image, resize_mask
 from litheseg.models.base import SegmentationModel, resize
 from litheseg.models.bundle import Bundle
 from litheseg.models.upsampling import upsample_labels
@@ -177,7 +178,7 @@ def certify_all(
     tallies = {name: _Tally(tuple(classes)) for name in engines}
     count = 0
     for count, sample in enumerate(samples, start=1):
-        seen = _resized(sample.image, size)
+        seen = sample.image if size is None else resize_image(sample.image, size)
         expected = reference(seen)
         for name, engine in engines.items():
             result = engine(seen)
@@ -243,13 +244,6 @@ class _Tally:
         )
 
 
-def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    if size is None or image.shape[:2] == size:
-        return image
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return np.ascontiguousarray(resize_image(pixels, size).permute(1, 2, 0).numpy())
-
-
 def _at_input(logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return upsample_labels(torch.from_numpy(logits), (seen.shape[0], seen.shape[1])).numpy()
 
@@ -258,7 +252,7 @@ def _labels(result: np.ndarray, seen: np.ndarray, image: np.ndarray) -> Tensor:
     """uint8 H x W at the image's own size, of logits K h w or of labels h w."""
     full = (image.shape[0], image.shape[1])
     if result.ndim == 2:
-        return resize_mask(torch.from_numpy(result), full)
+        return torch.from_numpy(resize_mask(result, full))
     logits = torch.from_numpy(result)[None]
     # As models are scored: to the size that the network saw, then to that of the labels.
     return upsample_labels(logits if seen.shape == image.shape else resize(logits, seen.shape[:2]), full)[0]

@@ -351,6 +351,10 @@ static int take_axis(Axis *axis, PyObject *tables, Py_buffer *views, Py_ssize_t 
         PyErr_Format(PyExc_ValueError, "%s: no tables to turn %zd pixels into %zd", name, old, axis->pixels);
         return 0;
     }
+    if (!PyTuple_Check(tables)) {
+        PyErr_Format(PyExc_TypeError, "%s: give None or (starts, weights, precision)", name);
+        return 0;
+    }
     if (!PyArg_ParseTuple(tables, "OOi", &starts, &weights, &precision) ||
         !take(starts, &views[0], name, 1, "il", sizeof(int32_t), PyBUF_C_CONTIGUOUS))
         return 0;

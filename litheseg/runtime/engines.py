@@ -245,7 +245,7 @@ def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int |
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx", "running in ONNX Runtime") from error
+        raise MissingExtraError("onnxruntime", None, "running in ONNX Runtime") from error
     if precision == "bf16":
         raise LithesegError(
             "ONNX Runtime has no bf16 convolutions; choose fp32 or int8, or --runtime openvino or torch"

@@ -23,15 +23,19 @@ _ONE_CYCLE_RISE = 0.3  # Smith & Topin, arXiv 1708.07120: the share of steps in 
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """SGD or AdamW over the parameters that need gradients; vectors and scalars (norms and biases) do not decay."""
+    """SGD or AdamW over the parameters that need gradients; vectors and scalars (norms and biases) do not decay.
+
+    On a GPU one kernel moves all weights, unless gradients are clipped, which Lightning does not do with such a kernel.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fused = (all(parameter.is_cuda for parameter in parameters) and not config.clip) or None
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.name == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
+    return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
 
 
 def lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:

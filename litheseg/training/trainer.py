@@ -74,6 +74,8 @@ def build_trainer(recipe: Recipe, folder: Path, extra: Sequence[Callback] = (), 
         devices=_devices(config),
         num_nodes=config.nodes,
         strategy=_strategy(config),
+        # Training images all have one size, so that the fastest convolutions of a GPU are found once.
+        benchmark=recipe.data.size is not None,
         gradient_clip_val=recipe.optimizer.clip or None,
         check_val_every_n_epoch=min(config.val_every, config.epochs),
         callbacks=[*extra, *_callbacks(config, folder / "checkpoints")],

@@ -21,8 +21,9 @@ from protocols import read_protocols
 from scipy import stats
 from tiny_camvid import SEQUENCES, make_camvid
 
-from litheseg.data.transforms import normalise, resize_image
+from litheseg.data.transforms import normalise
 from litheseg.evaluation.bundle import evaluate_bundle
+from litheseg.masks.resizing import resize_image
 from litheseg.models.bundle import load_bundle
 from litheseg.training.recipe import load_recipe
 
@@ -121,7 +122,7 @@ def by_hand(bundle: Any, folder: Path) -> float:
     right, either, labelled = np.zeros((3, 11))
     for path in sorted(folder.glob("*.jpg")):
         mask = np.asarray(Image.open(folder.parent / "valannot" / f"{path.stem}.png"))
-        pixels = resize_image(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1), header.size)
+        pixels = torch.from_numpy(resize_image(np.array(Image.open(path)), header.size)).permute(2, 0, 1)
         with torch.no_grad():
             logits = model(normalise(pixels, header.mean, header.std)[None])
         guess = F.interpolate(logits, mask.shape, mode="bilinear", align_corners=False).argmax(1)[0].numpy()

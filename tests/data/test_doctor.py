@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -164,7 +166,7 @@ def test_trouble_in_train_hides_none_in_val(data):
     (data / "masks/train/0.png").unlink()
     put(data / "images/val/0.bmp", picture(0))
     report = diagnose_path(data)
-    assert "'val'" in the(report, "unusable-split").message
+    assert "'val'" in the(report, "same-stem").message
     assert the(report, "unpaired-image").count == 1
 
 
@@ -186,8 +188,30 @@ def test_unlabelled_images_are_no_error_where_they_are_allowed(data):
 
 def test_two_files_of_one_stem(data):
     put(data / "images/train/0.bmp", picture(0))
-    finding = only(diagnose_path(data, splits=["train"]), "unusable-split")
-    assert "same stem" in finding.message
+    put(data / "images/train/3.bmp", picture(0))
+    finding = only(diagnose_path(data, splits=["train"]), "same-stem")
+    assert finding.files == (str(data / "images/train/0.png"), str(data / "images/train/3.png"))
+
+
+def test_an_image_that_is_too_large(data):
+    finding = only(diagnose_path(data, splits=["val"], max_pixels=700), "too-large")
+    assert finding.count == 4 and "32 x 24 pixels, and at most 700" in finding.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_a_terminal_would_obey_or_cannot_show(data):
+    for name in (b"\x1b[31mred.png", b"caf\xe9.png"):
+        with open(os.fsencode(data / "images/train") + b"/" + name, "wb") as file:
+            file.write(b"no image")
+        (data / "masks/train" / os.fsdecode(name)).write_bytes((data / "masks/train/0.png").read_bytes())
+    report = diagnose_path(data)
+    text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    Console(file=text, width=300, force_terminal=False).print(report.render())
+    text.seek(0)
+    shown = text.read()
+    assert "\x1b" not in shown and r"\x1b[31mred.png" in shown and r"caf\udce9.png" in shown
+    files = json.loads(report.to_json())["findings"][0]["files"]
+    assert os.fsencode(files[1]).endswith(b"caf\xe9.png")
 
 
 def test_masks_of_another_size(data):

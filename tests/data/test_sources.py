@@ -12,7 +12,7 @@ from litheseg.data import SOURCES, Classes, Source, open_source
 from litheseg.data.camvid import CamVid
 from litheseg.data.cityscapes import CITYSCAPES_CLASSES, Cityscapes
 from litheseg.data.folder import Folder
-from litheseg.data.source import Sample
+from litheseg.data.source import Sample, find_images
 from litheseg.data.voc import VOC_CLASSES, Voc
 from litheseg.errors import DataError
 from litheseg.masks.classes import CAMVID_CLASSES
@@ -147,8 +147,32 @@ def test_mask_without_image(tmp_path, allow):
 def test_two_images_of_one_stem(tmp_path):
     pairs(tmp_path / "train", tmp_path / "trainannot", ["a"])
     image(tmp_path / "train/a.jpg")
-    with pytest.raises(DataError, match=r"a\.png and .*a\.jpg have the same stem"):
+    with pytest.raises(DataError, match=r"same stem: .*train/a\.png and a\.jpg; keep one"):
         CamVid(tmp_path).samples("train")
+
+
+def test_all_images_of_one_stem_are_named_up_to_a_few(tmp_path):
+    for index in range(8):
+        image(tmp_path / f"{index}.png")
+        image(tmp_path / f"{index}.bmp")
+    image(tmp_path / "alone.png")
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path)
+    shown = [f"{tmp_path}/{index}.png and {index}.bmp" for index in range(5)]
+    assert str(caught.value) == f"files have the same stem 8 times: {', '.join(shown)} and 3 more; keep one of each"
+
+
+def test_a_limit_on_pixels_holds_for_images_and_masks(tmp_path):
+    pairs(tmp_path / "train", tmp_path / "trainannot", ["a"])
+    source = open_source("camvid", tmp_path, max_pixels=24)
+    (sample,) = source.samples("train")
+    assert source.read_image(sample).shape == (4, 6, 3) and source.read_mask(sample).shape == (4, 6)
+    source = open_source("camvid", tmp_path, max_pixels=23)
+    for read in (source.read_image, source.read_mask, source.raw_mask):
+        with pytest.raises(DataError, match="6 x 4 pixels, and at most 23"):
+            read(sample)
+    with pytest.raises(DataError, match="max_pixels is 0"):
+        open_source("camvid", tmp_path, max_pixels=0)
 
 
 def test_empty_split(tmp_path):

@@ -70,6 +70,15 @@ def test_list_file(tmp_path):
     assert partition(IDS, list_file=tmp_path / "a.txt") == parts
 
 
+def test_names_that_are_no_utf8(tmp_path):
+    names = [os.fsdecode(b"caf\xe9"), "b", "c"]
+    chosen = partition(names, count=2)
+    write_list(tmp_path / "few.txt", names)
+    assert (tmp_path / "few.txt").read_bytes() == b"caf\xe9\nb\nc\n"
+    assert partition(names, list_file=tmp_path / "few.txt").labelled == tuple(sorted(names))
+    assert len(chosen.labelled) == 2
+
+
 def test_list_file_of_other_projects(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf# few\r\n/train/frame_0001.png trainannot/frame_0001.png\r\n\r\nframe_0002.png\r\n")

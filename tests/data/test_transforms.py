@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from litheseg.data.transforms import Augment, apply_views, normalise, resize_image, resize_mask
+from litheseg.data.transforms import Augment, apply_views, normalise
 from litheseg.errors import DataError
 
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -160,16 +160,6 @@ def test_autocast_does_not_coarsen_views() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found, _ = view(image, mask, Augment(), (16, 16))
     assert torch.equal(found, expected)
-
-
-def test_resize_keeps_centres_and_kind() -> None:
-    image, mask = batch(2, 8, 12)
-    assert resize_image(image, (4, 6)).dtype == torch.uint8
-    assert resize_image(image, (8, 12)) is image and resize_mask(mask, (8, 12)) is mask
-    half = resize_mask(mask[0], (4, 6))
-    assert half.dtype == torch.uint8 and torch.equal(half, mask[0, 1::2, 1::2])
-    stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 64, 64)
-    assert (resize_image(stripes, (16, 16)).float() - 127.5).abs().max() < 30  # antialiased: grey, not stripes
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,13 @@ def test_many_unreadable_files_are_refused_unless_allowed(tmp_path: Path) -> Non
         assert len(DecodedImages(twenty(tmp_path, 5), size=None, unreadable=0.25)) == 15
     with pytest.raises(DataError, match="1 of 20"):
         len(DecodedImages(twenty(tmp_path / "one", 1), size=None, unreadable=0.0))
+
+
+def test_a_limit_on_pixels_holds_for_other_folders_too(tmp_path: Path, source: Source) -> None:
+    save(tmp_path / "more" / "large.png", 50, (10, 10))
+    for index in range(20):
+        save(tmp_path / "more" / f"{index}.png", 60 + index)
+    limited = open_source("folder", tmp_path / "data", max_pixels=99)
+    images = DecodedImages(find_unlabelled(tmp_path / "more", limited), size=None)
+    with pytest.warns(UserWarning, match=r"large\.png.*10 x 10 pixels, and at most 99"):
+        assert len(images) == 20

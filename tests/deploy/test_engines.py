@@ -236,12 +236,14 @@ def test_bundles_that_cannot_be_run_so(bundle: Bundle) -> None:
         bundle_engine(bundle, 0.5, "openvino", precision="int8")
 
 
-@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("runtime", "remedy"), [("onnxruntime", "onnxruntime"), ("openvino", r"'litheseg\[openvino\]'")]
+)
 def test_runtimes_that_are_not_installed(
-    export: Export, runtime: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    export: Export, runtime: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, runtime, None)
-    with pytest.raises(MissingExtraError, match=rf"'{runtime}': pip install 'litheseg\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"'{runtime}': pip install {remedy}"):
         open_engine(export, runtime=runtime)
 
 

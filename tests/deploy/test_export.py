@@ -267,7 +267,7 @@ def test_an_operator_that_onnx_lacks(bundle: Bundle, tmp_path: Path, monkeypatch
 
 def test_packages_that_are_not_installed(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(MissingExtraError, match=r"onnxscript.*pip install 'litheseg\[onnx\]'"):
+    with pytest.raises(MissingExtraError, match=r"onnxscript.*pip install 'litheseg\[export\]'"):
         export_bundle(bundle, tmp_path / "export", widths=[0.5], check=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes, LabelScheme, read_class_file
-from litheseg.masks.reading import encode, read_image, read_mask, read_raw_mask
+from litheseg.masks.reading import (
+    TooManyPixelsError,
+    count_pixels,
+    encode,
+    read_image,
+    read_mask,
+    read_raw_mask,
+)
 
 TWO = Classes(("road", "car"), ((128, 64, 128), (0, 0, 230)))
 INDEX = LabelScheme.build(TWO, ignore=[11])
@@ -225,10 +234,54 @@ def test_file_that_is_no_image(tmp_path, content):
         read_image(tmp_path / "a.png")
 
 
-def test_image_beyond_pillows_limit(tmp_path, monkeypatch):
+def header_only(path, height, width):
+    """A grey PNG that claims a size and holds nothing."""
+    save_grey_png(path, np.zeros((1, 1)), 8)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("height", "width"), [(13_000, 13_000), (60_000, 60_000)])
+def test_size_is_judged_by_the_header(tmp_path, height, width, recwarn):
+    path = header_only(tmp_path / "a.png", height, width)
+    for read in (read_image, count_pixels, read_raw_mask, lambda path: read_mask(path, INDEX)):
+        with pytest.raises(TooManyPixelsError, match=rf"a\.png: {width} x {height} pixels.*--max-pixels"):
+            read(path)
+    assert not recwarn.list
+
+
+def test_the_limit_may_be_chosen_whatever_pillows_own_is(tmp_path, monkeypatch, recwarn):
     path = save(tmp_path / "a.png", np.zeros((9, 9), np.uint8))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(DataError, match=r"too large.*tiles"):
+    assert read_image(path).shape == (9, 9, 3)
+    assert read_image(path, max_pixels=81).shape == (9, 9, 3) and count_pixels(path, max_pixels=81) == 81
+    with pytest.raises(TooManyPixelsError, match="at most 80"):
+        read_image(path, max_pixels=80)
+    assert read_mask(path, INDEX, path, max_pixels=81).shape == (9, 9)
+    assert Image.MAX_IMAGE_PIXELS == 20 and not recwarn.list
+
+
+def test_pillows_limit_is_as_it_was_after_many_threads(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((60, 60), np.uint8))
+    before = Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as pool:
+        limits = [3600 + index for index in range(200)]
+        assert set(pool.map(lambda limit: read_image(path, max_pixels=limit).shape, limits)) == {(60, 60, 3)}
+    assert Image.MAX_IMAGE_PIXELS == before
+
+
+def test_a_decoder_that_fails_in_its_own_way(tmp_path, monkeypatch):
+    """As Pillow's AVIF decoder does on damaged files."""
+    path = save(tmp_path / "a.png", np.zeros((9, 9), np.uint8))
+
+    def load(_):
+        raise RuntimeError("Failed to decode frame 0")
+
+    monkeypatch.setattr(PngImageFile, "load", load)
+    with pytest.raises(DataError, match=r"a\.png is damaged or truncated \(Failed to decode"):
         read_image(path)
 
 

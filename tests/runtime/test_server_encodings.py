@@ -180,3 +180,37 @@ def test_a_side_that_webp_cannot_hold_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Problem, match="no side of 32 pixels") as caught:
         overlay_picture(np.zeros((8, 32, 3), np.uint8), np.zeros((8, 32), np.uint8), CLASSES, format="webp", alpha=0.5)
     assert caught.value.code == "invalid-parameter"
+
+
+def winding(turns: int) -> np.ndarray:
+    """A spiral, one pixel wide: one part whose ends are far apart."""
+    size = 4 * turns + 1
+    mask = np.zeros((size, size), bool)
+    for k in range(turns):
+        mask[2 * k, max(0, 2 * k - 1) : size - 2 * k] = mask[2 * k : size - 2 * k, size - 1 - 2 * k] = True
+        mask[size - 1 - 2 * k, 2 * k : size - 2 * k] = mask[2 * k + 2 : size - 2 * k, 2 * k] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(np.random.default_rng(seed).random((37, 53)) < share for seed, share in enumerate((0.05, 0.4, 0.6, 0.65, 0.95))),
+        winding(8),
+        winding(8)[:, ::-1],
+        ~winding(8),
+        np.tri(20, 30, dtype=bool) & (np.arange(30) % 2 == 0),  # a comb whose teeth nothing joins
+        np.tri(20, 30, dtype=bool)[::-1] & ((np.arange(30) % 2 == 0) | (np.arange(20)[:, None] == 19)),
+        np.zeros((3, 4), bool),
+        np.ones((3, 4), bool),
+        np.ones((1, 1), bool),
+    ],
+)
+def test_connected_parts_are_those_of_scipy(mask: np.ndarray) -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    expected, count = ndimage.label(mask)
+    labels, found = polygons._parts(mask)
+    assert found == count
+    pairs = np.unique(np.column_stack([labels.ravel(), expected.ravel()]), axis=0)
+    assert len(pairs) == count + (not mask.all()), "each number stands for one of scipy's"
+    assert np.array_equal(labels == 0, ~mask)

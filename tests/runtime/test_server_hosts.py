@@ -60,7 +60,15 @@ def test_names_that_are_allowed() -> None:
 
 def test_pages_of_other_sites_may_look_but_not_send() -> None:
     hosts = Hosts("127.0.0.1", ["seg.example.com"])
-    for origin in ("https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1:3000", "http://[", "", "x"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://localhost:3000",
+        "http://127.0.0.1:3000",
+        "http://[",
+        "",
+        "x",
+    ):
         assert refusal(hosts, "127.0.0.1:8000", origin) == "foreign-origin", origin
         assert refusal(hosts, "127.0.0.1:8000", origin, "GET") == ""
     for host, origin in (

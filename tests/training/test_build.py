@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
+from litheseg.errors import DataError
 from litheseg.training import load_recipe
 from litheseg.training.build import build_data, build_task
+
+
+def test_the_limit_on_pixels_reaches_the_data(tmp_path: Path) -> None:
+    for folder in ("train", "trainannot"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB" if folder == "train" else "L", (8, 8)).save(tmp_path / folder / "a.png")
+    recipe = load_recipe("supervised", [f"--data.root={tmp_path}", "--data.max_pixels=63"])
+    source = build_data(recipe).source
+    with pytest.raises(DataError, match=r"8 x 8 pixels, and at most 63.*--data\.max_pixels"):
+        source.read_image(source.samples("train")[0])
 
 
 @pytest.mark.parametrize(

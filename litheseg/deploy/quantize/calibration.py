@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-import torch
 
 from litheseg.data.source import Sample, Source, existing_folder, find_images
-from litheseg.data.transforms import resize_image
 from litheseg.deploy.samples import Samples, open_samples
 from litheseg.errors import DataError
+from litheseg.masks.resizing import resize_image
 from litheseg.models.bundle import Bundle
 
 __all__ = ["CALIBRATION_IMAGES", "CalibrationImages", "calibration_samples"]
@@ -60,7 +59,8 @@ class CalibrationImages(Sequence[np.ndarray]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         one = replace(self.samples, samples=[self.samples.samples[index]])
-        return _resized(next(iter(one)).image, self.size)
+        image = next(iter(one)).image
+        return image if self.size is None else resize_image(image, self.size)
 
 
 def calibration_samples(
@@ -121,10 +121,3 @@ def _held_out(every: Samples) -> tuple[Samples, Samples]:
         return every, every
     parts = [every.samples[place] for place in range(len(every)) if place % 5], every.samples[::5]
     return replace(every, samples=parts[0]), replace(every, samples=parts[1])
-
-
-def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    if size is None or image.shape[:2] == size:
-        return image
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return np.ascontiguousarray(resize_image(pixels, size).permute(1, 2, 0).numpy())

@@ -174,7 +174,7 @@ def require_nncf() -> None:
         MissingExtraError: it is not.
     """
     if importlib.util.find_spec("nncf") is None:
-        raise MissingExtraError("nncf", "openvino", "int8")
+        raise MissingExtraError("nncf", "export", "int8")
 
 
 def _nncf() -> Any:

@@ -140,5 +140,5 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise MissingExtraError("onnx", "onnx", "int8 in ONNX") from error
+        raise MissingExtraError("onnx", "export", "int8 in ONNX") from error
     return onnx

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import ndimage
 
 from litheseg.errors import DataError
 
@@ -53,7 +52,7 @@ def trace(mask: np.ndarray, min_area: int = 1) -> list[Polygon]:
     Raises:
         DataError: an outline of more than `MAX_CORNERS` corners.
     """
-    parts, count = ndimage.label(mask)
+    parts, count = _parts(mask)
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     areas[0] = 0
     inside = np.pad((areas >= min_area)[parts] & mask, 1)
@@ -89,6 +88,36 @@ def simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
             pending += [(first, middle), (middle, last)]
     simple: np.ndarray = ring[kept[:-1]]
     return simple if len(simple) >= 3 else ring
+
+
+def _parts(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Connected parts of a mask: their numbers, from 1, for each pixel (int32 H W, 0 outside), and how many there are.
+
+    Runs of pixels are joined to those that they touch in the next row: every part points to a part of a lower number
+    that touches it, until none does.
+    """
+    height, width = mask.shape
+    flat = np.pad(mask, ((0, 0), (0, 1))).ravel()  # a column of zeros, so that runs end with their row
+    edges = np.flatnonzero(np.diff(flat.view(np.int8), prepend=np.int8(0)))
+    starts, ends = edges[::2], edges[1::2]
+    # Of each run, the first and the last (exclusive) of the runs below that it touches.
+    first = np.searchsorted(ends, starts + width + 1, side="right")
+    last = np.searchsorted(starts, ends + width + 1, side="left")
+    counts = np.maximum(last - first, 0)
+    upper = np.repeat(np.arange(len(starts)), counts)
+    lower = np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    roots = np.arange(len(starts))
+    while len(upper):
+        one, other = roots[upper], roots[lower]
+        apart = one != other
+        upper, lower, one, other = upper[apart], lower[apart], one[apart], other[apart]
+        np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(roots, above := roots[roots]):
+            roots = above
+    names, numbers = np.unique(roots, return_inverse=True)
+    labels = np.zeros(flat.size, np.int32)
+    labels[flat] = np.repeat(numbers.astype(np.int32) + 1, ends - starts)
+    return labels.reshape(height, width + 1)[:, :width], len(names)
 
 
 def _rings(inside: np.ndarray) -> Iterator[np.ndarray]:

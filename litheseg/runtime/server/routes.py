@@ -58,13 +58,13 @@ Width = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=600_000, allow_inf_nan=False)]
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """The service that the application was made for."""
     service: Service = request.app.state.service
     return service
 
 
-def ask_of(
+async def ask_of(
     service: Annotated[Service, Depends(service_of)],
     width: Annotated[
         Width | SkipJsonSchema[None], Query(description="One of the model's; default: what the load allows.")
@@ -78,7 +78,7 @@ def ask_of(
     return service.check(Ask(width, budget_ms))
 
 
-def check_key(
+async def check_key(
     service: Annotated[Service, Depends(service_of)],
     given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
 ) -> None:
@@ -154,7 +154,7 @@ async def segment_rle(
 
 
 @api.get("/model", tags=["model"], summary="The model", responses=documented(_READ))
-def model(service: Services) -> ModelInfo:
+async def model(service: Services) -> ModelInfo:
     """Classes and colours, widths and what each takes on this machine, and what is allowed."""
     header, settings = service.predictor.header, service.settings
     colors = ("#" + bytes(color).hex() for color in header.classes.colors)
@@ -193,7 +193,7 @@ async def status(service: Services) -> Status:
     response_class=Response,
     responses={
         200: {"description": "A street scene.", "content": _binary("image/png")},
-        **documented(_READ + ["not-found", "invalid-parameter", "busy", "stopping"]),
+        **documented([*_READ, "not-found", "invalid-parameter", "busy", "stopping"]),
     },
 )
 async def example(
@@ -225,13 +225,13 @@ async def readyz(service: Services) -> Health:
         **documented(["unknown-host", "unauthorised"]),
     },
 )
-def prometheus(service: Services) -> Response:
+async def prometheus(service: Services) -> Response:
     """Requests by status, latency by width, queue and width."""
     return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
 
 async def _answer(request: Request, ask: Ask, encode: Encode, media_type: str) -> Response:
-    service = service_of(request)
+    service: Service = request.app.state.service
     settings = service.settings
     with service.receiving():
         data = await read_upload(request, max_bytes=settings.max_upload, seconds=settings.upload_timeout)

@@ -48,13 +48,13 @@ site = APIRouter(include_in_schema=False)
 
 
 @site.get("/")
-def index() -> Response:
+async def index() -> Response:
     """The page itself."""
-    return page_file("index.html")
+    return await page_file("index.html")
 
 
 @site.get("/page/{name}")
-def page_file(name: str) -> Response:
+async def page_file(name: str) -> Response:
     """A file that the page asks for."""
     content = _files().get(name)
     if content is None:
