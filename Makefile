@@ -16,7 +16,7 @@ help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp makes a second run instant; a change of what is built installs again into the same environment.
-$(STAMP): pyproject.toml setup.py litheseg/masks/_upsampling.c
+$(STAMP): pyproject.toml setup.py $(wildcard litheseg/masks/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "litheseg needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@test -x $(BIN)/pip || { $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null && $(PYTHON) -m venv --clear $(VENV); } || \

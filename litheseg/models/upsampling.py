@@ -48,6 +48,12 @@ class LabelMaps:
     confidence: Tensor | None = None
     borders: Tensor | None = None
 
+    @property
+    def first(self) -> LabelMaps:
+        """Those of the first image, without N."""
+        confidence, borders = (None if maps is None else maps[0] for maps in (self.confidence, self.borders))
+        return LabelMaps(self.labels[0], confidence, borders)
+
 
 def upsample_labels(
     logits: Tensor, size: tuple[int, int], *, threads: int | None = None, max_values: int = _MAX_VALUES
@@ -92,9 +98,12 @@ def label_maps(
         raise LithesegError(f"confidence {confidence!r}; choose 'float32', 'uint8' or None")
     values = _checked(logits, size)
     labels = _labels(values, size, threads, _MAX_VALUES)
-    sure = None if confidence is None else _confidence(values, size, confidence == "uint8")
-    maps = labels, sure, _borders(labels) if borders else None
-    return LabelMaps(*(full if full is None or logits.ndim == 4 else full[0] for full in maps))
+    maps = LabelMaps(
+        labels,
+        None if confidence is None else _confidence(values, size, confidence == "uint8"),
+        _borders(labels) if borders else None,
+    )
+    return maps if logits.ndim == 4 else maps.first
 
 
 def _checked(logits: Tensor, size: tuple[int, int]) -> Tensor:
