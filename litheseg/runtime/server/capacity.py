@@ -2,8 +2,8 @@
 
 Every width is measured before the first request, with all that a worker does for one (decoding, network, encoding):
 alone, and with all workers busy. From that follows what clients meet who each send their next image when the answer has
-come. As many as there are workers, or fewer, do not wait; more share the workers, so that each answer takes as many
-times longer as there are clients to a worker. The 95th of 100 times counts. It knows neither images nor HTTP.
+come. As many as there are workers, or fewer, do not wait; more share the workers, so that an answer takes as many turns
+as there are clients to a worker, rounded up. The 95th of 100 times counts. It knows neither images nor HTTP.
 
 Usage:
     >>> measured = measure(lambda width: time.sleep(0.03), (1.0, 0.5), Workers(workers=2, queue=16))
@@ -68,7 +68,7 @@ def capacity(measured: Measured, *, workers: int, queue: int, target_ms: float) 
     clients = max(fitting, default=0)
     if clients < workers:
         return Capacity(clients, 1e3 * clients / typical[clients - 1] if clients else 0.0)
-    clients = min(math.floor(workers * target_ms / late[-1]), workers + queue)
+    clients = min(workers * math.floor(target_ms / late[-1]), workers + queue)
     return Capacity(clients, 1e3 * workers / typical[-1])
 
 
