@@ -19,6 +19,9 @@ from litheseg.runtime.server import check_extra
 from litheseg.runtime.server.hosts import is_loopback
 from litheseg.runtime.server.settings import DEFAULT_TARGET_MS, Settings, read_api_key
 
+if TYPE_CHECKING:
+    from litheseg.runtime.server.service import Service
+
 __all__ = ["add", "run"]
 
 
@@ -154,7 +157,9 @@ def _announce(service: Service, url: str) -> None:
     start = f"{pace.width:g}" if pace.fixed else f"{pace.width:g} to begin with, for 95% of answers within {within}"
     print(f"width    {start}")
     print("ms      ", ", ".join(f"{width:g}: {ms:.0f}" for width, ms in timings.items()))
-    print("clients ", ", ".join(f"{width:g}: {held.clients}" for width, held in holds.items()), f"at once within {within}")
+    print(
+        "clients ", ", ".join(f"{width:g}: {held.clients}" for width, held in holds.items()), f"at once within {within}"
+    )
     rates = ", ".join(f"{width:g}: {held.per_second:.0f}" for width, held in holds.items())
     print(f"images   {rates} a second, of {height}x{width} pixels, with so many clients")
     print(f"page     {url}\napi      {url}/openapi.json\nmetrics  {url}/metrics", flush=True)

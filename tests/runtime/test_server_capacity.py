@@ -55,7 +55,9 @@ def test_where_times_vary_the_target_is_held(workers: int, seed: int) -> None:
 
 def test_fewer_clients_than_workers_where_all_at_once_are_too_slow() -> None:
     measured = Measured(alone=(100.0,) * 5, busy=(220.0,) * 5)
-    held = {target: capacity(measured, workers=4, queue=8, target_ms=target) for target in (90, 100, 150, 200, 219, 220)}
+    held = {
+        target: capacity(measured, workers=4, queue=8, target_ms=target) for target in (90, 100, 150, 200, 219, 220)
+    }
     assert {target: entry.clients for target, entry in held.items()} == {90: 0, 100: 1, 150: 2, 200: 3, 219: 3, 220: 4}
     assert held[90] == Capacity(0, 0.0) and held[100].per_second == pytest.approx(10)
     assert held[150].per_second == pytest.approx(2 / 0.140) and held[220].per_second == pytest.approx(4 / 0.220)
@@ -84,7 +86,9 @@ def test_measuring_keeps_all_workers_busy_at_every_width() -> None:
 
 
 def test_the_model_says_what_its_widths_hold() -> None:
-    with client_of(service(FakePredictor({1.0: 0.15, 0.5: 0.06, 0.25: 0.0}), workers=1, queue=4, target_ms=100)) as client:
+    with client_of(
+        service(FakePredictor({1.0: 0.15, 0.5: 0.06, 0.25: 0.0}), workers=1, queue=4, target_ms=100)
+    ) as client:
         info = ModelInfo.model_validate_json(client.get("/v1/model").content)
     assert [entry.clients for entry in info.widths] == [0, 1, 5]
     assert info.widths[0].images_per_second == 0 and 8 < (info.widths[1].images_per_second or 0) < 17
@@ -113,4 +117,6 @@ def test_a_target_that_only_fewer_workers_can_hold(capsys: pytest.CaptureFixture
     made.workers.close()
     _announce(made, "http://here")
     error = capsys.readouterr().err
-    assert "even width 0.25 takes 80 ms with 2 images at work at once; give --workers 1, --target-ms 96 or more" in error
+    assert (
+        "even width 0.25 takes 80 ms with 2 images at work at once; give --workers 1, --target-ms 96 or more" in error
+    )

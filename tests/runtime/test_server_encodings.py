@@ -195,7 +195,10 @@ def winding(turns: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "mask",
     [
-        *(np.random.default_rng(seed).random((37, 53)) < share for seed, share in enumerate((0.05, 0.4, 0.6, 0.65, 0.95))),
+        *(
+            np.random.default_rng(seed).random((37, 53)) < share
+            for seed, share in enumerate((0.05, 0.4, 0.6, 0.65, 0.95))
+        ),
         winding(8),
         winding(8)[:, ::-1],
         ~winding(8),

@@ -1,4 +1,4 @@
-"""Something to try a model on, where nobody has a photo at hand: a procedural street, or what weighs as much as a photo.
+"""Something to try a model on where nobody has a photo at hand: a procedural street, or what weighs as much as a photo.
 
 It knows no server.
 
