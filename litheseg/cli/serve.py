@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import device_option, parse_amount, parse_width
 from litheseg.runtime.predictor import Predictor
@@ -169,15 +167,14 @@ def _announce(service: Service, url: str) -> None:
 def _warn_if_too_slow(service: Service) -> None:
     """Where even the narrowest width misses the target once all workers are busy."""
     width, workers = service.pace.widths[-1], service.workers.workers
-    held, measured = service.capacity(width), service.measured(width)
-    if service.pace.fixed or held is None or measured is None or held.clients >= workers:
+    held, target = service.capacity(width), service.pace.target_ms
+    if service.pace.fixed or held is None or held.clients >= workers:
         return
-    late = math.ceil(np.percentile(measured.busy if held.clients else measured.alone, 95))
-    when, fewer = f"with {workers} images at work at once", f"--workers {held.clients}, " if held.clients else ""
+    enough = math.ceil(held.enough_ms)
+    at_once, fewer = (f" with {workers} images at once", f"--workers {held.clients}, ") if held.clients else ("", "")
     print(
-        f"warning: the target of {service.pace.target_ms:g} ms cannot be held: even width {width:g} takes {late} ms"
-        f"{f' {when}' if held.clients else ''}; give {fewer}--target-ms {math.ceil(1.2 * late)} or more, "
-        "or an export in int8 or for smaller images",
+        f"warning: the target of {target:g} ms cannot be held: even width {width:g} takes {enough} ms{at_once}; "
+        f"give {fewer}--target-ms {enough} or more, or an export in int8 or for smaller images",
         file=sys.stderr,
         flush=True,
     )

@@ -113,14 +113,10 @@ class Service:
         self._ready.set()
         _log.info("%s is ready at widths %s", self.name, ", ".join(f"{w:g}" for w in self.predictor.widths))
 
-    def measured(self, width: float) -> Measured | None:
-        """What a width took before the first request; None until that was measured."""
-        return self._measured.get(width)
-
     def capacity(self, width: float) -> Capacity | None:
         """What a width can hold within the target; None until it was measured."""
         limits = self.settings
-        if (times := self.measured(width)) is None:
+        if (times := self._measured.get(width)) is None:
             return None
         return capacity(times, workers=limits.workers, queue=limits.queue, target_ms=limits.target_ms)
 
