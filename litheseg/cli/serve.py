@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import device_option, parse_amount, parse_width
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.server import check_extra
 from litheseg.runtime.server.hosts import is_loopback
-from litheseg.runtime.server.pace import Pace
 from litheseg.runtime.server.settings import DEFAULT_TARGET_MS, Settings, read_api_key
+
+if TYPE_CHECKING:
+    from litheseg.runtime.server.service import Service
 
 __all__ = ["add", "run"]
 
@@ -117,7 +121,7 @@ def run(args: Namespace) -> None:
     _warn_if_open(args.host, settings)
     how = {name: getattr(args, name) for name in ("device", "runtime", "precision", "threads")}
     service = Service(Predictor(args.model, **how), settings, name=_name(Path(args.model)))
-    run_until_stopped(service, args.host, args.port, grace=args.grace, announce=partial(_announce, service.pace))
+    run_until_stopped(service, args.host, args.port, grace=args.grace, announce=partial(_announce, service))
 
 
 def _settings(args: Namespace) -> Settings:
@@ -143,14 +147,37 @@ def _warn_if_open(host: str, settings: Settings) -> None:
         )
 
 
-def _announce(pace: Pace, url: str) -> None:
-    timings = [(width, pace.timing(width)) for width in pace.widths]
-    costs = ", ".join(f"{width:g}: {timing.p50:.0f}" for width, timing in timings if timing)
-    if pace.fixed is None:
-        print(f"width    {pace.width:g} to begin with, for 95% of answers within {pace.target_ms:g} ms")
-    else:
-        print(f"width    {pace.fixed:g}")
-    print(f"ms       {costs}\npage     {url}\napi      {url}/openapi.json\nmetrics  {url}/metrics", flush=True)
+def _announce(service: Service, url: str) -> None:
+    pace, widths, (height, width) = service.pace, service.pace.widths, service.sample_size
+    within = f"{pace.target_ms:g} ms"
+    timings = {width: timing.p50 for width in widths if (timing := pace.timing(width))}
+    holds = {width: held for width in widths if (held := service.capacity(width))}
+    start = f"{pace.width:g}" if pace.fixed else f"{pace.width:g} to begin with, for 95% of answers within {within}"
+    print(f"width    {start}")
+    print("ms      ", ", ".join(f"{width:g}: {ms:.0f}" for width, ms in timings.items()))
+    print(
+        "clients ", ", ".join(f"{width:g}: {held.clients}" for width, held in holds.items()), f"at once within {within}"
+    )
+    rates = ", ".join(f"{width:g}: {held.per_second:.0f}" for width, held in holds.items())
+    print(f"images   {rates} a second, of {height}x{width} pixels, with so many clients")
+    print(f"page     {url}\napi      {url}/openapi.json\nmetrics  {url}/metrics", flush=True)
+    _warn_if_too_slow(service)
+
+
+def _warn_if_too_slow(service: Service) -> None:
+    """Where even the narrowest width misses the target once all workers are busy."""
+    width, workers = service.pace.widths[-1], service.workers.workers
+    held, target = service.capacity(width), service.pace.target_ms
+    if service.pace.fixed or held is None or held.clients >= workers:
+        return
+    enough = math.ceil(held.enough_ms)
+    at_once, fewer = (f" with {workers} images at once", f"--workers {held.clients}, ") if held.clients else ("", "")
+    print(
+        f"warning: the target of {target:g} ms cannot be held: even width {width:g} takes {enough} ms{at_once}; "
+        f"give {fewer}--target-ms {enough} or more, or an export in int8 or for smaller images",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _port(text: str) -> int:

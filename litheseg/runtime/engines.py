@@ -152,13 +152,26 @@ def batched(image: np.ndarray, layout: str, size: Size | None) -> np.ndarray:
 
 
 def session_options(threads: int | None = None) -> Any:
-    """How ONNX Runtime runs a network here."""
+    """How ONNX Runtime runs a network here: the networks of a process share one reserve of memory.
+
+    Else each keeps what its largest pass took, and all widths together keep several times what any of them needs.
+    """
     import onnxruntime
 
+    _shared_memory(onnxruntime)
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # a plan of each network's own, kept besides
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
     return options
+
+
+@cache
+def _shared_memory(onnxruntime: Any) -> None:
+    """Once for the process."""
+    kind, default = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, default), None)
 
 
 def openvino_core() -> Any:

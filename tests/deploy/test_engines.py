@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,6 +214,24 @@ def test_bf16_where_the_machine_has_it_and_where_not(export: Export, bundle: Bun
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_networks_share_what_their_passes_take(bundle: Bundle, tmp_path: Path) -> None:
+    """In a process of its own, which has no free memory to begin with."""
+    export_bundle(bundle, tmp_path / "x", size=None, widths=[1.0], check=False)
+    code = f"""
+import numpy as np
+from litheseg.runtime.engines import open_engine
+image = np.zeros((1024, 1024, 3), np.uint8)
+engines = [open_engine({str(tmp_path / "x")!r}, width=1.0, runtime="onnxruntime", threads=1) for _ in range(4)]
+for engine in engines:
+    engine(image)
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *_, last = (int(line) / 1024 for line in done.stdout.split())
+    assert last - first < 8, "megabytes; each keeps 70 for itself otherwise"
+
+
 def test_signals_are_heard_after_engines_have_gone(export: Export) -> None:
     """With a core for each engine, the process would end at the first signal: a Ctrl-C, a child that ended."""
     first, second = (open_engine(export, runtime="openvino") for _ in range(2))

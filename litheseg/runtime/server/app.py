@@ -59,25 +59,25 @@ def create_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     return app
 
 
-def _refuse(request: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     request.app.state.service.metrics.refused(error.code)
     return problem_response(error)
 
 
-def _refuse_parameters(request: Request, error: Exception) -> Response:
+async def _refuse_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # Of what stands in the location only the first two count: where, and the parameter's name.
     messages = {".".join(map(str, entry["loc"][:2])): entry["msg"] for entry in reversed(error.errors())}
     errors = [{"where": where, "message": message} for where, message in messages.items()]
     detail = "; ".join(f"{where}: {message}" for where, message in messages.items())
-    return _refuse(request, Problem("invalid-parameter", detail, errors=errors))
+    return await _refuse(request, Problem("invalid-parameter", detail, errors=errors))
 
 
-def _refuse_path(request: Request, error: Exception) -> Response:
+async def _refuse_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}; /openapi.json lists what there is"
-    return _refuse(request, problem_for_status(error.status_code, detail, error.headers))
+    return await _refuse(request, problem_for_status(error.status_code, detail, error.headers))
 
 
 def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:

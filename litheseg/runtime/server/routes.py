@@ -159,13 +159,14 @@ async def model(service: Services) -> ModelInfo:
     header, settings = service.predictor.header, service.settings
     colors = ("#" + bytes(color).hex() for color in header.classes.colors)
     named = zip(header.classes.names, colors, strict=True)
-    size = service.predictor.size
+    size, (height, wide) = service.predictor.size, service.sample_size
     return ModelInfo(
         name=service.name,
         version=__version__,
         runtime=service.predictor.runtime,
         classes=[ModelClass(index=k, name=name, color=color) for k, (name, color) in enumerate(named)],
         widths=[_width(service, width) for width in service.predictor.widths],
+        sample=ImageSize(height=height, width=wide),
         input=ImageSize(height=size[0], width=size[1]) if size else None,
         fixed_width=service.pace.fixed,
         target_ms=settings.target_ms,
@@ -256,12 +257,14 @@ def _timing(outcome: Outcome) -> dict[str, str]:
 
 
 def _width(service: Service, width: float) -> ModelWidth:
-    timing = service.pace.timing(width)
+    timing, holds = service.pace.timing(width), service.capacity(width)
     scores = service.predictor.header.metrics.get(f"{width:g}", {})
     return ModelWidth(
         width=width,
         p50_ms=timing.p50 if timing else None,
         p95_ms=timing.p95 if timing else None,
         measured=timing.count if timing else 0,
+        clients=holds.clients if holds else None,
+        images_per_second=holds.per_second if holds else None,
         miou=scores.get("miou") if isinstance(scores, dict) else None,
     )

@@ -104,6 +104,11 @@ class ModelWidth(BaseModel):
     p50_ms: float | None = Field(description="work without waiting, over the latest requests on this machine")
     p95_ms: float | None
     measured: int = Field(description="requests behind these numbers")
+    clients: int | None = Field(
+        description="at once, each with one image after the other, that get 95 of 100 answers within target_ms; "
+        "measured before the first request, with images of the size 'sample'"
+    )
+    images_per_second: float | None = Field(description="that so many clients get labelled together")
     miou: float | None = Field(description="on the model's own evaluation data, in [0, 1]")
 
 
@@ -124,6 +129,7 @@ class ModelInfo(BaseModel):
     runtime: str = Field(description="torch, onnxruntime or openvino")
     classes: list[ModelClass]
     widths: list[ModelWidth] = Field(description="widest first")
+    sample: ImageSize = Field(description="of the images that were measured before the first request")
     input: ImageSize | None = Field(description="what images are resized to for the network; null: not at all")
     fixed_width: float | None = Field(description="of requests that name none; null: chosen by load")
     target_ms: float = Field(description="what 95 of 100 answers are to stay below where the width is chosen by load")

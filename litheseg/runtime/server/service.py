@@ -21,12 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from litheseg.errors import WidthError
 from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.server.encodings import Encode
-from litheseg.runtime.server.example import draw, example_size, fits
+from litheseg.runtime.server.capacity import Capacity, Measured, capacity, measure
+from litheseg.runtime.server.encodings import Encode, mask_png
+from litheseg.runtime.server.example import draw, example_size, fits, photo
 from litheseg.runtime.server.images import decode_image
 from litheseg.runtime.server.metrics import Metrics
 from litheseg.runtime.server.pace import Ask, Pace
@@ -38,7 +37,6 @@ __all__ = ["Abandoned", "Outcome", "Service"]
 
 _log = logging.getLogger(__name__)
 
-_WARM_UPS, _MEASURED = 1, 5  # passes a width before the first request
 _UPLOADS = 64  # that may arrive at once
 _EXAMPLE = (480, 640)  # pixels, where the model does not say
 
@@ -91,6 +89,12 @@ class Service:
         )
         self._ready = threading.Event()
         self._receiving = 0
+        self._measured: dict[float, Measured] = {}
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of the images that the widths are measured with."""
+        return self.predictor.size or _EXAMPLE
 
     @property
     def ready(self) -> bool:
@@ -102,9 +106,19 @@ class Service:
         if self._ready.is_set():
             return
         self.predictor.prepare()
-        self.pace.measured(self._measure())
+        data = photo(self.sample_size)
+        widths = self.predictor.widths
+        self._measured = measure(lambda width: self._outcome(data, width, mask_png, 0.0), widths, self.workers)
+        self.pace.measured({width: times.alone for width, times in self._measured.items()})
         self._ready.set()
         _log.info("%s is ready at widths %s", self.name, ", ".join(f"{w:g}" for w in self.predictor.widths))
+
+    def capacity(self, width: float) -> Capacity | None:
+        """What a width can hold within the target; None until it was measured."""
+        limits = self.settings
+        if (times := self._measured.get(width)) is None:
+            return None
+        return capacity(times, workers=limits.workers, queue=limits.queue, target_ms=limits.target_ms)
 
     def check(self, ask: Ask) -> Ask:
         """The ask with the model's own number for its width.
@@ -218,16 +232,3 @@ class Service:
         encoded = time.perf_counter()
         milliseconds = [1e3 * part for part in (decoded - started, predicted - decoded, encoded - predicted)]
         return Outcome(body, width, waited_ms, *milliseconds)
-
-    def _measure(self) -> dict[float, list[float]]:
-        """Milliseconds by width, the widths in turn."""
-        size = self.predictor.size or _EXAMPLE
-        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-        times: dict[float, list[float]] = {width: [] for width in self.predictor.widths}
-        for turn in range(_WARM_UPS + _MEASURED):
-            for width, values in times.items():
-                started = time.perf_counter()
-                self.predictor.predict_rgb(image, width=width)
-                if turn >= _WARM_UPS:
-                    values.append(1e3 * (time.perf_counter() - started))
-        return times

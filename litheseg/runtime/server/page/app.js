@@ -202,9 +202,18 @@ function showDial(side) {
   $(`ms-${side}`).textContent = ms;
   $(`miou-${side}`).textContent = facts.miou === null ? "" : `${(100 * facts.miou).toFixed(1)} % mIoU`;
   $(`badge-${side}`).textContent = fits ? `${width.toFixed(2)} · ${ms}` : "";
+  if (side === "left") $("holds").textContent = held(facts);
   $(`width-${side}`).setAttribute("aria-valuetext", `${width}, ${ms}`);
   const last = Math.max(1, state.widths.length - 1);
   $(`dial-${side}`).style.setProperty("--fill", `${(100 * index) / last}%`);
+}
+
+/** What the server can hold at a width, as it was measured when it started. */
+function held({ clients, images_per_second: rate }) {
+  const target = `${state.model.target_ms} ms`;
+  if (clients === null) return "";
+  if (clients === 0) return `Takes longer than the ${target} that answers should take.`;
+  return `${clients} ${clients === 1 ? "client" : "clients"} at once within ${target}: ${rate.toFixed(0)} images a second.`;
 }
 
 function showShares() {
