@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 160_000_000
-"""Width times height: the largest cameras that are sold have 151 million, and decoding takes some 16 bytes for each."""
+"""Width times height: medium-format cameras have up to 151 million, and decoding takes some 16 bytes for each."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
