@@ -51,7 +51,7 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
     if args.action == "fetch":
-        show(fetch(args.name, args.folder, url=args.url or CAMVID_URL, sha256=args.sha256))
+        show(str(fetch(args.name, args.folder, url=args.url or CAMVID_URL, sha256=args.sha256)))
     elif args.action == "make":
         source = Streets(train=args.train, val=args.val, size=args.size, seed=args.seed)
         folder = write_folder(source, args.folder, progress=True)

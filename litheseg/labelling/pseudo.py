@@ -27,7 +27,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def pseudo_label(
     choose: int = 20,
     export: str = "none",
     force: bool = False,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int, Path], None] | None = None,
 ) -> PseudoLabels:
@@ -128,7 +128,7 @@ def pseudo_label(
     if choose < 0:
         raise DataError(f"cannot choose {choose} images; give 0 or more")
     predictor = bundle if isinstance(bundle, Predictor) else Predictor(bundle, device=device)
-    width = predictor.width if width is None else predictor.bundle.check_width(width)
+    width = predictor.width if width is None else predictor.check_width(width)
     run = _Run(predictor, Path(output).expanduser(), width, threshold, force, max_pixels)
     images = _find(existing_folder(folder), run.output)
     run.begin()
@@ -152,7 +152,8 @@ class _Run:
     def __init__(
         self, predictor: Predictor, output: Path, width: float, threshold: float, force: bool, max_pixels: int
     ) -> None:
-        self.predictor, self.output, self.max_pixels = predictor, output, max_pixels
+        self.predictor, self.bundle = predictor, cast(Bundle, predictor.bundle)
+        self.output, self.max_pixels = output, max_pixels
         self.width, self.threshold, self.force = width, threshold, force
         self.written = self.skipped = 0
         self.failed: list[tuple[str, str]] = []
@@ -163,7 +164,7 @@ class _Run:
 
     def begin(self) -> None:
         """Write what is true of the whole folder, and refuse to mix two models' labels."""
-        settings = {"model": _digest(self.predictor.bundle), "width": self.width, "threshold": self.threshold}
+        settings = {"model": _digest(self.bundle), "width": self.width, "threshold": self.threshold}
         path = self.output / _SETTINGS
         if path.exists() and not self.force and _read_json(path) != settings:
             raise DataError(
@@ -247,7 +248,7 @@ class _Run:
         if kind == "cvat" and chosen:
             return write_cvat(chosen, classes, self.output / "cvat.zip", force=self.force)
         if kind == "label-studio" and chosen:
-            origin = self.predictor.bundle.path
+            origin = self.bundle.path
             version = f"{origin.name if origin else 'litheseg'} at width {self.width:g}"
             return write_label_studio(chosen, classes, self.output / "label-studio", version=version, force=self.force)
         return None

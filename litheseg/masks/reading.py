@@ -20,7 +20,7 @@ import math
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 160_000_000
-"""Width times height: the largest cameras that are sold have 151 million, and decoding takes some 16 bytes for each."""
+"""Width times height: medium-format cameras have up to 151 million, and decoding takes some 16 bytes for each."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,7 +96,7 @@ def count_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int:
 
 @contextmanager
 def open_image(
-    file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+    file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> Iterator[Image.Image]:
     """An image whose header has been read and whose size has been judged; it may be decoded within the context.
 

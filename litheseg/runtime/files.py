@@ -166,8 +166,7 @@ def _by_threads(
         predictors = [model] * workers
     else:
         predictors = settings.predictors(workers, None if isinstance(model, (str, Path)) else model)
-    how = {"width": settings.width, "alpha": settings.alpha, "max_pixels": settings.max_pixels}
-    labeller = Labeller(predictors, folder, **how)
+    labeller = Labeller(predictors, folder, width=settings.width, alpha=settings.alpha, max_pixels=settings.max_pixels)
     return partial(run_local, labeller, workers=workers)
 
 

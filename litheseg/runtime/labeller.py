@@ -136,8 +136,8 @@ class Labeller:
         Raises:
             LithesegError: as `Predictor`, or an output that cannot be used.
         """
-        how = {"alpha": settings.alpha, "max_pixels": settings.max_pixels}
-        return cls(settings.predictors(workers), open_folder(settings.output), **how)
+        predictors, output = settings.predictors(workers), open_folder(settings.output)
+        return cls(predictors, output, alpha=settings.alpha, max_pixels=settings.max_pixels)
 
     def __call__(self, job: Job) -> Outcome:
         """Do a job.

@@ -101,7 +101,7 @@ class _Worker:
         return {"index": [outcome.index for outcome in done], "problem": problems}
 
     def _all(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        return run_local(self._label, jobs, workers=1, threads=self._settings.threads)
+        return run_local(self._label, jobs, workers=1)
 
     def _carefully(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """A worker has died over this block: leave out what it wrote, then one image at a time, to find the culprit."""

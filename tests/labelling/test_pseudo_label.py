@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -230,7 +232,22 @@ def test_wrong_arguments(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     Image.fromarray(noise(4, 4, 0)).save(photos / "a.jpg")
     with pytest.raises(DataError, match="have the same stem"):
         pseudo_label(bundle, photos, out)
+    with pytest.raises(DataError, match="max_pixels is 0"):
+        pseudo_label(bundle, photos, out, max_pixels=0)
     assert not out.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf8_and_images_that_are_too_large_fail_alone(
+    bundle: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    (photos / os.fsdecode(b"caf\xe9.png")).write_bytes((photos / "a.png").read_bytes())
+    Image.fromarray(noise(200, 200, 0)).save(photos / "large.png")
+    result = pseudo_label(bundle, photos, tmp_path / "out", export="cvat", max_pixels=39_999)
+    assert set(_rows(tmp_path / "out")) == {"a", "b", "c", "deep/d"}
+    (name, why), (large, size) = result.failed
+    assert os.fsencode(name).endswith(b"caf\xe9.png") and "no UTF-8" in why
+    assert large.endswith("large.png") and "200 x 200 pixels" in size
 
 
 def test_scores_are_plain_json(bundle: Bundle, photos: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +220,52 @@ def test_ctrl_c_leaves_whole_files_and_the_same_call_goes_on(bundle: Bundle, pho
     summary = predict(bundle, photos, out)
     assert (summary.images, summary.written, summary.skipped) == (33, 32 - len(done), len(done))
     assert all((path.stat().st_ino, path.stat().st_mtime_ns) == (s.st_ino, s.st_mtime_ns) for path, s in done.items())
+
+
+def test_failures_are_listed_as_they_happen(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (photos / f"0_broken{number}.png").write_text("no image")
+    out, seen = tmp_path / "out", list[tuple[int, int]]()
+
+    def look(state: Progress) -> None:
+        seen.append((state.failed, len(_report(out)) if (out / "failed.jsonl").exists() else 0))
+
+    predict(bundle, [photos, photos / "a.jpg"], out, progress=look)
+    assert all(failed == listed for failed, listed in seen) and seen[-1] == (4, 4)
+    (photos / "0_broken1.png").unlink()
+    _write(photos / "0_broken1.png")
+    seen.clear()
+    assert len(predict(bundle, photos, out, progress=look).failed) == 2
+    assert max(listed for _, listed in seen) == 4  # of the run before; none was repeated
+    assert len((out / "failed.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_image_that_is_too_large_holds_up_no_other(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((500, 500), np.uint8)).save(photos / "0_giant.png")
+    summary = predict(bundle, photos, tmp_path / "out", max_pixels=249_999)
+    assert summary.written == 2
+    [(name, reason)] = summary.failed
+    assert reason.startswith(f"{name}: 500 x 500 pixels, and at most 249999 are decoded")
+    assert predict(bundle, photos, tmp_path / "out", max_pixels=250_000).written == 1
+    with pytest.raises(DataError, match="max_pixels is 0"):
+        predict(bundle, photos, tmp_path / "out", max_pixels=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf8(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"bro\xff\xfeken.png")]
+    _write(photos / names[0])
+    (photos / names[1]).write_text("no image")
+    summary = predict(bundle, photos, tmp_path / "out")
+    assert summary.written == 3 and (tmp_path / "out" / names[0]).is_file()
+    assert list(_report(tmp_path / "out")) == [str(photos / names[1])]
+    (photos / names[1]).unlink()
+    pytest.importorskip("pyarrow")
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    stored = predict(bundle, photos, f"memory://{tmp_path.name}/out")
+    assert stored.written == 2 and memory.exists(f"memory://{tmp_path.name}/out/deep/b.png")
+    [(name, reason)] = stored.failed
+    assert name == str(photos / names[0]) and "no UTF-8" in reason
 
 
 def test_lists_of_images(bundle: Bundle, photos: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,21 +158,59 @@ def test_default_workers_are_the_cores_of_this_process() -> None:
     assert default_workers() == cores and default_workers(2 * cores) == 1
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kill -9")
-def test_killed_and_started_again(model: Path, photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command: list[Any] = [sys.executable, "-m", "litheseg", "predict", model, photos, "--output", out]
+@pytest.fixture
+def spoiled(photos: Path, tmp_path: Path) -> Path:
+    """The photos, and among them ten files that are none."""
+    folder = Path(shutil.copytree(photos, tmp_path / "spoiled"))
+    for number in range(10):
+        (folder / f"{4 * number:02}_broken.png").write_text("no image")
+    return folder
+
+
+def _failed(folder: Path) -> list[str]:
+    """Of whole lines of JSON only."""
+    text = (folder / "failed.jsonl").read_text()
+    assert text.endswith("\n")
+    return [Path(json.loads(line)["image"]).name for line in text.splitlines()]
+
+
+def _stopped(model: Path, photos: Path, out: Path, signals: int) -> tuple[int, str]:
+    """Begin to predict in another process, and send it a signal in the middle; exit status and what it said."""
+    command: list[Any] = [sys.executable, "-m", "litheseg", "predict", model, photos, "--output", out, "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while len(_whole_masks(out)) < 5 and process.poll() is None:
+    while (len(_whole_masks(out)) < 5 or not (out / "failed.jsonl").exists()) and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr and process.stderr.read().decode()
+    process.send_signal(signals)
+    _, error = process.communicate()
+    return process.returncode, error.decode()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_killed_and_started_again(model: Path, spoiled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, error = _stopped(model, spoiled, out, signal.SIGKILL)
+    assert status == -signal.SIGKILL, error
     before = {name: (out / name).stat() for name in _whole_masks(out)}
-    assert 5 <= len(before) < 40
-    summary = predict(model, photos, out)
-    assert (summary.written, summary.skipped) == (40 - len(before), len(before))
+    known = _failed(out)
+    assert 5 <= len(before) < 40 and 1 <= len(known) < 10
+    with (out / "failed.jsonl").open("a") as file:
+        file.write('{"image": "cut o')  # what a power cut may leave
+    summary = predict(model, spoiled, out)
+    assert (summary.written, summary.skipped, len(summary.failed)) == (40 - len(before), len(before), 10)
+    assert _failed(out) == [f"{4 * number:02}_broken.png" for number in range(10)]
     for name, entry in before.items():  # written once: not touched again
         assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == (entry.st_ino, entry.st_mtime_ns)
-    predict(model, photos, tmp_path / "whole")
+    predict(model, spoiled, tmp_path / "whole")
     masks = _whole_masks(out)
     assert masks == _masks(tmp_path / "whole") and len(masks) == 40
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM")
+def test_sigterm_ends_in_order(model: Path, spoiled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, error = _stopped(model, spoiled, out, signal.SIGTERM)
+    assert status == 143 and "stopped by SIGTERM" in error and "of 50 images done; the same command goes on" in error
+    assert "Traceback" not in error
+    assert 5 <= len(_masks(out)) < 40 and _masks(out) == _whole_masks(out)  # no half-written files either
+    assert 1 <= len(_failed(out)) < 10
+    assert len(predict(model, spoiled, out).failed) == len(_failed(out)) == 10

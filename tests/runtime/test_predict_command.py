@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,34 @@ def test_ctrl_c_says_how_to_go_on(
     assert run("model", "photos", "--output", "out", *force) == 130
     printed = capsys.readouterr()
     assert printed.out == "" and "18 of 50 images done" in printed.err and again in printed.err
+
+
+def test_sigterm_has_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped(*_: Any, progress: Any, **__: Any) -> Summary:
+        progress(Progress(total=50, kept=10, labelled=7, failed=1))
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was not heard")
+
+    monkeypatch.setattr(command, "predict", stopped)
+    assert run("model", "photos", "--output", "out") == 143
+    assert "stopped by SIGTERM with 18 of 50 images done; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_names_are_shown_without_what_a_terminal_obeys(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "\x1b[31mred\x07.png").write_text("no image")
+    Image.new("L", (200, 100)).save(tmp_path / "photos" / "large.png")
+    out = tmp_path / "\x1b[1mout"
+    assert run(model, tmp_path / "photos", "--output", out, "--max-pixels", "10k") == 1
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err and "\x07" not in printed.err
+    assert r"\x1b[31mred\x07.png is not an image" in printed.err and r"\x1b[1mout" in printed.out
+    assert "large.png: 200 x 100 pixels, and at most 10000" in printed.err
 
 
 def test_wrong_engines_and_workers(model: Path, listed: Path, capsys: pytest.CaptureFixture[str]) -> None:

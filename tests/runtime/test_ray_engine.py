@@ -48,6 +48,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small = Image.fromarray(noise.integers(0, 256, (12, 16, 3), np.uint8))
         small.resize((480, 320 + number)).save(folder / f"{number:03}.png", compress_level=1)
     (folder / "broken.png").write_text("no image")
+    if sys.platform == "linux":
+        (folder / "099.png").rename(folder / os.fsdecode(b"99\xe9.png"))  # no UTF-8
     return folder
 
 

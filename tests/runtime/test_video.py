@@ -530,3 +530,14 @@ def test_without_pyav(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(MissingExtraError, match=r"pip install 'litheseg\[video\]'"):
             label_video(predictor, address, tmp_path / out)
     assert label_video(predictor, images, tmp_path / "out").frames == 2, "folders need no PyAV"
+
+
+def test_images_and_frames_that_are_too_large(predictor: Predictor, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "frames", 3)
+    Image.new("RGB", (200, 100)).save(folder / "frame_2.png")
+    summary = label_video(predictor, folder, tmp_path / "out", kind="mask", max_pixels=48 * 64)
+    assert (summary.frames, summary.corrupt) == (2, 1) and "200 x 100 pixels" in summary.troubles[0]
+    video = write_video(tmp_path / "in.mp4", 2)
+    with pytest.raises(DataError, match="64 x 48 pixels, and at most 3071"):
+        label_video(predictor, video, tmp_path / "out.mp4", max_pixels=48 * 64 - 1)
+    assert label_video(predictor, video, tmp_path / "out.mp4", max_pixels=48 * 64).frames == 2
