@@ -9,6 +9,7 @@ Usage:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pickle import UnpicklingError
 
@@ -25,9 +26,8 @@ from litheseg.data.source import Source
 from litheseg.data.unlabelled import find_unlabelled, has_labels
 from litheseg.errors import ModelError, RecipeError
 from litheseg.losses.segmentation import class_weights
-from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel, build_model
-from litheseg.models.bundle import load_bundle
+from litheseg.models.bundle import BundleHeader, load_bundle
 from litheseg.nn import slim
 from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
@@ -48,6 +48,7 @@ from litheseg.training.gradual import GradualGrouping
 from litheseg.training.layout import gains_from_bfloat16, lay_out
 from litheseg.training.objectives import TEACHER, Asked, asked, build_objectives
 from litheseg.training.task import Objective, SegmentationTask
+from litheseg.training.teacher_input import TeacherInput
 from litheseg.training.teachers import Ema, Frozen, Live, NextWider, Teacher, Widest
 
 __all__ = [
@@ -160,7 +161,7 @@ def _load_weights(network: SegmentationModel, path: str) -> None:
 
 def build_teachers(
     recipe: Recipe,
-    classes: Classes,
+    data: SegmentationData,
     model: SegmentationModel,
     objectives: Mapping[str, Objective],
     peer: SegmentationModel | None = None,
@@ -169,7 +170,7 @@ def build_teachers(
 
     Args:
         recipe: its sections teacher, mgd and trainer count.
-        classes: of the data; a teacher's must be the same.
+        data: a teacher's classes must be the same; its normalisation and size may differ, and it sees its own.
         model: the student.
         objectives: decide what each teacher is asked.
         peer: the network beside it, if the recipe's teacher is one.
@@ -187,7 +188,7 @@ def build_teachers(
             teachers[name] = _own_teacher(recipe.teacher, model, wanted, peer)
         else:
             teachers[name] = _frozen(
-                recipe.teacher if own else recipe.mgd.tutors[name], classes, wanted, recipe.trainer
+                recipe.teacher if own else recipe.mgd.tutors[name], data, wanted, recipe.trainer
             )
     return teachers
 
@@ -204,10 +205,12 @@ def _own_teacher(
     return Live(model if peer is None else peer, config.width, wanted.streams)
 
 
-def _frozen(config: TeacherConfig | TutorConfig, classes: Classes, wanted: Asked, trainer: TrainerConfig) -> Frozen:
+def _frozen(
+    config: TeacherConfig | TutorConfig, data: SegmentationData, wanted: Asked, trainer: TrainerConfig
+) -> Frozen:
     assert config.bundle is not None, "the recipe was checked, and teachers that must be trained first were"
     bundle = load_bundle(config.bundle)
-    theirs = bundle.header.classes.names
+    classes, theirs = data.classes, bundle.header.classes.names
     if theirs != classes.names:
         differing = next((pair for pair in zip(theirs, classes.names, strict=False) if pair[0] != pair[1]), None)
         what = f"'{differing[0]}' where the data has '{differing[1]}'" if differing else f"{len(theirs)} classes"
@@ -218,7 +221,28 @@ def _frozen(config: TeacherConfig | TutorConfig, classes: Classes, wanted: Asked
     plain = bundle.plain(config.width)
     assert isinstance(plain, SegmentationModel)
     lay_out(plain, trainer)
-    return Frozen(plain, wanted.streams, mixed=wanted.mixed, bfloat16=gains_from_bfloat16(trainer))
+    return Frozen(
+        plain,
+        wanted.streams,
+        mixed=wanted.mixed,
+        bfloat16=gains_from_bfloat16(trainer),
+        sees=_teacher_input(config.bundle, bundle.header, data),
+    )
+
+
+def _teacher_input(path: str, header: BundleHeader, data: SegmentationData) -> TeacherInput:
+    """What makes the data's views those that the teacher knows; its scale can be told only where both resize."""
+    scale = (1.0, 1.0)
+    if header.resizes and data.size:
+        scale = (header.size[0] / data.size[0], header.size[1] / data.size[1])
+    elif header.resizes or data.size:
+        how = ["at their own size", "resized to {}x{}"]
+        theirs, ours = how[header.resizes].format(*header.size), how[bool(data.size)].format(*data.size or ())
+        warnings.warn(
+            f"teacher {path} knows images {theirs}, and here they are {ours}: it may see everything at another scale; "
+            "give --data.size as it was trained with"
+        )
+    return TeacherInput(data.mean, data.std, header.mean, header.std, scale)
 
 
 def build_task(recipe: Recipe, data: SegmentationData) -> Task:
@@ -268,7 +292,7 @@ def _task(
     return SegmentationTask(
         model,
         objectives,
-        teachers=build_teachers(recipe, data.classes, model, objectives, peer),
+        teachers=build_teachers(recipe, data, model, objectives, peer),
         widths=recipe.widths.values,
         sampling=recipe.widths.sampling,
         samples=recipe.widths.samples,

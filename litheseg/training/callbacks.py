@@ -118,18 +118,22 @@ class StayStopped(Callback):
 class StopOnInterrupt(Callback):
     """Ctrl-C lets the step finish, saves ``last.ckpt`` and raises `Interrupted`; a second Ctrl-C stops at once.
 
+    So does SIGTERM, by which schedulers and containers stop a run; Lightning's own handler would wait for processes that
+    did not get the signal.
+
     It must come after every callback that does something at the end of a step, or that would be missing from the file.
     """
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self._asked = False
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for Ctrl-C."""
+        """Listen for the signals."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._ask)
+            numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._ask) for number in numbers}
 
     def _ask(self, *_: Any) -> None:
         if self._asked:
@@ -168,17 +172,17 @@ class StopOnInterrupt(Callback):
         )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         self._give_back()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         self._give_back()
 
     def _give_back(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
 
 class EpochLines(Callback):

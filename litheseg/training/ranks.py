@@ -65,10 +65,11 @@ def start_ranks(trainer: L.Trainer) -> None:
         "LOCAL_RANK": "0",
         "WORLD_SIZE": str(trainer.world_size),
     }
-    for local in range(1, trainer.num_devices):
-        environment = {**os.environ, "LOCAL_RANK": str(local), _PARENT: str(os.getpid())}
-        process = subprocess.Popen([sys.executable, *command, *sys.argv[1:]], env=environment)
-        _processes[node * trainer.num_devices + local] = process
+    with _deaf_to_ctrl_c():
+        for local in range(1, trainer.num_devices):
+            environment = {**os.environ, "LOCAL_RANK": str(local), _PARENT: str(os.getpid())}
+            process = subprocess.Popen([sys.executable, *command, *sys.argv[1:]], env=environment)
+            _processes[node * trainer.num_devices + local] = process
     threading.Thread(target=_watch_others, daemon=True).start()
 
 
@@ -99,6 +100,19 @@ def one_voice(how_to_go_on: Callable[[], str]) -> Iterator[None]:
         raise
     finally:
         _running.pop()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started now ignore Ctrl-C, which reaches all of a terminal: the first one tells the others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _is_broken(error: RuntimeError) -> bool:

@@ -215,6 +215,7 @@ class Frozen(NetworkTeacher):
         streams: see `NetworkTeacher`.
         mixed: likewise.
         bfloat16: compute in half precision, which is for devices that are faster in it.
+        sees: turns the student's images into those that the network knows; None where they are the same.
     """
 
     def __init__(
@@ -224,9 +225,11 @@ class Frozen(NetworkTeacher):
         *,
         mixed: bool = False,
         bfloat16: bool = False,
+        sees: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(streams, mixed=mixed)
         self._apart, self._bfloat16 = _Apart(model.requires_grad_(False)), bfloat16
+        self._sees = sees
 
     @property
     def model(self) -> SegmentationModel:
@@ -236,6 +239,7 @@ class Frozen(NetworkTeacher):
     def _outputs(self, image: Tensor) -> Outputs:
         if next(self.model.parameters()).device != image.device:  # once; to walk all layers takes milliseconds
             self.model.to(image.device)
+        image = image if self._sees is None else self._sees(image)
         with torch.autocast(image.device.type, torch.bfloat16) if self._bfloat16 else nullcontext():
             return self.model.eval().outputs(image)
 

@@ -67,6 +67,14 @@ def test_mgd_trains_what_it_needs_first(mgd_run: Path) -> None:
     assert curves(mgd_run)["step"] + 1 == STEPS == curves(mgd_run / "labelled-only")["step"] + 1
 
 
+def test_teachers_that_are_trained_first_see_images_as_the_student_does(mgd_run: Path) -> None:
+    student = load_bundle(mgd_run / "model.safetensors").header
+    for folder in (mgd_run.parent / "teachers").iterdir():
+        teacher = load_bundle(folder / "model.safetensors").header
+        for name in ("mean", "std", "size", "resizes"):
+            assert getattr(teacher, name) == getattr(student, name)
+
+
 def test_the_baseline_stands_beside_the_result(mgd_run: Path) -> None:
     alone = load_bundle(mgd_run / "labelled-only" / "model.safetensors").header
     header = load_bundle(mgd_run / "model.safetensors").header
