@@ -109,7 +109,7 @@ def _check_beside(path: Path, weights: str) -> None:
 
 
 class _RuntimeInfo:
-    """Finds ``<net><rt_info><litheseg value="TEXT"/>`` in OpenVINO's XML; refuses a DOCTYPE, which could define more."""
+    """Finds ``<rt_info><litheseg value="TEXT"/>`` in OpenVINO's XML; refuses a DOCTYPE, which could define text."""
 
     def __init__(self) -> None:
         self.text: str | None = None

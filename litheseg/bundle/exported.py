@@ -310,13 +310,11 @@ def _check_files(export: Export) -> None:
 def _check_account(export: Export, artefact: Artefact) -> None:
     """A network says itself what it is; names, widths and files may have changed places."""
     file = export.file(artefact)
-    own = _parse(file, file, read_description(file))
-    inside = replace(own.artefacts[0], path=artefact.path, files=artefact.files)
+    account = _parse(file, file, read_description(file))
+    inside = replace(account.artefacts[0], path=artefact.path, files=artefact.files)
     if inside != artefact:
-        names = [
-            entry.name for entry in fields(artefact) if getattr(inside, entry.name) != getattr(artefact, entry.name)
-        ]
-        differing = ", ".join(f"{name} {getattr(inside, name)}, not {getattr(artefact, name)}" for name in names)
+        pairs = [(key, own, getattr(artefact, key)) for key, own in vars(inside).items()]
+        differing = ", ".join(f"{key} {own}, not {stated}" for key, own, stated in pairs if own != stated)
         raise BundleError(f"{file} is not what {EXPORT_FILE} says: it has {differing}; {_AGAIN}")
-    if own.header != export.header:
+    if account.header != export.header:
         raise BundleError(f"{file} comes from another model than {EXPORT_FILE} says: their headers differ; {_AGAIN}")

@@ -98,7 +98,7 @@ def _entry(file: BinaryIO, end: int) -> tuple[str, str]:
 
 
 def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
-    """(number, length in bytes) of the fields that hold bytes, the file standing at them; the others are passed over."""
+    """(number, length in bytes) of the fields that hold bytes, the file standing at them; others are passed over."""
     while (position := file.tell()) < end:
         tag = _varint(file)
         number, stored = tag >> 3, tag & 7

@@ -301,8 +301,8 @@ def _check_values(path: Path, layout: _Entries, found: _Entries) -> None:
         problem = weight_problem(name, value, own)
         if problem is not None:
             raise BundleError(
-                f"{path}: {problem}; the file is damaged, or its tensors are in another order: save the state dict of a "
-                "model whose layers are defined in the order they run"
+                f"{path}: {problem}; the file is damaged, or its tensors are in another order: save the state dict of "
+                "a model whose layers are defined in the order they run"
             )
 
 

@@ -77,7 +77,7 @@ class Blueprint(TorchFunctionMode):
             raise self._too_large()
 
     def _count(self, shape: torch.Size) -> None:
-        """A layer has at least one weight per channel: channels are bounded by numbers, long before their product is."""
+        """A layer has at least one weight per channel, so channels are bounded, long before their product is."""
         self._made += 1
         self._channels += max(shape, default=1)
         if self._made > _TIMES * self._tensors + _SPARE_TENSORS:
