@@ -1,4 +1,7 @@
-"""Files and folders that are whole or absent: written beside the target, then renamed over it.
+"""Files and folders that are whole or absent: written beside the target, brought to the disk, renamed over it.
+
+Whatever ends the process or the machine in between, the target is what it was before or what it was to become. At most
+a hidden file or folder is left beside it (a dot, the target's name, eight digits), which nothing reads.
 
 Usage:
     >>> with atomic_path("report.html") as temporary:
@@ -7,8 +10,11 @@ Usage:
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +23,10 @@ from pathlib import Path
 from litheseg.errors import LithesegError
 
 __all__ = ["atomic_folder", "atomic_path"]
+
+# What file systems answer that cannot, or need not, bring a file to the disk.
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS, errno.EBADF)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 @contextmanager
@@ -35,7 +45,12 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        for folder, _, files in os.walk(temporary, topdown=False):
+            for name in files:
+                _sync_file(Path(folder, name))
+            _sync_folder(Path(folder))
         _replace_folder(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise LithesegError(
             f"cannot write {target}: {error.strerror or error}; free space or choose another path"
@@ -48,6 +63,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; rename it to `target` on success, remove it on failure.
 
+    The file gets the permissions of any new file in that folder, whatever its writer gave it.
+
     Args:
         target: the final path; missing parent folders are made.
 
@@ -59,8 +76,13 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        mode = _usual_mode(temporary)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
+        _sync_file(temporary)
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise LithesegError(
             f"cannot write {target}: {error.strerror or error}; free space or choose another path"
@@ -70,15 +92,60 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    """Rename a folder over another, which no system call does: the old one steps aside first."""
-    aside = source.with_name(f"{source.name}.old")
-    if target.exists():
-        os.replace(target, aside)
+def _usual_mode(path: Path) -> int:
+    """The permissions that a new file gets there: the umask, which only a change would tell, and the folder's rules."""
+    path.touch(exist_ok=False)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()  # some writers want to make it themselves
+    return mode
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        _sync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk, where folders can be opened for that."""
     try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # on Windows, and where one may write but not list
+        return
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Rename a folder over another; `source` may be left holding what was there.
+
+    Where the system cannot swap the two, the old one steps aside for a moment.
+    """
+    if not target.exists():
         os.replace(source, target)
-    except OSError:
-        if aside.exists():
+    elif not _swap(source, target):
+        aside = source.with_name(f"{source.name}.old")
+        os.replace(target, aside)
+        try:
+            os.replace(source, target)
+        except OSError:
             os.replace(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step; False where that cannot be done (other systems than Linux, some file systems)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)

@@ -17,12 +17,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from litheseg.bundle.description import KEY, read_description
-from litheseg.bundle.header import BundleHeader
+from litheseg.bundle.header import BundleHeader, checked_size
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.masks.classes import Classes
 
@@ -95,7 +95,7 @@ class Artefact:
         if isinstance(self.width, bool) or not isinstance(self.width, (int, float)) or not 0 < self.width <= 1:
             raise BundleError(f"'width' is {self.width!r}, which is not in (0, 1]")
         if self.size is not None:
-            object.__setattr__(self, "size", _pixels(self.size))
+            object.__setattr__(self, "size", checked_size(self.size))
         if not isinstance(self.files, Mapping) or not all(isinstance(value, str) for value in self.files.values()):
             raise BundleError("'files' must map paths to checksums")
         for path in (self.path, *self.files):
@@ -219,14 +219,14 @@ def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
 
 
 def load_export(path: str | Path) -> Export:
-    """Read what an export holds, and check that its files are the ones that were written.
+    """Read what an export holds, and check that its files are the ones that were written, and what it says they are.
 
     Args:
         path: a folder with `export.json`, or one .onnx, .xml or .pt2 file of an export.
 
     Raises:
-        BundleError: nothing there, no export, an export of another version, or a file that is missing or changed.
-        MissingExtraError: a lone file whose library is not installed.
+        BundleError: nothing there, no export, an export of another version, a file that is missing or changed, or a
+            network that gives another account of itself.
     """
     path = Path(path).expanduser()
     file = path / EXPORT_FILE if path.is_dir() else path
@@ -236,8 +236,10 @@ def load_export(path: str | Path) -> Export:
     text = _read_text(file) if file.name == EXPORT_FILE else read_description(file)
     export = _parse(path.parent if path.name == EXPORT_FILE else path, file, text)
     if file.name != EXPORT_FILE:  # whatever it is called now
-        return Export(path, export.header, (_renamed(export.artefacts[0], file),), export.provenance)
+        return Export(path, export.header, (replace(export.artefacts[0], path=file.name),), export.provenance)
     _check_files(export)
+    for artefact in export.artefacts:
+        _check_account(export, artefact)
     return export
 
 
@@ -257,13 +259,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _pixels(size: Any) -> tuple[int, int]:
-    whole = isinstance(size, (list, tuple)) and all(type(side) is int and side > 0 for side in size)
-    if not whole or len(size) != 2:
-        raise BundleError(f"'size' is {size!r}, which is no height and width in pixels")
-    return (size[0], size[1])
 
 
 def _read_text(file: Path) -> str:
@@ -299,10 +294,6 @@ def _is_newer(version: Any) -> bool:
     return isinstance(version, (int, float)) and math.isfinite(version) and version > EXPORT_VERSION
 
 
-def _renamed(artefact: Artefact, file: Path) -> Artefact:
-    return Artefact(**artefact.to_dict() | {"path": file.name})
-
-
 def _check_files(export: Export) -> None:
     """Every file is there and unchanged; a file that artefacts share is read once."""
     expected = {path: digest for artefact in export.artefacts for path, digest in artefact.files.items()}
@@ -314,3 +305,16 @@ def _check_files(export: Export) -> None:
             raise BundleError(f"{file} of the export cannot be read ({error.strerror or error}); {_AGAIN}") from error
         if actual != digest:
             raise BundleError(f"{file} is not the file that was exported: its checksum differs; {_AGAIN}")
+
+
+def _check_account(export: Export, artefact: Artefact) -> None:
+    """A network says itself what it is; names, widths and files may have changed places."""
+    file = export.file(artefact)
+    account = _parse(file, file, read_description(file))
+    inside = replace(account.artefacts[0], path=artefact.path, files=artefact.files)
+    if inside != artefact:
+        pairs = [(key, own, getattr(artefact, key)) for key, own in vars(inside).items()]
+        differing = ", ".join(f"{key} {own}, not {stated}" for key, own, stated in pairs if own != stated)
+        raise BundleError(f"{file} is not what {EXPORT_FILE} says: it has {differing}; {_AGAIN}")
+    if account.header != export.header:
+        raise BundleError(f"{file} comes from another model than {EXPORT_FILE} says: their headers differ; {_AGAIN}")

@@ -24,13 +24,13 @@ import numpy as np
 from litheseg.errors import BundleError, DataError
 from litheseg.masks.classes import Classes
 
-__all__ = ["FORMAT_VERSION", "BundleHeader"]
+__all__ = ["FORMAT_VERSION", "BundleHeader", "checked_size"]
 
 FORMAT_VERSION = 1
 """What this version of litheseg writes; it reads this and all earlier ones."""
 
 _REMEDY = "the file was damaged or edited by hand: copy or download it again, or export the model anew"
-_MAX_PIXELS = 1 << 16  # per side; a larger training size is a damaged number
+_MAX_SIDE, _MAX_PIXELS = 1 << 16, 1 << 26  # of images for a network; a larger size is a damaged number
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BundleHeader:
             object.__setattr__(self, name, _mapping(getattr(self, name), name))
         for name in ("widths", "calibrated_widths"):
             object.__setattr__(self, name, _widths(getattr(self, name), name))
-        object.__setattr__(self, "size", tuple(_whole(v, "size", _MAX_PIXELS) for v in _list(self.size, "size", 2)))
+        object.__setattr__(self, "size", checked_size(self.size))
         if not isinstance(self.resizes, bool):
             raise BundleError(f"header field 'resizes' must be true or false, not {self.resizes!r}")
         object.__setattr__(self, "divisor", _whole(self.divisor, "divisor", 1 << 12))
@@ -127,6 +127,18 @@ class BundleHeader:
             return cls(**content)
         except BundleError as error:
             raise BundleError(f"{error}; {_REMEDY}") from error
+
+
+def checked_size(value: Any) -> tuple[int, int]:
+    """Height and width of images for a network, in pixels.
+
+    Raises:
+        BundleError: anything else, or sizes that would only fill the memory.
+    """
+    height, width = (_whole(side, "size", _MAX_SIDE) for side in _list(value, "size", 2))
+    if height * width > _MAX_PIXELS:
+        raise BundleError(f"header field 'size' is {value!r}; a network takes at most {_MAX_PIXELS:,} pixels")
+    return height, width
 
 
 def _parse(text: str) -> dict[str, Any]:

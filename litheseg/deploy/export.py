@@ -41,6 +41,7 @@ from litheseg.bundle.exported import (
     load_export,
 )
 from litheseg.data.source import Source
+from litheseg.deploy.markdown import fenced
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import save_openvino
@@ -344,6 +345,6 @@ def _finish(export: Export, found: Mapping[str, Mapping[str, Any]], threshold: f
     texts["README.md"] = export_readme(export, certificates)
     if twins:
         summaries = "\n\n".join(twin["summary"] for twin in twins.values())
-        texts["README.md"] += f"\n\n## int8\n\n```\n{summaries}\n```"
+        texts["README.md"] += f"\n\n## int8\n\n{fenced(summaries)}"
     for name, text in texts.items():
         (export.folder / name).write_text(text + "\n", encoding="utf-8")

@@ -39,6 +39,7 @@ from litheseg.errors import BundleError, DataError, LithesegError, ModelError, d
 from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_class_file
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.models.weights import WEIGHT_KINDS, weight_problem
 
 __all__ = ["KNOWN_CLASSES", "NORMALISATIONS", "import_weights", "read_classes", "read_normalisation"]
 
@@ -49,7 +50,6 @@ NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "none": ((0.0, 0.0,
 """Mean and standard deviation per RGB channel of images in [0, 1]; "none" leaves them in [0, 1]."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net")
-_KINDS = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"  # younger than many a published file, and of no use in evaluation
 _CODE = re.compile(r"GLOBAL (\S+)")
 
@@ -291,19 +291,18 @@ def _difference(layout: _Entries, found: _Entries) -> int | None:
 
 def _fits(wanted: tuple[str, Tensor], given: tuple[str, Tensor]) -> bool:
     kinds = [name.rpartition(".")[2] for name, _ in (wanted, given)]
-    same = kinds[0] == kinds[1] or not all(kind in _KINDS for kind in kinds)  # other names say nothing
+    same = kinds[0] == kinds[1] or not all(kind in WEIGHT_KINDS for kind in kinds)  # other names say nothing
     return same and wanted[1].shape == given[1].shape and given[1].is_floating_point()
 
 
 def _check_values(path: Path, layout: _Entries, found: _Entries) -> None:
     """Two neighbours of one shape, mean and variance say, may still have changed places."""
     for (name, _), (own, value) in zip(layout, found, strict=True):
-        if not bool(torch.isfinite(value).all()):
-            raise BundleError(f"{path}: '{own}' holds infinite or undefined numbers; the file is damaged")
-        if name.endswith(".running_var") and bool((value < 0).any()):
+        problem = weight_problem(name, value, own)
+        if problem is not None:
             raise BundleError(
-                f"{path}: '{own}' is negative where '{name}' of the model, a variance, is expected; the tensors are in "
-                "another order: save the state dict of a model whose layers are defined in the order they run"
+                f"{path}: {problem}; the file is damaged, or its tensors are in another order: save the state dict of "
+                "a model whose layers are defined in the order they run"
             )
 
 

@@ -8,10 +8,11 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from litheseg.bundle.exported import Artefact, Export
+from litheseg.deploy.markdown import escaped, fenced, table
 from litheseg.deploy.parity import Certificate
 
 __all__ = ["export_readme"]
@@ -29,16 +30,16 @@ def export_readme(export: Export, certificates: Certificates) -> str:
     header = export.header
     return "\n\n".join(
         (
-            f"# {header.architecture['name']}, {len(header.classes)} classes, exported by litheseg",
+            f"# {escaped(header.architecture['name'])}, {len(header.classes)} classes, exported by litheseg",
             _what(export),
             "## Networks",
-            _table(("file", "width", "precision", "input", "MB", "runs in"), _network_rows(export)),
+            table(("file", "width", "precision", "input", "MB", "runs in"), _network_rows(export)),
             "## Certificate",
             _certificate(export, certificates),
             "## Use",
             _use(export),
             "## Classes",
-            _table(("index", "class", "colour (RGB)"), _class_rows(export)),
+            table(("index", "class", "colour (RGB)"), _class_rows(export)),
             "## Origin",
             _origin(export),
         )
@@ -84,12 +85,12 @@ def _certificate(export: Export, certificates: Certificates) -> str:
     known = [(artefact, found) for artefact, found in compared if "differing" in found]
     if not known:
         return "These networks were not compared with PyTorch." if not compared else "See `certificate.json`."
-    origin = f"Against PyTorch in fp32, on {known[0][1]['images']} images ({known[0][1]['origin']}):"
+    origin = f"Against PyTorch in fp32, on {known[0][1]['images']} images ({escaped(str(known[0][1]['origin']))}):"
     head = (
         *("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "class that moved most"),
         *("worst image", "logits differ by"),
     )
-    return f"{origin}\n\n{_table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
+    return f"{origin}\n\n{table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
 
 
 def _certificate_row(artefact: Artefact, found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -98,8 +99,8 @@ def _certificate_row(artefact: Artefact, found: Mapping[str, Any]) -> tuple[str,
         f"`{artefact.path}`",
         f"{found['differing']:,} of {found['pixels']:,}",
         *("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou")),
-        "–" if moved is None else f"{moved[0]} ({100 * moved[1]:+.4f})",
-        f"{found['worst_image']} ({100 * found['worst_agreement']:.3f} % alike)",
+        "–" if moved is None else f"{escaped(moved[0])} ({100 * moved[1]:+.4f})",
+        f"{escaped(str(found['worst_image']))} ({100 * found['worst_agreement']:.3f} % alike)",
         "–" if difference is None else f"{difference:.1e} of {found['largest_logit']:.0f}",
     )
 
@@ -127,19 +128,15 @@ from PIL import Image
 image = np.array({read}){arranged}
 {lines[1]}
 labels = {result}"""
-    return f"```python\n{code}\n```"
+    return fenced(code, "python")
 
 
 def _class_rows(export: Export) -> list[tuple[str, ...]]:
     pairs = zip(export.classes.names, export.classes.colors, strict=True)
-    return [(str(index), name, ", ".join(map(str, color))) for index, (name, color) in enumerate(pairs)]
+    return [(str(index), escaped(name), ", ".join(map(str, color))) for index, (name, color) in enumerate(pairs)]
 
 
 def _origin(export: Export) -> str:
     facts = {**export.header.provenance, **export.provenance}
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if isinstance(value, (str, int, float)))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    told = (f"{name}: {value}" for name, value in facts.items() if isinstance(value, (str, int, float)))
+    return "\n".join(f"- {escaped(fact)}" for fact in told)

@@ -7,7 +7,7 @@ dropped. That the result is right at other sizes is checked by running it (`lith
 
 `torch.export.load` unpickles, evaluates and calls whatever an archive asks for. The archives written here ask for
 nothing of the kind, and `load_archive` refuses any other before PyTorch sees it: weights are raw numbers, operators are
-ATen's, sizes are plain arithmetic.
+those of `litheseg.deploy.operators`, sizes are plain arithmetic, nothing is compressed.
 
 Usage:
     >>> save_archive(export_program(network, (360, 480)), Path("street.pt2"), text)
@@ -30,8 +30,9 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
-from litheseg.bundle.description import ARCHIVE_ENTRY
+from litheseg.bundle.description import ARCHIVE_ENTRY, read_entry
 from litheseg.deploy.network import Deployed
+from litheseg.deploy.operators import OPERATORS
 from litheseg.errors import BundleError, LithesegError, ModelError
 
 __all__ = ["export_program", "load_archive", "save_archive"]
@@ -48,12 +49,13 @@ _GRAPH = re.compile(r"[^/]+/models/model\.json")
 # What a graph may ask for, by the key under which it stands: what is called, evaluated or looked up.
 _ALLOWED = {
     "target": re.compile(
-        r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_(?:int|max|min|not)|math\.(?:ceil|floor)|"
+        r"torch\.ops\.aten\.\w+\.\w+|torch\.sym_(?:int|max|min|not)|math\.(?:ceil|floor)|"
         r"_operator\.(?:add|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|sub|truediv)"
     ),
+    # No powers: a few of them are a number that no memory holds.
     "expr_str": re.compile(
-        r"(?:[\d\s+\-*/(),]|Symbol\('\w+'(?:, \w+=True)*\)|\b(?:[su]\d+|Add|CeilDiv|CleanDiv|FloorDiv|Integer|Max|Min|"
-        r"Mod|Mul|Pow|PythonMod|Rational)\b)*"
+        r"(?:[\s+\-/(),]|\*(?!\*)|\b\d{1,18}\b|Symbol\('\w+'(?:, \w+=True)*\)|\b(?:[su]\d+|Add|CeilDiv|CleanDiv|"
+        r"FloorDiv|Integer|Max|Min|Mod|Mul|PythonMod|Rational)\b)*"
     ),
     "guards_code": re.compile(""),
     "in_spec": (_TREE := re.compile(r'(?:(?!"type")[^\\]|"type": (?:null|"builtins\.(?:dict|list|tuple)"))*')),
@@ -62,6 +64,8 @@ _ALLOWED = {
     "as_name": _NAME,
 }
 _ONE_LINE = re.compile(r"[^\n\r]*")
+_ATEN = "torch.ops.aten."
+_MAX_JSON = 1 << 26  # bytes; the graph of a thousand layers has a few million
 
 
 def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedProgram:
@@ -99,7 +103,7 @@ def save_archive(program: ExportedProgram, path: Path, text: str) -> None:
     """Write a graph and its weights, with `text` inside; the program loses its example.
 
     Raises:
-        LithesegError: PyTorch would store something of it by pickling.
+        LithesegError: PyTorch would store something of it by pickling, or it asks for an operator that is not listed.
         OSError: the file cannot be written.
     """
     program.example_inputs = None  # type: ignore[assignment]  # would be pickled
@@ -109,7 +113,7 @@ def save_archive(program: ExportedProgram, path: Path, text: str) -> None:
     try:
         check_archive(path)
     except BundleError as error:
-        raise LithesegError(f"PyTorch {torch.__version__} writes archives that are not plain data: {error}") from error
+        raise LithesegError(f"PyTorch {torch.__version__} cannot write this network as plain data: {error}") from error
 
 
 def load_archive(path: Path) -> Callable[[Tensor], Tensor]:
@@ -131,13 +135,14 @@ def load_archive(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive that is more than numbers and a graph of ATen's operators.
+    """Refuse an archive that is more than numbers and a graph of listed operators, or unpacks to more than it is.
 
     Raises:
         BundleError: it is, or it cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive.infolist(), path.stat().st_size)
             for entry in archive.infolist():
                 _check_entry(archive, entry, path)
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, RecursionError) as error:
@@ -152,17 +157,31 @@ def _any_size(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
+def _check_sizes(entries: list[zipfile.ZipInfo], size: int) -> None:
+    """Nothing unpacks to more than it is: PyTorch stores what it writes, and each byte once."""
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"'{entry.filename}' in it is compressed, which PyTorch never does")
+    if sum(entry.file_size for entry in entries) > size:
+        raise ValueError("what it holds is larger than itself")
+
+
 def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
     name = entry.filename
     if _PLAIN.fullmatch(name) or (_EMPTY.fullmatch(name) and not entry.file_size):
         return
     if _WEIGHTS.fullmatch(name):
-        entries = json.loads(archive.read(entry))["config"].values()
+        entries = json.loads(read_entry(archive, entry, _MAX_JSON))["config"].values()
         foreign = next((item["path_name"] for item in entries if item["use_pickle"] is not False), None)
     elif _GRAPH.fullmatch(name):
-        foreign = next(_foreign(json.loads(archive.read(entry))), None)
+        foreign = next(_foreign(json.loads(read_entry(archive, entry, _MAX_JSON))), None)
     else:
         foreign = name
+    if foreign is not None and foreign.startswith(_ATEN):
+        raise BundleError(
+            f"{path} asks for the operator '{foreign.removeprefix(_ATEN)}', which is not among those that an archive "
+            "may ask for (litheseg.deploy.operators); export the model to onnx or openvino instead"
+        )
     if foreign is not None:
         raise BundleError(f"{path} holds '{foreign}', which could run code when it is read; export the model anew")
 
@@ -175,8 +194,10 @@ def _foreign(content: Any, key: str = "") -> Iterator[str]:
     elif isinstance(content, list):
         for value in content:
             yield from _foreign(value, key)
-    elif isinstance(content, str) and not _ALLOWED.get(key, _ONE_LINE).fullmatch(content):
-        yield content
+    elif isinstance(content, str):
+        listed = not content.startswith(_ATEN) or content.removeprefix(_ATEN) in OPERATORS
+        if not _ALLOWED.get(key, _ONE_LINE).fullmatch(content) or (key == "target" and not listed):
+            yield content
 
 
 def _remedy(size: tuple[int, int] | None) -> str:

@@ -13,12 +13,12 @@ Usage:
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,18 +26,20 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from litheseg.bundle.description import KEY
 from litheseg.bundle.header import FORMAT_VERSION, BundleHeader
+from litheseg.bundle.model_file import check_content, content_digest, parse_model_file
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.models import MODELS, SegmentationModel, build_model
+from litheseg.models.blueprint import Blueprint, filled
+from litheseg.models.weights import weight_problem
 from litheseg.nn import add_width, extract, slim
 from litheseg.nn.dense import densified
 from litheseg.nn.efficient import Efficient
 
 __all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "model_digest", "save_bundle"]
 
-_KEY = "litheseg"  # one metadata entry only: safetensors writes several in random order, and files would differ
-_MAX_PREAMBLE = 100_000_000  # bytes; the limit of safetensors itself
 _HEADS = {"aux_head": False, "boundary_head": False}
 _START_ARGUMENTS = ("pretrained", "encoder_weights")  # where weights come from; a bundle brings its own
 _AGAIN = "copy or download it again, or export the model anew"
@@ -68,12 +70,14 @@ class Bundle:
         header, name = self.header, self.header.architecture["name"]
         _check_name(name, self._label)
         try:
-            # Fresh weights are drawn before these replace them: that must not shift the random state of a training run.
+            # Whatever is drawn at random on the way must not shift the random state of a training run.
             with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-                efficient = Efficient(**header.architecture.get("efficient", {}))
-                arguments = _deployed_arguments(header)
-                model = build_model(name, num_classes=header.num_classes, efficient=efficient, **arguments)
-                slim(model, header.widths, divisor=header.divisor)
+                with Blueprint(self.state_dict) as blueprint:
+                    efficient = Efficient(**header.architecture.get("efficient", {}))
+                    arguments = _deployed_arguments(header)
+                    plain = build_model(name, num_classes=header.num_classes, efficient=efficient, **arguments)
+                blueprint.check(plain, len(header.available_widths))
+                model = slim(filled(plain), header.widths, divisor=header.divisor)
                 for width in header.calibrated_widths:
                     add_width(model, width)
         except Exception as error:  # the arguments come from a file: whatever they break, the file is to blame
@@ -85,6 +89,10 @@ class Bundle:
                 f"{self._label}: its weights do not fit its architecture '{name}' ({_first_lines(error)}); "
                 "export the model anew with this version of litheseg"
             ) from error
+        for name, value in model.state_dict().items():
+            given = self.state_dict.get(name, value).dtype
+            if given != value.dtype:
+                raise BundleError(f"{self._label}: '{name}' is {given}, where {value.dtype} is expected; {_AGAIN}")
         return model.eval()
 
     def plain(self, width: float) -> nn.Module:
@@ -143,11 +151,11 @@ def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader
         path = path.with_name(path.name + ".safetensors")
     architecture = {**header.architecture, "args": _deployed_arguments(header)}
     header = replace(header, architecture=architecture, format_version=FORMAT_VERSION)
-    draft = Bundle(header, _deployed_state(model), path)
-    state = {name: value.clone() for name, value in draft.model().state_dict().items()}
+    state = dict(Bundle(header, _deployed_state(model), path).model().state_dict())
+    _check_weights(state, path)
     bundle = Bundle(header, state, path)
     text = header.to_json()
-    metadata = {_KEY: json.dumps({"header": json.loads(text), "sha256": _digest(text, state)}, sort_keys=True)}
+    metadata = {KEY: json.dumps({"header": json.loads(text), "sha256": _digest(text, state)}, sort_keys=True)}
     with atomic_path(path) as temporary:
         try:
             save_file(state, temporary, metadata)
@@ -160,24 +168,23 @@ def load_bundle(path: str | Path) -> Bundle:
     """Read a model file.
 
     Raises:
-        BundleError: a file that is missing, corrupted, truncated, no bundle, newer than this litheseg, or of an
-            architecture that it does not have.
+        BundleError: a file that is missing, corrupted, truncated, no bundle, newer than this litheseg, of an
+            architecture that it does not have, or with weights that are no finite real numbers.
     """
     path = Path(path).expanduser()
     try:
-        with path.open("rb") as file:
-            text, digest = _read_preamble(file, path)
-            header = _read_header(text, path)
-            file.seek(0)
-            state = load_tensors(file.read())
+        content = path.read_bytes()
+        file = io.BytesIO(content)
+        model = parse_model_file(path, file)
+        check_content(model, file)
+        state = load_tensors(content)
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path} is corrupted or truncated ({error}); {_AGAIN}") from error
-    if _digest(text, state) != digest:
-        raise BundleError(f"{path} is corrupted: its content does not match its checksum; {_AGAIN}")
-    _check_name(header.architecture["name"], str(path))
-    return Bundle(header, state, path)
+    _check_name(model.header.architecture["name"], str(path))
+    _check_weights(state, path)
+    return Bundle(model.header, state, path)
 
 
 def model_digest(bundle: Bundle) -> str:
@@ -221,44 +228,28 @@ def _deployed_state(model: SegmentationModel) -> dict[str, Tensor]:
     heads = ((name, head) for name, child in model.named_modules() for head in getattr(child, "training_only", ()))
     dropped = tuple(f"{name}.{head}.".lstrip(".") for name, head in heads)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(dropped)}
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+    return {name: _stored(value) for name, value in state.items()}
+
+
+def _stored(value: Tensor) -> Tensor:
+    kind = torch.float32 if value.is_floating_point() else value.dtype
+    return value.detach().to("cpu", kind, copy=True).contiguous()
 
 
 def _digest(text: str, state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the header and every tensor's name, type, shape and bytes: safetensors itself has no checksum."""
-    result = hashlib.sha256(text.encode())
-    for name in sorted(state):
-        tensor = state[name].contiguous()
-        result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        result.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return result.hexdigest()
+    flat = ((name, state[name].contiguous()) for name in sorted(state))
+    return content_digest(
+        text, ((name, str(t.dtype), tuple(t.shape), [t.reshape(-1).view(torch.uint8).numpy().data]) for name, t in flat)
+    )
 
 
-def _read_preamble(file: BinaryIO, path: Path) -> tuple[str, str]:
-    """Header text and checksum from the JSON in front of the tensors: 8 bytes of length (little endian), then text."""
-    file.seek(0, 2)
-    available = file.tell() - 8
-    file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
-    foreign = f"{path} is no litheseg model; give a .safetensors file written by `litheseg train` or `save_bundle`"
-    if not 2 <= length <= min(available, _MAX_PREAMBLE):
-        raise BundleError(f"{foreign} (or it is truncated: {_AGAIN})")
-    try:
-        entry = json.loads(file.read(length))["__metadata__"][_KEY]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"{foreign} (or it is corrupted: {_AGAIN})") from error
-    try:
-        content = json.loads(entry)
-        return json.dumps(content["header"], sort_keys=True), str(content["sha256"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is corrupted: its header cannot be read; {_AGAIN}") from error
-
-
-def _read_header(text: str, path: Path) -> BundleHeader:
-    try:
-        return BundleHeader.from_json(text)
-    except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error
+def _check_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in state.items():
+        problem = weight_problem(name, value)
+        if problem is None and value.is_floating_point() and value.dtype != torch.float32:
+            problem = f"'{name}' is {str(value.dtype).removeprefix('torch.')}, where float32 is expected"
+        if problem is not None:
+            raise BundleError(f"{path}: {problem}; the weights are damaged, or the model did not train: {_AGAIN}")
 
 
 def _check_name(name: str, label: str) -> None:

@@ -203,10 +203,15 @@ def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
-    """`trace_channels` of a copy in training mode, with a small image; the random state is left as it was."""
+    """`trace_channels` of a copy in training mode, with a small image; the random state is left as it was.
+
+    A module whose parameters have shapes but no memory (on the meta device) is traced there.
+    """
+    device = "meta" if any(parameter.is_meta for parameter in module.parameters()) else "cpu"
     with torch.random.fork_rng(devices=[]):
-        image = torch.rand(2, 3, 64, 64)
-        return trace_channels(copy.deepcopy(module).cpu().float().train(), lambda m: run_example(m, image), dense=dense)
+        image = torch.rand(2, 3, 64, 64, device=device)
+        copied = copy.deepcopy(module).to(device).float().train()
+        return trace_channels(copied, lambda m: run_example(m, image), dense=dense)
 
 
 def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]], *, dense: bool = False) -> Trace:

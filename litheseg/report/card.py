@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from litheseg.deploy.markdown import escaped, fenced, table
 from litheseg.files import atomic_path
 from litheseg.runtime.latency import Scope
 from litheseg.runtime.profiling import Profile
@@ -164,29 +165,23 @@ def write_card(
 
 
 def to_markdown(title: str, sections: Iterable[Section]) -> str:
-    """A Markdown document; pipes and line ends inside table cells are escaped."""
-    parts = [f"# {title}"]
+    """A Markdown document that shows every text as it is: nothing in it can become a heading, a link or HTML."""
+    parts = [f"# {escaped(title)}"]
     for section in sections:
-        parts += [f"## {section.heading}", *(_markdown(block) for block in section.blocks)]
+        parts += [f"## {escaped(section.heading)}", *(_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown(block: str | Bullets | Code | Table) -> str:
     match block:
         case Bullets(items):
-            return "\n".join(f"- {' '.join(item.split())}" for item in items)
+            return "\n".join(f"- {escaped(item)}" for item in items)
         case Code(text, language):
-            # A fence longer than any inside the text cannot be closed by it.
-            fence = "````" if "```" in text else "```"
-            return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+            return fenced(text, language)
         case Table(head, rows):
-            lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
-            return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-    return block
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+            cells = [[escaped(cell) for cell in line] for line in (head, *rows)]
+            return table(cells[0], cells[1:], ["---", *("---:" for _ in head[1:])])
+    return escaped(block)
 
 
 def _what(header: BundleHeader, name: str) -> Section:
