@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import yaml
 from protocols import Protocol, read_protocols
 
-__all__ = ["HERE", "TINY", "Row", "append", "finished", "protocol_of", "read_rows", "results_file"]
+__all__ = ["HERE", "TINY", "Row", "append", "finished", "networks", "protocol_of", "read_rows", "results_file"]
 
 HERE = Path(__file__).parent
 # Over everything else, to rehearse: what takes seconds.
@@ -88,6 +89,12 @@ class Row:
         overrides = [_filled(part, bundles) for part in self.overrides]
         return [*protocol, *own, *overrides, *(TINY if self.tiny else ())]
 
+    @property
+    def command(self) -> str:
+        """What trains the row, for whoever reads the results: with DATA for the data's folder."""
+        arguments = self.arguments("DATA", Path("runs/benchmarks"))
+        return shlex.join(["litheseg", "train", "--recipe", self.recipe, *arguments])
+
 
 def _filled(override: str, values: Mapping[str, Any]) -> str:
     """The override with values in the place of their {NAME}; other names stay."""
@@ -127,6 +134,12 @@ def read_rows(
         groups = [_model_rows(content, table, protocol, model, seed) for seed in seeds]
     groups = _per_fold(groups, protocol, folds)
     return [replace(row, keys={other.id: other.key for other in group}) for group in groups for row in group]
+
+
+def networks(table: str) -> list[str | None]:
+    """The models or students of a table; None stands for rows that name their own."""
+    content = yaml.safe_load((HERE / f"{table}.yaml").read_text())
+    return list(content.get("students") or content.get("models") or [None])
 
 
 def _per_fold(groups: list[list[Row]], protocol: str, folds: list[str] | None) -> list[list[Row]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -103,7 +102,6 @@ def _add_minutes(folder: Path, minutes: float) -> float:
 
 
 def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str, Any]:
-    arguments = row.arguments("DATA", Path("runs/benchmarks"))
     few = {"network": row.network, "labelled": row.labelled, "steps": recipe.trainer.epochs * recipe.data.steps}
     return {
         "table": row.table,
@@ -117,7 +115,7 @@ def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str,
         **({"tiny": True} if row.tiny else {}),
         **(few if row.labelled else {}),
         "metrics": metrics,
-        "command": shlex.join(["litheseg", "train", "--recipe", row.recipe, *arguments]),
+        "command": row.command,
         "commit": commit() or "",
         "hardware": hardware("cuda" if torch.cuda.is_available() else "cpu"),
         "versions": {name: version(name) for name in ("torch", "torchvision", "lightning", "timm")},
