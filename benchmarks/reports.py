@@ -50,14 +50,14 @@ def provenance(options: argparse.Namespace, *packages: str, device: str = "cpu",
 
 
 def commit() -> str | None:
-    """With `-dirty` where the package or a script has changes; None outside a repository."""
+    """With `-dirty` where the package or a script has changes; outside a repository what the environment says."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, cwd=_ROOT).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "litheseg", "benchmarks/*.py")
+    changed = git("status", "--porcelain", "--", "litheseg", "benchmarks/*.py", "benchmarks/*.yaml")
     name = git("rev-parse", "HEAD")
-    return f"{name}{'-dirty' * bool(changed)}" if name else None
+    return f"{name}{'-dirty' * bool(changed)}" if name else os.environ.get("BENCHMARK_COMMIT")
 
 
 def hardware(device: str = "cpu") -> str:

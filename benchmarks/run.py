@@ -14,25 +14,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
-import json
 import os
-import re
-import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from protocols import Protocol, read_protocols
 from reports import commit, hardware
+from rows import Row, append, finished, read_rows, results_file
 
 from litheseg.data import open_source
 from litheseg.errors import Interrupted
@@ -42,188 +36,6 @@ from litheseg.training.config import Recipe
 from litheseg.training.layout import on_cpu
 from litheseg.training.recipe import load_recipe
 from litheseg.training.run import train
-
-HERE = Path(__file__).parent
-# Over everything else, to rehearse: what takes seconds.
-TINY = (
-    "--data.size=[48,64]",
-    "--data.crop=[48,64]",
-    "--data.batch_size=2",
-    "--data.steps=2",
-    "--data.cache=ram",
-    "--trainer.epochs=2",
-    "--trainer.val_every=2",
-    "--trainer.precision=32-true",
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training run of a table.
-
-    Attributes:
-        model: the network's name.
-        overrides: what the row changes; {ID} stands for the model that another row trains.
-        network: in a table of students, what the model is there: a student, or the pair that a teacher is of.
-        labelled: in such a table, the share of the training images that are.
-        fold: the sequence that is left out and scored, where the protocol has such.
-        tiny: whether it is a rehearsal, of a few steps on tiny images.
-        keys: of the rows that `overrides` may name, by id.
-    """
-
-    table: str
-    protocol: str
-    model: str
-    id: str
-    label: str
-    recipe: str
-    overrides: tuple[str, ...]
-    seed: int
-    network: str | None = None
-    labelled: str | None = None
-    fold: str | None = None
-    tiny: bool = False
-    keys: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def key(self) -> str:
-        """What makes the row unique, usable as a folder name."""
-        share = f"-{self.labelled.replace('/', 'of')}" if self.labelled else ""
-        fold = f"-{self.fold}" if self.fold else ""
-        name = (self.network or self.model).replace("*", "star")
-        return f"{self.protocol}-{name}{share}-{self.id}{fold}-seed{self.seed}"
-
-    def arguments(self, data: str, work: Path) -> list[str]:
-        """The overrides of protocol and row, in this order."""
-        protocol = protocol_of(self.protocol).arguments
-        fold = [f"--data.leave_out={self.fold}"] if self.fold else []
-        own = [*fold, f"--model.name={self.model}", f"--data.root={data}", f"--trainer.seed={self.seed}"]
-        bundles = {other: work / key / "model.safetensors" for other, key in self.keys.items()}
-        overrides = [_filled(part, bundles) for part in self.overrides]
-        return [*protocol, *own, *overrides, *(TINY if self.tiny else ())]
-
-
-def _filled(override: str, values: Mapping[str, Any]) -> str:
-    """The override with values in the place of their {NAME}; other names stay."""
-    return re.sub(r"{([\w.-]+)}", lambda match: str(values.get(match[1], match[0])), override)
-
-
-def protocol_of(name: str) -> Protocol:
-    """A protocol by its name."""
-    protocols = read_protocols(HERE / "protocols.yaml")
-    return protocols[_one_of(protocols, name, "protocols.yaml has no protocol")]
-
-
-def read_rows(
-    table: str,
-    protocol: str,
-    model: str | None,
-    seeds: list[int],
-    shares: list[str] | None = None,
-    folds: list[str] | None = None,
-) -> list[Row]:
-    """The rows of a table; all rows of the first seed come before those of the next, and of a fold before the next.
-
-    A row may name its model; the others are of `model`, by default the first of the table's. In a table of students
-    `model` is one of these, and there are rows for each of `shares`, by default the table's first alone. A protocol
-    with folds has every row once for each of `folds`, by default all.
-    """
-    content = yaml.safe_load((HERE / f"{table}.yaml").read_text())
-    if "module" in content:
-        importlib.import_module(content["module"])
-    if "students" in content:
-        groups = [
-            _student_rows(content, table, protocol, model, seed, share)
-            for seed in seeds
-            for share in shares or content["shares"][:1]
-        ]
-    else:
-        groups = [_model_rows(content, table, protocol, model, seed) for seed in seeds]
-    groups = _per_fold(groups, protocol, folds)
-    return [replace(row, keys={other.id: other.key for other in group}) for group in groups for row in group]
-
-
-def _per_fold(groups: list[list[Row]], protocol: str, folds: list[str] | None) -> list[list[Row]]:
-    """Each group once per fold, where the protocol has folds."""
-    known = protocol_of(protocol).folds
-    for fold in folds or ():
-        _one_of(known, fold, f"protocol {protocol} has no fold")
-    if not known:
-        return groups
-    return [[replace(row, fold=fold) for row in group] for group in groups for fold in folds or known]
-
-
-def _model_rows(content: dict[str, Any], table: str, protocol: str, model: str | None, seed: int) -> list[Row]:
-    models = content.get("models", [None])
-    model = _one_of(models, model, f"{table}.yaml has no model")
-    return [
-        Row(
-            table,
-            protocol,
-            row.get("model", model),
-            row["id"],
-            row["label"],
-            row["recipe"],
-            tuple(row["overrides"]),
-            seed,
-        )
-        for row in content["rows"]
-    ]
-
-
-def _student_rows(
-    content: dict[str, Any], table: str, protocol: str, student: str | None, seed: int, share: str
-) -> list[Row]:
-    """One student's rows and those of its teachers, for one share; where all is labelled, those that need no more."""
-    student = _one_of(content["students"], student, f"{table}.yaml has no student")
-    _one_of(content["shares"], share, f"{table}.yaml has no share")
-    steps = content["steps"][_one_of(content["steps"], protocol, f"{table}.yaml has no steps for protocol")]
-    teachers_by = content["teachers_by"].get(protocol, protocol)
-    values = content["students"][student]
-    common = [*content["every"], f"--data.steps={steps}", *([] if share == "all" else [f"--data.labelled={share}"])]
-    rows = []
-    for entry in content["rows"]:
-        if share == "all" and not entry.get("labels_only"):
-            continue
-        name, role = values["teachers"], entry.get("teacher")
-        pair = content["teachers"][name]
-        network = pair[role] if role else values
-        recipe = entry.get("recipe", pair["recipe"])
-        own = [*content["recipes"].get(recipe, []), *network.get("overrides", []), *entry["overrides"]]
-        overrides = [*common, f"--model.args={json.dumps(network['args'])}", *own]
-        rows.append(
-            Row(
-                table,
-                teachers_by if role else protocol,
-                network["model"],
-                entry["id"],
-                _filled(entry["label"], pair),
-                recipe,
-                tuple(_filled(override, values["weights"]) for override in overrides),
-                seed,
-                network=name if role else student,
-                labelled=share,
-            )
-        )
-    return rows
-
-
-def _one_of(known: Iterable[Any], name: Any, complaint: str) -> Any:
-    """`name`, or the first where it is None; refused where it is not known."""
-    known = list(known)
-    if name is not None and name not in known:
-        raise SystemExit(f"{complaint} '{name}'; choose from {', '.join(filter(None, known))}")
-    return known[0] if name is None else name
-
-
-def results_file(table: str) -> Path:
-    """Where a table's finished rows are."""
-    return HERE / "results" / f"{table}.jsonl"
-
-
-def finished(path: Path) -> set[str]:
-    """Keys of the rows that are done."""
-    return {json.loads(line)["key"] for line in path.read_text().splitlines()} if path.exists() else set()
 
 
 def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
@@ -290,7 +102,6 @@ def _add_minutes(folder: Path, minutes: float) -> float:
 
 
 def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str, Any]:
-    arguments = row.arguments("DATA", Path("runs/benchmarks"))
     few = {"network": row.network, "labelled": row.labelled, "steps": recipe.trainer.epochs * recipe.data.steps}
     return {
         "table": row.table,
@@ -304,21 +115,14 @@ def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str,
         **({"tiny": True} if row.tiny else {}),
         **(few if row.labelled else {}),
         "metrics": metrics,
-        "command": shlex.join(["litheseg", "train", "--recipe", row.recipe, *arguments]),
+        "command": row.command,
         "commit": commit() or "",
         "hardware": hardware("cuda" if torch.cuda.is_available() else "cpu"),
         "versions": {name: version(name) for name in ("torch", "torchvision", "lightning", "timm")},
         "minutes": round(minutes, 1),
+        **({"processes": int(os.environ["BENCHMARK_PROCESSES"])} if "BENCHMARK_PROCESSES" in os.environ else {}),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one line, in one write: several processes may add to one file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write(f"{json.dumps(record)}\n".encode())
-        os.fsync(file.fileno())
 
 
 def main() -> None:
@@ -345,7 +149,7 @@ def main() -> None:
     if arguments.tiny and not arguments.results:
         parser.error("--tiny needs --results: such rows must not be among the real ones")
     results = arguments.results or results_file(arguments.table)
-    done = finished(results)
+    done = finished(results, arguments.table)
     rows = read_rows(
         arguments.table,
         arguments.protocol,

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import rows as table_rows
 import run
 import yaml
 
@@ -177,7 +178,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in ("mgd.yaml", "protocols.yaml"):
         (tmp_path / name).write_text((FOLDER / name).read_text())
-    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(table_rows, "HERE", tmp_path)
     monkeypatch.setattr(run, "train", train)
     header = SimpleNamespace(metrics={"1": {"miou": 0.5}})
     monkeypatch.setattr(run, "load_bundle", lambda path: SimpleNamespace(header=header))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import rows
 
 from litheseg.errors import Interrupted
 from litheseg.training.config import Recipe
@@ -43,7 +44,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     for name in ("slimseg.yaml", "protocols.yaml"):
         shutil.copy(FOLDER / name, tmp_path / name)
     fake = FakeTraining()
-    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(rows, "HERE", tmp_path)
     monkeypatch.setattr(run, "train", fake)
     metrics = {"1": {"miou": 0.5}}
     monkeypatch.setattr(run, "load_bundle", lambda path: SimpleNamespace(header=SimpleNamespace(metrics=metrics)))
@@ -70,9 +71,9 @@ def test_every_row_of_the_table_is_a_valid_recipe(training: FakeTraining) -> Non
 
 
 def test_seeds_come_one_after_the_other(training: FakeTraining) -> None:
-    rows = run.read_rows("slimseg", "camvid-half", "ddrnet", [0, 1])
-    assert [row.seed for row in rows] == sorted(row.seed for row in rows)
-    assert len({row.key for row in rows}) == len(rows)
+    found = run.read_rows("slimseg", "camvid-half", "ddrnet", [0, 1])
+    assert [row.seed for row in found] == sorted(row.seed for row in found)
+    assert len({row.key for row in found}) == len(found)
 
 
 def test_finished_rows_are_skipped(training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
