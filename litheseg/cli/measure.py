@@ -26,9 +26,10 @@ def add(parser: ArgumentParser) -> None:
         "--runtime", choices=[name for name in RUNTIMES if name != "torch"], help="[those that are installed]"
     )
     here.add_argument("--repeats", type=int, default=90, metavar="N", help="timed passes of each network [90]")
-    fps_option(here)
+    fps_option(here)  # type: ignore[arg-type]
     kit = parser.add_argument_group("a model file, made a kit of")
-    widths_option(kit, "those to export; any in the trained range [all of the model, and two between each pair]")
+    meaning = "those to export; any in the trained range [all of the model, and two between each pair]"
+    widths_option(kit, meaning)  # type: ignore[arg-type]
     kit.add_argument(
         "--sizes", type=parse_sizes, metavar="HxW,HxW", help="the network's inputs [training size, 3/4 and 1/2 of it]"
     )

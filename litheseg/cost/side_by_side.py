@@ -190,7 +190,7 @@ def _timed(
         stack.enter_context(threads_limited(threads))
         placed = [stack.enter_context(evaluating(network.to(device))) for network in networks]
         calls = {index: partial(_pass, network, image) for index, network in enumerate(placed)}
-        times = interleave(calls, repeats)
+        times: dict[int, list[float]] = interleave(calls, repeats)
     return {index: Latency(Scope.NETWORK, values) for index, values in times.items()}
 
 

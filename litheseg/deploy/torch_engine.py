@@ -180,7 +180,7 @@ class TorchNetworks(Networks):
         self._how: dict[str, Any] = {"threads": threads, "channels_last": channels_last, "precision": precision}
         self._elastic = bundle.model()
         first = bundle.header.available_widths[0] if width is None else bundle.check_width(width)
-        super().__init__(bundle.header, bundle.header.available_widths, bundle.check_width, self._made, first)
+        super().__init__(bundle.header, bundle.header.available_widths, bundle.check_width, self._extracted, first)
 
     def module(self, width: float) -> nn.Module:
         """The plain network of a width, batch norms folded, on the device; shared, not to be changed."""
@@ -190,7 +190,7 @@ class TorchNetworks(Networks):
         """See `ModuleEngine.outputs`."""
         return cast(ModuleEngine, self.engine(width)).outputs(image)
 
-    def _made(self, width: float) -> Engine:
+    def _extracted(self, width: float) -> Engine:
         with torch.inference_mode(False):  # else the weights of the module could not be exported later
             module = densified(extract(self._elastic, width).eval(), self._bundle.dense)
             fold_batch_norms(module)

@@ -187,9 +187,7 @@ def build_teachers(
         if own and recipe.teacher.kind != "frozen":
             teachers[name] = _own_teacher(recipe.teacher, model, wanted, peer)
         else:
-            teachers[name] = _frozen(
-                recipe.teacher if own else recipe.mgd.tutors[name], data, wanted, recipe.trainer
-            )
+            teachers[name] = _frozen(recipe.teacher if own else recipe.mgd.tutors[name], data, wanted, recipe.trainer)
     return teachers
 
 

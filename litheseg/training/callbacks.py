@@ -118,8 +118,8 @@ class StayStopped(Callback):
 class StopOnInterrupt(Callback):
     """Ctrl-C lets the step finish, saves ``last.ckpt`` and raises `Interrupted`; a second Ctrl-C stops at once.
 
-    So does SIGTERM, by which schedulers and containers stop a run; Lightning's own handler would wait for processes that
-    did not get the signal.
+    So does SIGTERM, by which schedulers and containers stop a run; Lightning's own handler would wait for processes
+    that did not get the signal.
 
     It must come after every callback that does something at the end of a step, or that would be missing from the file.
     """
@@ -132,7 +132,9 @@ class StopOnInterrupt(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for the signals."""
         if threading.current_thread() is threading.main_thread():
-            numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+            numbers = [
+                number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN
+            ]
             self._previous = {number: signal.signal(number, self._ask) for number in numbers}
 
     def _ask(self, *_: Any) -> None:

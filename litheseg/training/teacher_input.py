@@ -57,7 +57,5 @@ class TeacherInput:
     def _zoomed(self, image: Tensor) -> Tensor:
         if self._scale == (1, 1):
             return image
-        size = tuple(
-            max(1, round(pixels * scale)) for pixels, scale in zip(image.shape[-2:], self._scale, strict=True)
-        )
+        size = tuple(max(1, round(pixels * scale)) for pixels, scale in zip(image.shape[-2:], self._scale, strict=True))
         return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)

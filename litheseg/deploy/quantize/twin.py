@@ -165,7 +165,8 @@ class _Job:
         self._say("checking")
         certificate = self._certified(engine)
         image = self._images[0]
-        times = interleave({"fp32": partial(self._fp32, image), "int8": partial(engine, image)}, _REPEATS)
+        calls = {"fp32": partial(self._fp32, image), "int8": partial(engine, image)}
+        times: dict[str, list[float]] = interleave(calls, _REPEATS)
         fp32, int8 = (Latency(Scope.NETWORK, times[name]).percentile(50) for name in ("fp32", "int8"))
         trial = QuantizationTrial(
             kept=names,

@@ -55,7 +55,9 @@ def photo(size: tuple[int, int]) -> bytes:
         size: height and width in pixels.
     """
     random, (height, width) = np.random.default_rng(0), size
-    areas = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    areas = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     noise = random.integers(-8, 9, (height, width, 1))
     buffer = BytesIO()
     Image.fromarray((np.asarray(areas) + noise).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
