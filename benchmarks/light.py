@@ -13,7 +13,7 @@ machine.
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import statistics
 import subprocess
 import sys
@@ -34,6 +34,12 @@ ROOT = Path(__file__).parents[1]
 # What was to be reached: seconds of processor time, megabytes of memory, megabytes on disk.
 TARGETS = {"help": (0.4, 60.0), "import": (0.1, None), "predict": (1.0, 150.0)}
 DISK_MB = 300.0
+LAUNCHER = """
+import json, resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
 
 
 def main() -> None:
@@ -83,15 +89,10 @@ def _environment(folder: Path) -> Path:
 
 
 def _run(python: Path, line: Sequence[str]) -> dict[str, float]:
-    """Run a process to its end."""
-    with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen([str(python), *line], stdout=nowhere, cwd=tempfile.gettempdir())
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(line)} ended with status {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"seconds": used.ru_utime + used.ru_stime, "megabytes": used.ru_maxrss * unit / 1e6}
+    """Run a process to its end; a small one starts it, since until it runs its program it is as large as its parent."""
+    command = [str(python), "-c", LAUNCHER, str(python), *line]
+    seconds, memory = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    return {"seconds": seconds, "megabytes": memory * (1 if sys.platform == "darwin" else 1024) / 1e6}
 
 
 def _median(runs: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -18,6 +18,7 @@ HOUSE = (
     "errors",
     "files",
     "locks",
+    "tables",
     "masks",
     "streets",
     "bundle",

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from litheseg import __version__
 from litheseg.cli.printing import complain
-from litheseg.errors import LithesegError, MissingExtraError, did_you_mean
+from litheseg.errors import LithesegError, MissingExtraError, did_you_mean, printable
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -78,7 +78,7 @@ class _Parser(ArgumentParser):
         raise LithesegError(f"unknown option {name}.{hint} See `{self.prog} --help`.")
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        print(f"error: {printable(message)} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -152,5 +152,5 @@ def _keep_quiet() -> None:
     """Leave out other libraries' advice on hardware, loaders and loggers; what litheseg says itself stays."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for module in ("lightning", "torch", "tensorboard"):
+    for module in ("lightning", "torch", "tensorboard", "PIL"):
         warnings.filterwarnings("ignore", module=rf"{module}\b.*")
