@@ -25,7 +25,7 @@ import torch
 from litheseg.budget.candidates import Network
 from litheseg.budget.store import Store, data_digest
 from litheseg.data.source import Sample, Source
-from litheseg.deploy.torch_engine import torch_engine
+from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import calibrate, open_bundle_data
 from litheseg.evaluation.metrics import confusion_matrix, mean_iou
@@ -211,5 +211,4 @@ def score(pipeline: Pipeline, source: Source, samples: tuple[Sample, ...]) -> fl
 
 
 def _plain_engine(bundle: Bundle, network: Network) -> Engine:
-    header = bundle.header
-    return torch_engine(bundle.plain(network.width), header.mean, header.std, precision=network.precision)
+    return bundle_engine(bundle, network.width, "torch", precision=network.precision)
