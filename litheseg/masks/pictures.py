@@ -22,13 +22,17 @@ __all__ = ["encode_mask", "encode_overlay", "overlay", "write_mask"]
 
 # Of zlib's levels 1 to 9: a third of the time of the usual 6, a third more bytes.
 _LEVEL = 3
+_BLENDED = 1 << 17  # pixels at once: in floating point an image takes a dozen times its bytes
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, alpha: float = 0.5) -> np.ndarray:
     """The image (uint8 H W 3) under the colours of its labels (uint8 H W); labels without a class leave it as it is."""
-    colors = classes.palette()[mask].astype(np.float32)
-    mixed = np.rint(image + np.float32(alpha) * (colors - image)).astype(np.uint8)
-    return np.where((mask < len(classes))[:, :, None], mixed, image)
+    palette, mixed, rows = classes.palette(), image.copy(), max(1, _BLENDED // max(1, image.shape[1]))
+    for start in range(0, len(image), rows):
+        part, labels = image[start : start + rows], mask[start : start + rows]
+        colored = np.rint(part + np.float32(alpha) * (palette[labels].astype(np.float32) - part)).astype(np.uint8)
+        mixed[start : start + rows] = np.where((labels < len(classes))[:, :, None], colored, part)
+    return mixed
 
 
 def encode_mask(mask: np.ndarray, classes: Classes) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from litheseg.errors import DataError
 from litheseg.masks.reading import read_image
@@ -73,10 +73,12 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise DataError("a PIL image of floating-point pixels; convert it to 8 bits")
     try:
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy, here and in convert
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255; the high byte is the picture
             return _from_array((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8), "image")
-        return _from_array(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), "image")
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        return _from_array(np.asarray(image if image.mode == mode else image.convert(mode)), "image")
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"the PIL image cannot be decoded ({error}); replace it") from error
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -32,3 +33,18 @@ def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
     image = np.full((1, 3, 3), 100, np.uint8)
     mixed = overlay(image, np.array([[0, 1, 255]], np.uint8), CLASSES, alpha=0.5)
     assert mixed.tolist() == [[[55, 60, 65], [150, 100, 50], [100, 100, 100]]]
+
+
+def test_a_large_overlay_is_mixed_in_parts() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1100, 1000, 3), dtype=np.uint8)
+    labels = rng.choice([0, 1, 255], (1100, 1000)).astype(np.uint8)
+    tracemalloc.start()
+    mixed = overlay(image, labels, CLASSES, alpha=0.3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    for k, color in enumerate(CLASSES.colors):
+        expected = np.rint(image + np.float32(0.3) * (np.array(color, np.float32) - image))
+        assert np.array_equal(mixed[labels == k], expected[labels == k])
+    assert np.array_equal(mixed[labels == 255], image[labels == 255])
+    assert peak < 4 * image.nbytes, "whole images in floating point take a dozen times its bytes"

@@ -105,7 +105,7 @@ def test_measuring_keeps_all_workers_busy_at_every_width() -> None:
 
 def test_the_model_says_what_its_widths_hold() -> None:
     with client_of(
-        service(FakePredictor({1.0: 0.3, 0.5: 0.1, 0.25: 0.0}), workers=1, queue=4, target_ms=100)
+        service(FakePredictor({1.0: 0.3, 0.5: 0.1, 0.25: 0.0}), workers=1, queue=4, target_ms=200)
     ) as client:
         info = ModelInfo.model_validate_json(client.get("/v1/model").content)
     assert [entry.clients for entry in info.widths] == [0, 1, 5]

@@ -21,10 +21,11 @@ from tiny_server import FakePredictor, send
 import litheseg.runtime.server as room
 from litheseg.cli import build_parser, main
 from litheseg.cli.serve import _settings, _warn_if_open
+from litheseg.deploy.export import export_bundle
 from litheseg.errors import MissingExtraError
 from litheseg.masks.classes import Classes
 from litheseg.models import build_model
-from litheseg.models.bundle import BundleHeader, save_bundle
+from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.server.running import run_until_stopped
 from litheseg.runtime.server.service import Service
@@ -44,7 +45,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`litheseg serve` and its URL."""
-    command = [sys.executable, "-m", "litheseg", "serve", *arguments, "--port", "0"]
+    interpreted = arguments if arguments[0] == "-c" else ("-m", "litheseg", "serve", *arguments)
+    command = [sys.executable, *interpreted, "--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen(command, env=os.environ | environment, **pipes)  # type: ignore[call-overload]
     try:
@@ -73,6 +75,34 @@ def test_it_serves_and_ends_on_sigterm(bundle: Path) -> None:
         running.send_signal(signal.SIGTERM)
         assert running.wait(15) == 0
         assert "Traceback" not in running.stderr.read()
+
+
+WITHOUT_PYTORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "lightning", "timm", "scipy", "matplotlib", "safetensors"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from litheseg.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_box_without_pytorch_serves_an_export_in_little_memory(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    export_bundle(load_bundle(bundle), tmp_path / "x", check=False)
+    command = ["-c", WITHOUT_PYTORCH, "serve", str(tmp_path / "x"), "--runtime", "onnxruntime"]
+    with process(*command) as (running, url), httpx.Client(base_url=url, timeout=20) as client:
+        assert client.get("/v1/model").json()["runtime"] == "onnxruntime"
+        for path in ("mask", "overlay", "polygons?min_area=1", "rle"):
+            assert send(client, path).status_code == 200
+        status = Path(f"/proc/{running.pid}/status")
+        if status.exists():
+            peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+            assert peak < 200 << 10, "kilobytes"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(15) == 0
 
 
 def test_a_signal_lets_what_was_taken_finish(monkeypatch: pytest.MonkeyPatch) -> None:
