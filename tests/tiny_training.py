@@ -1,6 +1,8 @@
 """A network and a recipe that train in a second, in this process or, as a script, in another.
 
-python tests/tiny_training.py FOLDER [--resume] [--die-at STEP] [recipe overrides]
+python tests/tiny_training.py FOLDER [--resume] [--die-at STEP] [--die-writing NAME] [--die-rank RANK] [overrides]
+
+A process that dies kills itself: at a training step, or when half of a file has been written for the second time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litheseg.cli.printing import complain
+from litheseg.errors import LithesegError
 from litheseg.models import MODELS, SegmentationModel
 from litheseg.models.bundle import load_bundle
 from litheseg.training import Recipe, TrainResult, load_recipe, train
@@ -111,15 +115,49 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join([*map(str, places), *filter(None, [kept.get("PYTHONPATH")])])}
 
 
-def main(arguments: list[str]) -> None:
-    if "--die-at" in arguments:
-        at = arguments.index("--die-at")
-        step = int(arguments[at + 1])
-        del arguments[at : at + 2]
-        SegmentationTask.training_step = act_at(step, lambda _: os.kill(os.getpid(), signal.SIGKILL))
-    resume = "--resume" in arguments
-    train_tiny(Path(arguments[0]), *(part for part in arguments[1:] if part != "--resume"), resume=resume)
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_writing(name: str) -> Any:
+    """A `Path.write_bytes` that dies within the second file whose path holds `name`."""
+    write, seen = Path.write_bytes, []
+
+    def write_bytes(path: Path, content: Any) -> int:
+        seen.extend([path] if name in path.name else [])
+        if len(seen) < 2:
+            return write(path, content)
+        write(path, bytes(content)[: len(content) // 2])
+        die()
+        raise AssertionError
+
+    return write_bytes
+
+
+def taken(arguments: list[str], option: str) -> str | None:
+    """The value of an option, which is taken out."""
+    if option not in arguments:
+        return None
+    at = arguments.index(option)
+    value = arguments[at + 1]
+    del arguments[at : at + 2]
+    return value
+
+
+def main(arguments: list[str]) -> int:
+    step, name, rank = (taken(arguments, f"--die-{what}") for what in ("at", "writing", "rank"))
+    if rank in (None, os.environ.get("LOCAL_RANK", "0")):
+        if step is not None:
+            SegmentationTask.training_step = act_at(int(step), die)
+        if name is not None:
+            Path.write_bytes = die_writing(name)
+    try:
+        overrides = [part for part in arguments[1:] if part != "--resume"]
+        train_tiny(Path(arguments[0]), *overrides, resume="--resume" in arguments)
+    except LithesegError as error:
+        return complain(str(error), error.exit_status)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -27,7 +27,7 @@ from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.standalone import host_facts
 
-__all__ = ["Store", "data_digest", "default_cache"]
+__all__ = ["Store", "data_digest", "default_cache", "store_folder"]
 
 _MOST_SAMPLES = 400  # of a candidate; older ones are forgotten
 
@@ -57,7 +57,7 @@ class Store:
             cache: the folder of all models; None for `default_cache()`.
             fresh: forget the timings.
         """
-        store = cls((cache or default_cache()) / model_digest(bundle)[:16])
+        store = cls(store_folder(bundle, cache))
         store.scores = _read(store._scores_file)
         if not fresh:
             store.samples = {
@@ -110,6 +110,11 @@ class Store:
 def default_cache() -> Path:
     """``~/.cache/litheseg/budget``, or below ``$XDG_CACHE_HOME``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litheseg" / "budget"
+
+
+def store_folder(bundle: Bundle, cache: Path | None = None) -> Path:
+    """Where what is known of a bundle lies; `cache` as of `Store.of`."""
+    return (cache or default_cache()) / model_digest(bundle)[:16]
 
 
 def data_digest(source: Source, *splits: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from litheseg.budget.fit import FIT_FILE, Choices, Fit
 from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
+from litheseg.budget.store import store_folder
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import (
     bundle_argument,
@@ -25,6 +26,7 @@ from litheseg.cli.options import (
 from litheseg.cli.printing import console, print_json, say
 from litheseg.data import open_source
 from litheseg.errors import LithesegError
+from litheseg.locks import folder_lock
 from litheseg.models.bundle import load_bundle
 
 __all__ = ["add", "run"]
@@ -100,9 +102,12 @@ def run(args: Namespace) -> None:
     choices = Choices(args.widths, args.sizes, args.runtime, args.precision, args.threads)
     data = args.data if args.data is None or args.source == "auto" else open_source(args.source, args.data)
     options = {name: getattr(args, name) for name in ("split", "image", "plan", "measured", "cache", "fresh")}
-    fit = Fit(load_bundle(args.bundle), limits, choices, data=data, progress=say, **options)
-    account = fit.run()
-    deployed = fit.deliver(account, args.output, command=args.line)
+    bundle = load_bundle(args.bundle)
+    # Two fits of one model would also disturb each other's timings.
+    with folder_lock(args.output), folder_lock(store_folder(bundle, args.cache)):
+        fit = Fit(bundle, limits, choices, data=data, progress=say, **options)
+        account = fit.run()
+        deployed = fit.deliver(account, args.output, command=args.line)
     if args.json:
         return print_json(json.loads((args.output / FIT_FILE).read_text()))
     console().print(account.table())

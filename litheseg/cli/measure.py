@@ -9,6 +9,7 @@ from litheseg.bundle.exported import RUNTIMES, load_export
 from litheseg.cli.options import bundle_argument, fps_option, parse_counts, parse_sizes, widths_option
 from litheseg.cli.printing import say
 from litheseg.errors import LithesegError
+from litheseg.locks import folder_lock
 from litheseg.runtime.kit import measure_export
 from litheseg.runtime.networks import is_export
 from litheseg.runtime.standalone import RESULT_FILE, write_measurements
@@ -74,7 +75,8 @@ def _write_kit(args: Namespace) -> None:
         raise LithesegError("a kit is a folder: name it with --output")
     bundle = load_bundle(args.bundle)
     networks = kit_networks(bundle, args.widths, args.sizes or default_sizes(bundle.header.size))
-    folder = write_kit(bundle, args.output, networks, force=args.force, progress=say)
+    with folder_lock(args.output, beside=True):
+        folder = write_kit(bundle, args.output, networks, force=args.force, progress=say)
     number = "1 network" if len(networks) == 1 else f"{len(networks)} networks"
     print(f"{number} and {SCRIPT} written to {folder}\n\nnext, on the target:")
     print(f"  python {folder.name}/{SCRIPT}\nthen here:")

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from litheseg.cli.printing import print_next, print_table
+from litheseg.errors import LithesegError, TrainingError
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_rows, width_table
 from litheseg.training.config import Recipe
@@ -45,6 +46,11 @@ def run(args: Namespace) -> None:
     result = train(recipe, args.output or Path("runs") / recipe.name, resume=args.resume)
     if not is_first_process():
         return
-    report = report_run(result.folder, command=args.line)
+    try:
+        report = report_run(result.folder, command=args.line)
+    except LithesegError as error:
+        raise TrainingError(
+            f"{error}. The model is whole, {result.bundle}; the same command with --resume writes the report"
+        ) from error
     print_table(width_table(width_rows(load_bundle(result.bundle).header)))
     print_next(result.bundle, report, tuple(result.scores))

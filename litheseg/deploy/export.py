@@ -52,6 +52,7 @@ from litheseg.deploy.shared import share_weights
 from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import LithesegError, ModelError
 from litheseg.files import atomic_folder
+from litheseg.locks import folder_lock
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
@@ -124,6 +125,7 @@ def export_bundle(
         MissingExtraError: a format's package is not installed.
         ModelError: an operator that a format lacks, or a network that cannot take any size.
         WidthError: a width that the bundle does not have.
+        FolderInUseError: another process exports to the folder.
         LithesegError: the folder is there, or cannot be written; a network disagrees with PyTorch.
     """
     target = Path(output).expanduser()
@@ -134,24 +136,25 @@ def export_bundle(
         raise LithesegError("only fp32 networks in ONNX share weights; export the others to a folder of their own")
     if not 0 <= threshold <= 1:
         raise LithesegError(f"threshold {threshold:g} is no share of pixels; give a number in [0, 1], such as 0.999")
-    _check_target(target, force)
-    chosen = [bundle.check_width(width) for width in dict.fromkeys(widths or bundle.header.available_widths)]
-    samples = open_samples(bundle, data, source=source, split=split).thinned(CHECK_IMAGES) if check else None
-    with atomic_folder(target) as folder:
-        artefacts = [artefact for width in chosen for artefact in job.write(folder, width)]
-        if shared:
-            artefacts = job.share(folder, artefacts)
-        export = Export(folder, bundle.header, tuple(artefacts), job.provenance())
-        found: dict[str, Mapping[str, Any]] = {}
-        for width in chosen:
-            written = replace(export, artefacts=tuple(a for a in export.artefacts if a.width == width))
-            job.try_sizes(written)
-            if samples is not None:
-                found |= _certified(job.compare(written, samples), threshold)
-        for artefact, result in further(export) if further is not None else ():
-            export = replace(export, artefacts=(*export.artefacts, artefact))
-            found[artefact.path] = result
-        _finish(export, found, threshold)
+    with folder_lock(target, beside=True):
+        _check_target(target, force)
+        chosen = [bundle.check_width(width) for width in dict.fromkeys(widths or bundle.header.available_widths)]
+        samples = open_samples(bundle, data, source=source, split=split).thinned(CHECK_IMAGES) if check else None
+        with atomic_folder(target) as folder:
+            artefacts = [artefact for width in chosen for artefact in job.write(folder, width)]
+            if shared:
+                artefacts = job.share(folder, artefacts)
+            export = Export(folder, bundle.header, tuple(artefacts), job.provenance())
+            found: dict[str, Mapping[str, Any]] = {}
+            for width in chosen:
+                written = replace(export, artefacts=tuple(a for a in export.artefacts if a.width == width))
+                job.try_sizes(written)
+                if samples is not None:
+                    found |= _certified(job.compare(written, samples), threshold)
+            for artefact, result in further(export) if further is not None else ():
+                export = replace(export, artefacts=(*export.artefacts, artefact))
+                found[artefact.path] = result
+            _finish(export, found, threshold)
     return load_export(target)
 
 

@@ -42,6 +42,7 @@ from litheseg.labelling.cvat import write_cvat
 from litheseg.labelling.label_studio import write_label_studio
 from litheseg.labelling.placing import class_file, link_image, settled
 from litheseg.labelling.selection import Ranking, rank
+from litheseg.locks import folder_lock
 from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.models.bundle import Bundle
@@ -117,6 +118,7 @@ def pseudo_label(
         DataError: no images, two of one id, a value out of range, results of another model or of other settings in the
             output folder, a ranking or an export there that would change, or no image that could be labelled.
         WidthError: the bundle does not have the width.
+        FolderInUseError: another process labels into the output folder.
         LithesegError: a result cannot be written.
     """
     if export not in EXPORTS:
@@ -131,17 +133,18 @@ def pseudo_label(
     width = predictor.width if width is None else predictor.check_width(width)
     run = _Run(predictor, Path(output).expanduser(), width, threshold, force, max_pixels)
     images = _find(existing_folder(folder), run.output)
-    run.begin()
-    for done, (key, image) in enumerate(images.items(), 1):
-        run.label(key, image)
-        if progress is not None:
-            progress(done, len(images), image)
-    if not run.scores:
-        raise DataError(f"none of the {len(images)} images could be labelled; the first: {run.failed[0][1]}")
-    ranking, listed = run.rank(choose)
-    keys = list(run.scores)
-    chosen = tuple(Chosen(keys[i], images[keys[i]], run.mask(keys[i])) for i in ranking.order[: ranking.chosen])
-    exported = run.export(export, chosen)
+    with folder_lock(run.output):
+        run.begin()
+        for done, (key, image) in enumerate(images.items(), 1):
+            run.label(key, image)
+            if progress is not None:
+                progress(done, len(images), image)
+        if not run.scores:
+            raise DataError(f"none of the {len(images)} images could be labelled; the first: {run.failed[0][1]}")
+        ranking, listed = run.rank(choose)
+        keys = list(run.scores)
+        chosen = tuple(Chosen(keys[i], images[keys[i]], run.mask(keys[i])) for i in ranking.order[: ranking.chosen])
+        exported = run.export(export, chosen)
     ids = tuple(item.key for item in chosen)
     return PseudoLabels(len(images), run.written, run.skipped, tuple(run.failed), ids, listed, exported)
 

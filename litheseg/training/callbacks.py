@@ -126,7 +126,7 @@ class StopOnInterrupt(Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self._asked = False
+        self._asked, self._number = False, int(signal.SIGINT)
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -137,10 +137,10 @@ class StopOnInterrupt(Callback):
             ]
             self._previous = {number: signal.signal(number, self._ask) for number in numbers}
 
-    def _ask(self, *_: Any) -> None:
+    def _ask(self, number: int, _: Any) -> None:
         if self._asked:
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked, self._number = True, number
         if is_first_process():
             print("\nstopping after this step; Ctrl-C again to stop at once without saving", file=sys.stderr)
 
@@ -168,10 +168,12 @@ class StopOnInterrupt(Callback):
 
     def _interrupted(self, trainer: L.Trainer) -> Interrupted:
         epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 0)
-        return Interrupted(
+        stop = Interrupted(
             f"stopped in epoch {epoch} of {trainer.max_epochs}; everything is saved in {self.checkpoint}. "
             "Go on with the same command and --resume"
         )
+        stop.exit_status = 128 + self._number  # as shells count
+        return stop
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""

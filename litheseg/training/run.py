@@ -26,6 +26,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator
+from safetensors import SafetensorError
 from torch import nn
 
 from litheseg.data.datamodule import SegmentationData
@@ -47,7 +48,7 @@ from litheseg.training.stages import (
     teacher_recipe,
     with_bundles,
 )
-from litheseg.training.storage import read_checkpoint, remove_drafts
+from litheseg.training.storage import errors_of_writers_once, read_checkpoint, remove_drafts
 from litheseg.training.trainer import build_trainer
 
 __all__ = ["TrainResult", "train"]
@@ -90,7 +91,12 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> TrainR
     """
     folder = Path(folder)
     check_recipe(recipe)
-    with _own_folder(folder, recipe, resume), one_voice(lambda: _kept(folder)), _readable_failures(recipe, folder):
+    with (
+        _own_folder(folder, recipe, resume),
+        one_voice(lambda: _kept(folder)),
+        _readable_failures(recipe, folder),
+        errors_of_writers_once(),
+    ):
         return _train(recipe, folder)
 
 
@@ -250,9 +256,8 @@ def _readable_failures(recipe: Recipe, folder: Path) -> Iterator[None]:
             f"cannot read or write {error.filename or folder}: {error.strerror}; mend that, then: {_kept(folder)}"
         ) from error
     except LithesegError as error:
-        if type(error) is not LithesegError or not isinstance(
-            error.__cause__, OSError
-        ):  # `atomic_path` could not write
+        # `atomic_path` or `save_bundle` could not write.
+        if type(error) is not LithesegError or not isinstance(error.__cause__, (OSError, SafetensorError)):
             raise
         raise TrainingError(f"{error}. Then: {_kept(folder)}") from error
     except (KeyboardInterrupt, SystemExit) as stop:

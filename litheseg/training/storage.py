@@ -12,8 +12,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+import threading
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from litheseg.errors import TrainingError
 from litheseg.files import atomic_path
 
-__all__ = ["AtomicCheckpoints", "Curves", "read_checkpoint", "remove_drafts"]
+__all__ = ["AtomicCheckpoints", "Curves", "errors_of_writers_once", "read_checkpoint", "remove_drafts"]
 
 _DRAFT = re.compile(r"\.\w+\.[0-9a-f]{8}\.(ckpt|csv|safetensors|yaml)")  # what `atomic_path` writes before it renames
 
@@ -81,6 +83,22 @@ def remove_drafts(*folders: Path) -> None:
         for path in folder.glob(".*"):
             if _DRAFT.fullmatch(path.name):
                 path.unlink()
+
+
+@contextmanager
+def errors_of_writers_once() -> Iterator[None]:
+    """TensorBoard writes in a thread, whose errors the main thread raises too: leave out the thread's own traceback."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class Curves(Logger):

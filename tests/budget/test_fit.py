@@ -22,6 +22,7 @@ from litheseg.budget.target import Measurements, read_measurements
 from litheseg.bundle.exported import load_export
 from litheseg.cli import build_parser, main, measure
 from litheseg.errors import LithesegError
+from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.predictor import Predictor
@@ -276,6 +277,12 @@ def test_measure_writes_a_kit(bundle: Bundle, tmp_path: Path, capsys: pytest.Cap
     assert main(words) == 0
     assert "1 network and measure.py" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "kit").iterdir()} == {"kit.json", "measure.py", "networks"}
+
+
+def test_two_kits_do_not_go_to_one_folder(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with folder_lock(tmp_path / "kit", beside=True):
+        assert main(["measure", str(bundle.path), "--widths", ".5", "--output", str(tmp_path / "kit")]) == 2
+    assert "kit is in use by process" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_kit_holds_every_width_at_every_size(

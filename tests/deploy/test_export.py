@@ -21,7 +21,7 @@ from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.openvino import save_openvino
 from litheseg.deploy.torch_export import export_program, save_archive
-from litheseg.errors import DataError, LithesegError, MissingExtraError, ModelError, WidthError
+from litheseg.errors import DataError, FolderInUseError, LithesegError, MissingExtraError, ModelError, WidthError
 from litheseg.models import MODELS, build_model
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import open_engine
@@ -212,6 +212,20 @@ def test_a_size_that_was_baked_in_is_found_out(bundle: Bundle, tmp_path: Path, m
     with pytest.raises(ModelError, match=r"64x64, it differs from PyTorch; .*--size HxW"):
         export_bundle(bundle, tmp_path / "export", formats=("torch",), widths=[0.5], size=None, check=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_exports_do_not_write_one_folder(bundle: Bundle, tmp_path: Path) -> None:
+    """While one writes, a second is refused, and what the first wrote stays."""
+    options: dict[str, Any] = {"widths": [0.5], "formats": ("torch",), "check": False}
+    refused = []
+
+    def another(_: str) -> None:
+        with pytest.raises(FolderInUseError, match="export is in use by process"):
+            export_bundle(bundle, tmp_path / "export", force=True, **options)
+        refused.append(True)
+
+    export = export_bundle(bundle, tmp_path / "export", progress=another, **options)
+    assert refused and load_export(export.path).widths == (0.5,) and list(tmp_path.iterdir()) == [export.path]
 
 
 def test_what_is_there_is_replaced_only_if_it_is_an_export_and_that_is_wanted(bundle: Bundle, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from tiny_labelling import CLASSES, files, noise, pixels, save
 
 import litheseg.labelling.placing as placing
 from litheseg.data.folder import Folder
-from litheseg.errors import DataError, WidthError
+from litheseg.errors import DataError, FolderInUseError, WidthError
 from litheseg.labelling import pseudo_label
+from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.files import predict
 from litheseg.runtime.predictor import Predictor
@@ -78,6 +79,13 @@ def test_unsure_pixels_are_ignored(bundle: Bundle, photos: Path, tmp_path: Path)
     assert (kept == 255).any() and (kept != 255).any()
     assert np.array_equal(kept[clear], np.where(likely < 0.6, 255, labels)[clear])
     assert np.array_equal(pixels(tmp_path / "all/confidence/a.png"), pixels(tmp_path / "sure/confidence/a.png"))
+
+
+def test_two_runs_do_not_share_an_output(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    """A ranking is of all images of a folder."""
+    with folder_lock(tmp_path / "out"), pytest.raises(FolderInUseError, match="out is in use by process"):
+        pseudo_label(bundle, photos, tmp_path / "out")
+    assert pseudo_label(bundle, photos, tmp_path / "out").ranking.exists()
 
 
 def test_the_output_is_a_data_set(bundle: Bundle, photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +150,7 @@ def test_a_large_image_at_its_own_size_is_cut_without_being_asked(
     assert len(seen) > 10 and max(seen) <= 1024 * 1024
     seen.clear()
     assert Predictor(bundle)(image).shape == (450, 20_000)
-    assert seen == [450 * 20_000], "an image that is resized is not cut"
+    assert seen == [8 * 16], "an image that is resized is not cut"
 
 
 def test_sizes_and_tiles_that_do_not_go_together(bundle: Bundle) -> None:
@@ -278,9 +280,11 @@ def test_an_animated_image_is_refused_and_a_still_gif_is_read(bundle: Bundle, tm
     assert (Predictor(bundle)(tmp_path / "still.gif") == 1).all()
 
 
-def test_a_decompression_bomb_is_not_unpacked(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (4000, 4000)).save(tmp_path / "bomb.png")
-    assert (tmp_path / "bomb.png").stat().st_size < 100_000
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    with pytest.raises(DataError, match=r"bomb\.png is too large to decode"):
+def test_an_image_that_claims_too_many_pixels_is_not_unpacked(bundle: Bundle, tmp_path: Path) -> None:
+    Image.new("L", (1, 1)).save(tmp_path / "bomb.png")
+    data = bytearray((tmp_path / "bomb.png").read_bytes())
+    data[16:24] = struct.pack(">II", 13_000, 13_000)  # what the header says
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(DataError, match=r"bomb\.png.*169"):
         Predictor(bundle)(tmp_path / "bomb.png")

@@ -248,20 +248,23 @@ def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path
     assert (tmp_path / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("step", [1, STEPS - 1, STEPS + 1, 2 * STEPS - 1])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(1, signal.SIGINT), (STEPS - 1, signal.SIGINT), (STEPS + 1, signal.SIGTERM), (2 * STEPS - 1, signal.SIGINT)],
+)
 def test_an_interrupted_run_resumes_to_the_same_weights(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
 ) -> None:
     def interrupt(loss: torch.Tensor) -> torch.Tensor:
         monkeypatch.undo()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         return loss
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     monkeypatch.setattr(SegmentationTask, "training_step", act_at(step, interrupt))
-    with pytest.raises(Interrupted, match="--resume"):
+    with pytest.raises(Interrupted, match="--resume") as caught:
         train_tiny(tmp_path, EMA)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert caught.value.exit_status == 128 + number and signal.getsignal(number) is handler
     assert checkpoint(tmp_path)["global_step"] == step + 1
     train_tiny(tmp_path, EMA, resume=True)
     assert same_weights(finished, tmp_path)
