@@ -27,7 +27,7 @@ _OTHERS = """
     expand_as.default gelu.default gelu_.default glu.default group_norm.default hardsigmoid_.default hardswish.default
     hardtanh.default instance_norm.default layer_norm.default leaky_relu.default leaky_relu_.default
     lift_fresh_copy.default linear.default log.default matmul.default max.dim maximum.default mean.default min.dim
-    minimum.default mish.default mish_.default movedim.int mul.Scalar mul_.Tensor narrow.int neg.default
+    minimum.default mish.default mish_.default movedim.int mul.Scalar mul_.Tensor narrow.default neg.default
     numpy_T.default pixel_shuffle.default pixel_unshuffle.default pow.Tensor_Scalar prelu.default reciprocal.default
     reflection_pad2d.default relu6.default relu6_.default repeat.default replication_pad2d.default reshape.default
     roll.default rsqrt.default rsub.Scalar scaled_dot_product_attention.default select.int selu.default sigmoid_.default

@@ -3,21 +3,19 @@
 Arguments are a few bytes, and may ask for a network of terabytes. So its parameters are first made without memory (on
 PyTorch's meta device), which costs little whatever their size, and are compared with what the file holds: a network
 that needs more numbers than there are in the file cannot be the file's. Only then is there memory for them. Widths are
-counted in the same way. The arguments of the architecture need no limits of their own, and fresh weights are never
-drawn.
+counted in the same way. The arguments of an architecture so need no limits of their own, if its builder makes layers
+one by one; and fresh weights are never drawn.
 
 It does not look at names and shapes: loading the weights does, which by then cannot cost more than the file.
 
 Usage:
-    >>> with Blueprint(state) as blueprint:
-    ...     model = build_model("ddrnet", num_classes=3, base=64)
-    >>> blueprint.check(model, widths=4)
-    >>> model = filled(model)  # with zeros, for weights to be loaded
+    >>> model = build_within(state, lambda: build_model("ddrnet", num_classes=3, base=64), widths=4)
+    >>> model.load_state_dict(state)  # it was full of zeros
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -27,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from litheseg.errors import ModelError
 
-__all__ = ["Blueprint", "filled"]
+__all__ = ["build_within"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -36,43 +34,58 @@ Network = TypeVar("Network", bound=nn.Module)
 _TIMES, _SPARE_TENSORS, _SPARE_CHANNELS = 2, 100, 10_000
 
 
-class Blueprint(TorchFunctionMode):
-    """While it is entered, parameters are made without memory, and no more of them than the weights can fill.
+def build_within(weights: Mapping[str, Tensor], builder: Callable[[], Network], widths: int = 1) -> Network:
+    """Build a plain network that the weights can fill; its own are zeros.
 
     Args:
         weights: those of the file.
+        builder: makes the network; called once, or twice.
+        widths: how many batch norms will stand in the place of each.
+
+    Raises:
+        ModelError: it needs more than twice the numbers or tensors of the weights.
+    """
+    with _Blueprint(weights) as blueprint:
+        model = builder()
+    blueprint.check(model, widths)
+    stored = {id(tensor) for tensor in _tensors(model)}
+    computed = {tensor.shape for tensor in model.buffers() if tensor.is_meta and id(tensor) not in stored}
+    if computed:  # by the builder, and in no file: these must be real
+        with _Blueprint(weights, computed):
+            model = builder()
+    return _filled(model)
+
+
+class _Blueprint(TorchFunctionMode):
+    """While it is entered, layers are made without memory, and no more of them than the weights can fill.
+
+    Args:
+        weights: those of the file.
+        real: shapes of tensors that get memory.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], real: Collection[torch.Size] = ()) -> None:
         super().__init__()
-        self._tensors = len(weights)
+        self._tensors, self._real = len(weights), real
         self._numbers = sum(value.numel() for value in weights.values())
         self._made = self._channels = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        """Let PyTorch's layers allocate on the meta device, and count what they do."""
-        if func is torch.empty:
-            made = func(*args, **{**(kwargs or {}), "device": "meta"})
-            self._count(made.shape)
-            return made
-        return func(*args, **(kwargs or {}))
+        """PyTorch's layers allocate their parameters by `torch.empty`."""
+        kwargs = kwargs or {}
+        if func is not torch.empty:
+            return func(*args, **kwargs)
+        made = func(*args, **{**kwargs, "device": "meta"})
+        self._count(made.shape)
+        return func(*args, **kwargs) if made.shape in self._real else made
 
     def check(self, model: nn.Module, widths: int) -> None:
-        """Refuse a network, plain yet, that needs more than there is.
-
-        Args:
-            model: built within the context.
-            widths: how many batch norms will stand in the place of each.
-
-        Raises:
-            ModelError: it does.
-        """
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        inside = {id(tensor) for norm in norms for tensor in _tensors(norm)}
-        others = [tensor for tensor in _tensors(model) if id(tensor) not in inside]
-        shared = [tensor for norm in norms for tensor in _tensors(norm)]
-        tensors = len(others) + widths * len(shared)
-        numbers = _numbers(others) + widths * _numbers(shared)
+        """Refuse a network that needs more than there is; arguments as `build_within`."""
+        layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [tensor for layer in layers for tensor in _tensors(layer)]
+        needed = list({id(tensor): tensor for tensor in chain(_tensors(model), model.buffers())}.values())
+        tensors = len(needed) + (widths - 1) * len(norms)
+        numbers = sum(t.numel() for t in needed) + (widths - 1) * sum(t.numel() for t in norms)
         if tensors > _TIMES * self._tensors or numbers > _TIMES * self._numbers:
             raise self._too_large()
 
@@ -91,8 +104,8 @@ class Blueprint(TorchFunctionMode):
         )
 
 
-def filled(model: Network) -> Network:
-    """Give the parameters and buffers that have no memory memory, full of zeros, in place; returns the model."""
+def _filled(model: Network) -> Network:
+    """Give the parameters and buffers that have no memory memory, full of zeros, in place."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         own = (module.named_parameters("", False, False), module.named_buffers("", False, False))  # shared ones as well
@@ -110,8 +123,5 @@ def _zeros(tensor: Tensor) -> Tensor:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
+    """What a file of the module holds."""
     return list(module.state_dict(keep_vars=True).values())
-
-
-def _numbers(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)

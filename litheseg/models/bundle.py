@@ -18,6 +18,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from litheseg.bundle.model_file import check_content, content_digest, parse_mode
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.models import MODELS, SegmentationModel, build_model
-from litheseg.models.blueprint import Blueprint, filled
+from litheseg.models.blueprint import build_within
 from litheseg.models.weights import weight_problem
 from litheseg.nn import add_width, extract, slim
 from litheseg.nn.dense import densified
@@ -73,12 +74,11 @@ class Bundle:
         try:
             # Whatever is drawn at random on the way must not shift the random state of a training run.
             with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-                with Blueprint(self.state_dict) as blueprint:
-                    efficient = Efficient(**header.architecture.get("efficient", {}))
-                    arguments = _deployed_arguments(header)
-                    plain = build_model(name, num_classes=header.num_classes, efficient=efficient, **arguments)
-                blueprint.check(plain, len(header.available_widths))
-                model = slim(filled(plain), header.widths, divisor=header.divisor)
+                efficient = Efficient(**header.architecture.get("efficient", {}))
+                arguments = {"num_classes": header.num_classes, "efficient": efficient, **_deployed_arguments(header)}
+                build = partial(build_model, name, **arguments)
+                plain = build_within(self.state_dict, build, len(header.available_widths))
+                model = slim(plain, header.widths, divisor=header.divisor)
                 for width in header.calibrated_widths:
                     add_width(model, width)
         except Exception as error:  # the arguments come from a file: whatever they break, the file is to blame

@@ -129,14 +129,11 @@ class _Bottleneck(nn.Module):
 
 def _stage(in_channels: int, channels: int, stride: int, blocks: int, *, rep: bool) -> nn.Sequential:
     """Basic blocks, the first strided, the last without its closing ReLU."""
-    inputs, strides = [in_channels, *[channels] * (blocks - 1)], [stride, *[1] * (blocks - 1)]
-    relus = [*[True] * (blocks - 1), False]
-    return nn.Sequential(
-        *(
-            _BasicBlock(inside, channels, step, relu=relu, rep=rep)
-            for inside, step, relu in zip(inputs, strides, relus, strict=True)
-        )
-    )
+    stage = nn.Sequential()
+    for index in range(blocks):
+        inside, step = (channels, 1) if index else (in_channels, stride)
+        stage.append(_BasicBlock(inside, channels, step, relu=index < blocks - 1, rep=rep))
+    return stage
 
 
 class _Fusion(nn.Module):

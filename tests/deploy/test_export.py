@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_
 from torch import Tensor
 
 import litheseg.deploy.export as room
-from litheseg.bundle.exported import Artefact, Export, load_export
+from litheseg.bundle.exported import Artefact, Export, description, file_digest, load_export
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx
@@ -342,20 +343,16 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(bundle: Bundle, tmp_path: P
 def test_further_networks_join_the_export(bundle: Bundle, tmp_path: Path) -> None:
     def twin(export: Export) -> Iterator[tuple[Artefact, dict[str, Any]]]:
         for artefact in export.artefacts:
-            content = export.file(artefact).read_bytes()
             path = artefact.path.replace("fp32", "int8")
-            (export.folder / path).write_bytes(content)
-            made = artefact.to_dict() | {
-                "precision": "int8",
-                "path": path,
-                "files": {path: artefact.files[artefact.path]},
-            }
-            yield Artefact(**made), {"kept": ["first layer"]}
+            made = replace(artefact, precision="int8", path=path, files={})
+            text = description(export.header, [made], export.provenance)
+            save_onnx(onnx.load(str(export.file(artefact))), export.folder / path, text)
+            yield replace(made, files={path: file_digest(export.folder / path)}), {"kept": ["first layer"]}
 
-    export = export_bundle(bundle, tmp_path / "x", formats=("torch",), widths=[0.5], check=False, further=twin)
+    export = export_bundle(bundle, tmp_path / "x", formats=("onnx",), widths=[0.5], check=False, further=twin)
     assert [artefact.precision for artefact in export.artefacts] == ["fp32", "int8"]
     content = json.loads((export.folder / "certificate.json").read_text())
-    assert content["certificates"] == {"torch-int8-w0.5.pt2": {"kept": ["first layer"]}}
+    assert content["certificates"] == {"onnx-int8-w0.5.onnx": {"kept": ["first layer"]}}
 
 
 @pytest.mark.slow

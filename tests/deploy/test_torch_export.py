@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -17,8 +18,9 @@ from registry import registered
 from tiny_export import build_tiny, noise, plain_logits, tiny_bundle
 
 from litheseg.deploy.network import deployed
+from litheseg.deploy.operators import OPERATORS
 from litheseg.deploy.torch_export import check_archive, export_program, load_archive, save_archive
-from litheseg.errors import BundleError
+from litheseg.errors import BundleError, LithesegError
 from litheseg.models.bundle import Bundle
 
 _registered = registered(tiny=build_tiny)
@@ -115,7 +117,9 @@ def test_pickles_are_refused_before_pytorch_sees_them(archive: Path, tmp_path: P
     ("key", "value"),
     [
         ("target", "torch.hub.load"),
-        ("target", "torch.ops.aten.from_file.default"),
+        ("expr_str", "9**9**9**9"),
+        ("expr_str", "Pow(Integer(9), Pow(Integer(9), Integer(99)))"),
+        ("expr_str", "9" * 100_000),
         ("expr_str", "__import__('os').mkdir('owned')"),
         ("expr_str", "exec(chr(49))"),
         ("name", "x=print('owned')"),
@@ -123,6 +127,69 @@ def test_pickles_are_refused_before_pytorch_sees_them(archive: Path, tmp_path: P
     ],
 )
 def test_graphs_that_ask_for_more_than_arithmetic(archive: Path, tmp_path: Path, key: str, value: str) -> None:
+    broken = _with(archive, tmp_path / "attack.pt2", key, value)
+    with pytest.raises(BundleError, match="could run code when it is read"):
+        check_archive(broken)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["from_file.default", "manual_seed.default", "rand.default", "save.default", "warn.default"],
+)
+def test_operators_that_no_network_needs(archive: Path, tmp_path: Path, operator: str) -> None:
+    broken = _with(archive, tmp_path / "attack.pt2", "target", f"torch.ops.aten.{operator}")
+    with pytest.raises(BundleError, match=rf"attack\.pt2 asks for the operator '{operator}', .* onnx or openvino"):
+        load_archive(broken)
+
+
+def test_every_listed_operator_exists_and_only_computes() -> None:
+    for name in OPERATORS:
+        packet, _, overload = name.partition(".")
+        schema = getattr(getattr(torch.ops.aten, packet), overload)._schema
+        kinds = {str(argument.type) for argument in schema.arguments}
+        assert "Tensor" in str(kinds), f"{name} computes nothing from tensors"
+        assert not {"Generator", "Optional[Generator]"} & kinds, f"{name} draws at random"
+
+
+class _Strange(torch.nn.Module):
+    layout = "NHWC"
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(image[0, :3, :3].float().permute(2, 0, 1)).view(1, 3, 1, 1)
+
+
+def test_a_network_with_another_operator_is_not_written(tmp_path: Path) -> None:
+    program = export_program(_Strange(), (4, 4))  # type: ignore[arg-type]
+    with pytest.raises(LithesegError, match=r"operator 'linalg_det\.default'.* onnx or openvino instead"):
+        save_archive(program, tmp_path / "network.pt2", "{}")
+
+
+def test_small_archives_of_large_files(archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt2"
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        with target.open("archive/extra/bomb", "w") as entry:
+            for _ in range(64):
+                entry.write(bytes(1 << 20))
+    with pytest.raises(BundleError, match=r"bomb\.pt2 is damaged.*compressed"):
+        load_archive(path)
+
+
+def test_a_directory_that_counts_the_same_bytes_often(archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt2"
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("x/data/weights/weight_0", bytes(1 << 16))
+        for index in range(1, 100):
+            entry = copy.copy(target.infolist()[0])
+            entry.filename = f"x/data/weights/weight_{index}"
+            target.filelist.append(entry)
+    with pytest.raises(BundleError, match=r"bomb\.pt2 is damaged.*larger than itself"):
+        check_archive(path)
+
+
+def _with(archive: Path, path: Path, key: str, value: str) -> Path:
+    """A copy of which the first text under a key in the graph is another."""
     done: list[str] = []
 
     def change(content: Any) -> None:
@@ -136,10 +203,9 @@ def test_graphs_that_ask_for_more_than_arithmetic(archive: Path, tmp_path: Path,
             for entry in content:
                 change(entry)
 
-    broken = _rewritten(archive, tmp_path / "attack.pt2", {"models/model.json": _json(change)}, {})
+    _rewritten(archive, path, {"models/model.json": _json(change)}, {})
     assert done, f"nothing in the graph is called '{key}'"
-    with pytest.raises(BundleError, match="could run code when it is read"):
-        check_archive(broken)
+    return path
 
 
 def test_guards_are_code(archive: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from litheseg.bundle.model_file import content_digest
 from litheseg.errors import BundleError, LithesegError, WidthError
 from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel
@@ -346,6 +347,75 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
     ):
         with pytest.raises(BundleError, match=r"model\.safetensors: its weights do not fit its architecture 'tiny'"):
             _bundle(saved, state_dict=wrong).model()
+
+
+# --- files that lie
+
+
+def _resaved(saved: Path, change: Callable[[dict[str, Tensor]], Any], **header: Any) -> Path:
+    """A file with another content and a checksum that fits, as somebody with an editor for it would make."""
+    bundle = load_bundle(saved)
+    state = {name: value.clone() for name, value in bundle.state_dict.items()}
+    change(state)
+    text = dataclasses.replace(bundle.header, **header).to_json()
+    parts = ((name, str(t.dtype), tuple(t.shape), [t.numpy().tobytes()]) for name, t in sorted(state.items()))
+    entry = {"header": json.loads(text), "sha256": content_digest(text, parts)}
+    save_file(state, saved, {"litheseg": json.dumps(entry, sort_keys=True)})
+    return saved
+
+
+def test_the_checksum_of_the_forger_fits(saved: Path) -> None:
+    before = load_bundle(saved)
+    again = load_bundle(_resaved(saved, lambda state: None))
+    assert again.header == before.header
+    again.model()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("classifier.weight", lambda t: t.fill_(float("nan")), "holds infinite or undefined numbers"),
+        ("stem.0.weight", lambda t: t.index_fill_(0, torch.tensor([3]), float("inf")), "holds infinite or undefined"),
+        ("stem.1.norms.1.running_var", lambda t: t.neg_(), "is negative where a variance is expected"),
+        ("stem.0.weight", lambda t: t > 0, "is bool, where real numbers are expected"),
+        ("stem.0.weight", lambda t: t.to(torch.int8), "is int8, where real numbers are expected"),
+        ("stem.0.weight", lambda t: t.half(), "is float16, where float32 is expected"),
+        ("stem.0.weight", lambda t: t.double(), "is float64, where float32 is expected"),
+    ],
+)
+def test_weights_that_are_no_numbers_to_compute_with(
+    saved: Path, name: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    _resaved(saved, lambda state: state.update({name: change(state[name])}))
+    with pytest.raises(BundleError, match=rf"model\.safetensors: '{name}' {message}"):
+        load_bundle(saved)
+
+
+def test_a_counter_of_another_type_is_not_cast(saved: Path) -> None:
+    name = "stem.1.norms.0.num_batches_tracked"
+    _resaved(saved, lambda state: state.update({name: state[name].float()}))
+    with pytest.raises(BundleError, match=rf"'{name}' is torch\.float32, where torch\.int64 is expected"):
+        load_bundle(saved).model()
+
+
+def test_a_model_that_did_not_train_is_not_saved(tmp_path: Path) -> None:
+    model = _model()
+    with torch.no_grad():
+        model.classifier.weight[0] = float("nan")
+    with pytest.raises(BundleError, match=r"'classifier\.weight' holds infinite or undefined numbers"):
+        save_bundle(tmp_path / "m.safetensors", model, _header())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_other_types_is_stored_in_float32(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "m.safetensors", _model().double(), _header())
+    state = load_bundle(tmp_path / "m.safetensors").state_dict
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_a_model_file_has_the_permissions_of_any_file(saved: Path) -> None:
+    (saved.parent / "usual").write_bytes(b"")
+    assert saved.stat().st_mode == (saved.parent / "usual").stat().st_mode
 
 
 # --- files that cannot be written

@@ -100,3 +100,13 @@ def test_card_is_written_whole(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "card.md").read_text(encoding="utf-8").startswith("# lithe\n\n## What it is\n")
     with pytest.raises(LithesegError, match="cannot write"):
         write_card(tmp_path / "out", header(), name="lithe")
+
+
+def test_names_from_elsewhere_cannot_act_in_the_card() -> None:
+    classes = Classes.from_names(["<script>alert(1)</script>", "[road](javascript:x)", "|"])
+    facts = {"data": "<img src=x>", "note": "`a` </li>"}
+    card = model_card(header(classes=classes, provenance=facts), name="<b>run</b>\n# two")
+    prose = "".join(card.split("```")[::2])
+    assert "<" not in prose and "](" not in prose.replace("\\](", "")
+    assert card.startswith("# &lt;b&gt;run&lt;/b&gt; # two\n")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;, \\[road\\](javascript:x), \\|" in card
