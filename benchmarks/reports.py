@@ -19,8 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from litheseg.files import atomic_path
 
 __all__ = ["commit", "hardware", "provenance", "write_report"]
@@ -63,6 +61,8 @@ def commit() -> str | None:
 def hardware(device: str = "cpu") -> str:
     """Name of the GPU; cores and name of the processor."""
     if device != "cpu":
+        import torch  # here, so that whoever only asks for the commit does not load it
+
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

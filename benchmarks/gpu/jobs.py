@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def read_jobs(wishes: Path, place: Place) -> list[Job]:
         if unknown := sorted(wish.keys() - _KNOWN):
             raise SystemExit(f"{wishes}: unknown '{unknown[0]}'; an entry may have {', '.join(sorted(_KNOWN))}")
         for job in _jobs_of(wish, place):
-            jobs.setdefault(job.kind + job.name, job)
+            before = jobs.setdefault(job.name, job)
+            jobs[job.name] = replace(before, keep=before.keep or job.keep)
     return list(jobs.values())
 
 
@@ -97,9 +98,7 @@ def _jobs_of(wish: Mapping[str, Any], place: Place) -> Iterator[Job]:
     done = finished(place.rows, table)
     if not place.tiny:
         done |= finished(results_file(table), table)
-    for row in rows:
-        if row.key in done or (only and row.id not in only):
-            continue
+    for row in (row for row in rows if row.key not in done and (not only or row.id in only)):
         for key in _missing_teachers(row, known, place):
             # What is done already is done again where its model is not at hand.
             yield _job(known[key], wish, place, again=key in done)

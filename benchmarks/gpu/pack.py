@@ -183,12 +183,16 @@ names, first = json.loads(sys.argv[1]), sys.argv[2:]
 sys.path[:0] = first
 homes = packages_distributions()
 known = {name.lower().replace("_", "-") for name in names}
-class Refuse:
+class Only:
+    def __init__(self, finder):
+        self._finder = finder
     def find_spec(self, name, path=None, target=None):
         owners = {owner.lower().replace("_", "-").replace(".", "-") for owner in homes.get(name, ())}
-        if path is None and owners and not owners & known:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
+        hidden = path is None and owners and not owners & known
+        return None if hidden else self._finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
+sys.meta_path[:] = map(Only, sys.meta_path)
 import run
 import gpu.session
 """
