@@ -21,7 +21,20 @@ from rows import Row, finished, read_rows, results_file
 __all__ = ["Job", "Place", "read_jobs"]
 
 _RUNNER = Path(__file__).parents[1] / "run.py"
-_KNOWN = {"table", "protocol", "network", "labelled", "folds", "seeds", "only", "keep", "name", "command"}
+_KNOWN = {
+    "table",
+    "protocol",
+    "network",
+    "labelled",
+    "folds",
+    "seeds",
+    "only",
+    "keep",
+    "name",
+    "command",
+    "needs",
+    "alone",
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class Job:
         needs: files that must be there before it begins.
         bundle: the model that it makes; None for a command.
         keep: whether that is to be brought back.
+        alone: whether nothing may run beside it.
     """
 
     name: str
@@ -67,6 +81,7 @@ class Job:
     needs: tuple[Path, ...] = ()
     bundle: Path | None = None
     keep: bool = False
+    alone: bool = False
 
 
 def read_jobs(wishes: Path, place: Place) -> list[Job]:
@@ -87,7 +102,8 @@ def read_jobs(wishes: Path, place: Place) -> list[Job]:
 
 def _jobs_of(wish: Mapping[str, Any], place: Place) -> Iterator[Job]:
     if "command" in wish:
-        yield Job(wish["name"], (sys.executable, *map(str, wish["command"])), f"command {wish['name']} ")
+        words, needs = (sys.executable, *map(str, wish["command"])), tuple(map(Path, wish.get("needs", ())))
+        yield Job(wish["name"], words, f"command {wish['name']} ", needs, alone=bool(wish.get("alone")))
         return
     table, protocol = wish["table"], wish["protocol"]
     shares, folds = wish.get("labelled"), wish.get("folds")

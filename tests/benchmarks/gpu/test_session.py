@@ -118,7 +118,7 @@ def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "cores", "slots"), [(79.0, 16, 7), (140.0, 16, 8), (None, 2, 1), (23.0, 32, 2), (4.0, 16, 1)]
+    ("memory", "cores", "slots"), [(79.0, 16, 8), (140.0, 64, 8), (None, 2, 1), (23.0, 32, 2), (4.0, 16, 1)]
 )
 def test_slots_fit_cores_and_memory(memory: float | None, cores: int, slots: int) -> None:
     assert session.slots_of(memory, cores) == slots
@@ -144,8 +144,10 @@ def wanted(tmp_path: Path, *wishes: Any) -> list[Any]:
     return gpu_jobs.read_jobs(tmp_path / "wishes.yaml", gpu_jobs.Place("/data", tmp_path / "work"))
 
 
-def test_the_committed_wishes_can_be_read(tmp_path: Path) -> None:
-    jobs = gpu_jobs.read_jobs(WISHES, gpu_jobs.Place("/data", tmp_path))
+def test_the_committed_wishes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # in which there are no runs
+    monkeypatch.setattr(gpu_jobs, "results_file", lambda table: tmp_path / table)  # nor results
+    jobs = gpu_jobs.read_jobs(WISHES, gpu_jobs.Place("/data", Path("runs/gpu")))
     assert len({job.name for job in jobs}) == len(jobs) > 60
     assert jobs[0].name == "cuda-tests"
     first = [job for job in jobs[1:17] if job.bundle]

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,16 @@ def test_a_row_without_memory_is_tried_again_beside_fewer(tmp_path: Path) -> Non
     greedy = f"import os, sys, time; time.sleep(0.4); os.path.exists({here!r}) and sys.exit('out of memory')"
     busy = f"import os, time; open({here!r}, 'w'); time.sleep(1.5); os.remove({here!r})"
     assert states([job("busy", busy), job("greedy", greedy)], tmp_path) == {"busy": "done", "greedy": "done"}
+
+
+def test_what_must_be_alone_waits_and_lets_nothing_begin_beside_it(tmp_path: Path) -> None:
+    code = (
+        f"import os, time; here = {str(tmp_path)!r}; own = here + '/on-' + str(os.getpid()); open(own, 'w').close();"
+        "time.sleep(0.4); print(sum(name.startswith('on-') for name in os.listdir(here))); os.remove(own)"
+    )
+    alone = replace(job("alone", code), alone=True)
+    assert set(states([job("a", code), alone, job("b", code), job("c", code)], tmp_path, slots=3).values()) == {"done"}
+    assert (tmp_path / "logs/alone.log").read_text() == "1\n"
 
 
 def test_it_can_be_stopped(tmp_path: Path) -> None:
