@@ -32,6 +32,7 @@ __all__ = ["missing_packages", "pack", "source_digest"]
 
 ROOT = Path(__file__).parents[2]
 _SPLITS = ("train", "trainannot", "val", "valannot")
+_HEADS = ("classifier", "fc", "head")  # of 1000 classes, which an encoder does without
 _MIB = 2**20
 
 
@@ -106,7 +107,8 @@ def _copy_encoders(packages: Path, target: Path) -> None:
             raise SystemExit(f"{source} is missing; docs/benchmarks.md says how to install the encoders' packages")
         state = torch.load(source, map_location="cpu", weights_only=True)
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: value.half() if value.ndim > 1 else value for name, value in state.items()}, target / path)
+        kept = {name: value for name, value in state.items() if name.partition(".")[0].strip("_") not in _HEADS}
+        torch.save({name: value.half() if value.ndim > 1 else value for name, value in kept.items()}, target / path)
 
 
 def _encoder_paths(text: str) -> list[str]:

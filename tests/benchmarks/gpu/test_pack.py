@@ -95,6 +95,7 @@ def test_encoders_are_packed_in_half_precision_where_tables_look_for_them(
         "conv.weight": torch.rand(4, 3, 3, 3),
         "bn.weight": torch.rand(4),
         "bn.num_batches_tracked": torch.tensor(7),
+        "_fc.weight": torch.rand(9, 4),
     }
     for path in paths:
         (tmp_path / "installed" / path).parent.mkdir(parents=True)
@@ -102,6 +103,6 @@ def test_encoders_are_packed_in_half_precision_where_tables_look_for_them(
     gpu_pack._copy_encoders(tmp_path / "installed", tmp_path / "packed")
     packed = torch.load(tmp_path / "packed" / paths[0], weights_only=True)
     assert packed["conv.weight"].dtype == torch.float16 and packed["bn.weight"].dtype == torch.float32
-    assert packed["bn.num_batches_tracked"] == 7
+    assert packed["bn.num_batches_tracked"] == 7 and "_fc.weight" not in packed
     with pytest.raises(SystemExit, match=r"is missing; docs/benchmarks.md says"):
         gpu_pack._copy_encoders(tmp_path / "nowhere", tmp_path / "again")
