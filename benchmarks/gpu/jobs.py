@@ -114,7 +114,11 @@ def _jobs_of(wish: Mapping[str, Any], place: Place) -> Iterator[Job]:
     done = finished(place.rows, table)
     if not place.tiny:
         done |= finished(results_file(table), table)
-    for row in (row for row in rows if row.key not in done and (not only or row.id in only)):
+    if only:
+        groups = list(dict.fromkeys((row.seed, row.labelled, row.fold) for row in rows))
+        rows = [row for row in rows if row.id in only]
+        rows.sort(key=lambda row: (groups.index((row.seed, row.labelled, row.fold)), only.index(row.id)))
+    for row in (row for row in rows if row.key not in done):
         for key in _missing_teachers(row, known, place):
             # What is done already is done again where its model is not at hand.
             yield _job(known[key], wish, place, again=key in done)

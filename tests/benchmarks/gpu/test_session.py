@@ -169,6 +169,14 @@ def test_done_rows_are_left_out_and_others_wanted_once(tmp_path: Path, monkeypat
     assert [job.name for job in wanted(tmp_path, *twice)] == [jobs[1].name]
 
 
+def test_within_a_fold_rows_come_as_they_are_named(tmp_path: Path) -> None:
+    names = ("e-next-wider-band-kl3", "a-independent-1", "a-independent-0.25")
+    jobs = wanted(tmp_path, wish(*names, folds=("0001TP", "0016E5")))
+    assert [job.name for job in jobs] == [
+        f"camvid-seq-ddrnet-{name}-{fold}-seed0" for fold in ("0001TP", "0016E5") for name in names
+    ]
+
+
 def test_teachers_come_before_their_students(tmp_path: Path) -> None:
     entry = {"table": "mgd", "protocol": "camvid-seq-few", "network": "ddrnet", "seeds": [0], "labelled": ["1/16"]}
     jobs = wanted(tmp_path, {**entry, "folds": ["0016E5"], "only": ["mgd", "kd"]})
