@@ -19,8 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from litheseg.files import atomic_path
 
 __all__ = ["commit", "hardware", "provenance", "write_report"]
@@ -50,19 +48,29 @@ def provenance(options: argparse.Namespace, *packages: str, device: str = "cpu",
 
 
 def commit() -> str | None:
-    """With `-dirty` where the package or a script has changes; outside a repository what the environment says."""
+    """With `-dirty` where the package or a script has changes; None outside a repository.
+
+    A copy without its history is told by the environment, as BENCHMARK_COMMIT.
+    """
+    if told := os.environ.get("BENCHMARK_COMMIT"):
+        return told
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=_ROOT).stdout.strip()
+        try:
+            return subprocess.run(["git", *words], capture_output=True, text=True, cwd=_ROOT).stdout.strip()
+        except OSError:  # no git
+            return ""
 
     changed = git("status", "--porcelain", "--", "litheseg", "benchmarks/*.py", "benchmarks/*.yaml")
     name = git("rev-parse", "HEAD")
-    return f"{name}{'-dirty' * bool(changed)}" if name else os.environ.get("BENCHMARK_COMMIT")
+    return f"{name}{'-dirty' * bool(changed)}" if name else None
 
 
 def hardware(device: str = "cpu") -> str:
     """Name of the GPU; cores and name of the processor."""
     if device != "cpu":
+        import torch  # here, so that whoever only asks for the commit does not load it
+
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

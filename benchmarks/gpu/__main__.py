@@ -13,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+# Both may be in a bare copy of the repository, in which nothing is installed.
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gpu.merge import merge

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,20 @@ from rows import Row, finished, read_rows, results_file
 __all__ = ["Job", "Place", "read_jobs"]
 
 _RUNNER = Path(__file__).parents[1] / "run.py"
-_KNOWN = {"table", "protocol", "network", "labelled", "folds", "seeds", "only", "keep", "name", "command"}
+_KNOWN = {
+    "table",
+    "protocol",
+    "network",
+    "labelled",
+    "folds",
+    "seeds",
+    "only",
+    "keep",
+    "name",
+    "command",
+    "needs",
+    "alone",
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class Job:
         needs: files that must be there before it begins.
         bundle: the model that it makes; None for a command.
         keep: whether that is to be brought back.
+        alone: whether nothing may run beside it.
     """
 
     name: str
@@ -67,6 +81,7 @@ class Job:
     needs: tuple[Path, ...] = ()
     bundle: Path | None = None
     keep: bool = False
+    alone: bool = False
 
 
 def read_jobs(wishes: Path, place: Place) -> list[Job]:
@@ -80,13 +95,15 @@ def read_jobs(wishes: Path, place: Place) -> list[Job]:
         if unknown := sorted(wish.keys() - _KNOWN):
             raise SystemExit(f"{wishes}: unknown '{unknown[0]}'; an entry may have {', '.join(sorted(_KNOWN))}")
         for job in _jobs_of(wish, place):
-            jobs.setdefault(job.kind + job.name, job)
+            before = jobs.setdefault(job.name, job)
+            jobs[job.name] = replace(before, keep=before.keep or job.keep)
     return list(jobs.values())
 
 
 def _jobs_of(wish: Mapping[str, Any], place: Place) -> Iterator[Job]:
     if "command" in wish:
-        yield Job(wish["name"], (sys.executable, *map(str, wish["command"])), f"command {wish['name']} ")
+        words, needs = (sys.executable, *map(str, wish["command"])), tuple(map(Path, wish.get("needs", ())))
+        yield Job(wish["name"], words, f"command {wish['name']} ", needs, alone=bool(wish.get("alone")))
         return
     table, protocol = wish["table"], wish["protocol"]
     shares, folds = wish.get("labelled"), wish.get("folds")
@@ -97,9 +114,11 @@ def _jobs_of(wish: Mapping[str, Any], place: Place) -> Iterator[Job]:
     done = finished(place.rows, table)
     if not place.tiny:
         done |= finished(results_file(table), table)
-    for row in rows:
-        if row.key in done or (only and row.id not in only):
-            continue
+    if only:
+        groups = list(dict.fromkeys((row.seed, row.labelled, row.fold) for row in rows))
+        rows = [row for row in rows if row.id in only]
+        rows.sort(key=lambda row: (groups.index((row.seed, row.labelled, row.fold)), only.index(row.id)))
+    for row in (row for row in rows if row.key not in done):
         for key in _missing_teachers(row, known, place):
             # What is done already is done again where its model is not at hand.
             yield _job(known[key], wish, place, again=key in done)

