@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-import zlib
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -286,5 +286,5 @@ def test_an_image_that_claims_too_many_pixels_is_not_unpacked(bundle: Bundle, tm
     data[16:24] = struct.pack(">II", 13_000, 13_000)  # what the header says
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "bomb.png").write_bytes(data)
-    with pytest.raises(DataError, match=r"bomb\.png.*169"):
+    with pytest.raises(DataError, match=r"bomb\.png: 13000 x 13000 pixels"):
         Predictor(bundle)(tmp_path / "bomb.png")
