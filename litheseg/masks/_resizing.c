@@ -28,6 +28,8 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #define X86 1
 #include <immintrin.h>
+
+#include "_buffers.h"
 #endif
 
 #define MARGIN 16 /* bytes after a row that may be read, and overwritten in buffers of our own */
@@ -305,21 +307,6 @@ static Resampler best_resampler(void)
 #endif
 
 /* What comes from Python */
-
-/* Take a buffer of the kind that is asked for, or set an error and return 0. */
-static int take(PyObject *object, Py_buffer *view, const char *name, int dimensions, const char *formats,
-                Py_ssize_t itemsize, int flags)
-{
-    if (PyObject_GetBuffer(object, view, flags | PyBUF_FORMAT) < 0)
-        return 0;
-    const char *format = view->format ? view->format : "B";
-    if (view->ndim == dimensions && view->itemsize == itemsize && format[0] && !format[1] && strchr(formats, format[0]))
-        return 1;
-    PyErr_Format(PyExc_ValueError, "%s: %d dimensions of type '%s'; give %d of one of '%s', native", name, view->ndim,
-                 format, dimensions, formats);
-    PyBuffer_Release(view);
-    return 0;
-}
 
 /* Check the tables of an axis of `old` pixels, or set an error and return 0. */
 static int read_axis(Axis *axis, const Py_buffer *starts, const Py_buffer *weights, int precision, Py_ssize_t old,

@@ -19,6 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_buffers.h"
+
 #if defined(_MSC_VER)
 #define INLINE static __forceinline
 #define RESTRICT __restrict
@@ -292,21 +294,6 @@ static Filler best_filler(void)
 #endif
 
 /* What comes from Python */
-
-/* Take a buffer of the kind that is asked for, or set an error and return 0. */
-static int take(PyObject *object, Py_buffer *view, const char *name, int dimensions, const char *formats,
-                Py_ssize_t itemsize, int flags)
-{
-    if (PyObject_GetBuffer(object, view, flags | PyBUF_FORMAT) < 0)
-        return 0;
-    const char *format = view->format ? view->format : "B";
-    if (view->ndim == dimensions && view->itemsize == itemsize && format[0] && !format[1] && strchr(formats, format[0]))
-        return 1;
-    PyErr_Format(PyExc_ValueError, "%s: %d dimensions of type '%s'; give %d of one of '%s', native", name, view->ndim,
-                 format, dimensions, formats);
-    PyBuffer_Release(view);
-    return 0;
-}
 
 /* Check that the tables of an axis belong together, or set an error and return 0. */
 static int read_axis(Axis *axis, const Py_buffer *views, const char *name, Py_ssize_t samples, Py_ssize_t pixels,
