@@ -326,8 +326,9 @@ def _introduction() -> str:
     return (
         "# Results\n\n"
         "<!-- Written by `python benchmarks/tables.py` from benchmarks/results/; do not edit. -->\n\n"
-        "Every number is measured on the published validation split (seven seconds of a video that is trained on, too) or, "
-        "under *left-out sequences*, on videos that were not, at the labels' own resolution, after the last epoch. A form "
+        "Every number is measured on the published validation split (seven seconds of a video that is trained on, "
+        "too) or, under *left-out sequences*, on videos that were not, at the labels' own resolution, after the last "
+        "epoch. A form "
         "with several seeds shows mean ± standard deviation; in brackets the gain over (a), over the seeds that both "
         "have. (a) is four networks, each trained alone at its width for as many epochs; (b) to (e) are one network "
         "each. What the protocols fix and how to run a row: [benchmarks](benchmarks.md); what the scores mean: "

@@ -62,6 +62,7 @@ def restore(half: Path, target: Path) -> None:
         header = (file.metadata() or {}).get(_HALF)
         if header is None:
             raise LithesegError(f"{half} is no model in half precision; give a file that a GPU run brought back")
-        state = {name: torch.from_numpy(file.get_tensor(name)) for name in file.keys()}
+        tensors = {name: torch.from_numpy(file.get_tensor(name)) for name in file.keys()}
+    state = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
     content = BundleHeader.from_json(json.dumps(json.loads(header)))
     save_bundle(target, Bundle(content, state).model(), content)
