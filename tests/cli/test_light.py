@@ -42,3 +42,32 @@ def test_data_sets_are_made_and_looked_at_without_pytorch(tmp_path: Path) -> Non
 @pytest.mark.parametrize("command", [["recipes"], ["recipes", "slimseg"], ["models"], ["models", "ddrnet"]])
 def test_lists_come_without_lightning(command: list[str]) -> None:
     loads_none_of("lightning,matplotlib", *command)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("lightning", ["train", "--recipe", "slimseg", "--data.source", "streets", "--output", "run"]),
+        ("timm", ["models", "ddrnet"]),
+        ("safetensors", ["evaluate", "model.safetensors"]),
+    ],
+)
+def test_half_an_install_is_named_with_what_mends_it(missing: str, command: list[str], tmp_path: Path) -> None:
+    script = f"import sys; sys.modules[{missing!r}] = None; from litheseg.cli import main; sys.exit(main({command!r}))"
+    line = [sys.executable, "-c", script]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    expected = f"error: `litheseg {command[0]}` needs the package '{missing}': pip install 'litheseg[train]'"
+    assert result.stderr.strip().splitlines()[-1] == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_loads_nothing_but_the_command_line() -> None:
+    script = (
+        "import sys\nfrom litheseg.cli import main\nassert main(['--help']) == 0\n"
+        "heavy = [name for name in ('numpy', 'PIL', 'yaml', 'rich', 'onnxruntime', 'torch') if name in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "pseudo-label" in result.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from registry import registered
@@ -273,3 +274,13 @@ def test_a_damaged_network_is_one_error(export: Export, tmp_path: Path, runtime:
     broken = Export(tmp_path, export.header, (artefact,))
     with pytest.raises(LithesegError, match=rf"{runtime} .* cannot run .*onnx-fp32-w0\.5\.onnx"):
         open_engine(broken, runtime=runtime)
+
+
+def test_a_runtime_that_is_too_old_is_to_be_upgraded(export: Export, tmp_path: Path) -> None:
+    artefact = export.find(runtime="onnxruntime")
+    model = onnx.load(str(export.file(artefact)))
+    model.ir_version = 99  # of a day to come
+    onnx.save(model, str(tmp_path / artefact.path))
+    newer = Export(tmp_path, export.header, (artefact,))
+    with pytest.raises(LithesegError, match=r"cannot run .*\.onnx.*pip install --upgrade onnxruntime"):
+        open_engine(newer, runtime="onnxruntime")
