@@ -127,15 +127,16 @@ class StopOnInterrupt(Callback):
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self._asked, self._number = False, int(signal.SIGINT)
-        self._previous: dict[signal.Signals, Any] = {}
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._listens = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for the signals."""
+        """Listen for the signals, but for those that this process was started to ignore."""
         if threading.current_thread() is threading.main_thread():
-            numbers = [
-                number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN
-            ]
-            self._previous = {number: signal.signal(number, self._ask) for number in numbers}
+            self._listens = True
+            for number, handler in self._before.items():
+                if handler not in (signal.SIG_IGN, None):
+                    signal.signal(number, self._ask)
 
     def _ask(self, number: int, _: Any) -> None:
         if self._asked:
@@ -184,9 +185,12 @@ class StopOnInterrupt(Callback):
         self._give_back()
 
     def _give_back(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+        """As before the Trainer, which has a handler of its own and leaves it behind where a logger cannot end."""
+        if self._listens:
+            self._listens = False
+            for number, handler in self._before.items():
+                if handler not in (signal.SIG_IGN, None):
+                    signal.signal(number, handler)
 
 
 class EpochLines(Callback):

@@ -15,7 +15,7 @@ import re
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from litheseg.errors import TrainingError
+from litheseg.errors import LithesegError, TrainingError
 from litheseg.files import atomic_path
 
 __all__ = ["AtomicCheckpoints", "Curves", "errors_of_writers_once", "read_checkpoint", "remove_drafts"]
 
+_DYING = 5.0  # seconds
 _DRAFT = re.compile(r"\.\w+\.[0-9a-f]{8}\.(ckpt|csv|safetensors|yaml)")  # what `atomic_path` writes before it renames
 
 
@@ -91,14 +92,21 @@ def errors_of_writers_once() -> Iterator[None]:
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        if not (isinstance(args.exc_value, OSError) and _is_writer(args.thread)):
             before(args)
 
     threading.excepthook = hook
     try:
         yield
     finally:
+        for thread in threading.enumerate():
+            if _is_writer(thread) and getattr(thread, "exception", None) is not None:
+                thread.join(_DYING)  # the main thread may be ahead of it
         threading.excepthook = before
+
+
+def _is_writer(thread: threading.Thread | None) -> bool:
+    return type(thread).__module__.startswith("tensorboard.")
 
 
 class Curves(Logger):
@@ -151,8 +159,9 @@ class Curves(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
-        self.save()
+        """Write what is left; of a run that failed, if that can be done: its own error is the one to tell."""
+        with suppress(LithesegError) if status == "failed" else nullcontext():
+            self.save()
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, Any]]:

@@ -100,9 +100,10 @@ def test_a_checkpoint_that_cannot_be_written(whole: Path, tmp_path: Path, monkey
 def test_curves_that_cannot_be_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(storage.csv.DictWriter, "writerows", no_space)
+        handler = signal.getsignal(signal.SIGTERM)
         with pytest.raises(TrainingError, match=r"cannot write .*metrics\.csv: No space left on device"):
             train_tiny(tmp_path)
-    assert not drafts(tmp_path)
+    assert not drafts(tmp_path) and signal.getsignal(signal.SIGTERM) is handler
     train_tiny(tmp_path, resume=True)
     assert same_weights(whole, tmp_path)
     assert (tmp_path / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
