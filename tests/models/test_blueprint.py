@@ -85,8 +85,8 @@ def test_buffers_that_no_file_holds_and_shared_parameters() -> None:
 
 def test_a_network_of_many_widths(tmp_path: Path) -> None:
     model = build_model("ddrnet", 3, base=8, **PLAIN)
-    slim(model, [1.0, 0.75, 0.5, 0.25])
-    extra = tuple(0.3 + index / 40 for index in range(5))
+    slim(model, [1.0, 0.5])
+    extra = (0.6, 0.7, 0.8)
     recalibrate(model, [torch.rand(2, 3, 64, 64)], extra)
     header = BundleHeader({"name": "ddrnet", "args": {"base": 8}}, CLASSES, widths=model.width_dial.widths)
     header = dataclasses.replace(header, calibrated_widths=model.width_dial.calibrated)
