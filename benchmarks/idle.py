@@ -23,13 +23,14 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
-from litheseg.deploy import engines
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.runtime import engines
 from litheseg.runtime.engines import open_engine
+from litheseg.runtime.pipeline import Pipeline
 from litheseg.runtime.standalone import host_facts
-from litheseg.runtime.timing import Pipeline, street_frames
+from litheseg.runtime.timing import street_frames
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 1.0)

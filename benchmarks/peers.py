@@ -49,7 +49,9 @@ from litheseg.errors import LithesegError
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader, load_bundle
 from litheseg.runtime.engines import Engine, open_engine
-from litheseg.runtime.timing import Pipeline, measure_total
+from litheseg.runtime.latency import Scope
+from litheseg.runtime.pipeline import Pipeline
+from litheseg.runtime.timing import measure
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half", (180, 240), (384, 480)
 OURS = {  # name -> row of benchmarks/grouping.yaml
@@ -135,7 +137,8 @@ def setting(
     for (index, network), way in itertools.product(enumerate(networks), WAYS):
         if found := engine(network, exports[index], *way, options.threads):
             pipelines[index, *way] = Pipeline(found, size, options.threads)
-    times = measure_total(pipelines, camera(source, size), repeats=options.rounds)
+    stages = measure(pipelines, camera(source, size), repeats=options.rounds)
+    times = {name: found[Scope.END_TO_END].ms for name, found in stages.items()}
     rows = []
     for index, network in enumerate(networks):
         own = {way: pipelines[index, *way] for way in WAYS if (index, *way) in pipelines}

@@ -32,8 +32,10 @@ from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime import standalone
 from litheseg.runtime.engines import open_engine
+from litheseg.runtime.latency import Scope
+from litheseg.runtime.pipeline import Pipeline
 from litheseg.runtime.standalone import host_facts, settle, summary
-from litheseg.runtime.timing import Pipeline, measure_total, street_frames
+from litheseg.runtime.timing import measure, street_frames
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 0.5)
@@ -88,6 +90,11 @@ def opened(model: Path, folder: Path, threads: int) -> dict[str, Pipeline]:
     }
 
 
+def end_to_end(pipelines: dict[str, Pipeline], frames: Sequence[np.ndarray], **how: Any) -> dict[str, list[float]]:
+    """Milliseconds of pipelines that take turns, as `profile` and `fit` time them."""
+    return {name: stages[Scope.END_TO_END].ms for name, stages in measure(pipelines, frames, **how).items()}
+
+
 def spun(pipeline: Pipeline, frames: Sequence[np.ndarray]) -> float:
     """Milliseconds of processor time that go by after a pass, while nobody waits for anything; median of five."""
     found = []
@@ -102,13 +109,13 @@ def spun(pipeline: Pipeline, frames: Sequence[np.ndarray]) -> float:
 def measured(way: str, pipelines: Mapping[str, Pipeline], frames: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Milliseconds end to end, `REPEATS` of each."""
     if way == ALONE:
-        return {name: measure_total({name: own}, frames, repeats=REPEATS)[name] for name, own in pipelines.items()}
+        return {name: end_to_end({name: own}, frames, repeats=REPEATS)[name] for name, own in pipelines.items()}
     with ExitStack() as without:
         if way == AT_ONCE:
             without.enter_context(mock.patch.object(standalone, "settle"))
         if way in (AT_ONCE, WAITING):
             without.enter_context(mock.patch.object(standalone, "_AGAIN", 0.0))
-        return measure_total(pipelines, frames, repeats=REPEATS, fps=PACE if way == PACED else None)
+        return end_to_end(pipelines, frames, repeats=REPEATS, fps=PACE if way == PACED else None)
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
 import venv
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
+from io import BytesIO
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
@@ -154,10 +155,10 @@ def test_serve(python: Path, export: Path, photos: Path, tmp_path: Path) -> None
     with (tmp_path / "out").open("w") as out, subprocess.Popen(line, stdout=out, stderr=out, cwd=tmp_path) as server:
         try:
             url = announced(tmp_path / "out")
-            data = next(photos.iterdir()).read_bytes()
-            request = urllib.request.Request(f"{url}/v1/segment/mask", data, {"Content-Type": "image/png"})
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                assert answer.status == 200 and answer.read().startswith(b"\x89PNG")
+            photo = next(photos.iterdir())
+            answer = httpx.post(f"{url}/v1/segment/mask", files={"image": photo.read_bytes()}, timeout=30)
+            assert answer.status_code == 200, answer.text
+            assert np.array_equal(np.asarray(Image.open(BytesIO(answer.content))), Predictor(export)(photo))
         finally:
             server.terminate()
         assert server.wait(60) == 0, (tmp_path / "out").read_text()

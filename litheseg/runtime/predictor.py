@@ -277,7 +277,8 @@ class Predictor:
 def _load(path: Path) -> Model | Export:
     if is_export(path):
         return load_export(path)
-    model: Model = workstation("models.bundle", f"running {path}").load_bundle(path)
+    purpose = f"running {path}, a model file (an export of it runs without),"
+    model: Model = workstation("models.bundle", purpose).load_bundle(path)
     return model
 
 

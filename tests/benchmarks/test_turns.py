@@ -13,18 +13,19 @@ from registry import registered
 from tiny_export import build_tiny, tiny_bundle
 
 from litheseg.runtime import standalone
+from litheseg.runtime.engines import Engine
 from litheseg.runtime.timing import Pipeline
 
 _registered = registered(tiny=build_tiny)
 
 
-class Blank:
+class Blank(Engine):
     """Counts its passes, in no time."""
 
     runtime, precision, output, size = "fake", "fp32", "logits", None
     passes = 0
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def run(self, image: np.ndarray) -> np.ndarray:
         self.passes += 1
         return np.zeros((2, 4, 4), np.float32)
 

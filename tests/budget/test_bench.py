@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny_budget import CLASSES
 
@@ -18,6 +19,7 @@ from litheseg.budget.plan import LayerTimes, Plan, Spot
 from litheseg.budget.workbench import Workbench
 from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import LithesegError, WidthError
 from litheseg.models import build_model
@@ -30,12 +32,12 @@ NETWORK = Network(0.5, (32, 48), "fp32")
 ONNX = Candidate(NETWORK, "onnxruntime", 1)
 
 
-class Blank:
+class Blank(Engine):
     """Takes any image."""
 
     runtime, precision, output, size = "fake", "fp32", "logits", None
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def run(self, image: np.ndarray) -> np.ndarray:
         return np.zeros((2, 4, 4), np.float32)
 
 
@@ -151,12 +153,12 @@ def exported(
 
 
 def _pretend(export: Export) -> Iterable[tuple[Artefact, Mapping[str, Any]]]:
-    """An int8 twin that is a copy."""
+    """A network that says of itself that it is int8."""
     for artefact in export.artefacts:
-        path = artefact.path.replace("fp32", "int8")
-        shutil.copyfile(export.folder / artefact.path, export.folder / path)
-        files = {path: file_digest(export.folder / path)}
-        yield replace(artefact, precision="int8", path=path, files=files), {}
+        twin = replace(artefact, precision="int8", path=artefact.path.replace("fp32", "int8"), files={})
+        model = onnx.load(str(export.file(artefact)))
+        save_onnx(model, export.file(twin), description(export.header, [twin], export.provenance))
+        yield replace(twin, files={twin.path: file_digest(export.file(twin))}), {}
 
 
 def test_an_export_is_made_once(exported: tuple[Workbench, Path, list[str]], bundle: Bundle) -> None:
@@ -195,7 +197,7 @@ def test_int8_without_images_says_what_it_needs(bundle: Bundle, tmp_path: Path) 
 
 def test_a_plan_makes_layers_dense_in_files_only(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    onnx = pytest.importorskip("onnx")
+
     pytest.importorskip("onnxscript")
     efficient = Efficient(groups=2, where="encoder,3x3")
     arguments = {"base": 8, "aux_head": False, "boundary_head": False}

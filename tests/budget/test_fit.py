@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from litheseg.budget import fit as room
+from litheseg.budget import target
 from litheseg.budget.account import pareto
 from litheseg.budget.candidates import Candidate, Network
 from litheseg.budget.fit import Choices, Fit
@@ -20,7 +21,7 @@ from litheseg.budget.scores import MeasuredScores
 from litheseg.budget.search import BudgetError, Point
 from litheseg.budget.target import Measurements, read_measurements
 from litheseg.bundle.exported import load_export
-from litheseg.cli import build_parser, main, measure
+from litheseg.cli import build_parser, main
 from litheseg.errors import LithesegError
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
@@ -205,7 +206,7 @@ def test_too_few_repeats_for_the_percentile(measured: Measurements) -> None:
 def test_a_fit_for_another_machine_promises_the_network_alone(bundle: Bundle, tmp_path: Path) -> None:
     path = measurements(tmp_path / "measurements.json", model_digest(bundle))
     account = Fit(bundle, Limits(4.0), measured=path, cache=tmp_path).run()
-    assert account.scope == "network" and account.host == {"cpu": "a small box"}
+    assert account.promise["scope"] == "network" and account.host == {"cpu": "a small box"}
     assert account.found.chosen.candidate == Candidate(Network(0.5, (32, 48), "fp32"), "openvino", 4)
     assert FakeBench.calls == [], "nothing is timed here"
 
@@ -289,7 +290,7 @@ def test_a_kit_holds_every_width_at_every_size(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Sequence[Network]] = []
-    monkeypatch.setattr(measure, "write_kit", lambda _, folder, networks, **__: (written.append(networks), folder)[1])
+    monkeypatch.setattr(target, "write_kit", lambda _, folder, networks, **__: (written.append(networks), folder)[1])
     words = ["measure", str(bundle.path), "--widths", "1,.5", "--sizes", "32x48,16x24"]
     assert main([*words, "--output", str(tmp_path / "kit")]) == 0
     assert "4 networks and measure.py" in capsys.readouterr().out

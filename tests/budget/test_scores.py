@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from litheseg.budget import scores as room
-from litheseg.budget.candidates import Network, default_sizes, paper_costs, with_widths
+from litheseg.budget.candidates import Network, default_sizes, paper_costs
 from litheseg.budget.scores import HeaderScores, MeasuredScores, open_scores
 from litheseg.budget.store import Store, data_digest, default_cache
 from litheseg.cost import count
+from litheseg.cost.widths import with_widths
 from litheseg.data import open_source
 from litheseg.errors import DataError, WidthError
 from litheseg.evaluation import evaluate

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_budget import untrained
 
 from litheseg.budget.candidates import Candidate, Network
 from litheseg.budget.target import SCRIPT, kit_networks, read_measurements, write_kit
@@ -19,6 +20,11 @@ from litheseg.runtime.standalone import host_facts, interleave, settle, summary
 
 RUNTIME = "onnxruntime"
 NOTHING = {"litheseg": "measurements", "schema": 1, "model": "mine", "host": {}, "fps": None, "rows": []}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return untrained(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
