@@ -39,7 +39,7 @@ def words(bundle: Bundle, tmp_path: Path) -> list[str]:
     return ["fit", str(bundle.path), *fast, "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
 
 
-@pytest.mark.parametrize("where", ["timing", "writing"])
+@pytest.mark.parametrize("where", ["timing", pytest.param("writing", marks=pytest.mark.slow)])
 def test_a_killed_fit_goes_on_with_the_same_command(bundle: Bundle, tmp_path: Path, where: str) -> None:
     command = words(bundle, tmp_path)
     script = [sys.executable, "-c", KILLED, where, *command]
