@@ -246,7 +246,9 @@ def existing_folder(root: str | Path, remedy: str = "") -> Path:
     return path
 
 
-def find_images(folder: Path, *, recursive: bool = False, suffix: str = "") -> dict[str, Path]:
+def find_images(
+    folder: Path, *, recursive: bool = False, suffix: str = "", again: list[tuple[Path, Path]] | None = None
+) -> dict[str, Path]:
     """The image files in a folder by id: the path below `folder` without its ending, "/" between folders.
 
     Hidden files (and what macOS leaves as `._a.png`) and files of other types are passed over.
@@ -255,12 +257,13 @@ def find_images(folder: Path, *, recursive: bool = False, suffix: str = "") -> d
         folder: the folder; a missing one holds nothing.
         recursive: look into its folders too.
         suffix: what stems must end with, and ids do not, e.g. "_mask".
+        again: a list to which files of an id that is taken go, each with the file that has it; None to raise.
 
     Raises:
         DuplicateStemsError: several files of one id, such as a.png and a.jpg.
     """
     found: dict[str, Path] = {}
-    again: list[tuple[Path, Path]] = []
+    twice: list[tuple[Path, Path]] = []
     for path in sorted(folder.rglob("*") if recursive else folder.glob("*")):
         parts = path.relative_to(folder).parts
         if path.suffix.lower() not in _IMAGE_SUFFIXES or any(part.startswith(".") for part in parts) or path.is_dir():
@@ -269,11 +272,13 @@ def find_images(folder: Path, *, recursive: bool = False, suffix: str = "") -> d
             continue
         key = "/".join([*parts[:-1], path.stem.removesuffix(suffix)])
         if key in found:
-            again.append((path, found[key]))
+            twice.append((path, found[key]))
         else:
             found[key] = path
-    if again:
-        raise DuplicateStemsError(again)
+    if twice and again is None:
+        raise DuplicateStemsError(twice)
+    if again is not None:
+        again += twice
     return found
 
 

@@ -115,7 +115,7 @@ def pseudo_label(
         progress: called with (done, total, image) after each image.
 
     Raises:
-        DataError: no images, two of one id, a value out of range, results of another model or of other settings in the
+        DataError: no images, a value out of range, results of another model or of other settings in the
             output folder, a ranking or an export there that would change, or no image that could be labelled.
         WidthError: the bundle does not have the width.
         FolderInUseError: another process labels into the output folder.
@@ -132,7 +132,8 @@ def pseudo_label(
     predictor = bundle if isinstance(bundle, Predictor) else Predictor(bundle, device=device)
     width = predictor.width if width is None else predictor.check_width(width)
     run = _Run(predictor, Path(output).expanduser(), width, threshold, force, max_pixels)
-    images = _find(existing_folder(folder), run.output)
+    images, twice = _find(existing_folder(folder), run.output)
+    run.failed += [(str(path), f"{path} has the stem of {first.name}; keep one of them") for path, first in twice]
     with folder_lock(run.output):
         run.begin()
         for done, (key, image) in enumerate(images.items(), 1):
@@ -257,19 +258,21 @@ class _Run:
         return None
 
 
-def _find(folder: Path, output: Path) -> dict[str, Path]:
-    """Images by id, without those of an output folder that lies among them."""
+def _find(folder: Path, output: Path) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
+    """Images by id, without those of an output folder that lies among them; and those whose id another one has."""
     results, base = output.resolve(), folder.resolve()
     if output.exists() and not output.is_dir():
         raise DataError(f"output {output} is a file; give a folder")
     if base.is_relative_to(results):
         raise DataError(f"the images in {folder} lie in the output folder {output}; choose another output folder")
-    found = find_images(folder, recursive=True)
+    twice: list[tuple[Path, Path]] = []
+    found = find_images(folder, recursive=True, again=twice)
     # Not resolved: the results hold links to the very images.
     images = {key: path for key, path in found.items() if not (base / path.relative_to(folder)).is_relative_to(results)}
     if not images:
         raise DataError(f"no images in {folder}; give a folder that holds some (.png, .jpg, .tif, ...)")
-    return images
+    kept = set(images.values())
+    return images, [pair for pair in twice if pair[1] in kept]
 
 
 def _check_name(key: str, image: Path) -> None:

@@ -8,18 +8,10 @@ from pathlib import Path
 
 import pytest
 
-# The command's own module, without the command line around it.
 SCRIPT = """
-import importlib, sys, types
-from argparse import ArgumentParser
-import litheseg
-package = types.ModuleType("litheseg.cli")
-package.__path__ = [f"{litheseg.__path__[0]}/cli"]
-sys.modules["litheseg.cli"] = package
-command = importlib.import_module(f"litheseg.cli.{sys.argv[2]}")
-parser = ArgumentParser()
-command.add(parser)
-status = command.run(parser.parse_args(sys.argv[3:]))
+import sys
+from litheseg.cli import main
+status = main(sys.argv[2:])
 loaded = [name for name in sys.argv[1].split(",") if name in sys.modules]
 assert not status and not loaded, (status, loaded)
 """

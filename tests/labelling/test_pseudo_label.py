@@ -237,12 +237,19 @@ def test_wrong_arguments(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
         pseudo_label(bundle, tmp_path / "nowhere", out)
     with pytest.raises(DataError, match="is a file; give a folder"):
         pseudo_label(bundle, photos, photos / "a.png")
-    Image.fromarray(noise(4, 4, 0)).save(photos / "a.jpg")
-    with pytest.raises(DataError, match="have the same stem"):
-        pseudo_label(bundle, photos, out)
     with pytest.raises(DataError, match="max_pixels is 0"):
         pseudo_label(bundle, photos, out, max_pixels=0)
     assert not out.exists()
+
+
+def test_images_of_one_stem_hold_up_no_others(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    for name in ("a.tif", "a.webp", "c.tif"):
+        Image.fromarray(noise(4, 4, 0)).save(photos / name)
+    found = pseudo_label(bundle, photos, tmp_path / "out")
+    alike = {path: reason for path, reason in found.failed if "has the stem of" in reason}
+    stems = [path.stem for path in photos.iterdir()]
+    assert len(alike) == len(stems) - len(set(stems)) and all("keep one of them" in reason for reason in alike.values())
+    assert found.written and (tmp_path / "out" / "masks" / "a.png").is_file()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
