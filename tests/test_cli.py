@@ -187,13 +187,6 @@ def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: unknown command") and not done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["recipes"], ["models"], ["train", "--help"]], ids=" ".join)
-def test_what_trains_nothing_does_not_wait_for_lightning(arguments: list[str]) -> None:
-    code = "import sys, litheseg.cli as c; s = c.main(sys.argv[1:]); sys.exit(s or 'lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout, done.stderr
-
-
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, streets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stop(error: BaseException) -> Any:
         def train(*_: Any, **__: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_training
 
+from litheseg.budget import search
 from litheseg.budget.store import store_folder
 from litheseg.cli import main
 from litheseg.locks import folder_lock
@@ -19,12 +20,13 @@ from litheseg.models.bundle import Bundle, load_bundle
 
 KILLED = """
 import os, signal, sys
-from litheseg.budget import account, store
+from litheseg.budget import account, search, store
 from litheseg.cli import main
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
+search.PROOF_MS = 1
 where, save = sys.argv[1], store.Store.save_samples
 if where == "timing":
     store.Store.save_samples = lambda self: (save(self), die())
@@ -35,12 +37,28 @@ main(sys.argv[2:])
 
 
 def words(bundle: Bundle, tmp_path: Path) -> list[str]:
-    fast = ["--budget", "10s", "--sizes", "32x48", "--threads", "1", "--runtime", "torch", "--widths", "1,.5"]
+    fast = [
+        "--budget",
+        "10s",
+        "--percentile",
+        "50",
+        "--sizes",
+        "32x48",
+        "--threads",
+        "1",
+        "--runtime",
+        "torch",
+        "--widths",
+        "1,.5",
+    ]
     return ["fit", str(bundle.path), *fast, "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
 
 
-@pytest.mark.parametrize("where", ["timing", pytest.param("writing", marks=pytest.mark.slow)])
-def test_a_killed_fit_goes_on_with_the_same_command(bundle: Bundle, tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("where", ["timing", "writing"])
+def test_a_killed_fit_goes_on_with_the_same_command(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(search, "PROOF_MS", 1)
     command = words(bundle, tmp_path)
     script = [sys.executable, "-c", KILLED, where, *command]
     killed = subprocess.run(script, capture_output=True, text=True, timeout=300, env=tiny_training.environment())

@@ -309,7 +309,7 @@ def test_refusals_are_shown_in_the_servers_words(browser: Any, tmp_path: Path) -
     with Server(create_app(strict)) as server, opened(browser, server.url) as page:
         page.set_input_files("#file", photo(tmp_path))
         page.wait_for_selector("#notice:not([hidden])")
-        assert page.text_content("#notice-text").startswith("240 x 120 pixels; at most 100 are taken here")
+        assert page.text_content("#notice-text").startswith("240 x 120 pixels, and at most 100 are decoded here")
         assert not page.is_visible("#notice-action")
 
 
