@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -93,8 +94,10 @@ class Service:
 
     @property
     def sample_size(self) -> tuple[int, int]:
-        """Height and width of the images that the widths are measured with."""
-        return self.predictor.size or _EXAMPLE
+        """Height and width of the images that the widths are measured with; no more pixels than requests may have."""
+        height, width = self.predictor.size or _EXAMPLE
+        share = min(1.0, math.sqrt(self.settings.max_pixels / (height * width)))
+        return max(1, int(height * share)), max(1, int(width * share))
 
     @property
     def ready(self) -> bool:
