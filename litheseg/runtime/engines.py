@@ -34,7 +34,7 @@ __all__ = ["Engine", "available_runtimes", "batched", "open_engine", "openvino_c
 
 Size = tuple[int, int]
 
-_TOO_NEW = ("Unsupported model IR version", "Opset", "opset", "IR version")  # what a runtime says of a newer format
+_TOO_NEW = ("IR version", "Opset", "opset")  # what a runtime says of a newer format
 _PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 
 

@@ -93,14 +93,12 @@ class _Network:
 
     def __init__(self) -> None:
         self.now = self.most = 0
-        self.torch_threads: set[int] = set()
         self._lock = threading.Lock()
 
     def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
-            self.torch_threads.add(torch.get_num_threads())
         time.sleep(0.005)
         with self._lock:
             self.now -= 1

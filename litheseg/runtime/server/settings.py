@@ -15,16 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from litheseg.errors import LithesegError
+from litheseg.runtime.standalone import cores
 
-__all__ = ["DEFAULT_TARGET_MS", "Settings", "available_cores", "read_api_key"]
+__all__ = ["DEFAULT_TARGET_MS", "Settings", "read_api_key"]
 
 DEFAULT_TARGET_MS = 200.0
 _SHORTEST_KEY = 16  # characters
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Settings:
     width: float | None = None
     target_ms: float = DEFAULT_TARGET_MS
     queue: int = 16
-    workers: int = field(default_factory=available_cores)
+    workers: int = field(default_factory=cores)
     max_upload: int = 20_000_000
     max_pixels: int = 25_000_000
     timeout: float = 30.0
