@@ -23,6 +23,7 @@ HOUSE = (
     "streets",
     "bundle",
     "runtime",
+    "serving",
     "nn",
     "models",
     "data",
@@ -37,7 +38,7 @@ HOUSE = (
     "demo",
     "cli",
 )
-BOX = "runtime"
+BOX = "serving"
 UNPICKLERS = ("cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve")
 
 

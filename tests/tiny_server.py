@@ -15,10 +15,10 @@ from PIL import Image
 from litheseg.bundle.header import BundleHeader
 from litheseg.errors import WidthError
 from litheseg.masks.classes import Classes
-from litheseg.runtime.server.app import create_app
-from litheseg.runtime.server.running import Server
-from litheseg.runtime.server.service import Service
-from litheseg.runtime.server.settings import Settings
+from litheseg.serving.app import create_app
+from litheseg.serving.running import Server
+from litheseg.serving.service import Service
+from litheseg.serving.settings import ServerSettings
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 WIDTHS = (1.0, 0.5, 0.25)
@@ -79,7 +79,7 @@ def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options: Any
 
 def service(predictor: Any = None, **settings: Any) -> Service:
     """Ready to serve; two workers unless told otherwise."""
-    made = Service(predictor or FakePredictor(), Settings(**{"workers": 2, **settings}), name="fake")
+    made = Service(predictor or FakePredictor(), ServerSettings(**{"workers": 2, **settings}), name="fake")
     made.prepare()
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from inspect import signature
 
 from rich import progress as bars
 from rich.console import Console
@@ -13,8 +14,7 @@ from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import device_option, json_option, max_pixels_option, parse_width
 from litheseg.cli.printing import complain, print_json, show
 from litheseg.cli.stopping import sigterm_stops
-from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.video import VIDEO_KINDS, Patience, VideoProgress, VideoSummary, label_video
+from litheseg.runtime.video import VIDEO_KINDS, Patience, VideoProgress, VideoSummary, annotate_video
 
 __all__ = ["add", "run"]
 
@@ -69,17 +69,10 @@ def _pace_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Do it and print what came of it."""
-    how = {name: getattr(args, name) for name in ("device", "runtime", "precision", "threads", "tile")}
-    same = ("kind", "width", "target_ms", "target_fps", "drop", "fps", "limit", "alpha", "force", "max_pixels")
+    options = {name: value for name, value in vars(args).items() if name in signature(annotate_video).parameters}
+    options["source"] = args.input
     with _Bar() as bar, sigterm_stops() as terminated:
-        summary = label_video(
-            Predictor(args.model, args.width, **how),
-            args.input,
-            args.output,
-            patience=Patience(attempts=args.attempts),
-            progress=bar.show,
-            **{name: getattr(args, name) for name in same},
-        )
+        summary = annotate_video(progress=bar.show, **options)
     _print(summary, args)
     if summary.stopped:
         return 143 if terminated.is_set() else 130

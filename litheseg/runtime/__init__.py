@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from litheseg.runtime.files import Summary, predict
     from litheseg.runtime.predictor import Predictor
     from litheseg.runtime.profiling import profile
-    from litheseg.runtime.video import VideoSummary, label_video
+    from litheseg.runtime.video import VideoSummary, annotate_video
 
-__all__ = ["Controller", "Predictor", "Summary", "VideoSummary", "label_video", "predict", "profile"]
+__all__ = ["Controller", "Predictor", "Summary", "VideoSummary", "annotate_video", "predict", "profile"]
 
 _HOMES = {
     "Controller": "controller",
     "Predictor": "predictor",
     "Summary": "files",
     "VideoSummary": "video",
-    "label_video": "video",
+    "annotate_video": "video",
     "predict": "files",
     "profile": "profiling",
 }

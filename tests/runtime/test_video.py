@@ -20,10 +20,10 @@ from tiny_video import FakeSource, frame, numbers, read_video, write_images, wri
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.models import MODELS
 from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.video import Patience, VideoProgress, label_video, open_frames
+from litheseg.runtime.video import Patience, VideoProgress, annotate_video, open_frames
 from litheseg.runtime.video import writing as writing_room
 from litheseg.runtime.video.feed import Feed
-from litheseg.runtime.video.frames import Frame
+from litheseg.runtime.video.frames import VideoFrame
 from litheseg.runtime.video.reading import LiveStream
 from litheseg.runtime.video.writing import Behind
 
@@ -62,7 +62,7 @@ def leftovers(folder: Path) -> list[str]:
 def test_every_frame_of_a_file_is_labelled(predictor: Predictor, tmp_path: Path, ending: str) -> None:
     source = write_video(tmp_path / "in.mp4")
     seen: list[VideoProgress] = []
-    summary = label_video(predictor, source, tmp_path / f"out{ending}", kind="mask", progress=seen.append)
+    summary = annotate_video(predictor, source, tmp_path / f"out{ending}", kind="mask", progress=seen.append)
     assert (summary.frames, summary.dropped, summary.corrupt, summary.problem) == (30, 0, 0, None)
     assert (summary.widths, summary.decisions, summary.encoder) == ({1.0: 30}, (), "libx264")
     assert summary.late is None
@@ -85,20 +85,20 @@ def test_pictures_of_any_size_and_kind(predictor: Predictor, tmp_path: Path, siz
     height, width = (side + side % 2 for side in size)
     for kind, columns in (("overlay", width), ("mask", width), ("side-by-side", 2 * size[1])):
         out = tmp_path / f"{kind}.mp4"
-        label_video(predictor, folder, out, kind=kind)  # type: ignore[arg-type]
+        annotate_video(predictor, folder, out, kind=kind)  # type: ignore[arg-type]
         frames = read_video(out)
         assert len(frames) == 3 and frames[0].shape == (height, columns, 3)
 
 
 def test_side_by_side_is_the_frame_and_its_overlay(predictor: Predictor, tmp_path: Path) -> None:
-    label_video(predictor, write_images(tmp_path / "in"), tmp_path / "out", kind="side-by-side", alpha=1)
+    annotate_video(predictor, write_images(tmp_path / "in"), tmp_path / "out", kind="side-by-side", alpha=1)
     picture = np.asarray(Image.open(tmp_path / "out/frame_2.png"))
     assert np.array_equal(picture[:, :64], frame(1))
     assert (picture[:, 64:] == (0, 255, 0)).all()
 
 
 def test_a_folder_of_masks_holds_class_indices(predictor: Predictor, tmp_path: Path) -> None:
-    summary = label_video(predictor, write_images(tmp_path / "in", 12), tmp_path / "out", kind="mask")
+    summary = annotate_video(predictor, write_images(tmp_path / "in", 12), tmp_path / "out", kind="mask")
     assert summary.encoder == "png"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"frame_{n}.png" for n in range(1, 13)}
     for number in range(12):
@@ -108,12 +108,12 @@ def test_a_folder_of_masks_holds_class_indices(predictor: Predictor, tmp_path: P
 
 
 def test_frames_of_a_video_are_counted_in_a_folder(predictor: Predictor, tmp_path: Path) -> None:
-    label_video(predictor, write_video(tmp_path / "in.mp4", 3), tmp_path / "out")
+    annotate_video(predictor, write_video(tmp_path / "in.mp4", 3), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000.png", "000001.png", "000002.png"]
 
 
 def test_times_and_rate_are_kept(predictor: Predictor, tmp_path: Path) -> None:
-    label_video(predictor, write_video(tmp_path / "in.mp4", 20, rate=10), tmp_path / "out.mp4")
+    annotate_video(predictor, write_video(tmp_path / "in.mp4", 20, rate=10), tmp_path / "out.mp4")
     with av.open(str(tmp_path / "out.mp4")) as container:
         times = [decoded.time for decoded in container.decode(video=0)]
     np.testing.assert_allclose(np.diff(times), 0.1, atol=1e-3)
@@ -121,14 +121,14 @@ def test_times_and_rate_are_kept(predictor: Predictor, tmp_path: Path) -> None:
 
 def test_without_h264_mpeg4_is_written(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing_room, "_can_encode", lambda _, name: name == "mpeg4")
-    summary = label_video(predictor, write_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", kind="mask")
+    summary = annotate_video(predictor, write_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", kind="mask")
     assert summary.encoder == "mpeg4"
     assert numbers(read_video(tmp_path / "out.mp4")) == [number % 3 for number in range(30)]
 
 
 def test_a_limit_and_another_width(predictor: Predictor, tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mp4")
-    summary = label_video(predictor, source, tmp_path / "out.mp4", limit=7, width=0.5)
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4", limit=7, width=0.5)
     assert (summary.frames, summary.widths, summary.problem) == (7, {0.5: 7}, None)
     assert predictor.width == 1.0, "the predictor's own width is left alone"
 
@@ -136,7 +136,7 @@ def test_a_limit_and_another_width(predictor: Predictor, tmp_path: Path) -> None
 def test_an_animated_gif_is_a_video(predictor: Predictor, tmp_path: Path) -> None:
     frames = [Image.fromarray(frame(number)) for number in range(6)]
     frames[0].save(tmp_path / "in.gif", save_all=True, append_images=frames[1:], duration=100)
-    assert label_video(predictor, tmp_path / "in.gif", tmp_path / "out.mp4", kind="mask").frames == 6
+    assert annotate_video(predictor, tmp_path / "in.gif", tmp_path / "out.mp4", kind="mask").frames == 6
     assert numbers(read_video(tmp_path / "out.mp4")) == [0, 1, 2, 0, 1, 2]
 
 
@@ -158,7 +158,7 @@ def test_images_come_in_the_order_of_counting(tmp_path: Path) -> None:
 def test_a_broken_image_is_left_out_and_named(predictor: Predictor, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "in", 4)
     (folder / "frame_2.png").write_bytes((folder / "frame_2.png").read_bytes()[:100])
-    summary = label_video(predictor, folder, tmp_path / "out")
+    summary = annotate_video(predictor, folder, tmp_path / "out")
     assert (summary.frames, summary.corrupt) == (3, 1)
     assert "frame_2.png is damaged or truncated" in summary.troubles[0]
 
@@ -178,7 +178,7 @@ def damaged(path: Path, count: int) -> Path:
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_a_corrupt_frame_is_counted_and_named(predictor: Predictor, tmp_path: Path, codec: str) -> None:
     source = damaged(write_video(tmp_path / "in.mp4", codec=codec), 300)
-    summary = label_video(predictor, source, tmp_path / "out.mp4", kind="mask")
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4", kind="mask")
     assert 26 <= summary.frames <= 30 and len(read_video(tmp_path / "out.mp4")) == summary.frames
     assert 1 <= summary.corrupt <= 4 and len(summary.troubles) == summary.corrupt
     assert all("frame at 0." in trouble for trouble in summary.troubles)
@@ -187,7 +187,7 @@ def test_a_corrupt_frame_is_counted_and_named(predictor: Predictor, tmp_path: Pa
 
 def test_frames_that_the_container_lost_are_missed(predictor: Predictor, tmp_path: Path) -> None:
     source = damaged(write_video(tmp_path / "in.mkv", codec="mpeg4"), 2500)
-    summary = label_video(predictor, source, tmp_path / "out.mp4")
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4")
     assert summary.frames < 28
     assert summary.problem is not None and "in.mkv is truncated or damaged" in summary.problem
 
@@ -199,7 +199,7 @@ def test_of_a_truncated_file_everything_that_is_there_is_kept(
     source = write_video(tmp_path / f"in{ending}", 60, faststart=ending == ".mp4")
     data = source.read_bytes()
     source.write_bytes(data[: len(data) * 6 // 10])
-    summary = label_video(predictor, source, tmp_path / "out.mp4", kind="mask")
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4", kind="mask")
     assert summary.problem is not None and f"in{ending} is truncated or damaged" in summary.problem
     assert "of 60 frames are there" in summary.problem
     assert 30 <= summary.frames < 40 and not summary.stopped
@@ -228,18 +228,18 @@ def test_what_is_no_video_leaves_nothing_behind(predictor: Predictor, tmp_path: 
         ("*.jpg", "no images in"),
     ):
         with pytest.raises(DataError, match=message):
-            label_video(predictor, tmp_path / name, tmp_path / "out.mp4")
+            annotate_video(predictor, tmp_path / name, tmp_path / "out.mp4")
     folder = write_images(tmp_path / "broken", 1)
     (folder / "frame_1.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"no frame could be decoded .*frame_1\.png"):
-        label_video(predictor, folder, tmp_path / "out.mp4")
+        annotate_video(predictor, folder, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists() and not leftovers(tmp_path)
 
 
 def test_there_is_no_camera_and_no_server(predictor: Predictor, tmp_path: Path) -> None:
     for address in (97, "97", "/dev/video97", "rtsp://user:secret@127.0.0.1:9/x", "http://127.0.0.1:9/x.ts"):
         with pytest.raises(DataError, match="cannot open") as raised:
-            label_video(predictor, address, tmp_path / "out.mp4")
+            annotate_video(predictor, address, tmp_path / "out.mp4")
         assert "secret" not in str(raised.value)
 
 
@@ -251,7 +251,7 @@ def test_of_a_live_source_the_newest_frame_is_taken(
 ) -> None:
     slow[1.0] = 0.05
     source = FakeSource(60, live=True, pause=0.005)
-    summary = label_video(predictor, source, tmp_path / "out.mp4")
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4")
     assert summary.frames + summary.dropped == 60
     assert summary.frames < 20 and summary.dropped > 30
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -265,7 +265,7 @@ def test_of_a_file_frames_are_dropped_only_if_asked(
     slow[1.0] = 0.1
     source = write_video(tmp_path / "in.mp4", 25)
     began = time.monotonic()
-    summary = label_video(predictor, source, tmp_path / "out.mp4", drop=True)
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4", drop=True)
     assert summary.frames + summary.dropped == 25 and summary.dropped > 5
     assert 0.9 < time.monotonic() - began < 5
 
@@ -304,7 +304,7 @@ class SlowWriter:
         self.written: list[int] = []
         self._fails_at = fails_at
 
-    def write(self, frame: Frame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         time.sleep(0.005)
         if len(self.written) == self._fails_at:
             raise LithesegError("no space")
@@ -319,7 +319,7 @@ def test_writing_behind_keeps_every_picture_and_its_order() -> None:
     writer = SlowWriter()
     with Behind(writer) as behind:
         for mask in masks():
-            behind.write(Frame(mask, 0.0), mask, mask)
+            behind.write(VideoFrame(mask, 0.0), mask, mask)
     assert writer.written == [*range(30)]
 
 
@@ -328,7 +328,7 @@ def test_an_error_of_the_writer_is_raised_and_nobody_waits_for_it() -> None:
         writer, offered = SlowWriter(fails_at), 0
         with pytest.raises(LithesegError, match="no space"), Behind(writer) as behind:
             for mask in masks():
-                behind.write(Frame(mask, 0.0), mask, mask)
+                behind.write(VideoFrame(mask, 0.0), mask, mask)
                 offered += 1
         assert writer.written == [*range(fails_at)] and offered >= fails_at
 
@@ -337,7 +337,7 @@ def test_after_an_error_pictures_that_wait_are_not_written() -> None:
     writer = SlowWriter()
     with pytest.raises(ValueError), Behind(writer) as behind:
         for mask in masks():
-            behind.write(Frame(mask, 0.0), mask, mask)
+            behind.write(VideoFrame(mask, 0.0), mask, mask)
         raise ValueError
     assert 20 < len(writer.written) < 30
 
@@ -405,9 +405,8 @@ def http_server(content: bytes, *, connections: int) -> Iterator[str]:
 def test_a_stream_over_http_that_breaks_off(predictor: Predictor, tmp_path: Path) -> None:
     content = write_video(tmp_path / "clip.ts", 20, codec="mpeg4").read_bytes()
     with http_server(content, connections=3) as url:
-        summary = label_video(
-            predictor, url, tmp_path / "out.mp4", kind="mask", patience=Patience(attempts=2, first=0.01)
-        )
+        source = open_frames(url, patience=Patience(attempts=2, first=0.01))
+        summary = annotate_video(predictor, source, tmp_path / "out.mp4", kind="mask")
     assert summary.problem is not None and "/live.ts was lost after" in summary.problem
     assert summary.frames + summary.dropped >= 30
     assert len(read_video(tmp_path / "out.mp4")) == summary.frames, "what came is kept, and plays"
@@ -432,7 +431,7 @@ def test_the_width_holds_a_target(predictor: Predictor, slow: dict[float, float]
     slow.update({1.0: 0.1, 0.5: 0.0})
     source = FakeSource(40, live=False)
     seen: list[VideoProgress] = []
-    summary = label_video(predictor, source, tmp_path / "out.mp4", target_fps=20, progress=seen.append)
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4", target_fps=20, progress=seen.append)
     assert summary.widths[0.5] > 30 and summary.widths[1.0] < 10
     assert summary.late is not None and 0 < summary.late < 0.25
     [decision] = summary.decisions
@@ -443,7 +442,7 @@ def test_the_width_holds_a_target(predictor: Predictor, slow: dict[float, float]
 
 def test_both_targets_are_refused(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(LithesegError, match="only one of them"):
-        label_video(predictor, write_images(tmp_path / "in"), tmp_path / "out.mp4", target_ms=5, target_fps=5)
+        annotate_video(predictor, write_images(tmp_path / "in"), tmp_path / "out.mp4", target_ms=5, target_fps=5)
 
 
 # Ends that nobody wished for
@@ -455,7 +454,7 @@ def test_ctrl_c_leaves_a_video_that_plays(predictor: Predictor, tmp_path: Path) 
             raise KeyboardInterrupt
 
     source = FakeSource(1000, live=True, pause=0.001)
-    summary = label_video(predictor, source, tmp_path / "out.mp4", kind="mask", progress=interrupt)
+    summary = annotate_video(predictor, source, tmp_path / "out.mp4", kind="mask", progress=interrupt)
     assert (summary.frames, summary.stopped, summary.problem) == (9, True, "stopped by Ctrl-C")
     assert len(read_video(tmp_path / "out.mp4")) == 9
     assert source.closed and not leftovers(tmp_path)
@@ -475,7 +474,7 @@ def test_an_error_leaves_nothing_behind(
 
     monkeypatch.setattr(predictor, "predict_rgb", fails)
     with pytest.raises(LithesegError, match="the network broke"):
-        label_video(predictor, write_video(tmp_path / "in.mp4"), tmp_path / out)
+        annotate_video(predictor, write_video(tmp_path / "in.mp4"), tmp_path / out)
     assert not (tmp_path / out).exists() and not leftovers(tmp_path)
 
 
@@ -488,7 +487,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(
 
     monkeypatch.setattr(f"litheseg.runtime.video.writing.{method}", full)
     with pytest.raises(LithesegError, match=rf"cannot write .*{out}: No space left on device"):
-        label_video(predictor, write_video(tmp_path / "in.mp4"), tmp_path / out)
+        annotate_video(predictor, write_video(tmp_path / "in.mp4"), tmp_path / out)
     assert not (tmp_path / out).exists() and not leftovers(tmp_path)
 
 
@@ -496,15 +495,15 @@ def test_what_exists_is_kept(predictor: Predictor, tmp_path: Path) -> None:
     source = write_images(tmp_path / "in", 2)
     (tmp_path / "out.mp4").write_text("mine")
     with pytest.raises(DataError, match=r"out\.mp4 exists"):
-        label_video(predictor, source, tmp_path / "out.mp4")
-    assert label_video(predictor, source, tmp_path / "out.mp4", force=True).frames == 2
+        annotate_video(predictor, source, tmp_path / "out.mp4")
+    assert annotate_video(predictor, source, tmp_path / "out.mp4", force=True).frames == 2
     assert len(read_video(tmp_path / "out.mp4")) == 2
     for force in (False, True):
         with pytest.raises(DataError, match="a folder that holds files"):
-            label_video(predictor, source, tmp_path / "in", force=force)
+            annotate_video(predictor, source, tmp_path / "in", force=force)
     assert len(list((tmp_path / "in").iterdir())) == 2
     (tmp_path / "new").mkdir()
-    assert label_video(predictor, source, tmp_path / "new").frames == 2
+    assert annotate_video(predictor, source, tmp_path / "new").frames == 2
 
 
 def test_wrong_options(predictor: Predictor, tmp_path: Path) -> None:
@@ -518,7 +517,7 @@ def test_wrong_options(predictor: Predictor, tmp_path: Path) -> None:
     ):
         arguments: dict[str, Any] = {"output": tmp_path / "out.mp4", **options}
         with pytest.raises(error, match=message):
-            label_video(predictor, source, **arguments)
+            annotate_video(predictor, source, **arguments)
     assert not leftovers(tmp_path)
 
 
@@ -528,16 +527,16 @@ def test_without_pyav(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     for address, out in ((source, "out"), (images, "out.mp4")):
         with pytest.raises(MissingExtraError, match=r"pip install 'litheseg\[video\]'"):
-            label_video(predictor, address, tmp_path / out)
-    assert label_video(predictor, images, tmp_path / "out").frames == 2, "folders need no PyAV"
+            annotate_video(predictor, address, tmp_path / out)
+    assert annotate_video(predictor, images, tmp_path / "out").frames == 2, "folders need no PyAV"
 
 
 def test_images_and_frames_that_are_too_large(predictor: Predictor, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "frames", 3)
     Image.new("RGB", (200, 100)).save(folder / "frame_2.png")
-    summary = label_video(predictor, folder, tmp_path / "out", kind="mask", max_pixels=48 * 64)
+    summary = annotate_video(predictor, folder, tmp_path / "out", kind="mask", max_pixels=48 * 64)
     assert (summary.frames, summary.corrupt) == (2, 1) and "200 x 100 pixels" in summary.troubles[0]
     video = write_video(tmp_path / "in.mp4", 2)
     with pytest.raises(DataError, match="64 x 48 pixels, and at most 3071"):
-        label_video(predictor, video, tmp_path / "out.mp4", max_pixels=48 * 64 - 1)
-    assert label_video(predictor, video, tmp_path / "out.mp4", max_pixels=48 * 64).frames == 2
+        annotate_video(predictor, video, tmp_path / "out.mp4", max_pixels=48 * 64 - 1)
+    assert annotate_video(predictor, video, tmp_path / "out.mp4", max_pixels=48 * 64).frames == 2

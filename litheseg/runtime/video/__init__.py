@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from litheseg.runtime.video.painting import VIDEO_KINDS, VideoKind
-from litheseg.runtime.video.pipeline import VideoProgress, VideoSummary, label_video
+from litheseg.runtime.video.pipeline import VideoProgress, VideoSummary, annotate_video
 from litheseg.runtime.video.reading import Patience, open_frames
 from litheseg.runtime.video.writing import VIDEO_ENDINGS
 
@@ -14,6 +14,6 @@ __all__ = [
     "VideoKind",
     "VideoProgress",
     "VideoSummary",
-    "label_video",
+    "annotate_video",
     "open_frames",
 ]

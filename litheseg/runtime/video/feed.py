@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import cast
 
-from litheseg.runtime.video.frames import Frame, FrameSource
+from litheseg.runtime.video.frames import FrameSource, VideoFrame
 
 __all__ = ["Feed"]
 
@@ -37,7 +37,7 @@ class Feed:
     def __init__(self, source: FrameSource, *, newest: bool = False, paced: bool = False) -> None:
         self.dropped = 0
         self._source, self._newest, self._paced = source, newest, paced
-        self._waiting: deque[Frame] = deque()
+        self._waiting: deque[VideoFrame] = deque()
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._finished, self._error = False, cast(BaseException | None, None)
@@ -56,7 +56,7 @@ class Feed:
             self._changed.notify_all()
         self._thread.join(_LEAVE)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[VideoFrame]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._finished)
@@ -84,7 +84,7 @@ class Feed:
                 self._finished = True
                 self._changed.notify_all()
 
-    def _put(self, frame: Frame) -> bool:
+    def _put(self, frame: VideoFrame) -> bool:
         """Offer a frame; false if nobody wants any more."""
         with self._changed:
             if self._newest:

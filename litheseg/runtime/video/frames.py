@@ -16,13 +16,13 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Frame", "FrameSource", "Troubles"]
+__all__ = ["FrameSource", "Troubles", "VideoFrame"]
 
 _NAMED = 50
 
 
 @dataclass(frozen=True)
-class Frame:
+class VideoFrame:
     """One picture.
 
     Attributes:
@@ -69,7 +69,7 @@ class FrameSource(Protocol):
     troubles: Troubles
     problem: str | None
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[VideoFrame]:
         """The frames."""
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 It does not know files.
 
 Usage:
-    >>> picture = Painter(classes, "overlay")(image, mask)
+    >>> picture = FramePainter(classes, "overlay")(image, mask)
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from PIL import Image
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import Classes
 
-__all__ = ["VIDEO_KINDS", "Painter", "VideoKind"]
+__all__ = ["VIDEO_KINDS", "FramePainter", "VideoKind"]
 
 VideoKind = Literal["overlay", "mask", "side-by-side"]
 VIDEO_KINDS: tuple[str, ...] = get_args(VideoKind)
 
 
-class Painter:
+class FramePainter:
     """Paints labels in the colours of their classes.
 
     Args:

@@ -5,7 +5,7 @@ the summary. Ctrl-C ends the video where it is: the file is finished and plays. 
 work.
 
 Usage:
-    >>> summary = label_video("model.safetensors", "drive.mp4", "labelled.mp4", target_fps=15)
+    >>> summary = annotate_video("model.safetensors", "drive.mp4", "labelled.mp4", target_fps=15)
     >>> summary.frames, summary.widths
     (312, {1.0: 40, 0.5: 272})
 """
@@ -27,11 +27,11 @@ from litheseg.runtime.controller import Controller, Decision
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.video.feed import Feed
 from litheseg.runtime.video.frames import FrameSource
-from litheseg.runtime.video.painting import Painter, VideoKind
+from litheseg.runtime.video.painting import FramePainter, VideoKind
 from litheseg.runtime.video.reading import Patience, open_frames
 from litheseg.runtime.video.writing import Behind, Writer, open_writer
 
-__all__ = ["VideoProgress", "VideoSummary", "label_video"]
+__all__ = ["VideoProgress", "VideoSummary", "annotate_video"]
 
 _RECENT = 30  # frames over which the pace is told
 
@@ -92,41 +92,52 @@ class VideoSummary:
     encoder: str
 
 
-def label_video(
+def annotate_video(
     model: Predictor | Model | Export | str | Path,
-    address: str | Path | int | FrameSource,
+    source: str | Path | int | FrameSource,
     output: str | Path,
     *,
     kind: VideoKind = "overlay",
-    width: float | None = None,
-    target_ms: float | None = None,
-    target_fps: float | None = None,
-    drop: bool = False,
-    fps: float | None = None,
-    limit: int | None = None,
     alpha: float = 0.5,
     force: bool = False,
-    patience: Patience | None = None,
+    width: float | None = None,
+    target_fps: float | None = None,
+    target_ms: float | None = None,
+    drop: bool = False,
+    limit: int | None = None,
+    fps: float | None = None,
+    attempts: int = Patience.attempts,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    tile: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    device: str = "cpu",
     progress: Callable[[VideoProgress], None] = lambda _: None,
 ) -> VideoSummary:
-    """Label a video.
+    """Label every frame of a video and write the annotated video.
 
     Args:
-        model: a predictor, or what one is made of.
-        address: what `open_frames` takes, or an open source.
-        output: a video file, or a folder for PNGs.
-        kind: "overlay", "mask" or "side-by-side".
-        width: the width to start with; None for the predictor's own.
-        target_ms: 95% of the frames are to take no longer, by turning the width.
-        target_fps: the same as frames per second.
-        drop: of a file, too, drop the frames for which there is no time at its own pace.
-        fps: of an image sequence; None for 25.
-        limit: stop after so many frames.
+        model: a model file, or an export: its folder or one of its networks; also a loaded one, or a predictor (then
+            `runtime`, `precision`, `threads`, `tile` and `device` are its own).
+        source: what `open_frames` takes, or an open source.
+        output: a video such as out.mp4, or a folder for PNGs.
+        kind: what to show: "overlay", "mask" or "side-by-side".
         alpha: weight of the class colours, in [0, 1].
-        force: replace an output that exists.
-        patience: with streams that are lost.
-        max_pixels: of one frame, width times height.
+        force: replace a video that exists.
+        width: the width, or with a target the first; None for the predictor's own.
+        target_fps: frames per second to hold, by changing the width.
+        target_ms: milliseconds that 95% of the frames are to stay below, by changing the width.
+        drop: of a file, too, drop the frames for which there is no time at its own frame rate.
+        limit: stop after so many frames.
+        fps: frames per second of an image sequence; None for 25.
+        attempts: to open a lost stream again, in a row.
+        runtime: as in `Predictor`.
+        precision: as in `Predictor`.
+        threads: of the CPU; as in `Predictor`.
+        tile: side of the tiles, in pixels, in which frames are labelled at their own size.
+        max_pixels: of one frame, width times height; larger ones are refused.
+        device: as in `Predictor`.
         progress: called after each frame.
 
     Raises:
@@ -135,17 +146,20 @@ def label_video(
         MissingExtraError: PyAV is not installed.
         LithesegError: the output cannot be written.
     """
-    predictor = model if isinstance(model, Predictor) else Predictor(model)
-    painter = Painter(predictor.classes, kind, alpha)
+    predictor = model
+    if not isinstance(predictor, Predictor):
+        predictor = Predictor(
+            predictor, device=device, runtime=runtime, precision=precision, threads=threads, tile=tile
+        )
+    painter = FramePainter(predictor.classes, kind, alpha)
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit} is no number of frames; give 1 or more")
     first = predictor.width if width is None else predictor.check_width(width)
     controller = None
     if target_ms is not None or target_fps is not None:
         controller = Controller(predictor.widths, target_ms=target_ms, target_fps=target_fps, start=first)
-    source = address
     if isinstance(source, (str, Path, int)):
-        source = open_frames(source, fps=fps, patience=patience, max_pixels=max_pixels)
+        source = open_frames(source, fps=fps, patience=Patience(attempts), max_pixels=max_pixels)
     feed = Feed(source, newest=source.live or drop, paced=drop and not source.live)
     with open_writer(output, source.rate, predictor.classes, kind, force=force) as writer:
         predictor.prepare(*(predictor.widths if controller else (first,)))
@@ -167,7 +181,7 @@ class _Run:
     """The loop, and what it counts."""
 
     predictor: Predictor
-    painter: Painter
+    painter: FramePainter
     writer: Writer
     controller: Controller | None
     width: float

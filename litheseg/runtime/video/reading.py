@@ -27,7 +27,7 @@ from typing import Any
 from litheseg.errors import DataError, MissingExtraError
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.runtime.rgb import frame_to_rgb
-from litheseg.runtime.video.frames import Frame, FrameSource, Troubles
+from litheseg.runtime.video.frames import FrameSource, Troubles, VideoFrame
 
 __all__ = ["ImageSequence", "LiveStream", "Patience", "VideoFile", "open_frames", "require_av"]
 
@@ -120,14 +120,14 @@ class ImageSequence:
         self.name, self.rate, self.total, self.troubles = name, rate, len(files), Troubles()
         self._files, self._max_pixels = files, max_pixels
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[VideoFrame]:
         for index, file in enumerate(self._files):
             try:
                 pixels = read_image(file, max_pixels=self._max_pixels)
             except DataError as error:
                 self.troubles.add(str(error))
                 continue
-            yield Frame(pixels, float(index / self.rate), file.stem)
+            yield VideoFrame(pixels, float(index / self.rate), file.stem)
 
     def stop(self) -> None:
         """Nothing is waited for."""
@@ -147,7 +147,7 @@ class VideoFile:
         self._decoder = _Decoder(name, container, self.troubles)
         self.rate, self.total, self._exact = self._decoder.rate, *self._decoder.promised()
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[VideoFrame]:
         reason = ""
         try:
             yield from self._decoder
@@ -187,7 +187,7 @@ class LiveStream:
         self.rate = _Decoder(name, container, self.troubles).rate
         self._stop = threading.Event()
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[VideoFrame]:
         began, frames, pauses = 0.0, 0, self._patience.pauses()
         while not self._stop.is_set():
             reason = "it ended"
@@ -195,7 +195,7 @@ class LiveStream:
                 for frame in _Decoder(self.name, self._container, self.troubles):
                     now = time.monotonic()
                     began, frames, pauses = began or now, frames + 1, self._patience.pauses()
-                    yield Frame(frame.pixels, now - began)
+                    yield VideoFrame(frame.pixels, now - began)
                     if self._stop.is_set():
                         return
             except _errors() as error:
@@ -247,7 +247,7 @@ class _Decoder:
             return None, False
         return round(self.container.duration / 1e6 * self.rate), False
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[VideoFrame]:
         step = float(1 / self.rate)
         seconds, first = -step, None
         for packet in self.container.demux(self._stream):
@@ -265,7 +265,7 @@ class _Decoder:
                 seconds = max(float(frame.time) - (first or 0.0), 0.0) if known else seconds + step
                 if frame.is_corrupt:
                     self._troubles.add(f"frame at {seconds:.2f} s is damaged; what could be decoded of it was used")
-                yield Frame(frame_to_rgb(frame), seconds)
+                yield VideoFrame(frame_to_rgb(frame), seconds)
 
 
 def _camera(name: str, device: str, kind: str, patience: Patience | None, max_pixels: int) -> LiveStream:

@@ -27,7 +27,7 @@ from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_folder, atomic_path
 from litheseg.masks.classes import Classes
 from litheseg.masks.pictures import encode_mask
-from litheseg.runtime.video.frames import Frame
+from litheseg.runtime.video.frames import VideoFrame
 from litheseg.runtime.video.reading import require_av
 
 __all__ = ["VIDEO_ENDINGS", "Behind", "Writer", "open_writer"]
@@ -47,7 +47,7 @@ class Writer(Protocol):
 
     encoder: str
 
-    def write(self, frame: Frame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         """The next one: uint8 H W 3, and the labels that it shows, uint8 H W."""
 
 
@@ -104,7 +104,7 @@ class Behind:
 
     def __init__(self, writer: Writer) -> None:
         self.encoder, self._writer = writer.encoder, writer
-        self._waiting: queue.Queue[tuple[Frame, np.ndarray, np.ndarray] | None] = queue.Queue(_BEHIND)
+        self._waiting: queue.Queue[tuple[VideoFrame, np.ndarray, np.ndarray] | None] = queue.Queue(_BEHIND)
         self._error = cast(BaseException | None, None)
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
 
@@ -121,7 +121,7 @@ class Behind:
         if error is None and (known or self._error) is not None:
             raise cast(BaseException, known or self._error)
 
-    def write(self, frame: Frame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         """As in `Writer`; waits while too many pictures do."""
         if self._error is not None:
             raise self._error
@@ -145,7 +145,7 @@ class _Folder:
     def __init__(self, folder: Path, classes: Classes, kind: str) -> None:
         self._folder, self._classes, self._kind, self._count = folder, classes, kind, 0
 
-    def write(self, frame: Frame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         """As in `Writer`."""
         path = self._folder / f"{frame.name or format(self._count, '06d')}.png"
         if path.exists():  # a.jpg beside a.png
@@ -167,7 +167,7 @@ class _Video:
             self._container = av.open(str(temporary), "w", options={"movflags": "faststart"})
         self._stream: Any = None
 
-    def write(self, frame: Frame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         """As in `Writer`; a picture of another size than the first is resized."""
         with self._explained():
             if self._stream is None:

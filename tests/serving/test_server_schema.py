@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from tiny_server import encoded, picture, service
 
-from litheseg.runtime.server.app import create_app
+from litheseg.serving.app import create_app
 
 OPERATIONS = [
     *(("POST", f"/v1/segment/{form}") for form in ("mask", "overlay", "polygons", "rle")),

@@ -20,7 +20,7 @@ from PIL import UnidentifiedImageError
 from litheseg.errors import DataError
 from litheseg.masks.reading import TooManyPixelsError, open_image
 from litheseg.runtime.rgb import to_rgb
-from litheseg.runtime.server.problems import Problem
+from litheseg.serving.problems import Problem
 
 __all__ = ["FORMATS", "decode_image"]
 

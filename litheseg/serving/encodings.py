@@ -21,9 +21,9 @@ from PIL import Image
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes
 from litheseg.runtime.files import overlay
-from litheseg.runtime.server.polygons import Polygon, simplify, trace
-from litheseg.runtime.server.problems import Problem
-from litheseg.runtime.server.rle import class_runs, pack
+from litheseg.serving.polygons import Polygon, simplify, trace
+from litheseg.serving.problems import Problem
+from litheseg.serving.rle import class_runs, pack
 
 __all__ = ["OVERLAY_TYPES", "Encode", "mask_png", "overlay_picture", "polygons_json", "rle_json"]
 

@@ -8,7 +8,7 @@ Usage:
     >>> hosts = Hosts("127.0.0.1", ["seg.example.com"])
     >>> hosts.check("POST", host="evil.example", origin=None)
     Traceback (most recent call last):
-    litheseg.runtime.server.problems.Problem: this server does not answer to the name 'evil.example'; ...
+    litheseg.serving.problems.Problem: this server does not answer to the name 'evil.example'; ...
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from litheseg.errors import LithesegError
-from litheseg.runtime.server.problems import Problem
+from litheseg.serving.problems import Problem
 
 __all__ = ["ANY_HOST", "Hosts", "is_loopback"]
 

@@ -13,11 +13,11 @@ from PIL import Image
 from litheseg.errors import DataError
 from litheseg.labelling.polygon import fill
 from litheseg.masks.classes import Classes
-from litheseg.runtime.server import encodings, polygons
-from litheseg.runtime.server.encodings import mask_png, overlay_picture, polygons_json, rle_json
-from litheseg.runtime.server.polygons import simplify, trace
-from litheseg.runtime.server.problems import Problem
-from litheseg.runtime.server.rle import class_runs, pack
+from litheseg.serving import encodings, polygons
+from litheseg.serving.encodings import mask_png, overlay_picture, polygons_json, rle_json
+from litheseg.serving.polygons import simplify, trace
+from litheseg.serving.problems import Problem
+from litheseg.serving.rle import class_runs, pack
 from litheseg.streets import render_street
 
 CLASSES = Classes.from_names([f"class {k}" for k in range(12)])

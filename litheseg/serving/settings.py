@@ -3,7 +3,7 @@
 It knows no framework and no model.
 
 Usage:
-    >>> Settings(max_upload=5_000_000, target_ms=100).workers
+    >>> ServerSettings(max_upload=5_000_000, target_ms=100).workers
     2
 """
 
@@ -17,14 +17,13 @@ from pathlib import Path
 from litheseg.errors import LithesegError
 from litheseg.runtime.standalone import cores
 
-__all__ = ["DEFAULT_TARGET_MS", "Settings", "read_api_key"]
+__all__ = ["ServerSettings", "read_api_key"]
 
-DEFAULT_TARGET_MS = 200.0
 _SHORTEST_KEY = 16  # characters
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Limits of one server.
 
     Attributes:
@@ -44,7 +43,7 @@ class Settings:
     """
 
     width: float | None = None
-    target_ms: float = DEFAULT_TARGET_MS
+    target_ms: float = 200.0
     queue: int = 16
     workers: int = field(default_factory=cores)
     max_upload: int = 20_000_000

@@ -17,40 +17,40 @@ from typing import Any
 
 from litheseg.errors import LithesegError
 
-__all__ = ["PROBLEMS", "PROBLEM_TYPE", "Kind", "Problem", "documented", "problem_for_status"]
+__all__ = ["PROBLEMS", "PROBLEM_TYPE", "Problem", "ProblemKind", "documented", "problem_for_status"]
 
 PROBLEM_TYPE = "application/problem+json"
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemKind:
     """A sort of refusal: HTTP status, and a title that never changes."""
 
     status: int
     title: str
 
 
-PROBLEMS: Mapping[str, Kind] = {
-    "malformed-upload": Kind(400, "The upload is not one image in a multipart form"),
-    "unauthorised": Kind(401, "An API key is needed"),
-    "foreign-origin": Kind(403, "Another site's page may not do this"),
-    "not-found": Kind(404, "There is nothing at this path"),
-    "method-not-allowed": Kind(405, "The path takes other methods"),
-    "upload-too-slow": Kind(408, "The upload took too long"),
-    "upload-too-large": Kind(413, "The upload has too many bytes"),
-    "too-many-pixels": Kind(413, "The image has too many pixels"),
-    "not-a-form": Kind(415, "The body is not a multipart form"),
-    "not-an-image": Kind(415, "The file is not an image of a known kind"),
-    "unknown-host": Kind(421, "The server does not answer to this name"),
-    "animated-image": Kind(422, "The image has several frames"),
-    "damaged-image": Kind(422, "The image cannot be decoded"),
-    "invalid-parameter": Kind(422, "A parameter is out of range"),
-    "mask-too-detailed": Kind(422, "The mask is too detailed for polygons"),
-    "internal-error": Kind(500, "Something unforeseen went wrong"),
-    "busy": Kind(503, "Too many requests wait"),
-    "starting": Kind(503, "The server is not ready yet"),
-    "stopping": Kind(503, "The server is shutting down"),
-    "too-slow": Kind(503, "The time limit passed"),
+PROBLEMS: Mapping[str, ProblemKind] = {
+    "malformed-upload": ProblemKind(400, "The upload is not one image in a multipart form"),
+    "unauthorised": ProblemKind(401, "An API key is needed"),
+    "foreign-origin": ProblemKind(403, "Another site's page may not do this"),
+    "not-found": ProblemKind(404, "There is nothing at this path"),
+    "method-not-allowed": ProblemKind(405, "The path takes other methods"),
+    "upload-too-slow": ProblemKind(408, "The upload took too long"),
+    "upload-too-large": ProblemKind(413, "The upload has too many bytes"),
+    "too-many-pixels": ProblemKind(413, "The image has too many pixels"),
+    "not-a-form": ProblemKind(415, "The body is not a multipart form"),
+    "not-an-image": ProblemKind(415, "The file is not an image of a known kind"),
+    "unknown-host": ProblemKind(421, "The server does not answer to this name"),
+    "animated-image": ProblemKind(422, "The image has several frames"),
+    "damaged-image": ProblemKind(422, "The image cannot be decoded"),
+    "invalid-parameter": ProblemKind(422, "A parameter is out of range"),
+    "mask-too-detailed": ProblemKind(422, "The mask is too detailed for polygons"),
+    "internal-error": ProblemKind(500, "Something unforeseen went wrong"),
+    "busy": ProblemKind(503, "Too many requests wait"),
+    "starting": ProblemKind(503, "The server is not ready yet"),
+    "stopping": ProblemKind(503, "The server is shutting down"),
+    "too-slow": ProblemKind(503, "The time limit passed"),
 }
 
 

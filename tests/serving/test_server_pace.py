@@ -9,10 +9,10 @@ import pytest
 from tiny_server import FakePredictor, service
 
 from litheseg.errors import LithesegError, WidthError
-from litheseg.runtime.server.pace import Ask, Pace
-from litheseg.runtime.server.problems import Problem
-from litheseg.runtime.server.settings import Settings, read_api_key
-from litheseg.runtime.server.workers import Turn, Workers
+from litheseg.serving.pace import Ask, Pace
+from litheseg.serving.problems import Problem
+from litheseg.serving.settings import ServerSettings, read_api_key
+from litheseg.serving.workers import Turn, Workers
 
 WIDTHS = (1.0, 0.5, 0.25)
 COSTS = {1.0: 60.0, 0.5: 30.0, 0.25: 10.0}
@@ -149,7 +149,7 @@ def test_stopping_finishes_what_was_taken() -> None:
 @pytest.mark.parametrize("values", [{"queue": 0}, {"workers": 0}, {"max_upload": 0}, {"target_ms": float("nan")}])
 def test_limits_out_of_range(values: dict[str, float]) -> None:
     with pytest.raises(LithesegError, match="--"):
-        Settings(**values)  # type: ignore[arg-type]
+        ServerSettings(**values)  # type: ignore[arg-type]
 
 
 def test_keys(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +166,8 @@ def test_keys(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LithesegError, match="nowhere"):
         read_api_key(tmp_path / "nowhere")
     with pytest.raises(LithesegError, match="16 or more"):
-        Settings(api_key="short")
-    assert "0123" not in repr(Settings(api_key="0123456789abcdef"))
+        ServerSettings(api_key="short")
+    assert "0123" not in repr(ServerSettings(api_key="0123456789abcdef"))
 
 
 def test_a_fixed_width_that_the_model_has_not() -> None:

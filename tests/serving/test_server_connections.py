@@ -15,9 +15,9 @@ import httpx
 import pytest
 from tiny_server import FakePredictor, client_of, encoded, picture, send, service
 
-from litheseg.runtime.server import gate, running
-from litheseg.runtime.server.app import create_app
-from litheseg.runtime.server.running import Server
+from litheseg.serving import gate, running
+from litheseg.serving.app import create_app
+from litheseg.serving.running import Server
 
 HEAD = b"POST /v1/segment/mask HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
 PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'

@@ -17,9 +17,9 @@ from PIL import Image
 from tiny_server import GREEN, RED, FakePredictor, encoded, picture, service
 
 from litheseg.masks.classes import Classes
-from litheseg.runtime.server.app import create_app
-from litheseg.runtime.server.running import Server
-from litheseg.runtime.server.service import Service
+from litheseg.serving.app import create_app
+from litheseg.serving.running import Server
+from litheseg.serving.service import Service
 
 playwright = pytest.importorskip("playwright.sync_api")
 

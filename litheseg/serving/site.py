@@ -14,7 +14,7 @@ from importlib.resources import files
 
 from fastapi import APIRouter, Response
 
-from litheseg.runtime.server.problems import Problem
+from litheseg.serving.problems import Problem
 
 __all__ = ["CONTENT_SECURITY_POLICY", "site"]
 
@@ -64,5 +64,5 @@ async def page_file(name: str) -> Response:
 
 @lru_cache(maxsize=1)
 def _files() -> dict[str, bytes]:
-    folder = files("litheseg.runtime.server") / "page"
+    folder = files("litheseg.serving") / "page"
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES}

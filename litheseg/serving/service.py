@@ -4,7 +4,7 @@ It lives on an event loop but leaves it alone: decoding, the network and encodin
 neither HTTP nor where images come from.
 
 Usage:
-    >>> service = Service(Predictor("model.safetensors"), Settings(), name="model")
+    >>> service = Service(Predictor("model.safetensors"), ServerSettings(), name="model")
     >>> service.prepare()
     >>> outcome = await service.segment(data, Ask(width=0.5), mask_png)
 """
@@ -24,17 +24,17 @@ from typing import Any
 
 from litheseg.errors import WidthError
 from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.server.capacity import Capacity, Measured, capacity, measure
-from litheseg.runtime.server.encodings import Encode, mask_png
-from litheseg.runtime.server.example import draw, example_size, fits, photo
-from litheseg.runtime.server.images import decode_image
-from litheseg.runtime.server.metrics import Metrics
-from litheseg.runtime.server.pace import Ask, Pace
-from litheseg.runtime.server.problems import Problem
-from litheseg.runtime.server.settings import Settings
-from litheseg.runtime.server.workers import Turn, Workers
+from litheseg.serving.capacity import Capacity, Measured, capacity, measure
+from litheseg.serving.encodings import Encode, mask_png
+from litheseg.serving.example import draw, example_size, fits, photo
+from litheseg.serving.images import decode_image
+from litheseg.serving.metrics import Metrics
+from litheseg.serving.pace import Ask, Pace
+from litheseg.serving.problems import Problem
+from litheseg.serving.settings import ServerSettings
+from litheseg.serving.workers import Turn, Workers
 
-__all__ = ["Abandoned", "Outcome", "Service"]
+__all__ = ["Abandoned", "EncodedMask", "Service"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Abandoned(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EncodedMask:
     """A mask, encoded, and where its time went, in milliseconds."""
 
     body: bytes
@@ -78,7 +78,7 @@ class Service:
         WidthError: `settings.width` is none of the model's.
     """
 
-    def __init__(self, predictor: Predictor, settings: Settings, name: str) -> None:
+    def __init__(self, predictor: Predictor, settings: ServerSettings, name: str) -> None:
         self.predictor, self.settings, self.name = predictor, settings, name
         fixed = None if settings.width is None else predictor.check_width(settings.width)
         self.pace = Pace(predictor.widths, target_ms=settings.target_ms, fixed=fixed)
@@ -165,7 +165,7 @@ class Service:
         finally:
             self._receiving -= 1
 
-    async def segment(self, data: bytes, ask: Ask, encode: Encode, gone: Gone | None = None) -> Outcome:
+    async def segment(self, data: bytes, ask: Ask, encode: Encode, gone: Gone | None = None) -> EncodedMask:
         """Label one image.
 
         Args:
@@ -200,7 +200,7 @@ class Service:
         size = example_size(self.predictor.header)
         return await asyncio.wrap_future(self.workers.submit(lambda turn: draw(seed, size)))
 
-    async def _await(self, future: Future[Outcome], gone: Gone | None) -> Outcome:
+    async def _await(self, future: Future[EncodedMask], gone: Gone | None) -> EncodedMask:
         answer = asyncio.wrap_future(future)
         left = None if gone is None else asyncio.ensure_future(gone())
         try:
@@ -219,13 +219,13 @@ class Service:
             if left is not None:
                 left.cancel()
 
-    def _work(self, data: bytes, ask: Ask, encode: Encode, turn: Turn) -> Outcome:
+    def _work(self, data: bytes, ask: Ask, encode: Encode, turn: Turn) -> EncodedMask:
         width = self.pace.choose(ask, waited_ms=turn.waited_ms, crowded=turn.crowded)
         outcome = self._outcome(data, width, encode, turn.waited_ms)
         self.pace.observe(ask, width, waited_ms=turn.waited_ms, work_ms=outcome.work_ms)
         return outcome
 
-    def _outcome(self, data: bytes, width: float, encode: Encode, waited_ms: float) -> Outcome:
+    def _outcome(self, data: bytes, width: float, encode: Encode, waited_ms: float) -> EncodedMask:
         started = time.perf_counter()
         image = decode_image(data, self.settings.max_pixels)
         decoded = time.perf_counter()
@@ -234,4 +234,4 @@ class Service:
         body = encode(image, mask, self.predictor.classes)
         encoded = time.perf_counter()
         milliseconds = [1e3 * part for part in (decoded - started, predicted - decoded, encoded - predicted)]
-        return Outcome(body, width, waited_ms, *milliseconds)
+        return EncodedMask(body, width, waited_ms, *milliseconds)

@@ -7,11 +7,11 @@ import pytest
 from tiny_server import FakePredictor, client_of, send, service
 
 from litheseg.errors import LithesegError
-from litheseg.runtime.server.app import create_app
-from litheseg.runtime.server.hosts import Hosts, is_loopback
-from litheseg.runtime.server.problems import Problem
-from litheseg.runtime.server.running import Server
-from litheseg.runtime.server.schemas import ProblemDetails
+from litheseg.serving.app import create_app
+from litheseg.serving.hosts import Hosts, is_loopback
+from litheseg.serving.problems import Problem
+from litheseg.serving.running import Server
+from litheseg.serving.schemas import ProblemDetails
 
 
 def refusal(hosts: Hosts, host: str | None, origin: str | None = None, method: str = "POST") -> str:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from tiny_server import encoded, picture
 
-from litheseg.runtime.server.images import decode_image
-from litheseg.runtime.server.problems import Problem
+from litheseg.serving.images import decode_image
+from litheseg.serving.problems import Problem
 
 
 def refused(data: bytes, max_pixels: int = 1_000_000) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from litheseg.runtime.server.workers import Workers
+from litheseg.serving.workers import Workers
 
 __all__ = ["Capacity", "Measured", "capacity", "measure"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tiny_server import FakePredictor, client_of, service
 
-from litheseg.cli.serve import _announce
-from litheseg.runtime.server import capacity as room
-from litheseg.runtime.server.capacity import Capacity, Measured, capacity, measure
-from litheseg.runtime.server.schemas import ModelInfo
-from litheseg.runtime.server.workers import Workers
+from litheseg.serving import _announce
+from litheseg.serving import capacity as room
+from litheseg.serving.capacity import Capacity, Measured, capacity, measure
+from litheseg.serving.schemas import ModelInfo
+from litheseg.serving.workers import Workers
 
 
 def played(clients: int, workers: int, work: Callable[[], float], answers: int = 4000) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from litheseg.runtime.server.problems import Problem
+from litheseg.serving.problems import Problem
 
 __all__ = ["Turn", "Workers"]
 

@@ -20,10 +20,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from litheseg.runtime.server.hosts import Hosts
-from litheseg.runtime.server.metrics import Metrics
-from litheseg.runtime.server.problems import PROBLEM_TYPE, Problem
-from litheseg.runtime.server.service import Abandoned
+from litheseg.serving.hosts import Hosts
+from litheseg.serving.metrics import Metrics
+from litheseg.serving.problems import PROBLEM_TYPE, Problem
+from litheseg.serving.service import Abandoned
 
 __all__ = ["Gate", "problem_response"]
 

@@ -25,8 +25,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from litheseg.errors import LithesegError
-from litheseg.runtime.server.app import create_app
-from litheseg.runtime.server.service import Service
+from litheseg.serving.app import create_app
+from litheseg.serving.service import Service
 
 __all__ = ["Server", "run_until_stopped"]
 

@@ -15,7 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from litheseg.runtime.server.problems import Problem
+from litheseg.serving.problems import Problem
 
 __all__ = ["FIELD", "FORM", "read_upload"]
 

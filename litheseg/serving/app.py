@@ -4,7 +4,7 @@ There is no interactive documentation page: the usual ones load scripts from els
 `running`.
 
 Usage:
-    >>> app = create_app(Service(Predictor("model.safetensors"), Settings(), name="model"))
+    >>> app = create_app(Service(Predictor("model.safetensors"), ServerSettings(), name="model"))
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from litheseg import __version__
-from litheseg.runtime.server import routes
-from litheseg.runtime.server.gate import Gate, problem_response
-from litheseg.runtime.server.hosts import Hosts
-from litheseg.runtime.server.problems import Problem, problem_for_status
-from litheseg.runtime.server.schemas import ProblemDetails
-from litheseg.runtime.server.service import Service
-from litheseg.runtime.server.site import site
+from litheseg.serving import routes
+from litheseg.serving.gate import Gate, problem_response
+from litheseg.serving.hosts import Hosts
+from litheseg.serving.problems import Problem, problem_for_status
+from litheseg.serving.schemas import ProblemDetails
+from litheseg.serving.service import Service
+from litheseg.serving.site import site
 
 __all__ = ["create_app"]
 

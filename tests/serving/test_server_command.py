@@ -18,18 +18,17 @@ import httpx
 import pytest
 from tiny_server import FakePredictor, send
 
-import litheseg.runtime.server as room
-from litheseg.cli import build_parser, main
-from litheseg.cli.serve import _settings, _warn_if_open
+from litheseg.cli import main
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import MissingExtraError
 from litheseg.masks.classes import Classes
 from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.nn import slim
-from litheseg.runtime.server.running import run_until_stopped
-from litheseg.runtime.server.service import Service
-from litheseg.runtime.server.settings import Settings
+from litheseg.serving import check_extra, running
+from litheseg.serving.running import run_until_stopped
+from litheseg.serving.service import Service
+from litheseg.serving.settings import ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_a_box_without_pytorch_serves_an_export_in_little_memory(bundle: Path, t
 
 def test_a_signal_lets_what_was_taken_finish(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, urls = FakePredictor(dict.fromkeys((1.0, 0.5, 0.25), 0.3)), list[str]()
-    made = Service(predictor, Settings(workers=1), name="slow")  # type: ignore[arg-type]
+    made = Service(predictor, ServerSettings(workers=1), name="slow")  # type: ignore[arg-type]
 
     def clients() -> list[int]:
         while not urls:
@@ -150,13 +149,23 @@ def test_wrong_options(bundle: Path, capsys: pytest.CaptureFixture[str], argumen
     assert message in error and "Traceback" not in error
 
 
-def test_amounts_and_defaults() -> None:
-    parser = build_parser()
-    parse = parser.parse_args
-    made = _settings(parse(["serve", "m", "--max-upload", "1.5MB", "--max-pixels", "25k", "--workers", "3"]))
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Service, str, int]]:
+    """Service, host and port of each server that the command would have run."""
+    found: list[tuple[Service, str, int]] = []
+    monkeypatch.setattr(
+        running, "run_until_stopped", lambda service, host, port, **_: found.append((service, host, port))
+    )
+    return found
+
+
+def test_amounts_and_defaults(bundle: Path, started: list[tuple[Service, str, int]]) -> None:
+    assert not main(["serve", str(bundle), "--max-upload", "1.5MB", "--max-pixels", "25k", "--workers", "3"])
+    assert not main(["serve", str(bundle)])
+    made = started[0][0].settings
     assert (made.max_upload, made.max_pixels, made.workers) == (1_500_000, 25_000, 3)
-    plain = parse(["serve", "m"])
-    assert (plain.host, plain.port, _settings(plain)) == ("127.0.0.1", 8000, Settings())
+    service, host, port = started[1]
+    assert (host, port, service.settings) == ("127.0.0.1", 8000, ServerSettings())
 
 
 @pytest.mark.parametrize(
@@ -172,13 +181,21 @@ def test_amounts_and_defaults() -> None:
     ],
 )
 def test_an_open_server_is_warned_of(
-    capsys: pytest.CaptureFixture[str], host: str, key: str | None, warned: bool
+    bundle: Path,
+    started: list[tuple[Service, str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    host: str,
+    key: str | None,
+    warned: bool,
 ) -> None:
-    _warn_if_open(host, Settings(api_key=key))
+    if key:
+        monkeypatch.setenv("LITHESEG_API_KEY", key)
+    assert not main(["serve", str(bundle), "--host", host])
     assert ("warning: anyone who reaches" in capsys.readouterr().err) == warned
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"needs the package 'uvicorn': pip install 'litheseg\[serve\]'"):
-        room.check_extra()
+        check_extra()

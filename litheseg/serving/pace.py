@@ -55,7 +55,7 @@ class Pace:
 
     Args:
         widths: to choose from, widest first.
-        target_ms: as in `Settings`.
+        target_ms: as in `ServerSettings`.
         fixed: the width of requests that name none; None to choose by the target.
     """
 

@@ -19,12 +19,12 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from litheseg import __version__
-from litheseg.runtime.server import encodings
-from litheseg.runtime.server.encodings import OVERLAY_TYPES, Encode
-from litheseg.runtime.server.metrics import METRICS_TYPE
-from litheseg.runtime.server.pace import Ask
-from litheseg.runtime.server.problems import PROBLEMS, Problem, documented
-from litheseg.runtime.server.schemas import (
+from litheseg.serving import encodings
+from litheseg.serving.encodings import OVERLAY_TYPES, Encode
+from litheseg.serving.metrics import METRICS_TYPE
+from litheseg.serving.pace import Ask
+from litheseg.serving.problems import PROBLEMS, Problem, documented
+from litheseg.serving.schemas import (
     Health,
     ImageSize,
     LimitsInfo,
@@ -35,8 +35,8 @@ from litheseg.runtime.server.schemas import (
     RunLengths,
     Status,
 )
-from litheseg.runtime.server.service import Outcome, Service
-from litheseg.runtime.server.uploads import FORM, read_upload
+from litheseg.serving.service import EncodedMask, Service
+from litheseg.serving.uploads import FORM, read_upload
 
 __all__ = ["api", "check_key", "health", "metrics"]
 
@@ -245,7 +245,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _timing(outcome: Outcome) -> dict[str, str]:
+def _timing(outcome: EncodedMask) -> dict[str, str]:
     parts = ("queue", "decode", "predict", "encode")
     return {
         "Cache-Control": "no-store",

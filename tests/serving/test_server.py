@@ -25,13 +25,13 @@ from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.server import service as service_room
-from litheseg.runtime.server import site
-from litheseg.runtime.server.app import create_app
-from litheseg.runtime.server.running import Server
-from litheseg.runtime.server.schemas import ModelInfo, Polygons, ProblemDetails, RunLengths, Status
-from litheseg.runtime.server.service import Service
-from litheseg.runtime.server.settings import Settings
+from litheseg.serving import service as service_room
+from litheseg.serving import site
+from litheseg.serving.app import create_app
+from litheseg.serving.running import Server
+from litheseg.serving.schemas import ModelInfo, Polygons, ProblemDetails, RunLengths, Status
+from litheseg.serving.service import Service
+from litheseg.serving.settings import ServerSettings
 
 KEY = "0123456789abcdef"
 
@@ -277,7 +277,7 @@ def test_what_nobody_foresaw_stays_inside(client: httpx.Client, predictor: FakeP
 
 def test_a_time_limit(predictor: FakePredictor) -> None:
     predictor.seconds = dict.fromkeys(WIDTHS, 0.4)
-    made = Service(predictor, Settings(workers=1, timeout=0.2), name="slow")  # type: ignore[arg-type]
+    made = Service(predictor, ServerSettings(workers=1, timeout=0.2), name="slow")  # type: ignore[arg-type]
     made._ready.set()
     with client_of(made) as client:
         response = send(client)
@@ -377,7 +377,7 @@ def test_so_many_uploads_at_once(predictor: FakePredictor, monkeypatch: pytest.M
 
 
 def test_before_it_is_ready() -> None:
-    made = Service(FakePredictor(), Settings(), name="cold")  # type: ignore[arg-type]
+    made = Service(FakePredictor(), ServerSettings(), name="cold")  # type: ignore[arg-type]
     with client_of(made) as client:
         assert client.get("/healthz").status_code == 200
         for response in (client.get("/readyz"), send(client)):

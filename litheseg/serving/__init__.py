@@ -1,0 +1,165 @@
+"""Segmentation over HTTP, with a page to try a model: what `litheseg serve` runs. Needs the extra `serve`.
+
+Usage:
+    >>> serve("model.safetensors", port=8000, target_ms=80)  # until SIGTERM or Ctrl-C
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from litheseg.errors import LithesegError, MissingExtraError
+from litheseg.runtime.predictor import Predictor
+from litheseg.runtime.standalone import cores
+from litheseg.serving.hosts import is_loopback
+from litheseg.serving.settings import ServerSettings, read_api_key
+
+if TYPE_CHECKING:
+    from litheseg.serving.service import Service
+
+__all__ = ["check_extra", "serve"]
+
+_PACKAGES = {
+    "fastapi": "fastapi",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+    "uvicorn": "uvicorn",
+}
+
+
+def serve(
+    model: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allow_host: Sequence[str] = (),
+    api_key_file: str | Path | None = None,
+    width: float | None = None,
+    target_ms: float = ServerSettings.target_ms,
+    workers: int | None = None,
+    queue: int = ServerSettings.queue,
+    max_upload: int = ServerSettings.max_upload,
+    max_pixels: int = ServerSettings.max_pixels,
+    timeout: float = ServerSettings.timeout,
+    upload_timeout: float = ServerSettings.upload_timeout,
+    grace: float = 30.0,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; prints the address and what each width can hold when it is ready.
+
+    Args:
+        model: a model file, or an export: its folder or one of its networks.
+        host: address to listen on; 0.0.0.0 for all.
+        port: to listen on; 0 for a free one.
+        allow_host: names that clients reach the server by, such as seg.example.com behind a proxy, or sites whose
+            pages may send images here; "*" for any. Loopback names and `host` are always allowed.
+        api_key_file: holds the key that clients send as 'Authorization: Bearer KEY'; None for the environment variable
+            LITHESEG_API_KEY, or no key.
+        width: of all requests that name none; None to choose it by load.
+        target_ms: milliseconds that 95% of the answers are to stay below, waiting included, by narrowing under load.
+        workers: images at work at once; None for the number of cores.
+        queue: requests that may wait.
+        max_upload: bytes of one upload.
+        max_pixels: of one image, width times height.
+        timeout: seconds from a received upload to its answer.
+        upload_timeout: seconds that an upload may take.
+        grace: seconds to finish requests after SIGTERM.
+        runtime: as in `Predictor`.
+        precision: as in `Predictor`.
+        threads: of the CPU for each image.
+        device: as in `Predictor`.
+
+    Raises:
+        MissingExtraError: a package of the extra `serve` is not installed.
+        WidthError: the model does not have the width.
+        LithesegError: a value out of range, an address that cannot be listened on, or a model that cannot be loaded.
+    """
+    check_extra()
+    # Only now: this module needs the packages that were just checked.
+    from litheseg.serving.running import run_until_stopped
+    from litheseg.serving.service import Service
+
+    if not 0 <= port < 1 << 16:
+        raise LithesegError(f"'{port}' is no port; give a number from 0 to 65535")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("litheseg").setLevel(logging.INFO)
+    settings = ServerSettings(
+        width=width,
+        target_ms=target_ms,
+        queue=queue,
+        workers=cores() if workers is None else workers,
+        max_upload=max_upload,
+        max_pixels=max_pixels,
+        timeout=timeout,
+        upload_timeout=upload_timeout,
+        api_key=read_api_key(api_key_file),
+        allow_hosts=tuple(allow_host),
+    )
+    if settings.api_key is None and not is_loopback(host):
+        print(
+            f"warning: anyone who reaches {host} can use this server; set --api-key-file, and put a proxy with TLS "
+            "in front of it",
+            file=sys.stderr,
+        )
+    predictor = Predictor(model, device=device, runtime=runtime, precision=precision, threads=threads)
+    path = Path(model).expanduser().resolve()
+    # Training calls every model file model.safetensors: there the folder says more.
+    name = path.parent.name if path.stem == "model" and path.parent.name else path.stem
+    service = Service(predictor, settings, name)
+    run_until_stopped(service, host, port, grace=grace, announce=partial(_announce, service))
+
+
+def check_extra() -> None:
+    """Make sure that the packages behind the server are there.
+
+    Raises:
+        MissingExtraError: naming the one that is not.
+    """
+    for module, package in _PACKAGES.items():
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise MissingExtraError(package, "serve", "the server") from error
+
+
+def _announce(service: Service, url: str) -> None:
+    pace, widths, (height, width) = service.pace, service.pace.widths, service.sample_size
+    within = f"{pace.target_ms:g} ms"
+    timings = {width: timing.p50 for width in widths if (timing := pace.timing(width))}
+    holds = {width: held for width in widths if (held := service.capacity(width))}
+    start = f"{pace.width:g}" if pace.fixed else f"{pace.width:g} to begin with, for 95% of answers within {within}"
+    print(f"width    {start}")
+    print("ms      ", ", ".join(f"{width:g}: {ms:.0f}" for width, ms in timings.items()))
+    print(
+        "clients ", ", ".join(f"{width:g}: {held.clients}" for width, held in holds.items()), f"at once within {within}"
+    )
+    rates = ", ".join(f"{width:g}: {held.per_second:.0f}" for width, held in holds.items())
+    print(f"images   {rates} a second, of {height}x{width} pixels, with so many clients")
+    print(f"page     {url}\napi      {url}/openapi.json\nmetrics  {url}/metrics", flush=True)
+    _warn_if_too_slow(service)
+
+
+def _warn_if_too_slow(service: Service) -> None:
+    """Where even the narrowest width misses the target once all workers are busy."""
+    width, workers = service.pace.widths[-1], service.workers.workers
+    held, target = service.capacity(width), service.pace.target_ms
+    if service.pace.fixed or held is None or held.clients >= workers:
+        return
+    enough = math.ceil(held.enough_ms)
+    at_once, fewer = (f" with {workers} images at once", f"--workers {held.clients}, ") if held.clients else ("", "")
+    print(
+        f"warning: the target of {target:g} ms cannot be held: even width {width:g} takes {enough} ms{at_once}; "
+        f"give {fewer}--target-ms {enough} or more, or an export in int8 or for smaller images",
+        file=sys.stderr,
+        flush=True,
+    )
