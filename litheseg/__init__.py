@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from litheseg.models import build_model
     from litheseg.models.bundle import load_bundle, save_bundle
     from litheseg.nn import extract, recalibrate, set_width, slim
-    from litheseg.report.run_report import report_bundles, report_run
+    from litheseg.report.run_report import report_run, write_report
     from litheseg.runtime import Predictor, predict, profile
     from litheseg.training import load_recipe, train
 
@@ -42,12 +42,12 @@ __all__ = [
     "predict",
     "profile",
     "recalibrate",
-    "report_bundles",
     "report_run",
     "save_bundle",
     "set_width",
     "slim",
     "train",
+    "write_report",
 ]
 
 __version__ = "0.1.0"
@@ -61,7 +61,7 @@ _HOMES = {
     "evaluation.bundle": ("evaluate_bundle",),
     "models": ("build_model",),
     "nn": ("extract", "recalibrate", "set_width", "slim"),
-    "report.run_report": ("report_bundles", "report_run"),
+    "report.run_report": ("report_run", "write_report"),
     "runtime": ("Predictor", "predict", "profile"),
     "training": ("load_recipe", "train"),
 }

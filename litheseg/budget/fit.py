@@ -26,21 +26,23 @@ import numpy as np
 from litheseg.budget.account import Account
 from litheseg.budget.bench import Bench, Timer
 from litheseg.budget.candidates import Candidate, Network, default_sizes, grid, paper_costs
-from litheseg.budget.limits import Limits
+from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
 from litheseg.budget.measured import choose_measured
 from litheseg.budget.plan import Plan, load_plan
 from litheseg.budget.scores import MeasuredScores, open_scores
 from litheseg.budget.search import Search
-from litheseg.budget.store import Store
+from litheseg.budget.store import Store, store_folder
 from litheseg.budget.target import read_measurements
 from litheseg.budget.workbench import Workbench
-from litheseg.bundle.exported import file_digest
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice, file_digest
+from litheseg.data import open_source
 from litheseg.data.source import Source
 from litheseg.deploy.export import CHECK_IMAGES
 from litheseg.deploy.quantize import Twins, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
-from litheseg.models.bundle import Bundle, model_digest, save_bundle
+from litheseg.locks import folder_lock
+from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.dense import grouped_layers
 from litheseg.runtime import standalone
@@ -48,11 +50,112 @@ from litheseg.runtime.engines import Engine, available_runtimes
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.timing import street_frames
 
-__all__ = ["FIT_FILE", "Choices", "Fit", "default_threads"]
+__all__ = ["FIT_FILE", "Choices", "Fit", "default_threads", "fit"]
 
 FIT_FILE, FIGURE_FILE, PLAN_FILE, MODEL_FILE = "fit.json", "frontier.png", "plan.json", "model.safetensors"
 
 Progress = Callable[[str], None]
+
+
+def fit(
+    model: str | Path,
+    *,
+    budget: str,
+    output: str | Path,
+    percentile: float = 95.0,
+    reserve: str | None = None,
+    fps: float | None = None,
+    memory: str | None = None,
+    model_size: str | None = None,
+    macs: str | None = None,
+    min_miou: float | None = None,
+    widths: tuple[float, ...] | None = None,
+    sizes: tuple[tuple[int, int], ...] | None = None,
+    runtime: tuple[str, ...] | None = None,
+    precision: tuple[str, ...] | None = None,
+    threads: tuple[int, ...] | None = None,
+    data: str | Path | None = None,
+    source: str = "auto",
+    split: str = "val",
+    image: tuple[int, int] | None = None,
+    measured: Path | None = None,
+    plan: Path | None = None,
+    fresh: bool = False,
+    cache: Path | None = None,
+    force: bool = False,
+    command: str = "",
+    progress: Progress = lambda _: None,
+) -> tuple[Account, Path]:
+    """Find the most accurate deployable network of a model within a budget, and write it.
+
+    Args:
+        model: an elastic model file.
+        budget: time of one image, end to end, such as 20ms, or a rate such as 15fps.
+        output: folder of the export, fit.json and frontier.png.
+        percentile: of the times, that must be within the budget, in [50, 99.9].
+        reserve: time that is kept of the budget for what is not timed, such as 3ms.
+        fps: images a second that come from a camera; by default one follows the other at once.
+        memory: most bytes of weights and of activations alive at once, such as 50MB.
+        model_size: most bytes of the weights as stored, such as 2MB.
+        macs: most multiply-accumulates of an image, such as 1G.
+        min_miou: refuse less, in [0, 1].
+        widths: to choose among; by default those of the model, and between them where that may pay.
+        sizes: heights and widths of the network's input; by default the training size, 3/4 and 1/2 of it.
+        runtime: to choose among, or all; by default those that are installed.
+        precision: to choose among, or all; by default fp32, and int8 where it can be made.
+        threads: numbers of CPU threads; by default all cores, half of them and one.
+        data: folder of labelled images that measure accuracy; by default what the model was trained on.
+        source: kind of data, auto to detect it.
+        split: which images measure accuracy.
+        image: height and width of the camera's images; by default those of the data.
+        measured: timings of another machine, which `litheseg measure` made; by default this machine is timed.
+        plan: file that says which grouped layers stay dense; by default they are timed.
+        fresh: forget the timings of earlier fits.
+        cache: folder of what is kept between fits; by default ~/.cache/litheseg/budget.
+        force: replace a fit that is there.
+        command: the shell command, for fit.json.
+        progress: called with what is being done.
+
+    Returns:
+        What was found, and what to deploy: the folder of the export, or the model file.
+
+    Raises:
+        BudgetError: nothing is within the limits; names the nearest network.
+        LithesegError: an argument, a file or data that cannot be used.
+    """
+    output = Path(output)
+    if (output / FIT_FILE).exists() and not force:
+        raise LithesegError(f"{output} holds a fit already; give another --output, or --force to replace it")
+    limits = Limits(
+        parse_budget(budget),
+        percentile=percentile,
+        reserve=parse_budget(reserve) if reserve else 0.0,
+        memory=parse_bytes(memory) if memory else None,
+        model_size=parse_bytes(model_size) if model_size else None,
+        macs=parse_quantity(macs, "MACs") if macs else None,
+        min_miou=min_miou,
+        fps=fps,
+    )
+    choices = Choices(
+        widths, sizes, _known(runtime, RUNTIMES, "runtime"), _known(precision, PRECISIONS, "precision"), threads
+    )
+    opened = data if data is None or source == "auto" else open_source(source, data)
+    bundle = load_bundle(model)
+    options: dict[str, Any] = {"split": split, "image": image, "plan": plan, "measured": measured, "fresh": fresh}
+    # Two fits of one model would also disturb each other's timings.
+    with folder_lock(output), folder_lock(store_folder(bundle, cache)):
+        job = Fit(bundle, limits, choices, data=opened, cache=cache, progress=progress, **options)
+        account = job.run()
+        return account, job.deliver(account, output, command=command)
+
+
+def _known(names: tuple[str, ...] | None, known: Sequence[str], what: str) -> tuple[str, ...] | None:
+    """The names, of which each must be known; all of them for "all"."""
+    if names == ("all",):
+        return tuple(known)
+    for name in names or ():
+        check_choice(what, name, known)
+    return names
 
 
 @dataclass(frozen=True)

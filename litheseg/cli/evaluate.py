@@ -14,7 +14,6 @@ from litheseg.cli.options import (
     widths_option,
 )
 from litheseg.cli.printing import print_json, print_table
-from litheseg.cost.summary import save_scored
 from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.models.bundle import load_bundle
 from litheseg.report.terminal import class_table, scores_table
@@ -49,15 +48,15 @@ def run(args: Namespace) -> None:
     """Do it and print what came of it."""
     bundle = load_bundle(args.bundle)
     views = {name: getattr(args, name) for name in ("mode", "window", "flip", "scales", "band_radius", "device")}
-    result = evaluate_bundle(bundle, args.data, source=args.source, split=args.split, widths=args.widths, **views)
-    saved = save_scored(args.save, result.bundle, result.scores).path if args.save else None
+    options = {name: getattr(args, name) for name in ("source", "split", "widths", "save")}
+    result = evaluate_bundle(bundle, args.data, **options, **views)
     if args.json:
         scores = {f"{width:g}": score.to_dict() for width, score in result.scores.items()}
         facts = {"bundle": args.bundle, "data": result.data, "split": result.split, "calibrated": result.calibrated}
         return print_json({**facts, "scores": scores})
     if result.calibrated:
         widths = ", ".join(f"{width:g}" for width in result.calibrated)
-        kept = f"kept in {saved}" if saved else "not kept; --save FILE keeps it"
+        kept = f"kept in {args.save}" if args.save else "not kept; --save FILE keeps it"
         print(f"width {widths}: batch-norm statistics measured on training images ({kept})")
     print_table(scores_table(result.scores), f"{args.bundle} on {result.data} {result.split}")
     print_table(class_table(result.scores, bundle.header.classes.names))

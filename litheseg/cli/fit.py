@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
-from functools import partial
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
-from litheseg.budget.fit import FIT_FILE, Choices, Fit
-from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
-from litheseg.budget.store import store_folder
+from litheseg.budget.fit import FIT_FILE, fit
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import (
     bundle_argument,
@@ -24,10 +19,6 @@ from litheseg.cli.options import (
     widths_option,
 )
 from litheseg.cli.printing import console, print_json, say
-from litheseg.data import open_source
-from litheseg.errors import LithesegError
-from litheseg.locks import folder_lock
-from litheseg.models.bundle import load_bundle
 
 __all__ = ["add", "run"]
 
@@ -63,16 +54,13 @@ examples:
 
 
 def _budget_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--budget", type=_typed(parse_budget), required=True, metavar="TIME", help="20ms or 15fps")
+    parser.add_argument("--budget", required=True, metavar="TIME", help="20ms or 15fps")
     parser.add_argument("--percentile", type=float, default=95.0, metavar="P", help="that must be within it [95]")
-    parser.add_argument(
-        "--reserve", type=_typed(parse_budget), default=0.0, metavar="TIME", help="of it, for what is not timed [0ms]"
-    )
+    parser.add_argument("--reserve", metavar="TIME", help="of it, for what is not timed [0ms]")
     fps_option(parser)
-    parser.add_argument("--memory", type=_typed(parse_bytes), metavar="SIZE", help="activations and weights, e.g. 50MB")
-    parser.add_argument("--model-size", type=_typed(parse_bytes), metavar="SIZE", help="of the weights, e.g. 2MB")
-    macs = partial(parse_quantity, what="MACs")
-    parser.add_argument("--macs", type=_typed(macs), metavar="N", help="multiply-accumulates, e.g. 1G")
+    parser.add_argument("--memory", metavar="SIZE", help="activations and weights, e.g. 50MB")
+    parser.add_argument("--model-size", metavar="SIZE", help="of the weights, e.g. 2MB")
+    parser.add_argument("--macs", metavar="N", help="multiply-accumulates, e.g. 1G")
     parser.add_argument("--min-miou", type=float, metavar="X", help="refuse less, e.g. 0.6")
 
 
@@ -81,10 +69,10 @@ def _choice_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", type=parse_sizes, metavar="HxW,HxW", help="the network's input [training size, 3/4 and 1/2 of it]"
     )
-    parser.add_argument("--runtime", type=_several(RUNTIMES), metavar="R,R", help=f"{', '.join(RUNTIMES)} [installed]")
+    parser.add_argument("--runtime", type=_names, metavar="R,R", help=f"{', '.join(RUNTIMES)} [installed]")
     parser.add_argument(
         "--precision",
-        type=_several(PRECISIONS),
+        type=_names,
         metavar="P,P",
         help=f"{', '.join(PRECISIONS)} [fp32, int8 where it can]",
     )
@@ -95,19 +83,13 @@ def _choice_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
-    if (args.output / FIT_FILE).exists() and not args.force:
-        raise LithesegError(f"{args.output} holds a fit already; give another --output, or --force to replace it")
-    names = ("percentile", "reserve", "fps", "memory", "model_size", "macs", "min_miou")
-    limits = Limits(args.budget, **{name: getattr(args, name) for name in names})
-    choices = Choices(args.widths, args.sizes, args.runtime, args.precision, args.threads)
-    data = args.data if args.data is None or args.source == "auto" else open_source(args.source, args.data)
-    options = {name: getattr(args, name) for name in ("split", "image", "plan", "measured", "cache", "fresh")}
-    bundle = load_bundle(args.bundle)
-    # Two fits of one model would also disturb each other's timings.
-    with folder_lock(args.output), folder_lock(store_folder(bundle, args.cache)):
-        fit = Fit(bundle, limits, choices, data=data, progress=say, **options)
-        account = fit.run()
-        deployed = fit.deliver(account, args.output, command=args.line)
+    names = (
+        *("budget", "output", "percentile", "reserve", "fps", "memory", "model_size", "macs", "min_miou", "widths"),
+        *("sizes", "runtime", "precision", "threads", "data", "source", "split", "image", "measured", "plan", "fresh"),
+        *("cache", "force"),
+    )
+    options = {name: getattr(args, name) for name in names}
+    account, deployed = fit(args.bundle, **options, command=args.line, progress=say)
     if args.json:
         return print_json(json.loads((args.output / FIT_FILE).read_text()))
     console().print(account.table())
@@ -117,26 +99,5 @@ def run(args: Namespace) -> None:
     print(f"deploy  {deployed}\nplot    {args.output / 'frontier.png'}\nall     {args.output / FIT_FILE}")
 
 
-def _typed(parse: Callable[[str], float]) -> Callable[[str], float]:
-    """For argparse, which wants an error of its own."""
-
-    def typed(text: str) -> float:
-        try:
-            return parse(text)
-        except LithesegError as error:
-            raise ArgumentTypeError(str(error)) from error
-
-    return typed
-
-
-def _several(known: tuple[str, ...]) -> Callable[[str], Any]:
-    def parse(text: str) -> tuple[str, ...] | None:
-        names = tuple(part.strip() for part in text.split(","))
-        if names == ("all",):
-            return known
-        for name in names:
-            if name not in known:
-                raise ArgumentTypeError(f"'{name}' is none of {', '.join(known)}, all")
-        return names
-
-    return parse
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))

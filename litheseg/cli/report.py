@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
-from pathlib import Path
 
 from litheseg.cli.options import data_options
-from litheseg.models.bundle import load_bundle
-from litheseg.report.run_report import report_bundles
+from litheseg.report.run_report import write_report
 
 __all__ = ["add", "run"]
 
@@ -27,23 +24,5 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Do it and print what came of it."""
-    names = _distinct_names(args.bundles)
-    bundles = {name: load_bundle(path) for name, path in zip(names, args.bundles, strict=True)}
-    page = report_bundles(
-        bundles,
-        args.output,
-        data=args.data,
-        source=args.source,
-        split=args.split,
-        latency=args.latency,
-        command=args.line,
-    )
-    print(page)
-
-
-def _distinct_names(paths: Sequence[str]) -> list[str]:
-    """File names without ending; with their folder where they would be the same, as `model.safetensors` is."""
-    stems = [Path(path).stem for path in paths]
-    if len(set(stems)) < len(stems):
-        stems = [Path(path).resolve().parent.name for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    names = ("output", "data", "source", "split", "latency")
+    print(write_report(args.bundles, **{name: getattr(args, name) for name in names}, command=args.line))

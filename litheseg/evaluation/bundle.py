@@ -11,11 +11,14 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
+from litheseg.cost.widths import width_costs
 from litheseg.data import open_source
 from litheseg.data.sequences import LeaveOut
 from litheseg.data.source import Source
@@ -23,13 +26,13 @@ from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.masks.reading import MAX_PIXELS
-from litheseg.models.bundle import Bundle
+from litheseg.models.bundle import Bundle, save_bundle
 from litheseg.nn import recalibrate
 
 if TYPE_CHECKING:
     from litheseg.data.datamodule import SegmentationData
 
-__all__ = ["Evaluation", "calibrate", "evaluate_bundle", "open_bundle_data"]
+__all__ = ["Evaluation", "calibrate", "evaluate_bundle", "header_metrics", "open_bundle_data"]
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,63 @@ def evaluate_bundle(
     *,
     source: str = "auto",
     split: str = "val",
-    widths: Iterable[float] | None = None,
-    **options: Any,
+    widths: Sequence[float] | None = None,
+    save: str | Path | None = None,
+    mode: Literal["whole", "sliding"] = "whole",
+    window: tuple[int, int] | None = None,
+    flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    band_radius: int = 3,
+    device: str | None = None,
 ) -> Evaluation:
-    """Score every width of a bundle on a split, labels at their own resolution.
+    """Score a model on labelled images, at the labels' own resolution.
 
     Args:
-        bundle: a loaded one; it is left as it was.
-        data: the folder of the data, or an open source; None for what the bundle was trained on.
-        source: a key of `litheseg.data.SOURCES`, or "auto" to detect the layout of `data`.
-        split: the split to score; training images calibrate missing widths.
-        widths: which ones; None for all that the bundle has.
-        options: those of `litheseg.evaluation.evaluate`: device, band_radius, mode, window, flip, scales, ...
+        bundle: the model; it is left as it was.
+        data: folder of labelled images, or an open source; by default what the model was trained on.
+        source: kind of data, a key of `litheseg.data.SOURCES`; auto to detect it.
+        split: which images are scored.
+        widths: those to score, by default all of the model; one that it lacks is calibrated on training images first.
+        save: file for the model with the calibrated widths and the scores; by default nothing is written.
+        mode: whole images, or sliding windows.
+        window: height and width of the sliding window.
+        flip: average with the mirrored image.
+        scales: average over the image at these scales.
+        band_radius: pixels around label borders that the boundary-band mIoU counts.
+        device: cpu, cuda, cuda:1, ...; by default where the model is.
 
     Raises:
         DataError: data that is missing, cannot be read, or has other classes.
         WidthError: a width outside (0, 1] or outside the trained range.
+        LithesegError: `save` cannot be written, or what `predict_logits` raises.
     """
     chosen = tuple(bundle.header.available_widths if widths is None else dict.fromkeys(widths))
     images = open_bundle_data(bundle, data, source=source, split=split)
     missing = tuple(width for width in chosen if width not in bundle.header.available_widths)
     bundle = calibrate(bundle, images, missing)
-    scores = evaluate(bundle.model(), images.val_dataloader(), widths=chosen, **options)
+    model = bundle.model()
+    views: dict[str, Any] = {"mode": mode, "window": window, "flip": flip, "scales": scales}
+    batches = images.val_dataloader()
+    scores = evaluate(model, batches, widths=chosen, band_radius=band_radius, device=device, **views)
+    if save is not None:
+        metrics = {**bundle.header.metrics, **header_metrics(model, scores, bundle.header.size)}
+        bundle = save_bundle(save, model, replace(bundle.header, metrics=metrics))
     return Evaluation(bundle, scores, missing, images.source.name, split)
+
+
+def header_metrics(model: nn.Module, scores: Mapping[float, Scores], size: tuple[int, int]) -> dict[str, Any]:
+    """Scores, parameters and MACs by width, as a bundle's header keeps them; without the confusion matrices.
+
+    Args:
+        model: elastic, with all the widths in `scores`.
+        scores: by width.
+        size: height and width of the image that MACs are counted for.
+    """
+    result = {}
+    for cost in width_costs(model, scores, size):
+        entry = {name: value for name, value in scores[cost.width].to_dict().items() if name != "confusion"}
+        result[f"{cost.width:g}"] = {**entry, "params": cost.params, "macs": cost.macs}
+    return result
 
 
 def calibrate(bundle: Bundle, data: SegmentationData, widths: Sequence[float]) -> Bundle:

@@ -6,13 +6,13 @@ The room knows numbers, arrays and bundle headers; it trains, measures and loads
 Usage:
     >>> frontier("frontier.png", {"lithe": points}, cost_label="MACs", score_label="mIoU (%)")
     >>> figure = ReportFigure("frontier.png", caption="Accuracy against cost")
-    >>> write_report("report.html", Report("lithe", figures=(figure,), card=card_sections(header, name="lithe")))
+    >>> write_page("report.html", Page("lithe", figures=(figure,), card=card_sections(header, name="lithe")))
 """
 
 from __future__ import annotations
 
 from litheseg.report.card import Section, Table, card_sections, model_card, width_rows, width_table, write_card
-from litheseg.report.html import Report, ReportFigure, render, write_report
+from litheseg.report.html import Page, ReportFigure, render, write_page
 from litheseg.report.pixels import error_map, overlay
 from litheseg.report.plots import FrontierPoint, GalleryRow, History, frontier, gallery, learning_curves, read_history
 
@@ -20,7 +20,7 @@ __all__ = [
     "FrontierPoint",
     "GalleryRow",
     "History",
-    "Report",
+    "Page",
     "ReportFigure",
     "Section",
     "Table",
@@ -36,5 +36,5 @@ __all__ = [
     "width_rows",
     "width_table",
     "write_card",
-    "write_report",
+    "write_page",
 ]

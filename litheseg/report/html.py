@@ -6,8 +6,8 @@ escaped. It does not measure, plot or load anything: figures are files that `lit
 
 Usage:
     >>> figure = ReportFigure("frontier.png", caption="Accuracy against cost", alt="mIoU rises from 58 to 68 %")
-    >>> report = Report("lithe", table=width_table(rows), figures=(figure,), command="litheseg demo")
-    >>> write_report("report.html", report)
+    >>> page = Page("lithe", table=width_table(rows), figures=(figure,), command="litheseg demo")
+    >>> write_page("report.html", page)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from litheseg.files import atomic_path
 from litheseg.masks.classes import Classes
 from litheseg.report.card import Bullets, Code, Section, Table
 
-__all__ = ["Report", "ReportFigure", "render", "write_report"]
+__all__ = ["Page", "ReportFigure", "render", "write_page"]
 
 _MIME = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _PALE, _DEEP = (247, 251, 255), (8, 48, 107)
@@ -75,8 +75,8 @@ class ReportFigure:
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that a report holds; empty parts are left out.
+class Page:
+    """All that a page holds; empty parts are left out.
 
     Attributes:
         title: of the page.
@@ -99,18 +99,18 @@ class Report:
     command: str = ""
 
 
-def write_report(path: str | Path, report: Report) -> None:
-    """Write `render(report)` to a file, whole or not at all.
+def write_page(path: str | Path, page: Page) -> None:
+    """Write `render(page)` to a file, whole or not at all.
 
     Raises:
         LithesegError: as `render`, or the file cannot be written.
     """
-    page = render(report)
+    text = render(page)
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
-def render(report: Report) -> str:
+def render(page: Page) -> str:
     """The page as text.
 
     Raises:
@@ -118,19 +118,19 @@ def render(report: Report) -> str:
             classes.
     """
     parts: list[tuple[str, str]] = []
-    if report.table is not None:
-        parts.append(("Widths", _block(report.table)))
-    for heading, figures in groupby(report.figures, key=lambda figure: figure.heading):
+    if page.table is not None:
+        parts.append(("Widths", _block(page.table)))
+    for heading, figures in groupby(page.figures, key=lambda figure: figure.heading):
         parts.append((heading, "\n".join(_figure(figure) for figure in figures)))
-    if report.class_iou:
-        parts.append(("IoU of each class", _heat_table(report.class_iou, report.classes)))
-    if report.card:
-        parts.append(("Model card", "\n".join(_card_section(section) for section in report.card)))
-    if report.command:
-        parts.append(("Make this report again", _block(Code(report.command))))
+    if page.class_iou:
+        parts.append(("IoU of each class", _heat_table(page.class_iou, page.classes)))
+    if page.card:
+        parts.append(("Model card", "\n".join(_card_section(section) for section in page.card)))
+    if page.command:
+        parts.append(("Make this report again", _block(Code(page.command))))
     if not parts:
-        raise LithesegError(f"the report '{report.title}' is empty; give it a table, figures, scores or a card")
-    return _page(report.title, report.lead, parts)
+        raise LithesegError(f"the report '{page.title}' is empty; give it a table, figures, scores or a card")
+    return _page(page.title, page.lead, parts)
 
 
 def _page(title: str, lead: str, parts: Sequence[tuple[str, str]]) -> str:

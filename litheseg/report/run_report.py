@@ -6,7 +6,7 @@ room. Scores and costs come from the bundles' headers unless the caller measured
 Usage:
     >>> report_run("runs/slimseg")
     PosixPath('runs/slimseg/report.html')
-    >>> report_bundles({"slimseg": first, "supervised": second}, "compare.html")
+    >>> write_report(["runs/slimseg/model.safetensors", "runs/supervised/model.safetensors"], output="compare.html")
     PosixPath('compare.html')
 """
 
@@ -26,12 +26,12 @@ from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
 from litheseg.losses.boundary import boundary_mask
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.card import Table, WidthRow, card_sections, width_rows, width_table, write_card
-from litheseg.report.html import Report, ReportFigure, write_report
+from litheseg.report.html import Page, ReportFigure, write_page
 from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.profiling import Profile, profile
 
-__all__ = ["report_bundles", "report_run"]
+__all__ = ["report_run", "write_report"]
 
 _IMAGES = 4
 _BAND = 3  # pixels, as in `litheseg evaluate`
@@ -73,7 +73,7 @@ def report_run(
         )
     figures.append(_pictures(folder / "figures" / "gallery.png", bundle, source))
     write_card(folder / "MODEL_CARD.md", header, name=name, file="model.safetensors", costs=costs)
-    report = Report(
+    page = Page(
         name,
         lead=_lead(rows, source),
         table=width_table(rows),
@@ -83,42 +83,43 @@ def report_run(
         card=card_sections(header, name=name, file="model.safetensors", costs=costs),
         command=command,
     )
-    write_report(folder / "report.html", report)
+    write_page(folder / "report.html", page)
     return folder / "report.html"
 
 
-def report_bundles(
-    bundles: Mapping[str, Bundle],
-    output: str | Path,
+def write_report(
+    models: Sequence[str | Path],
     *,
+    output: str | Path = "report.html",
     data: str | Path | None = None,
     source: str = "auto",
     split: str = "val",
     latency: bool = True,
     command: str = "",
 ) -> Path:
-    """Score and measure bundles on the same images, and write one HTML page that sets them side by side.
+    """Score and time models on the same images, and write one HTML page that sets them side by side.
 
     Args:
-        bundles: name -> bundle.
-        output: the .html file.
-        data: the folder of the data; None for what the first bundle was trained on.
-        source: a key of `litheseg.data.SOURCES`, or "auto".
-        split: the images to score.
+        models: model files of the same classes.
+        output: the page, whose name ends in .html.
+        data: folder of labelled images; by default what the first model was trained on.
+        source: kind of data, a key of `litheseg.data.SOURCES`; auto to detect it.
+        split: which images are scored.
         latency: whether to measure milliseconds too.
-        command: the shell command that makes the report again.
+        command: the shell command, for the page.
 
     Returns:
         The page.
 
     Raises:
-        LithesegError: nothing to compare, data that does not fit a bundle, or a file that cannot be written.
+        LithesegError: nothing to compare, data that does not fit a model, or a file that cannot be read or written.
     """
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise LithesegError(f"{output}: a report is an HTML page; give a name that ends in .html")
-    if not bundles:
-        raise LithesegError("no bundles to compare; give at least one")
+    if not models:
+        raise LithesegError("no models to compare; give at least one model file")
+    bundles = {name: load_bundle(path) for name, path in zip(_distinct_names(models), models, strict=True)}
     images = open_bundle_data(next(iter(bundles.values())), data, source=source, split=split).source
     rows = {name: _measured_rows(bundle, images, split, latency) for name, bundle in bundles.items()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,8 +129,16 @@ def report_bundles(
         table = _joined({name: width_table(entry) for name, entry in rows.items()})
         title = "Accuracy and cost of " + ", ".join(rows)
         lead = f"Scored on the same images ({images.name}, {split}), labels at their own resolution."
-        write_report(output, Report(title, lead=lead, table=table, figures=figures, command=command))
+        write_page(output, Page(title, lead=lead, table=table, figures=figures, command=command))
     return output
+
+
+def _distinct_names(paths: Sequence[str | Path]) -> list[str]:
+    """File names without ending; with their folder where they would be the same, as `model.safetensors` is."""
+    stems = [Path(path).stem for path in paths]
+    if len(set(stems)) < len(stems):
+        stems = [Path(path).resolve().parent.name for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
 
 
 def _measured_rows(bundle: Bundle, source: Source, split: str, latency: bool) -> tuple[WidthRow, ...]:

@@ -20,10 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from litheseg.cost.summary import header_metrics
 from litheseg.data.source import Source
 from litheseg.errors import LithesegError, ModelError, TrainingError
-from litheseg.evaluation.bundle import open_bundle_data
+from litheseg.evaluation.bundle import header_metrics, open_bundle_data
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.models import SegmentationModel, build_model

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from litheseg import __version__
-from litheseg.cost.summary import header_metrics
 from litheseg.data.datamodule import SegmentationData
+from litheseg.evaluation.bundle import header_metrics
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.models.bundle import BundleHeader, save_bundle

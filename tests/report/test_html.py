@@ -12,14 +12,14 @@ from PIL import Image
 from litheseg.errors import LithesegError
 from litheseg.masks.classes import Classes
 from litheseg.report.card import Bullets, Code, Section, Table
-from litheseg.report.html import Report, ReportFigure, render, write_report
+from litheseg.report.html import Page, ReportFigure, render, write_page
 
 EVIL = "<script>alert('x')</script>&\""
 CLASSES = Classes(names=("road", EVIL), colors=((200, 0, 0), (0, 0, 100)))
 VOID = {"meta", "img", "br", "link"}
 
 
-class Page(HTMLParser):
+class ParsedPage(HTMLParser):
     """Tags with their attributes, the visible text, and whether the tags close in order."""
 
     def __init__(self, text: str) -> None:
@@ -51,9 +51,9 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def report(image: Path) -> Report:
+def report(image: Path) -> Page:
     figure = ReportFigure(image, caption=EVIL, alt=EVIL, heading=EVIL)
-    return Report(
+    return Page(
         title=EVIL,
         lead=EVIL,
         table=Table(("width", EVIL), (("1", EVIL),)),
@@ -65,18 +65,18 @@ def report(image: Path) -> Report:
     )
 
 
-def test_everything_is_escaped_and_nothing_is_lost(report: Report) -> None:
+def test_everything_is_escaped_and_nothing_is_lost(report: Page) -> None:
     text = render(report)
-    page = Page(text)
+    page = ParsedPage(text)
     assert "<script" not in text
     # title, h1, lead, two table cells, link, heading, 2 captions, class, label, 3 in the card and its heading, command
     assert page.text.count(EVIL) == 16
     assert page.all("img")[0]["alt"] == EVIL
 
 
-def test_the_page_needs_nothing_from_outside(report: Report, image: Path) -> None:
+def test_the_page_needs_nothing_from_outside(report: Page, image: Path) -> None:
     text = render(report)
-    page = Page(text)
+    page = ParsedPage(text)
     assert not re.search(r"https?:|url\(|@import", text)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert any("default-src 'none'" in (meta.get("content") or "") for meta in page.all("meta"))
@@ -85,8 +85,8 @@ def test_the_page_needs_nothing_from_outside(report: Report, image: Path) -> Non
     assert base64.b64decode(data) == image.read_bytes()
 
 
-def test_the_page_is_accessible(report: Report) -> None:
-    page = Page(render(report))
+def test_the_page_is_accessible(report: Page) -> None:
+    page = ParsedPage(render(report))
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == len(page.all("main")) == 1
     assert all(image["alt"] for image in page.all("img"))
@@ -97,13 +97,13 @@ def test_the_page_is_accessible(report: Report) -> None:
     assert [section["aria-labelledby"] for section in page.all("section")] == ids
 
 
-def test_figures_with_one_heading_share_a_section(report: Report) -> None:
-    page = Page(render(report))
+def test_figures_with_one_heading_share_a_section(report: Page) -> None:
+    page = ParsedPage(render(report))
     # Widths, two kinds of figures, classes, card, command.
     assert len(page.all("section")) == 6 and len(page.all("figure")) == 3
 
 
-def test_heat_cells_are_legible_and_hold_the_number(report: Report) -> None:
+def test_heat_cells_are_legible_and_hold_the_number(report: Page) -> None:
     text = render(report)
     assert '<td style="background:#f7fbff;color:#000000">0.0</td>' in text
     assert '<td style="background:#08306b;color:#ffffff">100.0</td>' in text
@@ -111,10 +111,10 @@ def test_heat_cells_are_legible_and_hold_the_number(report: Report) -> None:
 
 
 def test_empty_parts_are_left_out() -> None:
-    page = Page(render(Report("t", command="litheseg demo")))
+    page = ParsedPage(render(Page("t", command="litheseg demo")))
     assert len(page.all("section")) == 1 and not page.all("table")
     with pytest.raises(LithesegError, match="empty"):
-        render(Report("t", lead="only words"))
+        render(Page("t", lead="only words"))
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_empty_parts_are_left_out() -> None:
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(LithesegError, match=message):
-        write_report(tmp_path / "r.html", Report("t", **changes))  # type: ignore[arg-type]
+        write_page(tmp_path / "r.html", Page("t", **changes))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
 def test_the_file_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
-    write_report(tmp_path / "r.html", Report("Straße", command="x"))
+    write_page(tmp_path / "r.html", Page("Straße", command="x"))
     assert "<h1>Straße</h1>" in (tmp_path / "r.html").read_bytes().decode("utf-8")
