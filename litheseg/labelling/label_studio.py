@@ -3,8 +3,8 @@
 Written are ``tasks.json`` (an image and a "prediction" each, a brush region per class), ``config.xml`` (the project's
 labelling interface: a brush and a polygon tool for every class) and ``images/``. Label Studio serves the images itself
 when its document root is the folder (``LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT``); see its pages "Import pre-annotated
-data", "Local storage" and "Label Studio task format". Brush regions are run lengths (see `rle`), so masks come back
-exactly; polygons are filled (see `polygon`).
+data", "Local storage" and "Label Studio task format". Brush regions are run lengths (`masks.run_lengths`): masks come
+back exactly; polygons are filled (`masks.polygons`).
 
 Of several annotations of a task the one marked as ground truth counts, else the last one; skipped ones never do. Later
 regions lie over earlier ones. It does not talk to a server.
@@ -30,9 +30,9 @@ from litheseg.errors import DataError
 from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.export import Export, class_index
 from litheseg.labelling.placing import copy_image, settled
-from litheseg.labelling.polygon import fill
-from litheseg.labelling.rle import decode_rle, encode_rle
 from litheseg.masks.classes import IGNORE_INDEX, Classes
+from litheseg.masks.polygons import fill
+from litheseg.masks.run_lengths import decode_brush, encode_brush
 
 __all__ = ["LabelStudioExport", "write_label_studio"]
 
@@ -101,7 +101,7 @@ def _regions(labels: np.ndarray, classes: Classes) -> list[dict[str, Any]]:
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
-            "value": {"format": "rle", "rle": encode_rle(labels == index), _BRUSH: [classes.names[index]]},
+            "value": {"format": "rle", "rle": encode_brush(labels == index), _BRUSH: [classes.names[index]]},
         }
         for index in np.unique(labels).tolist()
         if index != IGNORE_INDEX
@@ -227,7 +227,7 @@ def _painted(region: Mapping[str, Any], size: tuple[int, int]) -> tuple[np.ndarr
     if len(value[kind]) != 1:
         raise DataError(f"{len(value[kind])} labels instead of one; choose one class")
     if kind == _BRUSH:
-        return decode_rle(value["rle"], height, width), str(value[kind][0])
+        return decode_brush(value["rle"], height, width), str(value[kind][0])
     corners = [(float(x) * width / 100, float(y) * height / 100) for x, y in value["points"]]
     if len(corners) < 3 or not np.isfinite(corners).all():
         raise DataError("a polygon of fewer than three points; remove it or draw it again")

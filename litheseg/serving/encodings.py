@@ -20,10 +20,10 @@ from PIL import Image
 
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes
+from litheseg.masks.polygons import Polygon, simplify, trace
+from litheseg.masks.run_lengths import class_runs, coco_string
 from litheseg.runtime.files import overlay
-from litheseg.serving.polygons import Polygon, simplify, trace
 from litheseg.serving.problems import Problem
-from litheseg.serving.rle import class_runs, pack
 
 __all__ = ["OVERLAY_TYPES", "Encode", "mask_png", "overlay_picture", "polygons_json", "rle_json"]
 
@@ -102,7 +102,7 @@ def rle_json(image: np.ndarray, mask: np.ndarray, classes: Classes, *, compresse
     """
     segments = []
     for k, runs in class_runs(mask).items():
-        counts = pack(runs) if compressed else runs.tolist()
+        counts = coco_string(runs, (mask.shape[0], mask.shape[1])) if compressed else runs.tolist()
         entry = {"area": int(runs[1::2].sum()), "bbox": _box(mask == k), "iscrowd": 0}
         segmentation = {"size": list(mask.shape), "counts": counts}
         segments.append(_category(k, classes) | entry | {"segmentation": segmentation})

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from litheseg.errors import DataError
-from litheseg.labelling.polygon import fill
+from litheseg.masks import polygons
 from litheseg.masks.classes import Classes
-from litheseg.serving import encodings, polygons
+from litheseg.masks.polygons import fill, simplify, trace
+from litheseg.masks.run_lengths import class_runs, coco_string
+from litheseg.serving import encodings
 from litheseg.serving.encodings import mask_png, overlay_picture, polygons_json, rle_json
-from litheseg.serving.polygons import simplify, trace
 from litheseg.serving.problems import Problem
-from litheseg.serving.rle import class_runs, pack
 from litheseg.streets import render_street
 
 CLASSES = Classes.from_names([f"class {k}" for k in range(12)])
@@ -54,7 +54,7 @@ def test_run_lengths_of_a_worked_example() -> None:
     runs = class_runs(mask)
     # Columns: (0 0), (1 0), (1 1).
     assert {k: lengths.tolist() for k, lengths in runs.items()} == {0: [0, 2, 1, 1, 2], 1: [2, 1, 1, 2]}
-    assert [pack(lengths) for lengths in runs.values()] == ["021O1", "2111"]
+    assert [coco_string(lengths, mask.shape) for lengths in runs.values()] == ["021O1", "2111"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -62,7 +62,7 @@ def test_run_lengths_unpack_to_the_mask(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = np.repeat(np.repeat(rng.integers(0, 4, (7, 5)), rng.integers(1, 300), 0), 40, 1).astype(np.uint8)
     for k, runs in class_runs(mask).items():
-        assert unpack(pack(runs)) == runs.tolist()
+        assert unpack(coco_string(runs, mask.shape)) == runs.tolist()
         turns = np.repeat(np.arange(len(runs)) % 2, runs).reshape(mask.shape, order="F")
         assert np.array_equal(turns == 1, mask == k)
 
@@ -72,7 +72,7 @@ def test_run_lengths_are_those_of_cocos_own_code() -> None:
     _, mask = render_street(np.random.default_rng(3), (90, 120))
     for k, runs in class_runs(mask).items():
         expected = coco.encode(np.asfortranarray(mask == k).astype(np.uint8))
-        assert pack(runs) == expected["counts"].decode()
+        assert coco_string(runs, mask.shape) == expected["counts"].decode()
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,14 +1,17 @@
-"""Label Studio's brush masks: bit-packed run lengths of an RGBA picture.
+"""Masks as run lengths: COCO's, column by column, and Label Studio's brush data, bit-packed RGBA pixels.
 
-The format is that of the JavaScript package @thi.ng/rle-pack (its README, "Encoding format"), most significant bit
-first: 32 bits number of words, 5 bits word size less one, four times 4 bits run-length size less one; then, until all
-words are there, 1 bit "one value repeated" or "values one by one", 2 bits which of the four sizes, that many bits of
-count less one, and the value or values. Label Studio packs the pixels' red, green, blue and alpha as words of 8 bits;
-alpha says where the brush was. It does not know images or labels.
+COCO's string form comes from pycocotools, which the extra `serve` brings. The brush format is that of the JavaScript
+package @thi.ng/rle-pack (its README, "Encoding format"), most significant bit first: 32 bits number of words, 5 bits
+word size less one, four times 4 bits run-length size less one; then, until all words are there, 1 bit "one value
+repeated" or "values one by one", 2 bits which of the four sizes, that many bits of count less one, and the value or
+values. A word is one of a pixel's red, green, blue and alpha; alpha says where the brush was.
 
 Usage:
-    >>> numbers = encode_rle(mask)           # bool H x W -> a list of numbers in 0..255, as it stands in the JSON
-    >>> decode_rle(numbers, *mask.shape)     # and back
+    >>> runs = class_runs(np.array([[0, 1], [1, 1]], np.uint8))
+    >>> runs[1].tolist(), coco_string(runs[1], (2, 2))
+    ([1, 3], '13')
+    >>> numbers = encode_brush(mask)           # bool H x W -> numbers in 0..255, as they stand in the JSON
+    >>> decode_brush(numbers, *mask.shape)     # and back
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from litheseg.errors import DataError
+from litheseg.errors import DataError, MissingExtraError
 
-__all__ = ["decode_rle", "encode_rle"]
+__all__ = ["class_runs", "coco_string", "decode_brush", "encode_brush"]
 
-_SIZES = (3, 4, 8, 16)  # bits of a count; the package's own choice
+_SIZES = (3, 4, 8, 16)  # bits of a count; rle-pack's own choice
 _LONGEST = 1 << _SIZES[-1]
 _WORD = 8  # bits
 _CHANNELS = 4  # RGBA
@@ -29,27 +32,45 @@ _HALF = 128  # the alpha from which a pixel counts as painted: the rim of a brus
 _DAMAGED = "damaged brush data"
 
 
-def encode_rle(mask: np.ndarray) -> list[int]:
-    """Pack a mask.
+def class_runs(mask: np.ndarray) -> dict[int, np.ndarray]:
+    """COCO's run lengths of every class that a mask holds.
 
     Args:
-        mask: bool H x W (or 0 and 1); painted pixels become white and opaque, others transparent black.
+        mask: uint8 H W, not empty.
 
     Returns:
-        Numbers in 0..255.
+        class -> int64 lengths of the runs of other pixels and of its own, in turn, column by column, beginning with the
+        others (0 if there are none); they sum up to H * W.
     """
+    flat = mask.ravel(order="F")
+    return {int(k): _alternating(flat == k) for k in np.unique(flat)}
+
+
+def coco_string(runs: np.ndarray, size: tuple[int, int]) -> str:
+    """Run lengths of a mask of `size` (H, W) as COCO's compressed string.
+
+    Raises:
+        MissingExtraError: pycocotools is not installed.
+    """
+    try:
+        from pycocotools import mask as coco
+    except ImportError as error:
+        raise MissingExtraError("pycocotools", "serve", "COCO's compressed run lengths") from error
+    packed = coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)
+    return str(packed["counts"].decode("ascii"))
+
+
+def encode_brush(mask: np.ndarray) -> list[int]:
+    """Pack a mask (bool H x W) into numbers in 0..255; painted pixels become white and opaque, others transparent."""
     flat = np.asarray(mask, bool).ravel()
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if flat.size else np.zeros(0, int)
-    lengths = np.diff(np.append(starts, flat.size)) * _CHANNELS
+    runs = _alternating(flat) * _CHANNELS
     header = f"{flat.size * _CHANNELS:032b}{_WORD - 1:05b}" + "".join(f"{size - 1:04b}" for size in _SIZES)
-    runs = (
-        _run(int(length), bool(flat[start])) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
-    )
-    bits = np.frombuffer("".join([header, *runs]).encode(), np.uint8) - ord("0")
+    body = [_brush_run(length, place % 2 == 1) for place, length in enumerate(runs.tolist()) if length]
+    bits = np.frombuffer("".join([header, *body]).encode(), np.uint8) - ord("0")
     return np.packbits(bits).tolist()
 
 
-def decode_rle(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
+def decode_brush(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
     """Unpack a mask.
 
     Args:
@@ -83,7 +104,13 @@ def decode_rle(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
     return values.reshape(height, width, _CHANNELS)[:, :, 3] >= _HALF
 
 
-def _run(length: int, painted: bool) -> str:
+def _alternating(flat: np.ndarray) -> np.ndarray:
+    """int64 lengths of the runs of False and True, in turn, beginning with False (0 if there are none in front)."""
+    edges = np.flatnonzero(np.diff(flat, prepend=False))
+    return np.diff(edges, prepend=0, append=flat.size)
+
+
+def _brush_run(length: int, painted: bool) -> str:
     """The bits of `length` (at least 4) equal words."""
     value = "1" * _WORD if painted else "0" * _WORD
     parts = [f"111{_LONGEST - 1:0{_SIZES[-1]}b}{value}"] * ((length - 1) // _LONGEST)

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.path import Path as Outline
 
 from litheseg.errors import DataError
-from litheseg.labelling.polygon import fill
-from litheseg.labelling.rle import decode_rle, encode_rle
+from litheseg.masks.polygons import fill
+from litheseg.masks.run_lengths import decode_brush, encode_brush
 
 
 def _bar() -> np.ndarray:
@@ -35,8 +35,8 @@ GOLDEN = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_brush_data_is_label_studios(name: str) -> None:
     mask, numbers = GOLDEN[name]
-    assert encode_rle(mask) == numbers
-    assert np.array_equal(decode_rle(numbers, *mask.shape), mask)
+    assert encode_brush(mask) == numbers
+    assert np.array_equal(decode_brush(numbers, *mask.shape), mask)
 
 
 def test_values_one_by_one_and_faint_rims() -> None:
@@ -71,7 +71,7 @@ def test_values_one_by_one_and_faint_rims() -> None:
         3,
         248,
     ]
-    assert not decode_rle(numbers, 1, 3).any()
+    assert not decode_brush(numbers, 1, 3).any()
 
 
 def _packed(chunks: list[tuple[bool, list[int]]], count: int, sizes: tuple[int, ...] = (3, 4, 8, 16)) -> list[int]:
@@ -89,7 +89,7 @@ def _packed(chunks: list[tuple[bool, list[int]]], count: int, sizes: tuple[int, 
 def test_chunks_of_several_values_as_the_browser_writes_them(sizes: tuple[int, ...]) -> None:
     rim = [9, 8, 7, 255, 1, 2, 3, 128, 4, 5, 6, 127]
     numbers = _packed([(True, [0] * 8), (False, rim), (True, [255] * 12)], 32, sizes)
-    assert decode_rle(numbers, 2, 4).tolist() == [[False, False, True, True], [False, True, True, True]]
+    assert decode_brush(numbers, 2, 4).tolist() == [[False, False, True, True], [False, True, True, True]]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,8 +97,8 @@ def test_masks_survive_the_round_trip(seed: int) -> None:
     generator = np.random.default_rng(seed)
     shape = tuple(generator.integers(1, 90, 2))
     mask = generator.random(shape) < generator.random()
-    assert np.array_equal(decode_rle(encode_rle(mask), *shape), mask)
-    assert all(0 <= number <= 255 for number in encode_rle(mask))
+    assert np.array_equal(decode_brush(encode_brush(mask), *shape), mask)
+    assert all(0 <= number <= 255 for number in encode_brush(mask))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_masks_survive_the_round_trip(seed: int) -> None:
 )
 def test_damaged_brush_data(numbers: list[int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        decode_rle(numbers, 3, 5)
+        decode_brush(numbers, 3, 5)
 
 
 @pytest.mark.parametrize("seed", range(5))
