@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 
-from litheseg.cli.options import data_argument, json_option, max_pixels_option, open_data, parse_size
+from litheseg.cli.options import data_argument, json_option, max_pixels_option, parse_size
 from litheseg.cli.printing import console
-from litheseg.data.doctor import diagnose, diagnose_path
+from litheseg.data.doctor import diagnose_path
 
 __all__ = ["add", "run"]
 
@@ -31,11 +31,8 @@ examples:
 
 def run(args: Namespace) -> int:
     """Do it and print what came of it."""
-    options = {"limit": args.limit, "crop": args.crop, "verbose": sys.stderr.isatty()}
-    if args.data is None:
-        report = diagnose(open_data(args), **options)
-    else:
-        report = diagnose_path(args.data, args.source, max_pixels=args.max_pixels, **options)
+    options = {"limit": args.limit, "crop": args.crop, "max_pixels": args.max_pixels}
+    report = diagnose_path(args.data, args.source, progress=sys.stderr.isatty(), **options)
     if args.json:
         print(report.to_json())
     else:

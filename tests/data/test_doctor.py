@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from litheseg.data._doctor_checks import _KNOWN
-from litheseg.data.doctor import Report, diagnose, diagnose_path
+from litheseg.data.doctor import _KNOWN, Diagnosis, diagnose, diagnose_path
 from litheseg.data.folder import Folder
 from litheseg.data.streets import Streets
 
@@ -51,17 +50,17 @@ def data(tmp_path):
     return tmp_path
 
 
-def codes(report: Report) -> list[str]:
+def codes(report: Diagnosis) -> list[str]:
     return [item.code for item in report.findings]
 
 
-def only(report: Report, code: str):
+def only(report: Diagnosis, code: str):
     """The one finding, which must be of this code."""
     assert codes(report) == [code], report.findings
     return report.findings[0]
 
 
-def the(report: Report, code: str):
+def the(report: Diagnosis, code: str):
     """The finding of this code among others."""
     return next(item for item in report.findings if item.code == code)
 
@@ -428,7 +427,7 @@ def test_the_gravest_comes_first(data):
     assert [item.severity for item in diagnose_path(data).findings] == ["error", "warning"]
 
 
-def text(report: Report) -> str:
+def text(report: Diagnosis) -> str:
     console = Console(file=io.StringIO(), width=140)
     console.print(report.render())
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -436,7 +435,7 @@ def text(report: Report) -> str:
 
 def test_the_report_in_words_and_as_json(data):
     put(data / "masks/train/2.png", labels((24, 40)))
-    report = diagnose_path(data, verbose=True)
+    report = diagnose_path(data, progress=True)
     shown = text(report)
     assert "training cannot go on" in shown
     assert "size-mismatch" in shown
