@@ -1,6 +1,6 @@
-"""What int8 gains and costs: accuracy by class, size and time of every width's int8 twin beside its fp32 network.
+"""What int8 gains and costs: accuracy by class, size and time of every width's int8 network beside its fp32 network.
 
-Twins are made and checked as `litheseg export --precision int8` does, with its default tolerances. Then all networks of
+They are made and checked as `litheseg export --precision int8` does, with its default tolerances. Then all networks of
 a width are timed, in turns, round after round, so that load from other programs falls on all alike; what is compared
 are medians of the same rounds, and the fastest round, which load can only make slower. What int8 gains depends on the
 processor: `instructions` in the report says whether it has any made for it (VNNI, AMX).
@@ -25,7 +25,7 @@ from upsampling import measure
 
 from litheseg.bundle.exported import Artefact, Export
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.quantize import QuantizationReport, Tolerance, Twins, calibration_samples
+from litheseg.deploy.quantize import QuantizationReport, Quantizer, Tolerance, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.engines import Engine, open_engine
@@ -62,10 +62,10 @@ def parse() -> argparse.Namespace:
 def rows_of(bundle: Bundle, width: float, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row a format."""
     calibration, check = calibration_samples(bundle, options.data)
-    twins = Twins(bundle, calibration, check, threads=options.threads, progress=print)
+    quantizer = Quantizer(bundle, calibration, check, threads=options.threads, progress=print)
     formats = dict.fromkeys(FORMATS)
     export = export_bundle(bundle, folder / f"{width:g}", formats=tuple(formats), widths=(width,), check=False)
-    made = {original.format: attempt(twins, export, original) for original in export.artefacts}
+    made = {original.format: attempt(quantizer, export, original) for original in export.artefacts}
     engines = dict(engines_of(export, made, options.threads))
     times = timings(engines, export.artefacts[0].size or bundle.header.size, options.rounds)
     for form, outcome in made.items():
@@ -75,10 +75,10 @@ def rows_of(bundle: Bundle, width: float, folder: Path, options: argparse.Namesp
 Outcome = tuple[Artefact, QuantizationReport] | str
 
 
-def attempt(twins: Twins, export: Export, original: Artefact) -> Outcome:
-    """A twin and how it came about, or why there is none."""
+def attempt(quantizer: Quantizer, export: Export, original: Artefact) -> Outcome:
+    """An int8 network and how it came about, or why there is none."""
     try:
-        artefact, report = twins.quantize(export, original)
+        artefact, report = quantizer.quantize(export, original)
     except LithesegError as error:
         return str(error)
     print(report.summary())

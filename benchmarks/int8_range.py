@@ -29,10 +29,10 @@ from litheseg.bundle.exported import Artefact, Export
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.parity import Certificate, certify_all, pytorch_reference
 from litheseg.deploy.quantize import calibration_samples, networks
-from litheseg.deploy.quantize.calibration import CalibrationImages
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
-from litheseg.deploy.quantize.tolerance import class_changes
+from litheseg.deploy.quantize.report import class_changes
+from litheseg.deploy.samples import CalibrationImages
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime.engines import Engine, open_engine
 

@@ -43,7 +43,7 @@ from litheseg.cost import count
 from litheseg.data import open_source
 from litheseg.data.source import Source
 from litheseg.deploy.export import export_bundle
-from litheseg.deploy.quantize import Tolerance, Twins, calibration_samples
+from litheseg.deploy.quantize import Quantizer, Tolerance, calibration_samples
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import LithesegError
 from litheseg.models import build_model
@@ -163,9 +163,9 @@ def exported(network: Network, size: tuple[int, int], folder: Path, source: Sour
     """The network as files for each runtime and precision: ours with logits, a peer with labels."""
 
     def twins(export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
-        """As `Twins` itself, but what fails is told and left out."""
+        """As `Quantizer` itself, but what fails is told and left out."""
         calibration, check = calibration_samples(network.bundle, source, count=CALIBRATION[size])
-        make = Twins(network.bundle, calibration, check.thinned(1), tolerance=ANY)
+        make = Quantizer(network.bundle, calibration, check.thinned(1), tolerance=ANY)
         for original in export.artefacts:
             try:
                 yield make.quantize(export, original)[0], {}

@@ -38,7 +38,7 @@ from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice, file_di
 from litheseg.data import open_source
 from litheseg.data.source import Source
 from litheseg.deploy.export import CHECK_IMAGES
-from litheseg.deploy.quantize import Twins, calibration_samples
+from litheseg.deploy.quantize import Quantizer, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
 from litheseg.locks import folder_lock
@@ -349,10 +349,10 @@ class Fit:
         able = isinstance(self.scores, MeasuredScores) and "train" in self.scores.source.splits()
         return wanted and able and importlib.util.find_spec("nncf") is not None
 
-    def _twins(self, bundle: Bundle) -> Twins:
+    def _twins(self, bundle: Bundle) -> Quantizer:
         assert isinstance(self.scores, MeasuredScores)
         calibration, check = calibration_samples(bundle, self.scores.source, split=self._split)
-        return Twins(bundle, calibration, check.thinned(CHECK_IMAGES), progress=self.progress)
+        return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), progress=self.progress)
 
     @property
     def _image(self) -> tuple[int, int]:

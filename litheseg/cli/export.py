@@ -14,7 +14,7 @@ from litheseg.cli.options import bundle_argument, data_options, json_option, par
 from litheseg.cli.printing import print_json, print_table
 from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
 from litheseg.deploy.parity import THRESHOLD
-from litheseg.deploy.quantize import CALIBRATION_IMAGES, Tolerance, Twins, calibration_samples
+from litheseg.deploy.quantize import CALIBRATION_IMAGES, Quantizer, Tolerance, calibration_samples
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.tables import Table
 
@@ -70,7 +70,7 @@ def add(parser: ArgumentParser) -> None:
 The input is the raw picture: normalisation is inside, and so are classes, colours and provenance. The logits come at
 the network's own stride, since upsampling them is most of a small network's time; --labels does it inside all the same.
 Every network is run on real images beside PyTorch, and nothing is written where more than a few pixels differ; what was
-found is in DIR/certificate.json. An int8 twin is calibrated on training images and compared class by class; layers that
+found is in DIR/certificate.json. An int8 network is calibrated on training images and compared class by class; layers that
 int8 breaks stay in floating point, and where that does not help, nothing is written: see DIR/*.quantization.json.
 """
 
@@ -78,7 +78,7 @@ int8 breaks stay in floating point, and where that does not help, nothing is wri
 def _add_int8(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("int8")
     group.add_argument(
-        "--precision", choices=("fp32", "int8"), default="fp32", help="int8: write an int8 twin beside each [fp32]"
+        "--precision", choices=("fp32", "int8"), default="fp32", help="int8: write an int8 network beside each [fp32]"
     )
     group.add_argument("--calibration", metavar="DIR", help="images to calibrate on [the data's training split]")
     group.add_argument(
@@ -126,7 +126,7 @@ def run(args: Namespace) -> None:
             source=args.source,
             split=args.split,
             threshold=args.threshold,
-            further=_twins(bundle, args, status.update) if args.precision == "int8" else None,
+            further=_quantizer(bundle, args, status.update) if args.precision == "int8" else None,
             progress=status.update,
             force=args.force,
         )
@@ -146,7 +146,7 @@ def run(args: Namespace) -> None:
     print(f"\nnext:\n  litheseg predict {export.path} PHOTOS --output labelled")
 
 
-def _twins(bundle: Bundle, args: Namespace, progress: Callable[[str], None]) -> Twins:
+def _quantizer(bundle: Bundle, args: Namespace, progress: Callable[[str], None]) -> Quantizer:
     calibration, check = calibration_samples(
         bundle,
         args.data,
@@ -157,11 +157,11 @@ def _twins(bundle: Bundle, args: Namespace, progress: Callable[[str], None]) -> 
     )
     tolerance = Tolerance(miou=args.tolerance, class_iou=args.class_tolerance, agreement=args.agreement)
     wanted = args.calibration_images
-    return Twins(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, wanted, progress=progress)
+    return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, wanted, progress=progress)
 
 
 def _found(export: Export) -> dict[str, Any]:
-    """``certificates`` and, where there are int8 twins, ``int8``: each by the path of the network."""
+    """``certificates`` and, where there are int8 networks, ``int8``: each by the path of the network."""
     file = export.folder / CERTIFICATE_FILE
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {"certificates": {}} | {name: content[name] for name in ("certificates", "int8") if name in content}

@@ -1,12 +1,16 @@
-"""Real images that an export is checked on, with labels where there are any.
+"""Real images that an export is checked on, and others that int8 is calibrated on, with labels where there are any.
 
 They come from what the bundle was trained on, from another data set of the same classes, or from a folder that holds
-nothing but images. They are read when they are needed, as often as needed. It does not know what is checked.
+nothing but images, and are decoded each time they are gone through. Calibration never sees the images of the check:
+ranges fitted to the images that judge the result would make int8 look better than it is.
 
 Usage:
     >>> samples = open_samples(bundle, "data/camvid")
     >>> samples.origin, len(samples)
     ('camvid, split val', 101)
+    >>> calibration, check = calibration_samples(bundle, "data/camvid", count=128)
+    >>> calibration.origin, check.origin
+    ('camvid, split train', 'camvid, split val')
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -22,9 +27,13 @@ from litheseg.data.unlabelled import has_labels
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.masks import reading
+from litheseg.masks.resizing import resize_image
 from litheseg.models.bundle import Bundle
 
-__all__ = ["Picture", "Samples", "open_samples"]
+__all__ = ["CALIBRATION_IMAGES", "CalibrationImages", "Picture", "Samples", "calibration_samples", "open_samples"]
+
+CALIBRATION_IMAGES = 128
+"""Ranges of activations hardly move beyond this many."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,38 @@ class Samples:
         return replace(self, samples=[self.samples[position] for position in positions])
 
 
+class CalibrationImages(Sequence[np.ndarray]):
+    """Images at the size of a network's input, each decoded when it is asked for.
+
+    Args:
+        samples: which.
+        size: height and width that they are resized to, in pixels; None leaves each at its own.
+    """
+
+    def __init__(self, samples: Samples, size: tuple[int, int] | None) -> None:
+        self.samples, self.size = samples, size
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        """uint8 h w 3; or some of the images.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        one = replace(self.samples, samples=[self.samples.samples[index]])
+        image = next(iter(one)).image
+        return image if self.size is None else resize_image(image, self.size)
+
+
 def open_samples(
     bundle: Bundle, data: str | Path | Source | None = None, *, source: str = "auto", split: str = "val"
 ) -> Samples:
@@ -105,10 +146,62 @@ def open_samples(
         folder = existing_folder(data)
         loose = find_images(folder)
         if loose:
-            found = [Sample(name, path, None, "unlabelled") for name, path in sorted(loose.items())]
-            return Samples(found, None, f"{folder.resolve().name}/")
+            return _loose_samples(loose, f"{folder.resolve().name}/")
     opened = open_bundle_data(bundle, data, source=source, split=split).source
     samples = opened.samples(split)
     if not samples:
         raise DataError(f"split '{split}' of {opened.name} holds no images; name another split or folder")
     return Samples(samples, opened, f"{opened.name}, split {split}")
+
+
+def calibration_samples(
+    bundle: Bundle,
+    data: str | Path | Source | None = None,
+    *,
+    source: str = "auto",
+    folder: str | Path | None = None,
+    split: str = "val",
+    count: int = CALIBRATION_IMAGES,
+) -> tuple[Samples, Samples]:
+    """Images to calibrate int8 on, evenly spread over the training split, and others to check the result on.
+
+    Args:
+        bundle: whose network it is.
+        data: as of `open_samples`. Of a folder of mere images, a fifth is for the check; a lone image does both.
+        source: likewise.
+        folder: of images to calibrate on instead of the training split.
+        split: to check on.
+        count: calibrate on so many images at most.
+
+    Raises:
+        DataError: no data, no training split and no folder, a folder without images, or `count` below 1.
+    """
+    if count < 1:
+        raise DataError(f"{count} images to calibrate on; give 1 or more, such as {CALIBRATION_IMAGES}")
+    check = open_samples(bundle, data, source=source, split=split)
+    if folder is not None:
+        root = existing_folder(folder)
+        calibration = _loose_samples(find_images(root, recursive=True), str(root))
+        if not calibration.samples:
+            raise DataError(
+                f"{root} holds no images to calibrate on; give a folder of images such as the model will see"
+            )
+    elif check.source is None:
+        every, images = check, check.samples
+        if len(every) > 1:
+            check = replace(every, samples=images[::5])
+            images = [image for place, image in enumerate(images) if place % 5]
+        calibration = replace(every, samples=images)
+    elif split == "train" or "train" not in check.source.splits():
+        raise DataError(
+            f"there is no split of '{check.source.name}' to calibrate on, beside '{split}' which is for the check; "
+            "name a folder of other images with --calibration"
+        )
+    else:
+        training = open_samples(bundle, check.source, split="train")
+        calibration = replace(training, samples=[replace(sample, mask=None) for sample in training.samples])
+    return calibration.thinned(count), check
+
+
+def _loose_samples(files: dict[str, Path], origin: str) -> Samples:
+    return Samples([Sample(name, path, None, "unlabelled") for name, path in sorted(files.items())], None, origin)

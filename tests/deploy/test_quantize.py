@@ -16,16 +16,16 @@ from PIL import Image
 from registry import registered
 from torch import Tensor, nn
 
-import litheseg.deploy.quantize.twin as room
+import litheseg.deploy.quantize.quantizer as room
 from litheseg.bundle.exported import Export, load_export
 from litheseg.cli import main
 from litheseg.deploy.export import CERTIFICATE_FILE, export_bundle
 from litheseg.deploy.parity import Certificate
-from litheseg.deploy.quantize import REPORT_SUFFIX, Tolerance, Twins, calibration_samples
-from litheseg.deploy.quantize.calibration import CalibrationImages
-from litheseg.deploy.quantize.networks import Network
+from litheseg.deploy.quantize import REPORT_SUFFIX, Quantizer, Tolerance, calibration_samples
+from litheseg.deploy.quantize.networks import QuantizableNetwork
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
+from litheseg.deploy.samples import CalibrationImages
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel
@@ -41,7 +41,7 @@ openvino = pytest.importorskip("openvino")
 CLASSES = Classes(("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 SIZE = (24, 32)
 CHANNELS = 32
-READERS: dict[str, type[Network]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
+READERS: dict[str, type[QuantizableNetwork]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
 
 
 class _Fragile(SegmentationModel):
@@ -129,11 +129,11 @@ def sturdy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def export(fragile: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The fragile network and its int8 twins."""
+    """The fragile network and its int8 networks."""
     calibration, check = calibration_samples(fragile, data)
-    twins = Twins(fragile, calibration, check, wanted=128, threads=1)
+    quantizer = Quantizer(fragile, calibration, check, wanted=128, threads=1)
     target = tmp_path_factory.mktemp("export") / "export"
-    return export_bundle(fragile, target, formats=("onnx", "openvino"), data=data, further=twins)
+    return export_bundle(fragile, target, formats=("onnx", "openvino"), data=data, further=quantizer)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_files_shrink(export: Export, form: str) -> None:
     ("file", "runtime"),
     [("onnx-int8-w1.onnx", "onnxruntime"), ("onnx-int8-w1.onnx", "openvino"), ("openvino-int8-w1.xml", "openvino")],
 )
-def test_a_twin_runs_wherever_its_format_does(export: Export, file: str, runtime: str) -> None:
+def test_an_int8_network_runs_wherever_its_format_does(export: Export, file: str, runtime: str) -> None:
     engine = open_engine(export.folder / file, runtime=runtime, precision="int8", threads=1)
     image, labels = _picture(7)
     logits = engine(image)
@@ -216,7 +216,7 @@ def test_a_twin_runs_wherever_its_format_does(export: Export, file: str, runtime
     assert not np.array_equal(logits, original)  # it is not the fp32 network under another name
 
 
-def test_an_export_tells_of_its_twins(export: Export) -> None:
+def test_an_export_lists_its_int8_networks(export: Export) -> None:
     assert [str(artefact) for artefact in export.artefacts if artefact.precision == "int8"] == [
         "onnx int8 at width 1",
         "openvino int8 at width 1",
@@ -263,44 +263,44 @@ def test_alone_quantized_layers_leave_the_rest_as_it_was(
     probe = READERS[form].read(plain.file(original), "NHWC").quantized(images, corrected=False, probe=True)
     layers = probe.layers()
     # The last goes by the name of the network's output.
-    assert [layer.name.split("/")[0] for layer in layers[:4]] == [f"node_conv2d{n}" for n in ("", "_1", "_2", "_3")]
-    assert len(layers) == 5 and {layer.kind for layer in layers} <= {"Conv", "Convolution"}
+    assert [name.split("/")[0] for name, _ in layers[:4]] == [f"node_conv2d{n}" for n in ("", "_1", "_2", "_3")]
+    assert len(layers) == 5 and {kind for _, kind in layers} <= {"Conv", "Convolution"}
     quantizers = _onnx_quantizers if form == "onnx" else _openvino_quantizers
     assert quantizers(probe) == 10
-    for layer in layers:
-        assert quantizers(probe.only(layer.name)) == 2  # of its weights and of what it reads
+    for name, _ in layers:
+        assert quantizers(probe.only(name)) == 2  # of its weights and of what it reads
     assert quantizers(probe) == 10  # which the others have not changed
 
 
-def _onnx_quantizers(network: Network) -> int:
+def _onnx_quantizers(network: QuantizableNetwork) -> int:
     names = [node.op_type for node in network.model.graph.node]
     assert names.count("QuantizeLinear") == names.count("DequantizeLinear")
     onnx.checker.check_model(network.model)
     return names.count("QuantizeLinear")
 
 
-def _openvino_quantizers(network: Network) -> int:
+def _openvino_quantizers(network: QuantizableNetwork) -> int:
     return [node.get_type_name() for node in network.model.get_ops()].count("FakeQuantize")
 
 
 def test_a_network_that_cannot_be_quantized_is_refused(
     export: Export, fragile: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "search", lambda layers, attempt, limit: {})  # as if no number of layers helped
+    monkeypatch.setattr(room, "fewest_kept", lambda layers, holds, limit: None)  # as if no number of layers helped
     files = {path: path.stat().st_mtime_ns for path in export.folder.iterdir()}
-    twins = Twins(fragile, *calibration_samples(fragile, data), threads=1)
+    quantizer = Quantizer(fragile, *calibration_samples(fragile, data), threads=1)
     expected = r"onnx at width 1 does not hold in int8: at best .*, mIoU fell by .* points .*red fell by.*--tolerance"
     with pytest.raises(LithesegError, match=expected):
-        twins.quantize(export, export.find(precision="fp32", runtime="onnxruntime"))
+        quantizer.quantize(export, export.find(precision="fp32", runtime="onnxruntime"))
     assert files == {path: path.stat().st_mtime_ns for path in export.folder.iterdir()}
 
 
 def test_any_size_channels_first_labels_and_images_without_labels(sturdy: Bundle, data: Path, tmp_path: Path) -> None:
     calibration, check = calibration_samples(sturdy, data / "images" / "train", count=4)
     assert (len(calibration), len(check)) == (4, 2) and not check.labelled
-    twins = Twins(sturdy, calibration, check, tolerance=Tolerance(agreement=0.9), threads=1)
+    quantizer = Quantizer(sturdy, calibration, check, tolerance=Tolerance(agreement=0.9), threads=1)
     options: dict[str, Any] = {"size": None, "layout": "NCHW", "output_kind": "labels", "check": False}
-    export = export_bundle(sturdy, tmp_path / "export", further=twins, **options)
+    export = export_bundle(sturdy, tmp_path / "export", further=quantizer, **options)
     engine = open_engine(export, precision="int8", threads=1)
     image, labels = _picture(3)
     assert float((engine(image) == labels).mean()) > 0.99
@@ -308,12 +308,12 @@ def test_any_size_channels_first_labels_and_images_without_labels(sturdy: Bundle
     assert "images without labels" in (export.folder / "README.md").read_text()
 
 
-def test_what_has_no_twin(plain: Export, sturdy: Bundle, data: Path, export: Export, tmp_path: Path) -> None:
-    twins = Twins(sturdy, *calibration_samples(sturdy, data))
+def test_what_cannot_be_quantized(plain: Export, sturdy: Bundle, data: Path, export: Export, tmp_path: Path) -> None:
+    quantizer = Quantizer(sturdy, *calibration_samples(sturdy, data))
     with pytest.raises(LithesegError, match="onnx or openvino"):
-        export_bundle(sturdy, tmp_path / "export", formats=("torch",), check=False, further=twins)
+        export_bundle(sturdy, tmp_path / "export", formats=("torch",), check=False, further=quantizer)
     with pytest.raises(LithesegError, match="onnx int8 at width 1 cannot become int8"):
-        twins.quantize(export, export.find(precision="int8", runtime="onnxruntime"))
+        quantizer.quantize(export, export.find(precision="int8", runtime="onnxruntime"))
 
 
 def _opened(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> set[Path]:
@@ -404,4 +404,4 @@ def test_the_command(sturdy: Bundle, data: Path, tmp_path: Path, capsys: pytest.
 def test_without_nncf(sturdy: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(MissingExtraError, match="nncf"):  # at once, not after all networks are written
-        Twins(sturdy, *calibration_samples(sturdy, data))
+        Quantizer(sturdy, *calibration_samples(sturdy, data))

@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from litheseg.deploy.parity import Certificate
-from litheseg.deploy.quantize.search import search
-from litheseg.deploy.quantize.sensitivity import output_error
-from litheseg.deploy.quantize.tolerance import Tolerance, class_changes
+from litheseg.deploy.quantize.quantizer import fewest_kept, output_error
+from litheseg.deploy.quantize.report import Tolerance, class_changes
 from litheseg.errors import LithesegError
 
 
-@dataclass(frozen=True)
-class _Trial:
-    kept: int
-    holds: bool
-
-
 @pytest.mark.parametrize("needed", range(1, 21))
-def test_search_finds_the_fewest_layers(needed: int) -> None:
+def test_the_fewest_layers_are_found(needed: int) -> None:
     asked: list[int] = []
 
-    def attempt(kept: Sequence[int]) -> _Trial:
+    def holds(kept: Sequence[int]) -> bool:
         assert list(kept) == list(range(len(kept))), "a beginning of the ranking"
         asked.append(len(kept))
-        return _Trial(len(kept), len(kept) >= needed)
+        return len(kept) >= needed
 
-    trials = search(range(40), attempt, limit=20)
-    assert min(count for count, trial in trials.items() if trial.holds) == needed
+    assert fewest_kept(range(40), holds, limit=20) == needed
+    assert needed in asked
     assert len(asked) == len(set(asked)) <= 2 * math.ceil(math.log2(needed) + 1)
 
 
-def test_search_tries_the_limit_and_gives_up() -> None:
-    trials = search(range(40), lambda kept: _Trial(len(kept), False), limit=20)
-    assert list(trials) == [1, 2, 4, 8, 16, 20]
-    assert not any(trial.holds for trial in trials.values())
+def test_the_limit_is_tried_before_giving_up() -> None:
+    asked: list[int] = []
+    assert fewest_kept(range(40), lambda kept: bool(asked.append(len(kept))), limit=20) is None
+    assert asked == [1, 2, 4, 8, 16, 20]
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3])
-def test_search_with_hardly_any_layers(limit: int) -> None:
-    trials = search(range(3), lambda kept: _Trial(len(kept), False), limit=limit)
-    assert max(trials, default=0) == limit
+def test_with_hardly_any_layers(limit: int) -> None:
+    asked = [0]
+    assert fewest_kept(range(3), lambda kept: bool(asked.append(len(kept))), limit=limit) is None
+    assert max(asked) == limit
 
 
 def test_output_error_is_the_divergence_of_probabilities() -> None:

@@ -5,8 +5,7 @@ Weights become int8, symmetric, with one scale per output channel; activations u
 pairs of products in 16 bits, which saturates at the full range, and one file would give one result on one machine and a
 far worse one on the next.
 
-What formats do in their own way is in `onnx_network` and `openvino_network`. It does not know how accurate the result
-is, nor which layers are worth keeping in floating point.
+What differs between formats is in `onnx_network` and `openvino_network`.
 
 Usage:
     >>> network = OnnxNetwork.read(Path("street.onnx"), "NHWC")
@@ -22,7 +21,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +29,19 @@ import rich
 
 from litheseg.errors import LithesegError, MissingExtraError
 
-__all__ = ["PASSING", "Layer", "Network", "require_nncf"]
+__all__ = ["PASSING", "QuantizableNetwork", "require_nncf"]
 
 PASSING = frozenset(
     "Concat DepthToSpace Flatten Gather Identity MaxPool Pad Reshape Slice SpaceToDepth Split Squeeze StridedSlice "
     "Transpose Unsqueeze VariadicSplit".split()
 )
-"""Operations that hand values on, so that NNCF moves what quantizes them in front: they belong to who reads them."""
+"""Operations that only pass values on: NNCF moves their quantizers in front of them, to be looked for there."""
 
 _WEIGHTS = "enable"  # half the range, for all layers
 
 
-@dataclass(frozen=True)
-class Layer:
-    """An operation that runs in int8.
-
-    Attributes:
-        name: in its network; unique.
-        kind: as its format calls it, e.g. "Conv".
-    """
-
-    name: str
-    kind: str
-
-
-class Network(ABC):
-    """A network in memory.
+class QuantizableNetwork(ABC):
+    """A network file in memory, as NNCF takes it.
 
     Args:
         model: as its library holds it; what it computes is never changed.
@@ -71,7 +56,7 @@ class Network(ABC):
 
     def quantized(
         self, images: Sequence[np.ndarray], *, kept: Collection[str] = (), corrected: bool = True, probe: bool = False
-    ) -> Network:
+    ) -> QuantizableNetwork:
         """An int8 network; the same images give the same one.
 
         Args:
@@ -114,7 +99,7 @@ class Network(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, path: Path, layout: str) -> Network:
+    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
         """Read a network file.
 
         Raises:
@@ -122,15 +107,15 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def layers(self) -> tuple[Layer, ...]:
-        """The operations of a probe that run in int8, in the order in which they run."""
+    def layers(self) -> tuple[tuple[str, str], ...]:
+        """The operations of a probe that run in int8, in running order: (unique name, kind)."""
 
     @abstractmethod
-    def only(self, name: str) -> Network:
+    def only(self, name: str) -> QuantizableNetwork:
         """A probe in which one of its `layers` runs in int8 and everything else in floating point."""
 
     @abstractmethod
-    def described(self, text: str) -> Network:
+    def described(self, text: str) -> QuantizableNetwork:
         """The same network with an account of itself inside."""
 
     @abstractmethod

@@ -1,7 +1,5 @@
 """ONNX networks: pairs of QuantizeLinear and DequantizeLinear in front of what runs in int8.
 
-It does not know what the network is for.
-
 Usage:
     >>> network = OnnxNetwork.read(Path("street.onnx"), "NHWC")
 """
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from litheseg.bundle.description import KEY
-from litheseg.deploy.quantize.networks import PASSING, Layer, Network
+from litheseg.deploy.quantize.networks import PASSING, QuantizableNetwork
 from litheseg.errors import MissingExtraError
 
 __all__ = ["OnnxNetwork"]
@@ -23,25 +21,25 @@ __all__ = ["OnnxNetwork"]
 _NORMALISATION = "normalisation"
 
 
-class OnnxNetwork(Network):
-    """An `onnx.ModelProto`; see `Network`."""
+class OnnxNetwork(QuantizableNetwork):
+    """An `onnx.ModelProto`; see `QuantizableNetwork`."""
 
     suffix = ".onnx"
 
     @classmethod
-    def read(cls, path: Path, layout: str) -> Network:
-        """See `Network.read`."""
+    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
+        """See `QuantizableNetwork.read`."""
         model = _onnx().load(str(path))
         _unite_normalisation(model)
         return cls(model, layout)
 
-    def layers(self) -> tuple[Layer, ...]:
-        """See `Network.layers`."""
+    def layers(self) -> tuple[tuple[str, str], ...]:
+        """See `QuantizableNetwork.layers`."""
         quantizers = self._quantizers()
-        return tuple(Layer(node.name, node.op_type) for node in self.model.graph.node if quantizers.get(node.name))
+        return tuple((node.name, node.op_type) for node in self.model.graph.node if quantizers.get(node.name))
 
-    def only(self, name: str) -> Network:
-        """See `Network.only`."""
+    def only(self, name: str) -> QuantizableNetwork:
+        """See `QuantizableNetwork.only`."""
         active, model = self._quantizers()[name], self._copy()
         by_output = {output: node for node in model.graph.node for output in node.output}
         bypass = {
@@ -59,14 +57,14 @@ class OnnxNetwork(Network):
         model.graph.node.extend(nodes)
         return OnnxNetwork(model, self.layout)
 
-    def described(self, text: str) -> Network:
-        """See `Network.described`."""
+    def described(self, text: str) -> QuantizableNetwork:
+        """See `QuantizableNetwork.described`."""
         model = self._copy()
         _onnx().helper.set_model_props(model, {KEY: text})
         return OnnxNetwork(model, self.layout)
 
     def write(self, path: Path) -> tuple[Path, ...]:
-        """See `Network.write`."""
+        """See `QuantizableNetwork.write`."""
         path.write_bytes(self.model.SerializeToString(deterministic=True))
         return (path,)
 

@@ -1,7 +1,5 @@
 """OpenVINO networks: a FakeQuantize in front of what runs in int8.
 
-It does not know what the network is for.
-
 Usage:
     >>> network = OpenVinoNetwork.read(Path("street.xml"), "NHWC")
 """
@@ -16,19 +14,19 @@ import numpy as np
 
 from litheseg.bundle.description import KEY
 from litheseg.deploy.openvino import require_openvino
-from litheseg.deploy.quantize.networks import PASSING, Layer, Network
+from litheseg.deploy.quantize.networks import PASSING, QuantizableNetwork
 
 __all__ = ["OpenVinoNetwork"]
 
 
-class OpenVinoNetwork(Network):
-    """An `openvino.Model`; see `Network`."""
+class OpenVinoNetwork(QuantizableNetwork):
+    """An `openvino.Model`; see `QuantizableNetwork`."""
 
     suffix = ".xml"
 
     @classmethod
-    def read(cls, path: Path, layout: str) -> Network:
-        """See `Network.read`."""
+    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
+        """See `QuantizableNetwork.read`."""
         openvino = require_openvino("int8 in OpenVINO")
         from openvino.passes import ConstantFolding, Manager
 
@@ -38,28 +36,28 @@ class OpenVinoNetwork(Network):
         manager.run_passes(model)
         return cls(model, layout)
 
-    def layers(self) -> tuple[Layer, ...]:
-        """See `Network.layers`."""
+    def layers(self) -> tuple[tuple[str, str], ...]:
+        """See `QuantizableNetwork.layers`."""
         operations = {node.get_friendly_name(): node for node in self.model.get_ordered_ops()}
         found = self._quantizers()
-        return tuple(Layer(name, node.get_type_name()) for name, node in operations.items() if found.get(name))
+        return tuple((name, node.get_type_name()) for name, node in operations.items() if found.get(name))
 
-    def only(self, name: str) -> Network:
-        """See `Network.only`."""
+    def only(self, name: str) -> QuantizableNetwork:
+        """See `QuantizableNetwork.only`."""
         active, model = self._quantizers()[name], self._copy()
         for node in model.get_ordered_ops():
             if node.get_type_name() == "FakeQuantize" and node.get_friendly_name() not in active:
                 node.output(0).replace(node.input_value(0))
         return OpenVinoNetwork(model, self.layout)
 
-    def described(self, text: str) -> Network:
-        """See `Network.described`."""
+    def described(self, text: str) -> QuantizableNetwork:
+        """See `QuantizableNetwork.described`."""
         model = self._copy()
         model.set_rt_info(text, KEY)
         return OpenVinoNetwork(model, self.layout)
 
     def write(self, path: Path) -> tuple[Path, ...]:
-        """See `Network.write`; the same network gives the same bytes."""
+        """See `QuantizableNetwork.write`; the same network gives the same bytes."""
         for place, node in enumerate(self.model.get_ordered_ops()):
             if node.get_friendly_name() == node.get_name():  # a number of its own in this process
                 node.set_friendly_name(f"int8.{node.get_type_name()}.{place}")

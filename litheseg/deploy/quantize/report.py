@@ -1,9 +1,13 @@
-"""What int8 gained and what it cost: the account of one network's quantization, as JSON and in words.
+"""Whether int8 may stand for fp32, and the account of what it gained and cost, as JSON and in words.
 
-It does not know how numbers came about; `litheseg.deploy.quantize.twin` collects them.
+mIoU alone would let a class go: among eleven classes, one that loses five points costs less than half a point of the
+mean. So each class has a limit of its own, four times as wide as that of the mean, since a class has fewer pixels and
+moves more; one with hardly any pixels has none, since a handful of them decides. Where nothing is labelled, the share
+of pixels that change their label decides.
 
 Usage:
-    >>> report.write(Path("exports/street/onnx-int8-w0.5.quantization.json"))
+    >>> Tolerance(miou=0.5).violations(certificate, shares)
+    (Violation(text='mIoU fell by 0.80 points (at most 0.5)', excess=0.3),)
     >>> print(report.summary())
 """
 
@@ -11,20 +15,130 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from litheseg.deploy.parity import Certificate
-from litheseg.deploy.quantize.sensitivity import Sensitivity
-from litheseg.deploy.quantize.tolerance import Tolerance, Violation, class_changes
-from litheseg.files import atomic_path
+import numpy as np
 
-__all__ = ["REPORT_SUFFIX", "QuantizationReport", "QuantizationTrial"]
+from litheseg.deploy.parity import Certificate
+from litheseg.deploy.samples import Samples
+from litheseg.errors import LithesegError
+from litheseg.files import atomic_path
+from litheseg.masks.classes import IGNORE_INDEX
+
+__all__ = [
+    "REPORT_SUFFIX",
+    "QuantizationReport",
+    "QuantizationTrial",
+    "Sensitivity",
+    "Tolerance",
+    "Violation",
+    "class_changes",
+    "class_shares",
+]
 
 REPORT_SUFFIX = ".quantization.json"
 """Of the file beside the network's, in place of the network's own suffix."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that is worse than allowed.
+
+    Attributes:
+        text: in words.
+        excess: by how many points more than allowed, > 0.
+    """
+
+    text: str
+    excess: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much worse int8 may be than fp32.
+
+    Attributes:
+        miou: points of mIoU (hundredths), on labelled images.
+        class_iou: points of a class's IoU, on labelled images; None for no limit.
+        class_share: classes with a smaller share of the labelled pixels have no limit of their own; in [0, 1].
+        agreement: the least share of pixels that both label alike, where nothing is labelled; in [0, 1].
+
+    Raises:
+        LithesegError: a value out of range.
+    """
+
+    miou: float = 0.5
+    class_iou: float | None = 2.0
+    class_share: float = 0.001
+    agreement: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name, high in {"miou": 100, "class_iou": 100, "class_share": 1, "agreement": 1}.items():
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= high:
+                raise LithesegError(f"tolerance '{name}' is {value:g}; give a number from 0 to {high}")
+
+    def violations(self, certificate: Certificate, shares: Sequence[float]) -> tuple[Violation, ...]:
+        """What is worse than allowed; nothing if int8 may stand for fp32.
+
+        Args:
+            certificate: of int8, compared with fp32.
+            shares: of the labelled pixels, per class; see `class_shares`.
+        """
+        if certificate.miou is None or certificate.reference_miou is None:
+            found = certificate.agreement
+            text = f"only {found:.2%} of the pixels are labelled as in fp32 (at least {self.agreement:.2%})"
+            return _exceeding(text, 100 * (1 - found), 100 * (1 - self.agreement))
+        fall = 100 * (certificate.reference_miou - certificate.miou)
+        broken = _exceeding(f"mIoU fell by {fall:.2f} points (at most {self.miou:g})", fall, self.miou)
+        for (name, change), share in zip(class_changes(certificate).items(), shares, strict=True):
+            if self.class_iou is not None and not math.isnan(change) and share >= self.class_share:
+                text = f"{name} fell by {-change:.1f} points (at most {self.class_iou:g})"
+                broken += _exceeding(text, -change, self.class_iou)
+        return broken
+
+
+def _exceeding(text: str, value: float, limit: float) -> tuple[Violation, ...]:
+    """A violation if `value` is above `limit`, or is no number."""
+    return () if value <= limit else (Violation(text, value - limit),)
+
+
+def class_changes(certificate: Certificate) -> dict[str, float]:
+    """Points of IoU that each class gained (below 0: lost); NaN for those that the labels lack."""
+    none = (None,) * len(certificate.classes)
+    pairs = zip(certificate.iou or none, certificate.reference_iou or none, strict=True)
+    changes = (math.nan if own is None or other is None else 100 * (own - other) for own, other in pairs)
+    return dict(zip(certificate.classes, changes, strict=True))
+
+
+def class_shares(samples: Samples, num_classes: int) -> tuple[float, ...]:
+    """The share of the labelled pixels that each class has; 0 throughout where nothing is labelled."""
+    counts = np.zeros(num_classes, np.int64)
+    for picture in samples if samples.labelled else ():
+        if picture.mask is not None:
+            counts += np.bincount(picture.mask[picture.mask != IGNORE_INDEX], minlength=num_classes)
+    return tuple((counts / max(int(counts.sum()), 1)).tolist())
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What quantizing one layer alone costs.
+
+    Attributes:
+        name: of the layer in its network.
+        kind: of operation, as its format calls it, e.g. "Conv".
+        error: see `litheseg.deploy.quantize.quantizer.output_error`.
+    """
+
+    name: str
+    kind: str
+    error: float
 
 
 @dataclass(frozen=True)
@@ -33,7 +147,7 @@ class QuantizationTrial:
 
     Attributes:
         kept: names of the layers that stayed in floating point, the most sensitive first.
-        corrected: whether biases made up for the mean error of their layers.
+        corrected: whether biases make up for the mean error of their layers.
         certificate: how it compares with PyTorch in fp32.
         violations: what was worse than allowed.
         size_bytes: of its files.
@@ -67,12 +181,11 @@ class QuantizationTrial:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; classes as points of IoU that they gained."""
+        own = ("kept", "corrected", "holds", "size_bytes", "speedup", "milliseconds", "fp32_milliseconds")
         name, change = self.worst_class
-        found = {key: getattr(self.certificate, key) for key in ("miou", "reference_miou", "agreement")}
         return {
-            **{key: getattr(self, key) for key in ("kept", "corrected", "holds", "size_bytes", "speedup")},
-            **{key: getattr(self, key) for key in ("milliseconds", "fp32_milliseconds")},
-            **found,
+            **{key: getattr(self, key) for key in own},
+            **{key: getattr(self.certificate, key) for key in ("miou", "reference_miou", "agreement")},
             "worst_class": name,
             "worst_class_change": change,
             "class_changes": class_changes(self.certificate),
@@ -89,11 +202,11 @@ class QuantizationReport:
         width: of the network.
         runtime: in which it was checked and timed.
         calibration_images: how many it was calibrated on.
-        calibration_wanted: how many there should have been.
+        calibration_wanted: how many were asked for.
         calibration_origin: where they come from, in words.
         tolerance: what was allowed.
         fp32_bytes: size of the fp32 network's files.
-        ranking: layers that can run in int8, the most sensitive first; empty where nobody had to ask.
+        ranking: layers that can run in int8, the most sensitive first; empty where all of them do.
         trials: in the order in which they were made.
         accepted: the index of the one that became the file.
         versions: of the libraries.
@@ -124,26 +237,20 @@ class QuantizationReport:
 
     def essence(self) -> dict[str, Any]:
         """Plain values, for JSON: what a reader of the certificate wants to know."""
-        content = {
-            "calibration": f"{self.calibration_images} images ({self.calibration_origin})",
-            "fp32_bytes": self.fp32_bytes,
-            **self.result.to_dict(),
-            "summary": self.summary(),
-        }
-        plain: dict[str, Any] = _plain(content)
-        return plain
+        calibration = f"{self.calibration_images} images ({self.calibration_origin})"
+        content = {"calibration": calibration, "fp32_bytes": self.fp32_bytes, **self.result.to_dict()}
+        return dict(_plain({**content, "summary": self.summary()}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; null in place of NaN and infinity."""
         content = {
-            **{key: value for key, value in vars(self).items() if key not in ("ranking", "trials", "tolerance")},
+            **vars(self),
             "tolerance": asdict(self.tolerance),
-            "ranking": [{**asdict(entry.layer), "error": entry.error} for entry in self.ranking],
+            "ranking": [asdict(layer) for layer in self.ranking],
             "trials": [trial.to_dict() for trial in self.trials],
             "certificate": self.result.certificate.to_dict(),
         }
-        plain: dict[str, Any] = _plain(content)
-        return plain
+        return dict(_plain(content))
 
     def write(self, path: Path) -> None:
         """Write JSON, whole or not at all.
@@ -166,21 +273,21 @@ class QuantizationReport:
             *(self._line(trial) for trial in self.trials),
         ]
         if self.kept:
-            names = ", ".join(f"{entry.layer.name} ({entry.layer.kind})" for entry in self.kept)
+            names = ", ".join(f"{layer.name} ({layer.kind})" for layer in self.kept)
             lines.append(f"  kept in floating point: {names}")
         return "\n".join(lines)
 
     def _line(self, trial: QuantizationTrial) -> str:
         certificate, worst = trial.certificate, "{} {:+.1f}".format(*trial.worst_class)
         kept = f"{len(trial.kept)} kept" if trial.kept else "all int8"
-        way = "" if trial.corrected else ", biases as they were"
+        biases = "" if trial.corrected else ", biases as they were"
         found = f"{certificate.agreement:.2%} of the pixels as in fp32"
         if certificate.miou is not None and certificate.reference_miou is not None:
             found = f"mIoU {100 * certificate.reference_miou:.2f} -> {100 * certificate.miou:.2f} ({worst})"
         size = f"{self.fp32_bytes / 1e6:.2f} -> {trial.size_bytes / 1e6:.2f} MB"
         time = f"{trial.fp32_milliseconds:.1f} -> {trial.milliseconds:.1f} ms"
         verdict = "taken" if trial is self.result else "; ".join(map(str, trial.violations)) or "more than needed"
-        return f"  {kept}{way}: {found}, {size}, {time}: {verdict}"
+        return f"  {kept}{biases}: {found}, {size}, {time}: {verdict}"
 
 
 def _plain(value: Any) -> Any:
