@@ -82,8 +82,8 @@ def engines(export: Export, calibration: Any, fix: str, threads: int) -> Iterato
             network = read(export.file(artefact), artefact.layout).quantized(images, corrected=False)
         [file, *_] = network.write(export.folder / f"int8{network.suffix}")
         runtime = "onnxruntime" if artefact.format == "onnx" else "openvino"
-        twin = replace(artefact, precision="int8", path=file.name, files={})
-        yield runtime, open_engine(alone(export, twin), runtime=runtime, precision="int8", threads=threads)
+        int8 = replace(artefact, precision="int8", path=file.name, files={})
+        yield runtime, open_engine(alone(export, int8), runtime=runtime, precision="int8", threads=threads)
         if artefact.format == "onnx":
             yield "exact arithmetic", Exact(file)
 

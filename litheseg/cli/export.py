@@ -70,8 +70,8 @@ def add(parser: ArgumentParser) -> None:
 The input is the raw picture: normalisation is inside, and so are classes, colours and provenance. The logits come at
 the network's own stride, since upsampling them is most of a small network's time; --labels does it inside all the same.
 Every network is run on real images beside PyTorch, and nothing is written where more than a few pixels differ; what was
-found is in DIR/certificate.json. An int8 network is calibrated on training images and compared class by class; layers that
-int8 breaks stay in floating point, and where that does not help, nothing is written: see DIR/*.quantization.json.
+found is in DIR/certificate.json. An int8 network is calibrated on training images and compared class by class; what
+int8 breaks stays in floating point, and where that does not help, nothing is written: see DIR/*.quantization.json.
 """
 
 
