@@ -162,8 +162,8 @@ def pads(image: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
 def exported(network: Network, size: tuple[int, int], folder: Path, source: Source) -> Path:
     """The network as files for each runtime and precision: ours with logits, a peer with labels."""
 
-    def twins(export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
-        """As `Quantizer` itself, but what fails is told and left out."""
+    def int8_networks(export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
+        """As `Quantizer` itself, but what fails is printed and left out."""
         calibration, check = calibration_samples(network.bundle, source, count=CALIBRATION[size])
         make = Quantizer(network.bundle, calibration, check.thinned(1), tolerance=ANY)
         for original in export.artefacts:
@@ -180,7 +180,7 @@ def exported(network: Network, size: tuple[int, int], folder: Path, source: Sour
         size=size,
         output_kind="logits" if network.ours else "labels",
         check=False,
-        further=twins,
+        further=int8_networks,
     )
     return folder
 

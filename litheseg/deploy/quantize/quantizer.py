@@ -176,7 +176,8 @@ class _Job:
         origin = quantizer.check.origin
         certificate = certify(engine, reference, quantizer.check, header.classes.names, size=self._size, origin=origin)
         image = self._images[0]
-        times = interleave({"fp32": partial(self._fp32, image), "int8": partial(engine, image)}, _REPEATS)
+        runs = {"fp32": partial(self._fp32, image), "int8": partial(engine, image)}
+        times: dict[str, list[float]] = interleave(runs, _REPEATS)
         fp32, int8 = (Latency(Scope.NETWORK, times[name]).percentile(50) for name in ("fp32", "int8"))
         violations = quantizer.tolerance.violations(certificate, quantizer.shares)
         trial = QuantizationTrial(names, corrected, certificate, violations, size_bytes, int8, fp32)
