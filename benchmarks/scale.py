@@ -38,9 +38,9 @@ from litheseg.masks.reading import read_image
 from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
-from litheseg.runtime.files import predict
+from litheseg.runtime.files import predict_files
 from litheseg.runtime.jobs import Job, find_items, make_plan
-from litheseg.runtime.labeller import Labeller, Settings
+from litheseg.runtime.labeller import Labeller, PredictionSettings
 from litheseg.runtime.local import run_local
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.storage import open_folder
@@ -149,7 +149,7 @@ def ways(
         return run
 
     def local(workers: int) -> Step:
-        settings = Settings(str(model), "", width)
+        settings = PredictionSettings(str(model), "", width)
         predictors = settings.predictors(workers)
 
         def run(output: Path) -> float:
@@ -179,7 +179,7 @@ _predictors: list[Predictor] = []
 
 def begin_process(model: str, width: float) -> None:
     torch.set_num_threads(1)
-    _predictors.extend(Settings(model, "", width).predictors(1))
+    _predictors.extend(PredictionSettings(model, "", width).predictors(1))
 
 
 def do_in_process(task: tuple[str, Job]) -> float:
@@ -206,7 +206,7 @@ def ray_row(model: Path, work: Path, options: argparse.Namespace) -> dict[str, f
     photos(work / "ray" / "photos", (360, 480), options.ray_images, options.seed)
     seen: list[tuple[float, int]] = []
     started = time.perf_counter()
-    predict(
+    predict_files(
         model,
         work / "ray" / "photos",
         work / "ray" / "out",

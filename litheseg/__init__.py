@@ -11,8 +11,9 @@ Usage:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from litheseg.lazy import lazy_names
 
 if TYPE_CHECKING:
     from litheseg.data import open_source
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from litheseg.models.bundle import load_bundle, save_bundle
     from litheseg.nn import extract, recalibrate, set_width, slim
     from litheseg.report.run_report import report_run, write_report
-    from litheseg.runtime import Predictor, predict, profile
+    from litheseg.runtime import Predictor, predict_files, profile
     from litheseg.training import load_recipe, train
 
 __all__ = [
@@ -39,7 +40,7 @@ __all__ = [
     "load_bundle",
     "load_recipe",
     "open_source",
-    "predict",
+    "predict_files",
     "profile",
     "recalibrate",
     "report_run",
@@ -52,30 +53,19 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "data": ("open_source",),
-    "data.doctor": ("diagnose", "diagnose_path"),
-    "models.bundle": ("load_bundle", "save_bundle"),
-    "errors": ("LithesegError",),
-    "evaluation": ("evaluate",),
-    "evaluation.bundle": ("evaluate_bundle",),
-    "models": ("build_model",),
-    "nn": ("extract", "recalibrate", "set_width", "slim"),
-    "report.run_report": ("report_run", "write_report"),
-    "runtime": ("Predictor", "predict", "profile"),
-    "training": ("load_recipe", "train"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its room at first use (PEP 562)."""
-    for home, names in _HOMES.items():
-        if name in names:
-            value = getattr(importlib.import_module(f"litheseg.{home}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'litheseg' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "data": ("open_source",),
+        "data.doctor": ("diagnose", "diagnose_path"),
+        "models.bundle": ("load_bundle", "save_bundle"),
+        "errors": ("LithesegError",),
+        "evaluation": ("evaluate",),
+        "evaluation.bundle": ("evaluate_bundle",),
+        "models": ("build_model",),
+        "nn": ("extract", "recalibrate", "set_width", "slim"),
+        "report.run_report": ("report_run", "write_report"),
+        "runtime": ("Predictor", "predict_files", "profile"),
+        "training": ("load_recipe", "train"),
+    },
+)

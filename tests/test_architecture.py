@@ -17,6 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HOUSE = (
     "errors",
     "files",
+    "lazy",
     "locks",
     "tables",
     "masks",

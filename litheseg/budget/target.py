@@ -7,7 +7,7 @@ widths between the trained ones need no calibration. Networks and measurements c
 another one are refused. It does not choose (`measured` does).
 
 Usage:
-    >>> write_kit(bundle, Path("kit"), [Network(0.5, (180, 240), "fp32")])
+    >>> write_kit("model.safetensors", "kit", widths=[0.5], sizes=[(180, 240)])
     >>> measurements = read_measurements(Path("measurements.json"), model_digest(bundle))
 """
 
@@ -22,13 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from litheseg.budget.candidates import Candidate, Network
+from litheseg.budget.candidates import Candidate, Network, default_sizes
 from litheseg.budget.limits import Limits
 from litheseg.cost.widths import with_widths
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
-from litheseg.models.bundle import Bundle, model_digest
+from litheseg.locks import folder_lock
+from litheseg.models.bundle import Bundle, load_bundle, model_digest
 from litheseg.runtime import standalone
 from litheseg.runtime.latency import Latency, Scope
 
@@ -78,44 +79,50 @@ def kit_networks(
 
 
 def write_kit(
-    bundle: Bundle,
-    folder: Path,
-    networks: Sequence[Network],
+    model: Bundle | str | Path,
+    output: str | Path,
     *,
+    widths: Sequence[float] | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
     force: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Path:
-    """Write a kit.
+    progress: Callable[[str], object] | None = None,
+) -> int:
+    """Write a benchmark kit: networks, and a script that times them where litheseg is not.
 
     Args:
-        bundle: a loaded one.
-        folder: where; made if it is not there.
-        networks: what to export.
+        model: a model file, or its path.
+        output: the kit's folder; made if it is not there.
+        widths: to export, any in the trained range; None for those of the model, and two between each pair.
+        sizes: heights and widths of the networks' inputs; None for the training size, 3/4 and 1/2 of it.
         force: replace a kit that is there.
-        progress: told of each export.
+        progress: called with a line for each export.
 
     Returns:
-        The folder.
+        The number of networks in it.
 
     Raises:
-        LithesegError: the folder holds something, or cannot be written to.
+        LithesegError: the folder holds something, another process is writing it, or it cannot be written to.
         WidthError: a width outside the trained range.
         MissingExtraError: what exports need is not installed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise LithesegError(f"{folder} is there already; give another folder, or --force to replace what it holds")
-    bundle = with_widths(bundle, {network.width for network in networks})
-    entries = []
-    for network in networks:
-        progress(f"exporting {network.name}")
-        entries.append(_exported(bundle, network, folder))
-    name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
-    content = {"litheseg": "kit", "schema": standalone.SCHEMA, "model": model_digest(bundle), "name": name}
-    with atomic_path(folder / standalone.KIT_FILE) as temporary:
-        temporary.write_text(json.dumps({**content, "networks": entries}, indent=1) + "\n", encoding="utf-8")
-    with atomic_path(folder / SCRIPT) as temporary:
-        shutil.copyfile(Path(standalone.__file__), temporary)
-    return folder
+    bundle, folder = model if isinstance(model, Bundle) else load_bundle(model), Path(output).expanduser()
+    networks = kit_networks(bundle, widths, sizes or default_sizes(bundle.header.size))
+    with folder_lock(folder, beside=True):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+            raise LithesegError(f"{folder} is there already; give another folder, or --force to replace what it holds")
+        bundle = with_widths(bundle, {network.width for network in networks})
+        entries = []
+        for network in networks:
+            if progress is not None:
+                progress(f"exporting {network.name}")
+            entries.append(_exported(bundle, network, folder))
+        name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
+        content = {"litheseg": "kit", "schema": standalone.SCHEMA, "model": model_digest(bundle), "name": name}
+        with atomic_path(folder / standalone.KIT_FILE) as temporary:
+            temporary.write_text(json.dumps({**content, "networks": entries}, indent=1) + "\n", encoding="utf-8")
+        with atomic_path(folder / SCRIPT) as temporary:
+            shutil.copyfile(Path(standalone.__file__), temporary)
+    return len(networks)
 
 
 def read_measurements(path: Path, model: str) -> Measurements:

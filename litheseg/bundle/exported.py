@@ -154,6 +154,11 @@ class Export:
         return tuple(sorted({artefact.width for artefact in self.artefacts}, reverse=True))
 
     @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes that take some of its networks."""
+        return tuple(dict.fromkeys(name for artefact in self.artefacts for name in artefact.runtimes))
+
+    @property
     def folder(self) -> Path:
         """Where the paths of the artefacts begin."""
         return self.path if self.path.is_dir() else self.path.parent

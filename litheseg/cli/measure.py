@@ -5,14 +5,13 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from litheseg.bundle.exported import RUNTIMES, load_export
+from litheseg.bundle.exported import RUNTIMES
 from litheseg.cli.options import bundle_argument, fps_option, parse_counts, parse_sizes, widths_option
 from litheseg.cli.printing import say
 from litheseg.errors import LithesegError
-from litheseg.locks import folder_lock
 from litheseg.runtime.kit import measure_export
 from litheseg.runtime.networks import is_export
-from litheseg.runtime.standalone import RESULT_FILE, write_measurements
+from litheseg.runtime.standalone import RESULT_FILE
 
 __all__ = ["add", "run"]
 
@@ -60,24 +59,17 @@ def run(args: Namespace) -> None:
     if args.widths or args.sizes:
         raise LithesegError(f"--widths and --sizes choose what a kit exports; {path} is an export, and timed as it is")
     runtimes = args.runtime and (args.runtime,)
-    content = measure_export(
-        load_export(path), threads=args.threads, runtimes=runtimes, repeats=args.repeats, fps=args.fps
-    )
-    write_measurements(args.output or Path(RESULT_FILE), content)
+    output = args.output or Path(RESULT_FILE)
+    measure_export(path, output, threads=args.threads, runtimes=runtimes, repeats=args.repeats, fps=args.fps)
 
 
 def _write_kit(args: Namespace) -> None:
-    from litheseg.budget.candidates import default_sizes
-    from litheseg.budget.target import SCRIPT, kit_networks, write_kit
-    from litheseg.models.bundle import load_bundle
+    from litheseg.budget.target import SCRIPT, write_kit
 
     if args.output is None:
         raise LithesegError("a kit is a folder: name it with --output")
-    bundle = load_bundle(args.bundle)
-    networks = kit_networks(bundle, args.widths, args.sizes or default_sizes(bundle.header.size))
-    with folder_lock(args.output, beside=True):
-        folder = write_kit(bundle, args.output, networks, force=args.force, progress=say)
-    number = "1 network" if len(networks) == 1 else f"{len(networks)} networks"
-    print(f"{number} and {SCRIPT} written to {folder}\n\nnext, on the target:")
-    print(f"  python {folder.name}/{SCRIPT}\nthen here:")
+    count = write_kit(args.bundle, args.output, widths=args.widths, sizes=args.sizes, force=args.force, progress=say)
+    number = "1 network" if count == 1 else f"{count} networks"
+    print(f"{number} and {SCRIPT} written to {args.output}\n\nnext, on the target:")
+    print(f"  python {args.output.name}/{SCRIPT}\nthen here:")
     print(f"  litheseg fit {args.bundle} --measured measurements.json --budget 20ms --output deployed")

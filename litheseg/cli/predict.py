@@ -16,7 +16,7 @@ from litheseg.cli.options import bundle_argument, device_option, json_option, ma
 from litheseg.cli.printing import complain, print_json, show
 from litheseg.cli.stopping import sigterm_stops, stop_status, stopped_by
 from litheseg.runtime.failures import REPORT
-from litheseg.runtime.files import ENGINES, Progress, Summary, predict
+from litheseg.runtime.files import ENGINES, Progress, Summary, predict_files
 
 __all__ = ["add", "run"]
 
@@ -57,7 +57,7 @@ def run(args: Namespace) -> int:
     try:
         # Ray prints on standard output, which with --json is to hold JSON only.
         with bar, sigterm_stops(), redirect_stdout(sys.stderr):
-            summary = predict(
+            summary = predict_files(
                 args.bundle,
                 args.inputs,
                 args.output,

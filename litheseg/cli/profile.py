@@ -11,9 +11,9 @@ from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
 from litheseg.cli.options import bundle_argument, device_option, fps_option, json_option, parse_size, widths_option
 from litheseg.cli.printing import console, print_json, print_table
 from litheseg.errors import LithesegError
+from litheseg.lazy import workstation
 from litheseg.runtime.networks import is_export
 from litheseg.runtime.profiling import Profile, profile, profile_table
-from litheseg.runtime.workstation import workstation
 
 __all__ = ["add", "run"]
 
@@ -65,8 +65,8 @@ def run(args: Namespace) -> None:
         args.widths,
         args.size,
         image=args.image,
-        runtimes=_runtimes(model) if args.runtime == "all" else args.runtime and (args.runtime,),
-        precisions=PRECISIONS if args.precision == "all" else (args.precision,),
+        runtimes="all" if args.runtime == "all" else args.runtime and (args.runtime,),
+        precisions="all" if args.precision == "all" else (args.precision,),
         threads=args.threads,
         device=args.device,
         repeats=args.repeats,
@@ -113,13 +113,6 @@ def _opened(path: str) -> Any:
     return (
         load_export(place) if is_export(place) else workstation("models.bundle", f"reading {path}").load_bundle(place)
     )
-
-
-def _runtimes(model: Any) -> tuple[str, ...]:
-    """All that may run it."""
-    if not isinstance(model, Export):
-        return RUNTIMES
-    return tuple(dict.fromkeys(name for artefact in model.artefacts for name in artefact.runtimes))
 
 
 def _cost() -> Any:

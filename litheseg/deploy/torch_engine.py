@@ -2,7 +2,7 @@
 
 `open_model` gives what a `Predictor` runs of a model file, in PyTorch or, through a passing export, in another runtime.
 The engine behind it computes as training and evaluation do, labels on the device that computed, and on a GPU takes
-several images at once. The box imports this module only to run one of these files (`litheseg.runtime.workstation`).
+several images at once. The box imports this module only to run one of these files (`litheseg.lazy`).
 
 Usage:
     >>> networks = open_model("model.safetensors", device="cuda")

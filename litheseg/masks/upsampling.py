@@ -37,14 +37,14 @@ from litheseg.errors import DataError, LithesegError
 from litheseg.masks import upsampling_arrays
 from litheseg.masks.axes import Axis, axis_of, part_of
 
-__all__ = ["Part", "check_logits", "check_size", "upsample_labels", "upsample_part"]
+__all__ = ["LogitsPart", "check_logits", "check_size", "upsample_labels", "upsample_part"]
 
 _SHARE = 1 << 18  # pixels below which another thread costs more than it saves: a third of a millisecond, compiled
 _SHARES = 4  # per thread, since borders lie where they like
 
 
 @dataclass(frozen=True)
-class Part:
+class LogitsPart:
     """A rectangle of an image whose logits are made piece by piece.
 
     Attributes:
@@ -81,7 +81,7 @@ def upsample_labels(logits: np.ndarray, size: tuple[int, int], *, threads: int |
     return labels if logits.ndim == 4 else labels[0]
 
 
-def upsample_part(logits: np.ndarray, part: Part, *, threads: int | None = None) -> np.ndarray:
+def upsample_part(logits: np.ndarray, part: LogitsPart, *, threads: int | None = None) -> np.ndarray:
     """The labels of a rectangle, as `upsample_labels` of the whole image's logits has them there.
 
     Args:

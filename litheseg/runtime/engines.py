@@ -26,9 +26,9 @@ import numpy as np
 
 from litheseg.bundle.exported import RUNTIMES, Artefact, Export, load_export
 from litheseg.errors import DataError, LithesegError, MissingExtraError
+from litheseg.lazy import workstation
 from litheseg.masks.resizing import resize_mask
 from litheseg.masks.upsampling import upsample_labels
-from litheseg.runtime.workstation import workstation
 
 __all__ = ["Engine", "available_runtimes", "batched", "open_engine", "openvino_core", "session_options"]
 
@@ -231,12 +231,12 @@ class _OpenVinoEngine(Engine):
 
 def _installed(export: Export, width: float | None, precision: str) -> str | None:
     """A runtime that is here and takes what the export holds; None to let `find` say what is wrong."""
-    runtimes = list(dict.fromkeys(name for artefact in export.artefacts for name in artefact.runtimes))
-    here = [name for name in runtimes if name in available_runtimes()]
+    here = [name for name in export.runtimes if name in available_runtimes()]
     if not here:
-        package = "litheseg[train]" if runtimes == ["torch"] else _PACKAGES[runtimes[0]]
+        package = "litheseg[train]" if export.runtimes == ("torch",) else _PACKAGES[export.runtimes[0]]
         raise LithesegError(
-            f"{export.path} runs in {' or '.join(runtimes)}, which this machine does not have: pip install '{package}'"
+            f"{export.path} runs in {' or '.join(export.runtimes)}, which this machine does not have: "
+            f"pip install '{package}'"
         )
     for name in here:
         if precision == "bf16" and name == "onnxruntime":  # reads the network, but cannot run it so

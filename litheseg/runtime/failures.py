@@ -19,7 +19,7 @@ import json
 import time
 from collections.abc import Iterable
 
-from litheseg.runtime.storage import Folder
+from litheseg.runtime.storage import OutputFolder
 
 __all__ = ["REPORT", "FailureLog"]
 
@@ -41,7 +41,7 @@ class FailureLog:
         LithesegError: the list cannot be read or written.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: OutputFolder) -> None:
         self._folder = folder
         found = folder.read(REPORT)
         self._earlier = dict(_rows(found))

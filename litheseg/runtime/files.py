@@ -7,7 +7,7 @@ is listed in ``failed.jsonl`` beside the results, as it fails. An engine does th
 models nor formats.
 
 Usage:
-    >>> summary = predict("model.safetensors", ["photos/"], "labelled/", width=0.5, kind="both")
+    >>> summary = predict_files("model.safetensors", ["photos/"], "labelled/", width=0.5, kind="both")
     >>> summary.written, summary.failed
     (12, (('photos/broken.jpg', 'photos/broken.jpg is not an image that can be read; replace or remove it'),))
 """
@@ -25,20 +25,20 @@ from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.pictures import overlay, write_mask
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.failures import REPORT, FailureLog
-from litheseg.runtime.jobs import Job, Plan, find_items, make_plan
-from litheseg.runtime.labeller import Labeller, Outcome, Settings
+from litheseg.runtime.jobs import Job, WorkPlan, find_items, make_plan
+from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings
 from litheseg.runtime.local import default_workers, run_local
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.ray_engine import run_ray
-from litheseg.runtime.storage import Folder, open_folder
+from litheseg.runtime.storage import OutputFolder, open_folder
 
-__all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "overlay", "predict", "write_mask"]
+__all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "overlay", "predict_files", "write_mask"]
 
 ENGINES = ("local", "ray")
 
 Kind = Literal["mask", "overlay", "both"]
 
-_Outcomes = Generator[Outcome, None, None]
+_Outcomes = Generator[JobOutcome, None, None]
 
 _KINDS = {"mask": ("mask",), "overlay": ("overlay",), "both": ("mask", "overlay")}
 
@@ -82,8 +82,8 @@ class Progress:
         return self.kept + self.labelled + self.failed
 
 
-def predict(
-    bundle: Model | Predictor | str | Path,
+def predict_files(
+    model: Model | Predictor | str | Path,
     inputs: str | Path | Iterable[str | Path],
     output: str | Path,
     *,
@@ -107,7 +107,7 @@ def predict(
     are never overwritten; other existing files only with `force`.
 
     Args:
-        bundle: path of a bundle or an export; for the local engine also a loaded bundle or a predictor (then `device`,
+        model: path of a model file or an export; for the local engine also a loaded one or a predictor (then `device`,
             `size`, `runtime` and `precision` are its own).
         inputs: images, folders and manifests (``.parquet``, ``.csv``), as paths or URIs; files in folders count if
             their name ends like an image's and is not hidden.
@@ -137,11 +137,11 @@ def predict(
     _check(kind, engine, alpha, workers=workers, threads=threads, max_pixels=max_pixels)
     workers = workers or default_workers(threads)
     folder = open_folder(output)
-    model = str(bundle) if isinstance(bundle, (str, Path)) else ""
-    settings = Settings(
-        model, str(output), width, str(device), size, runtime, precision, threads, alpha, force, max_pixels
+    path = str(model) if isinstance(model, (str, Path)) else ""
+    settings = PredictionSettings(
+        path, str(output), width, str(device), size, runtime, precision, threads, alpha, force, max_pixels
     )
-    label = _by_threads(bundle, settings, folder, workers) if engine == "local" else _by_ray(settings, workers)
+    label = _by_threads(model, settings, folder, workers) if engine == "local" else _by_ray(settings, workers)
     items = find_items([inputs] if isinstance(inputs, (str, Path)) else inputs, folder)
     plan = make_plan(items, folder, _KINDS[kind], force=force)
     return _follow(plan, label(plan.jobs), folder, progress or (lambda _: None))
@@ -159,7 +159,7 @@ def _check(kind: str, engine: str, alpha: float, **counts: int | None) -> None:
 
 
 def _by_threads(
-    model: Model | Predictor | str | Path, settings: Settings, folder: Folder, workers: int
+    model: Model | Predictor | str | Path, settings: PredictionSettings, folder: OutputFolder, workers: int
 ) -> Callable[[Sequence[Job]], _Outcomes]:
     if isinstance(model, Predictor):
         model.prepare(model.width if settings.width is None else settings.width)
@@ -170,14 +170,14 @@ def _by_threads(
     return partial(run_local, labeller, workers=workers)
 
 
-def _by_ray(settings: Settings, workers: int) -> Callable[[Sequence[Job]], _Outcomes]:
+def _by_ray(settings: PredictionSettings, workers: int) -> Callable[[Sequence[Job]], _Outcomes]:
     if not settings.model:
         raise DataError("engine 'ray' needs the path of a model, which its workers load themselves; or take 'local'")
     settings.predictors(1)  # what is wrong with the model or the width is said here and not by a worker
     return partial(run_ray, settings, workers=workers)
 
 
-def _follow(plan: Plan, outcomes: _Outcomes, folder: Folder, progress: Callable[[Progress], None]) -> Summary:
+def _follow(plan: WorkPlan, outcomes: _Outcomes, folder: OutputFolder, progress: Callable[[Progress], None]) -> Summary:
     """Count outcomes until there are no more; what failed is listed as it fails."""
     due = {job.index: len(job.parts) for job in plan.jobs}
     failed, written, log = dict(plan.refused), 0, FailureLog(folder)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from litheseg.errors import DataError
 from litheseg.runtime.manifest import SUFFIXES, Item, read_manifest
-from litheseg.runtime.storage import Folder, files_below, is_folder, local_path
+from litheseg.runtime.storage import OutputFolder, files_below, is_folder, local_path
 
-__all__ = ["ENDINGS", "Job", "Plan", "find_items", "make_plan"]
+__all__ = ["ENDINGS", "Job", "WorkPlan", "find_items", "make_plan"]
 
 ENDINGS = {"mask": ".png", "overlay": "_overlay.png"}
 """What the names of results end in, by what they are."""
@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkPlan:
     """What is to be done.
 
     Attributes:
@@ -64,7 +64,7 @@ class Plan:
     refused: Sequence[tuple[int, str]]
 
 
-def find_items(inputs: Iterable[str | Path], output: Folder) -> list[Item]:
+def find_items(inputs: Iterable[str | Path], output: OutputFolder) -> list[Item]:
     """Every image among the inputs once, folders in sorted order, without results of an earlier run.
 
     Raises:
@@ -81,7 +81,7 @@ def find_items(inputs: Iterable[str | Path], output: Folder) -> list[Item]:
     return list(found.values())
 
 
-def make_plan(items: Sequence[Item], output: Folder, parts: Sequence[str], *, force: bool) -> Plan:
+def make_plan(items: Sequence[Item], output: OutputFolder, parts: Sequence[str], *, force: bool) -> WorkPlan:
     """Compare what is asked for with what exists.
 
     Args:
@@ -106,13 +106,13 @@ def make_plan(items: Sequence[Item], output: Folder, parts: Sequence[str], *, fo
         kept += len(names) - len(due)
         if due:
             jobs.append(Job(index, item.image, item.name, due))
-    return Plan(items, jobs, kept, refused)
+    return WorkPlan(items, jobs, kept, refused)
 
 
 class _Existing:
     """What lies in the output folder, listed once, folder by folder."""
 
-    def __init__(self, output: Folder) -> None:
+    def __init__(self, output: OutputFolder) -> None:
         self._output = output
         self._names: dict[str, set[str]] = {}
 
@@ -126,7 +126,7 @@ class _Existing:
 class _Guard:
     """Remembers whose result is whose, so that none replaces an input nor another's result."""
 
-    def __init__(self, items: Sequence[Item], output: Folder) -> None:
+    def __init__(self, items: Sequence[Item], output: OutputFolder) -> None:
         self._resolve = _Resolver()
         self._sources = {self._resolve(item.image) for item in items if item.problem is None}
         self._output = output
@@ -145,7 +145,7 @@ class _Guard:
         return None
 
 
-def _items(address: str, output: Folder, resolve: _Resolver) -> Iterator[Item]:
+def _items(address: str, output: OutputFolder, resolve: _Resolver) -> Iterator[Item]:
     if address.lower().endswith(SUFFIXES):
         yield from read_manifest(address)
     elif is_folder(address):

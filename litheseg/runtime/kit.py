@@ -4,17 +4,18 @@ A kit (`litheseg.budget.target`) is for machines without litheseg; this is for t
 the same measurements, from which `litheseg fit --measured` chooses on the workstation.
 
 Usage:
-    >>> content = measure_export(load_export("exports/street"), threads=(1, 4))
+    >>> content = measure_export("exports/street", "measurements.json", threads=(1, 4))
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from litheseg.bundle.exported import Artefact, Export
+from litheseg.bundle.exported import Artefact, Export, load_export
 from litheseg.errors import LithesegError
-from litheseg.runtime.standalone import Unusable, measure_kit
+from litheseg.runtime.standalone import RESULT_FILE, Unusable, measure_kit, write_measurements
 
 __all__ = ["measure_export"]
 
@@ -22,34 +23,39 @@ _FORMATS = ("onnx", "openvino")
 
 
 def measure_export(
-    export: Export,
+    export: Export | str | Path,
+    output: str | Path = RESULT_FILE,
     *,
     threads: Sequence[int] | None = None,
     runtimes: Sequence[str] | None = None,
     repeats: int = 90,
     fps: float | None = None,
 ) -> dict[str, Any]:
-    """Time the networks of an export, alone, in turns.
+    """Time the networks of an export, alone, in turns, and write and show the measurements.
 
     Args:
-        export: a loaded one.
+        export: a loaded one, or its path.
+        output: the file to write.
         threads: numbers of CPU threads; None for 1 and all.
         runtimes: "onnxruntime", "openvino" or both; None for those that are installed.
         repeats: timed passes of each.
         fps: images a second, as of a camera; None for no pause.
 
     Returns:
-        The content of measurements.json; milliseconds are of the network alone.
+        What was written; milliseconds are of the network alone.
 
     Raises:
         LithesegError: nothing that could be timed here.
     """
+    export = export if isinstance(export, Export) else load_export(export)
     networks = [_entry(export, artefact) for artefact in export.artefacts if artefact.format in _FORMATS]
     kit = {"model": export.provenance.get("model", ""), "name": export.path.name, "networks": networks}
     try:
-        return measure_kit(kit, export.folder, threads=threads, runtimes=runtimes, repeats=repeats, fps=fps)
+        content = measure_kit(kit, export.folder, threads=threads, runtimes=runtimes, repeats=repeats, fps=fps)
     except Unusable as error:
         raise LithesegError(f"{export.path}: {error}") from error
+    write_measurements(Path(output), content)
+    return content
 
 
 def _entry(export: Export, artefact: Artefact) -> dict[str, Any]:

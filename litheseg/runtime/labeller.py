@@ -6,9 +6,9 @@ more cores mean more images at once. Reading and writing wait for other machines
 which are lent to one image at a time. It does not choose which images, and does not count.
 
 Usage:
-    >>> label = Labeller.open(Settings(model="model.safetensors", output="labelled", width=0.5), workers=2)
+    >>> label = Labeller.open(PredictionSettings(model="model.safetensors", output="labelled", width=0.5), workers=2)
     >>> label(job)
-    Outcome(index=0, problem=None)
+    JobOutcome(index=0, problem=None)
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from litheseg.masks.reading import MAX_PIXELS, count_pixels, read_image
 from litheseg.runtime.jobs import ENDINGS, Job
 from litheseg.runtime.memory import PixelRoom
 from litheseg.runtime.predictor import Model, Predictor
-from litheseg.runtime.storage import Folder, fetch, open_folder
+from litheseg.runtime.storage import OutputFolder, fetch, open_folder
 
-__all__ = ["Labeller", "Outcome", "Settings", "UnwritableError"]
+__all__ = ["JobOutcome", "Labeller", "PredictionSettings", "UnwritableError"]
 
 _USUAL: Final = 25_000_000  # pixels of an image for which every worker has room; a larger one waits until there is some
 
@@ -38,7 +38,7 @@ class UnwritableError(LithesegError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class PredictionSettings:
     """What another process needs to label images as this one would.
 
     Attributes:
@@ -90,7 +90,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JobOutcome:
     """What became of a job.
 
     Attributes:
@@ -117,7 +117,7 @@ class Labeller:
     def __init__(
         self,
         predictors: Sequence[Predictor],
-        output: Folder,
+        output: OutputFolder,
         *,
         width: float | None = None,
         alpha: float = 0.5,
@@ -130,7 +130,7 @@ class Labeller:
             self._idle.put(predictor)
 
     @classmethod
-    def open(cls, settings: Settings, *, workers: int = 1) -> Labeller:
+    def open(cls, settings: PredictionSettings, *, workers: int = 1) -> Labeller:
         """A labeller with predictors of its own.
 
         Raises:
@@ -139,7 +139,7 @@ class Labeller:
         predictors, output = settings.predictors(workers), open_folder(settings.output)
         return cls(predictors, output, alpha=settings.alpha, max_pixels=settings.max_pixels)
 
-    def __call__(self, job: Job) -> Outcome:
+    def __call__(self, job: Job) -> JobOutcome:
         """Do a job.
 
         Raises:
@@ -151,15 +151,15 @@ class Labeller:
             with self._room.taken(pixels), self._predictor() as predictor:
                 files = self._files(predictor, source, job)
         except LithesegError as error:
-            return Outcome(job.index, str(error))
+            return JobOutcome(job.index, str(error))
         except Exception as error:  # of a runtime, say: each has its own for want of memory, or too small an image
-            return Outcome(job.index, f"{job.image}: {error or type(error).__name__}")
+            return JobOutcome(job.index, f"{job.image}: {error or type(error).__name__}")
         try:
             for name, data in files.items():
                 self._output.write(name, data)
         except LithesegError as error:
             raise UnwritableError(str(error)) from error
-        return Outcome(job.index)
+        return JobOutcome(job.index)
 
     def remaining(self, job: Job) -> Job | None:
         """The job without the results that exist by now; None if that is all of it."""

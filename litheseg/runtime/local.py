@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
 from litheseg.runtime.jobs import Job
-from litheseg.runtime.labeller import Labeller, Outcome
+from litheseg.runtime.labeller import JobOutcome, Labeller
 from litheseg.runtime.standalone import cores
 
 __all__ = ["default_workers", "run_local"]
@@ -29,7 +29,7 @@ def default_workers(threads: int = 1) -> int:
     return max(1, cores() // threads)
 
 
-def run_local(labeller: Labeller, jobs: Iterable[Job], *, workers: int) -> Generator[Outcome, None, None]:
+def run_local(labeller: Labeller, jobs: Iterable[Job], *, workers: int) -> Generator[JobOutcome, None, None]:
     """Do all jobs; outcomes come as they are ready.
 
     Args:
@@ -40,7 +40,7 @@ def run_local(labeller: Labeller, jobs: Iterable[Job], *, workers: int) -> Gener
     Raises:
         UnwritableError: a result cannot be written; what was begun is finished.
     """
-    pending: set[Future[Outcome]] = set()
+    pending: set[Future[JobOutcome]] = set()
     source = iter(jobs)
     number = _WAITING * workers
     with ThreadPoolExecutor(number, "labelling") as pool:

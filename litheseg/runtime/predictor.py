@@ -22,13 +22,13 @@ import numpy as np
 from litheseg.bundle.exported import Export, load_export
 from litheseg.bundle.header import BundleHeader
 from litheseg.errors import LithesegError
+from litheseg.lazy import workstation
 from litheseg.masks.classes import Classes
 from litheseg.runtime.batching import Shared
 from litheseg.runtime.networks import Networks, export_networks, is_export
 from litheseg.runtime.pipeline import Pipeline
 from litheseg.runtime.rgb import ImageLike, to_rgb
 from litheseg.runtime.tiles import predict_tiles, tile_starts
-from litheseg.runtime.workstation import workstation
 
 __all__ = ["ImageLike", "Model", "Predictor", "to_rgb"]
 

@@ -16,16 +16,16 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from litheseg.bundle.exported import Export, load_export
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
 from litheseg.errors import LithesegError
+from litheseg.lazy import workstation
 from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.networks import is_export
 from litheseg.runtime.pipeline import STAGES, Pipeline
 from litheseg.runtime.timing import Stages, measure, street_frames
-from litheseg.runtime.workstation import workstation
 from litheseg.tables import Table
 
 __all__ = ["Profile", "Profiled", "profile", "profile_table"]
@@ -106,8 +106,8 @@ def profile(
     size: Size | None = None,
     *,
     image: Size | None = None,
-    runtimes: Sequence[str] | None = None,
-    precisions: Sequence[str] = ("fp32",),
+    runtimes: Sequence[str] | Literal["all"] | None = None,
+    precisions: Sequence[str] | Literal["all"] = ("fp32",),
     threads: int | None = None,
     device: str = "cpu",
     channels_last: bool = False,
@@ -123,15 +123,16 @@ def profile(
         widths: which ones, any in a model file's trained range; None for all that are available.
         size: height and width of the network's input; None for the model's own, 512x1024 of a module.
         image: height and width of the images; None for `size`.
-        runtimes: some of `litheseg.bundle.exported.RUNTIMES`; None for PyTorch, or, of an export, one that takes it.
-        precisions: some of `litheseg.bundle.exported.PRECISIONS`.
+        runtimes: some of `litheseg.bundle.exported.RUNTIMES`; "all" for those that may run the model; None for PyTorch,
+            or, of an export, one that takes it.
+        precisions: some of `litheseg.bundle.exported.PRECISIONS`, or "all".
         threads: of the CPU; None for each runtime's own choice.
         device: where PyTorch runs.
         channels_last: run PyTorch in this memory format.
         repeats: timed images of each.
         warmup: untimed images of each.
         fps: images a second, as from a camera; None for one after the other.
-        left_out: told, in words, of what cannot run here and is left out; None to raise instead.
+        left_out: called, for what cannot run here and is left out, with the reason; None to raise instead.
 
     Returns:
         One row for each, the widest first.
@@ -143,6 +144,11 @@ def profile(
     """
     if threads is not None and threads < 1:
         raise LithesegError(f"threads is {threads}; give 1 or more")
+    if isinstance(model, (str, Path)) and is_export(Path(model).expanduser()):
+        model = load_export(model)
+    if runtimes == "all":
+        runtimes = model.runtimes if isinstance(model, Export) else RUNTIMES
+    precisions = PRECISIONS if precisions == "all" else precisions
     subject = _subject(model, widths, size, threads, device, channels_last)
     ways = list(itertools.product(subject.widths, runtimes or ("",), precisions))
     engines = _opened(subject, ways, left_out)
@@ -158,8 +164,6 @@ def profile(
 def _subject(
     model: Any, widths: Sequence[float] | None, size: Size | None, threads: int | None, device: str, last: bool
 ) -> Profiled:
-    if isinstance(model, (str, Path)) and is_export(Path(model).expanduser()):
-        model = load_export(model)
     if not isinstance(model, Export):
         return workstation("deploy.profiled", "profiling a model file").profiled(  # type: ignore[no-any-return]
             model, widths, size, threads=threads, device=device, channels_last=last

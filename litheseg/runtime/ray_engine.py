@@ -6,7 +6,7 @@ an image whose worker dies again and again is listed as bad. It connects to the 
 or that ``RAY_ADDRESS`` names, where model and paths must be readable everywhere, or starts one of its own and ends it.
 
 Usage:
-    >>> for outcome in run_ray(Settings("model.safetensors", "labelled"), jobs, workers=8):
+    >>> for outcome in run_ray(PredictionSettings("model.safetensors", "labelled"), jobs, workers=8):
     ...     print(outcome.index, outcome.problem)
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.runtime.jobs import Job
-from litheseg.runtime.labeller import Labeller, Outcome, Settings, UnwritableError
+from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings, UnwritableError
 from litheseg.runtime.local import run_local
 from litheseg.runtime.storage import local_path
 
@@ -38,7 +38,7 @@ _DEATHS = 3  # of workers that had nothing but one image in hand: then the image
 _UNWRITABLE = -1  # in place of an image's index
 
 
-def run_ray(settings: Settings, jobs: Sequence[Job], *, workers: int) -> Generator[Outcome, None, None]:
+def run_ray(settings: PredictionSettings, jobs: Sequence[Job], *, workers: int) -> Generator[JobOutcome, None, None]:
     """Do all jobs; outcomes come block by block.
 
     Args:
@@ -85,7 +85,7 @@ class _Diary:
 class _Worker:
     """Labels blocks of images in a process of its own."""
 
-    def __init__(self, settings: Settings, diary: Any) -> None:
+    def __init__(self, settings: PredictionSettings, diary: Any) -> None:
         self._label = Labeller.open(settings)
         self._settings, self._diary = settings, diary
 
@@ -96,31 +96,33 @@ class _Worker:
         try:
             done = list(outcomes)
         except UnwritableError as error:
-            done = [Outcome(_UNWRITABLE, str(error))]
+            done = [JobOutcome(_UNWRITABLE, str(error))]
         problems = [_bytes(outcome.problem or "") for outcome in done]
         return {"index": [outcome.index for outcome in done], "problem": problems}
 
-    def _all(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def _all(self, jobs: Iterable[Job]) -> Iterator[JobOutcome]:
         return run_local(self._label, jobs, workers=1)
 
-    def _carefully(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def _carefully(self, jobs: Iterable[Job]) -> Iterator[JobOutcome]:
         """A worker has died over this block: leave out what it wrote, then one image at a time, to find the culprit."""
         for job in jobs:
             rest, name = job if self._settings.force else self._label.remaining(job), f"image {job.index}"
             if rest is None:
-                yield Outcome(job.index)
+                yield JobOutcome(job.index)
             elif (deaths := self._note("begin", name)) < _DEATHS:
                 yield from self._all([rest])
                 self._note("end", name)
             else:
                 reason = f"{job.image}: {deaths} workers died over it, for want of memory perhaps; make it smaller"
-                yield Outcome(job.index, reason)
+                yield JobOutcome(job.index, reason)
 
     def _note(self, verb: str, what: str) -> int:
         return int(_ray().get(getattr(self._diary, verb).remote(what)))
 
 
-def _results(ray: ModuleType, settings: Settings, jobs: Sequence[Job], workers: int) -> Iterable[dict[str, np.ndarray]]:
+def _results(
+    ray: ModuleType, settings: PredictionSettings, jobs: Sequence[Job], workers: int
+) -> Iterable[dict[str, np.ndarray]]:
     import pyarrow
 
     rows = max(1, min(_BLOCK, math.ceil(len(jobs) / (_BLOCKS * workers))))
@@ -148,11 +150,11 @@ def _results(ray: ModuleType, settings: Settings, jobs: Sequence[Job], workers: 
     return labelled.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _outcomes(batch: dict[str, np.ndarray]) -> Iterator[Outcome]:
+def _outcomes(batch: dict[str, np.ndarray]) -> Iterator[JobOutcome]:
     for index, problem in zip(batch["index"].tolist(), map(_text, batch["problem"]), strict=True):
         if index == _UNWRITABLE:
             raise UnwritableError(problem)
-        yield Outcome(index, problem or None)
+        yield JobOutcome(index, problem or None)
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from PIL import ExifTags, Image, ImageOps
 from litheseg.errors import DataError
 from litheseg.masks.reading import read_image
 
-__all__ = ["Frame", "ImageLike", "TensorLike", "frame_to_rgb", "to_rgb"]
+__all__ = ["ImageLike", "TensorLike", "VideoFrame", "frame_to_rgb", "to_rgb"]
 
 
-class Frame(Protocol):
+class VideoFrame(Protocol):
     """What is used of an `av.VideoFrame`."""
 
     def to_ndarray(self, *, format: str) -> np.ndarray:
@@ -38,7 +38,7 @@ class TensorLike(Protocol):
         """The tensor without its history."""
 
 
-ImageLike = str | Path | Image.Image | np.ndarray | TensorLike | Frame
+ImageLike = str | Path | Image.Image | np.ndarray | TensorLike | VideoFrame
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:
@@ -62,7 +62,7 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     )
 
 
-def frame_to_rgb(frame: Frame) -> np.ndarray:
+def frame_to_rgb(frame: VideoFrame) -> np.ndarray:
     """A video frame, turned as its file says that it is to be shown."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4

@@ -27,14 +27,14 @@ from urllib.parse import unquote, urlsplit
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.files import atomic_path
 
-__all__ = ["Folder", "Named", "fetch", "files_below", "is_folder", "local_path", "open_folder", "read_bytes"]
+__all__ = ["Named", "OutputFolder", "fetch", "files_below", "is_folder", "local_path", "open_folder", "read_bytes"]
 
 # Stores in which an object is there as a whole or not at all, so that one may write straight to its name.
 _WHOLE = ("abfs", "abfss", "az", "gcs", "gs", "memory", "s3")
 _BY_ARROW = ("gcs", "gs", "s3")
 
 
-class Folder(Protocol):
+class OutputFolder(Protocol):
     """A place for results; names in it are relative, with ``/`` between their parts.
 
     Attributes:
@@ -164,7 +164,7 @@ def files_below(address: str | Path) -> Iterator[tuple[str, str]]:
         yield f"{base}/{name}", name
 
 
-def open_folder(address: str | Path) -> Folder:
+def open_folder(address: str | Path) -> OutputFolder:
     """The folder of an address; nothing is made yet.
 
     Raises:

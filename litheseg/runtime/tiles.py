@@ -22,7 +22,7 @@ from itertools import pairwise
 import numpy as np
 
 from litheseg.errors import LithesegError
-from litheseg.masks.upsampling import Part, upsample_part
+from litheseg.masks.upsampling import LogitsPart, upsample_part
 
 __all__ = ["GRID", "predict_tiles", "tile_starts"]
 
@@ -220,7 +220,7 @@ class _Logits:
     def _label(self, logits: np.ndarray, row: int, column: int) -> None:
         rows, columns = self.rows, self.columns
         box = (*rows.cuts[row : row + 2], *columns.cuts[column : column + 2])
-        part = Part(
+        part = LogitsPart(
             samples=(rows.samples, columns.samples),
             size=(rows.pixels, columns.pixels),
             first=(rows.starts[row], columns.starts[column]),

@@ -8,8 +8,9 @@ Usage:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from litheseg.lazy import lazy_names
 
 if TYPE_CHECKING:
     from litheseg.training.config import Recipe
@@ -18,23 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "TrainResult", "load_recipe", "recipe_names", "train"]
 
-_HOMES = {
-    "Recipe": "config",
-    "TrainResult": "run",
-    "load_recipe": "recipe",
-    "recipe_names": "recipe",
-    "train": "run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name at first use (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'litheseg.training' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"litheseg.training.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"config": ("Recipe",), "recipe": ("load_recipe", "recipe_names"), "run": ("TrainResult", "train")},
+)

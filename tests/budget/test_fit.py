@@ -289,12 +289,12 @@ def test_two_kits_do_not_go_to_one_folder(bundle: Bundle, tmp_path: Path, capsys
 def test_a_kit_holds_every_width_at_every_size(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[Sequence[Network]] = []
-    monkeypatch.setattr(target, "write_kit", lambda _, folder, networks, **__: (written.append(networks), folder)[1])
+    written: list[Network] = []
+    monkeypatch.setattr(target, "_exported", lambda _, network, folder: written.append(network))
     words = ["measure", str(bundle.path), "--widths", "1,.5", "--sizes", "32x48,16x24"]
     assert main([*words, "--output", str(tmp_path / "kit")]) == 0
     assert "4 networks and measure.py" in capsys.readouterr().out
-    assert {(n.width, n.size) for n in written[0]} == {(w, s) for w in (1.0, 0.5) for s in ((32, 48), (16, 24))}
+    assert {(n.width, n.size) for n in written} == {(w, s) for w in (1.0, 0.5) for s in ((32, 48), (16, 24))}
 
 
 def test_the_helps_teach(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from litheseg.errors import DataError, FolderInUseError, WidthError
 from litheseg.labelling import pseudo_label
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.runtime.files import predict
+from litheseg.runtime.files import predict_files
 from litheseg.runtime.predictor import Predictor
 
 
@@ -40,7 +40,7 @@ def test_masks_are_those_of_predict_and_confidence_is_the_softmax(bundle: Bundle
     out = tmp_path / "out"
     result = pseudo_label(bundle, photos, out, choose=2)
     assert (result.images, result.written, result.skipped, result.failed) == (4, 8, 0, ())
-    predict(bundle, photos, tmp_path / "predicted")
+    predict_files(bundle, photos, tmp_path / "predicted")
     for key in ("a", "b", "c", "deep/d"):
         assert (out / f"masks/{key}.png").read_bytes() == (tmp_path / f"predicted/{key}.png").read_bytes()
         likely = _likely(bundle, pixels(photos / f"{key}.png")).max(0)

@@ -16,7 +16,7 @@ from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel
 from litheseg.models.bundle import Bundle, BundleHeader, load_bundle, save_bundle
 from litheseg.nn import slim
-from litheseg.runtime.files import Progress, Summary, predict
+from litheseg.runtime.files import Progress, Summary, predict_files
 from litheseg.runtime.predictor import Predictor
 
 CLASSES = Classes(("dark", "bright"), ((10, 20, 30), (200, 100, 0)))
@@ -78,7 +78,7 @@ def _report(folder: Path) -> dict[str, str]:
 
 
 def test_folders_are_mirrored_as_palette_masks(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
-    summary = predict(bundle, photos, tmp_path / "out")
+    summary = predict_files(bundle, photos, tmp_path / "out")
     assert summary == Summary(images=2, written=2, skipped=0, failed=())
     assert _files(tmp_path / "out") == ["a.png", "deep/b.png"]
     with Image.open(tmp_path / "out" / "a.png") as mask:
@@ -88,11 +88,11 @@ def test_folders_are_mirrored_as_palette_masks(bundle: Bundle, photos: Path, tmp
 
 
 def test_overlays_and_both(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
-    predict(bundle, [photos / "a.png"], tmp_path / "one", kind="overlay", alpha=1.0)
+    predict_files(bundle, [photos / "a.png"], tmp_path / "one", kind="overlay", alpha=1.0)
     assert _files(tmp_path / "one") == ["a_overlay.png"]
     with Image.open(tmp_path / "one" / "a_overlay.png") as image:
         assert np.array_equal(np.asarray(image)[0, [0, 19]], CLASSES.colors)
-    assert predict(bundle, photos, tmp_path / "two", kind="both").written == 4
+    assert predict_files(bundle, photos, tmp_path / "two", kind="both").written == 4
     assert _files(tmp_path / "two") == ["a.png", "a_overlay.png", "deep/b.png", "deep/b_overlay.png"]
 
 
@@ -101,7 +101,7 @@ def test_bad_images_are_named_and_the_others_go_on(bundle: Bundle, photos: Path,
     truncated = photos / "1_truncated.png"
     truncated.write_bytes((photos / "a.png").read_bytes()[:60])
     seen: list[Progress] = []
-    summary = predict(
+    summary = predict_files(
         bundle,
         [photos, tmp_path / "missing.jpg", photos / "notes.txt"],
         tmp_path / "out",
@@ -127,7 +127,7 @@ def test_a_network_that_fails_on_one_image(bundle: Bundle, photos: Path, tmp_pat
             raise RuntimeError("out of memory")
 
     next(predictor.module().children()).register_forward_pre_hook(fails_once)
-    summary = predict(predictor, photos, tmp_path / "out")
+    summary = predict_files(predictor, photos, tmp_path / "out")
     [(name, reason)] = summary.failed
     assert reason == f"{name}: out of memory" and summary.written == 1
 
@@ -136,10 +136,10 @@ def test_nothing_is_overwritten_without_force(bundle: Bundle, photos: Path, tmp_
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.png").write_text("mine")
-    assert predict(bundle, photos, out) == Summary(images=2, written=1, skipped=1, failed=())
+    assert predict_files(bundle, photos, out) == Summary(images=2, written=1, skipped=1, failed=())
     assert (out / "a.png").read_text() == "mine"
-    assert predict(bundle, photos, out, kind="both") == Summary(images=2, written=2, skipped=2, failed=())
-    assert predict(bundle, photos, out, force=True) == Summary(images=2, written=2, skipped=0, failed=())
+    assert predict_files(bundle, photos, out, kind="both") == Summary(images=2, written=2, skipped=2, failed=())
+    assert predict_files(bundle, photos, out, force=True) == Summary(images=2, written=2, skipped=0, failed=())
     assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -147,20 +147,20 @@ def test_nothing_is_overwritten_without_force(bundle: Bundle, photos: Path, tmp_
 def test_inputs_are_never_overwritten(bundle: Bundle, photos: Path, force: bool) -> None:
     before = (photos / "a.png").read_bytes()
     with pytest.raises(DataError, match="is an input folder"):
-        predict(bundle, photos, photos, force=force)
-    summary = predict(bundle, [photos / "a.png"], photos, force=force)
+        predict_files(bundle, photos, photos, force=force)
+    summary = predict_files(bundle, [photos / "a.png"], photos, force=force)
     assert "is one of the inputs" in summary.failed[0][1]
     assert (photos / "a.png").read_bytes() == before
 
 
 def test_an_output_inside_the_input_is_not_read_again(bundle: Bundle, photos: Path) -> None:
     for _ in range(2):
-        assert predict(bundle, photos, photos / "out", force=True).images == 2
+        assert predict_files(bundle, photos, photos / "out", force=True).images == 2
 
 
 def test_two_images_of_one_result_name(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     _write(photos / "a.jpg")
-    summary = predict(bundle, photos, tmp_path / "out")
+    summary = predict_files(bundle, photos, tmp_path / "out")
     assert summary.written == 2
     assert [Path(name).name for name, _ in summary.failed] == ["a.png"]
     assert "a.jpg; rename one" in summary.failed[0][1]
@@ -168,36 +168,36 @@ def test_two_images_of_one_result_name(bundle: Bundle, photos: Path, tmp_path: P
 
 def test_wrong_arguments(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Did you mean 'overlay'"):
-        predict(bundle, photos, tmp_path / "out", kind="overlays")  # type: ignore[arg-type]
+        predict_files(bundle, photos, tmp_path / "out", kind="overlays")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="unknown engine 'rai'"):
-        predict(bundle, photos, tmp_path / "out", engine="rai")
+        predict_files(bundle, photos, tmp_path / "out", engine="rai")
     with pytest.raises(DataError, match="workers is 0"):
-        predict(bundle, photos, tmp_path / "out", workers=0)
+        predict_files(bundle, photos, tmp_path / "out", workers=0)
     with pytest.raises(DataError, match="engine 'ray' needs the path"):
-        predict(bundle, photos, tmp_path / "out", engine="ray")
+        predict_files(bundle, photos, tmp_path / "out", engine="ray")
     with pytest.raises(DataError, match="alpha"):
-        predict(bundle, photos, tmp_path / "out", alpha=2)
+        predict_files(bundle, photos, tmp_path / "out", alpha=2)
     with pytest.raises(DataError, match="is a file; give a folder"):
-        predict(bundle, photos, photos / "notes.txt")
+        predict_files(bundle, photos, photos / "notes.txt")
     with pytest.raises(WidthError, match=r"available: 1, 0\.5"):
-        predict(bundle, photos, tmp_path / "out", width=0.3)
+        predict_files(bundle, photos, tmp_path / "out", width=0.3)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
-        predict(bundle, tmp_path / "empty", tmp_path / "out")
+        predict_files(bundle, tmp_path / "empty", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_cannot_be_written_stops_the_run(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "a.png").mkdir(parents=True)
     with pytest.raises(LithesegError, match=r"cannot write .*a\.png"):
-        predict(bundle, photos, tmp_path / "out", force=True)
+        predict_files(bundle, photos, tmp_path / "out", force=True)
 
 
 def test_the_report_of_an_earlier_run_goes_when_nothing_fails(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     (photos / "broken.png").write_text("no image")
-    assert len(predict(bundle, photos, tmp_path / "out").failed) == 1
+    assert len(predict_files(bundle, photos, tmp_path / "out").failed) == 1
     _write(photos / "broken.png")
-    assert predict(bundle, photos, tmp_path / "out") == Summary(images=3, written=1, skipped=2, failed=())
+    assert predict_files(bundle, photos, tmp_path / "out") == Summary(images=3, written=1, skipped=2, failed=())
     assert _files(tmp_path / "out") == ["a.png", "broken.png", "deep/b.png"]
 
 
@@ -212,12 +212,12 @@ def test_ctrl_c_leaves_whole_files_and_the_same_call_goes_on(bundle: Bundle, pho
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        predict(bundle, photos, out, workers=1, progress=impatient)
+        predict_files(bundle, photos, out, workers=1, progress=impatient)
     done = {path: path.stat() for path in out.rglob("*.png")}
     assert 4 <= len(done) < 32
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in done)  # no temporary files either
     assert list(_report(out)) == [str(photos / "000.png")]
-    summary = predict(bundle, photos, out)
+    summary = predict_files(bundle, photos, out)
     assert (summary.images, summary.written, summary.skipped) == (33, 32 - len(done), len(done))
     assert all((path.stat().st_ino, path.stat().st_mtime_ns) == (s.st_ino, s.st_mtime_ns) for path, s in done.items())
 
@@ -230,25 +230,25 @@ def test_failures_are_listed_as_they_happen(bundle: Bundle, photos: Path, tmp_pa
     def look(state: Progress) -> None:
         seen.append((state.failed, len(_report(out)) if (out / "failed.jsonl").exists() else 0))
 
-    predict(bundle, [photos, photos / "a.jpg"], out, progress=look)
+    predict_files(bundle, [photos, photos / "a.jpg"], out, progress=look)
     assert all(failed == listed for failed, listed in seen) and seen[-1] == (4, 4)
     (photos / "0_broken1.png").unlink()
     _write(photos / "0_broken1.png")
     seen.clear()
-    assert len(predict(bundle, photos, out, progress=look).failed) == 2
+    assert len(predict_files(bundle, photos, out, progress=look).failed) == 2
     assert max(listed for _, listed in seen) == 4  # of the run before; none was repeated
     assert len((out / "failed.jsonl").read_text().splitlines()) == 2
 
 
 def test_an_image_that_is_too_large_holds_up_no_other(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((500, 500), np.uint8)).save(photos / "0_giant.png")
-    summary = predict(bundle, photos, tmp_path / "out", max_pixels=249_999)
+    summary = predict_files(bundle, photos, tmp_path / "out", max_pixels=249_999)
     assert summary.written == 2
     [(name, reason)] = summary.failed
     assert reason.startswith(f"{name}: 500 x 500 pixels, and at most 249999 are decoded")
-    assert predict(bundle, photos, tmp_path / "out", max_pixels=250_000).written == 1
+    assert predict_files(bundle, photos, tmp_path / "out", max_pixels=250_000).written == 1
     with pytest.raises(DataError, match="max_pixels is 0"):
-        predict(bundle, photos, tmp_path / "out", max_pixels=0)
+        predict_files(bundle, photos, tmp_path / "out", max_pixels=0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -256,13 +256,13 @@ def test_names_that_are_no_utf8(bundle: Bundle, photos: Path, tmp_path: Path) ->
     names = [os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"bro\xff\xfeken.png")]
     _write(photos / names[0])
     (photos / names[1]).write_text("no image")
-    summary = predict(bundle, photos, tmp_path / "out")
+    summary = predict_files(bundle, photos, tmp_path / "out")
     assert summary.written == 3 and (tmp_path / "out" / names[0]).is_file()
     assert list(_report(tmp_path / "out")) == [str(photos / names[1])]
     (photos / names[1]).unlink()
     pytest.importorskip("pyarrow")
     memory = pytest.importorskip("fsspec").filesystem("memory")
-    stored = predict(bundle, photos, f"memory://{tmp_path.name}/out")
+    stored = predict_files(bundle, photos, f"memory://{tmp_path.name}/out")
     assert stored.written == 2 and memory.exists(f"memory://{tmp_path.name}/out/deep/b.png")
     [(name, reason)] = stored.failed
     assert name == str(photos / names[0]) and "no UTF-8" in reason
@@ -271,7 +271,7 @@ def test_names_that_are_no_utf8(bundle: Bundle, photos: Path, tmp_path: Path) ->
 def test_lists_of_images(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.csv"
     listed.write_text(f"image,output\nphotos/a.png,\n{photos}/deep/b.JPG,x/y.png\nphotos/no.png,\n,\nphotos/a.png,\n")
-    summary = predict(bundle, listed, tmp_path / "out", kind="both")
+    summary = predict_files(bundle, listed, tmp_path / "out", kind="both")
     assert summary.images == 4 and summary.written == 4
     assert _files(tmp_path / "out") == [
         "failed.jsonl",
@@ -287,18 +287,18 @@ def test_lists_of_images(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
 def test_object_stores_for_images_and_results(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     memory = pytest.importorskip("fsspec").filesystem("memory")
-    predict(bundle, photos, tmp_path / "out")
+    predict_files(bundle, photos, tmp_path / "out")
     store = f"memory://{tmp_path.name}"
     for path in photos.rglob("*.*"):
         memory.pipe_file(f"{store}/photos/{path.relative_to(photos).as_posix()}", path.read_bytes())
     memory.pipe_file(f"{store}/photos/broken # 1.png", b"\x89PNG")
-    summary = predict(bundle, f"{store}/photos", f"{store}/out")
+    summary = predict_files(bundle, f"{store}/photos", f"{store}/out")
     assert (summary.images, summary.written) == (3, 2)
     assert [(name, name in reason) for name, reason in summary.failed] == [(f"{store}/photos/broken # 1.png", True)]
     for name in ("a.png", "deep/b.png"):
         assert memory.cat_file(f"{store}/out/{name}") == (tmp_path / "out" / name).read_bytes()
     memory.pipe_file(f"{store}/out/a.png", b"mine")
-    assert predict(bundle, f"{store}/photos", f"{store}/out").skipped == 2
+    assert predict_files(bundle, f"{store}/photos", f"{store}/out").skipped == 2
     assert memory.cat_file(f"{store}/out/a.png") == b"mine"
-    assert predict(bundle, f"{store}/photos/a.png", f"{store}/out", force=True).written == 1
+    assert predict_files(bundle, f"{store}/photos/a.png", f"{store}/out", force=True).written == 1
     assert not memory.exists(f"{store}/out/failed.jsonl")

@@ -23,9 +23,9 @@ from litheseg.masks.classes import Classes
 from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
-from litheseg.runtime.files import predict
+from litheseg.runtime.files import predict_files
 from litheseg.runtime.jobs import Job
-from litheseg.runtime.labeller import Labeller, Outcome, UnwritableError
+from litheseg.runtime.labeller import JobOutcome, Labeller, UnwritableError
 from litheseg.runtime.local import default_workers, run_local
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.storage import open_folder
@@ -75,7 +75,7 @@ def test_masks_depend_on_neither_workers_nor_the_caller_threads(model: Path, pho
         torch.set_num_threads(2)
         for workers in (1, 2, 3):
             out = tmp_path / str(workers)
-            assert predict(model, some, out, width=0.5, workers=workers).written == len(some)
+            assert predict_files(model, some, out, width=0.5, workers=workers).written == len(some)
             assert torch.get_num_threads() == 2
             for name, mask in expected.items():
                 with Image.open(out / name) as image:
@@ -147,7 +147,7 @@ def test_results_that_cannot_be_written_end_the_run(photos: Path, tmp_path: Path
 def test_outcomes_name_their_jobs(photos: Path, tmp_path: Path) -> None:
     jobs = [Job(7, str(photos / "00.png"), "x", ("mask", "overlay")), Job(9, "no.png", "y", ("mask",))]
     outcomes = sorted(run_local(_labeller(_Network(), tmp_path, 1), jobs, workers=1), key=lambda outcome: outcome.index)
-    assert outcomes[0] == Outcome(7) and outcomes[1].index == 9 and "no.png" in str(outcomes[1].problem)
+    assert outcomes[0] == JobOutcome(7) and outcomes[1].index == 9 and "no.png" in str(outcomes[1].problem)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x_overlay.png"]
 
 
@@ -193,12 +193,12 @@ def test_killed_and_started_again(model: Path, spoiled: Path, tmp_path: Path) ->
     assert 5 <= len(before) < 40 and 1 <= len(known) < 10
     with (out / "failed.jsonl").open("a") as file:
         file.write('{"image": "cut o')  # what a power cut may leave
-    summary = predict(model, spoiled, out)
+    summary = predict_files(model, spoiled, out)
     assert (summary.written, summary.skipped, len(summary.failed)) == (40 - len(before), len(before), 10)
     assert _failed(out) == [f"{4 * number:02}_broken.png" for number in range(10)]
     for name, entry in before.items():  # written once: not touched again
         assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == (entry.st_ino, entry.st_mtime_ns)
-    predict(model, spoiled, tmp_path / "whole")
+    predict_files(model, spoiled, tmp_path / "whole")
     masks = _whole_masks(out)
     assert masks == _masks(tmp_path / "whole") and len(masks) == 40
 
@@ -211,4 +211,4 @@ def test_sigterm_ends_in_order(model: Path, spoiled: Path, tmp_path: Path) -> No
     assert "Traceback" not in error
     assert 5 <= len(_masks(out)) < 40 and _masks(out) == _whole_masks(out)  # no half-written files either
     assert 1 <= len(_failed(out)) < 10
-    assert len(predict(model, spoiled, out).failed) == len(_failed(out)) == 10
+    assert len(predict_files(model, spoiled, out).failed) == len(_failed(out)) == 10

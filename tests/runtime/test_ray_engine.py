@@ -25,8 +25,8 @@ from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime import labeller, ray_engine
-from litheseg.runtime.files import Progress, predict
-from litheseg.runtime.labeller import Settings
+from litheseg.runtime.files import Progress, predict_files
+from litheseg.runtime.labeller import PredictionSettings
 
 CLASSES = Classes(tuple("abcde"), tuple((40 * k, 80, 200 - 40 * k) for k in range(5)))
 
@@ -105,12 +105,12 @@ class _Killer(threading.Thread):
 def test_a_killed_worker_loses_nothing_and_masks_are_those_of_the_local_engine(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    local = predict(model, photos, tmp_path / "local", width=0.5)
+    local = predict_files(model, photos, tmp_path / "local", width=0.5)
     out, seen = tmp_path / "ray", list[Progress]()
     killer = _Killer(out)
     killer.start()
     with _session():
-        summary = predict(model, photos, out, width=0.5, engine="ray", workers=2, progress=seen.append)
+        summary = predict_files(model, photos, out, width=0.5, engine="ray", workers=2, progress=seen.append)
     killer.join(5)
     assert summary == local and (summary.images, summary.written, len(summary.failed)) == (101, 100, 1)
     assert seen[-1] == Progress(total=101, kept=0, labelled=100, failed=1)
@@ -133,7 +133,7 @@ def test_an_image_that_kills_its_workers_is_listed(model: Path, photos: Path, tm
         "Image.open = lambda fp, *a, **k: os.kill(os.getpid(), 9) if 'poison' in str(fp) else open(fp, *a, **k)\n"
     )
     with _session(PYTHONPATH=str(tmp_path / "site")):
-        summary = predict(model, deadly, tmp_path / "out", engine="ray", workers=2, force=True)
+        summary = predict_files(model, deadly, tmp_path / "out", engine="ray", workers=2, force=True)
     assert (summary.images, summary.written) == (101, 99)
     assert [Path(name).name for name, _ in summary.failed] == ["broken.png", "poison.png"]
     assert "3 workers died over it" in summary.failed[1][1]
@@ -144,7 +144,7 @@ def worker(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ray_
     """A worker of this process, which asks a diary of this process."""
     diary = ray_engine._Diary()
     monkeypatch.setattr(ray_engine._Worker, "_note", lambda _, verb, what: getattr(diary, verb)(what))
-    return ray_engine._Worker(Settings(str(model), str(tmp_path / "out")), None)
+    return ray_engine._Worker(PredictionSettings(str(model), str(tmp_path / "out")), None)
 
 
 def _block(photos: Path, *names: str) -> dict[str, np.ndarray]:
@@ -197,10 +197,10 @@ def test_a_worker_that_cannot_write_says_so(worker: ray_engine._Worker, photos: 
 
 def test_what_ray_cannot_do(model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WidthError, match=r"0\.3"):
-        predict(model, photos, "out", width=0.3, engine="ray")
+        predict_files(model, photos, "out", width=0.3, engine="ray")
     if importlib.util.find_spec("ray"):
         with pytest.raises(DataError, match="this process's own memory"):
-            predict(model, photos, "memory://out", engine="ray")
+            predict_files(model, photos, "memory://out", engine="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"litheseg\[ray\]"):
-        predict(model, photos, "out", engine="ray")
+        predict_files(model, photos, "out", engine="ray")

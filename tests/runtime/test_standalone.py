@@ -31,8 +31,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def kit(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip(RUNTIME)
     pytest.importorskip("onnxscript")
-    networks = [Network(width, (32, 48), "fp32") for width in (1.0, 0.8)]  # one that was never calibrated
-    return write_kit(bundle, tmp_path_factory.mktemp("target") / "kit", networks)
+    folder = tmp_path_factory.mktemp("target") / "kit"
+    assert write_kit(bundle, folder, widths=(1.0, 0.8), sizes=[(32, 48)]) == 2  # one that was never calibrated
+    return folder
 
 
 def run(kit: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -232,7 +233,7 @@ def test_kits_have_widths_between_the_trained_ones(bundle: Bundle) -> None:
 def test_a_folder_that_holds_something_is_kept(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(LithesegError, match="is there already"):
-        write_kit(bundle, tmp_path, [])
+        write_kit(bundle, tmp_path)
 
 
 @pytest.mark.parametrize(
