@@ -9,7 +9,7 @@ from typing import Any
 
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
 from litheseg.cli.options import bundle_argument, device_option, fps_option, json_option, parse_size, widths_option
-from litheseg.cli.printing import console, print_json, print_table
+from litheseg.cli.printing import print_json, print_table
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.networks import is_export
@@ -93,7 +93,7 @@ def _run_dense(bundle: Any, args: Namespace) -> None:
         content = {"bundle": args.bundle, "size": size, "widths": [pair.to_dict() for pair in pairs]}
         return print_json({**content, "layers": [pair.to_dict() for pair in beside]} if args.layers else content)
     title = f"{args.bundle} at {size[0]}x{size[1]}, batch 1, {args.device}"
-    console().print(_cost().render_pairs(pairs, title))
+    print_table(_tables().dense_table(pairs), title)
     if args.layers:
         print_table(_tables().layer_pairs_table(beside), "layers at width 1")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from litheseg.cost.counting import Cost, Layer, count, layer_table
-from litheseg.cost.side_by_side import LayerPair, Pair, compare_dense, layer_pairs, render_pairs
+from litheseg.cost.counting import Cost, LayerCost, count, layer_table
+from litheseg.cost.side_by_side import LayerPair, Pair, compare_dense, layer_pairs
 from litheseg.cost.widths import WidthCost, width_costs
 
 __all__ = [
     "Cost",
-    "Layer",
+    "LayerCost",
     "LayerPair",
     "Pair",
     "WidthCost",
@@ -16,6 +16,5 @@ __all__ = [
     "count",
     "layer_pairs",
     "layer_table",
-    "render_pairs",
     "width_costs",
 ]

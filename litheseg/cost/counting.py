@@ -1,17 +1,16 @@
 """What one forward pass costs on paper: parameters, multiply-accumulates and peak activation memory.
 
-The module is copied to the `meta` device, where tensors have shapes but no data, and run once; a dispatch mode sees
-every operator that really runs, so functional convolutions, slim slices and branches that are off in eval mode are
-counted as they are. A 512x1024 forward costs milliseconds and no memory.
+The module is copied to the `meta` device, where tensors have shapes but no data, and run once while every operator is
+watched. So functional convolutions, sliced weights and branches that eval mode skips are counted as they run. A
+512x1024 forward costs milliseconds and no memory.
 
 - MACs: convolutions (grouped ones by their groups; transposed ones at their *input* resolution) and matrix products of
-  linear layers. Biases, norms, activations, pooling, interpolation and attention's batched products are not counted.
+  linear layers; half of PyTorch's FLOPs. Biases, norms, activations, pooling, interpolation and attention's batched
+  products are not counted.
 - Peak activation memory: bytes of the float32 tensors, batch 1, that are alive at once, at the worst moment of the
   run. A tensor lives from the operator that makes it to the last one that reads it; input and result are included,
-  views and in-place results share their storage. Parameters, buffers and the workspaces of kernels are not. It is what
-  a runtime that frees eagerly and fuses nothing needs; a fusing runtime needs less.
-
-It does not know time (see `litheseg.runtime.timing`) nor widths (see `widths`).
+  views and in-place results share their storage. Parameters, buffers and the workspaces of kernels are not included. It
+  is what a runtime needs that frees eagerly and fuses nothing; a fusing runtime needs less.
 
 Usage:
     >>> count(erfnet, size=(512, 1024)).macs
@@ -21,24 +20,21 @@ Usage:
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from litheseg.models.inference import evaluating
+from litheseg.nn.watching import Watch
 
-__all__ = ["Cost", "Layer", "count", "layer_table"]
+__all__ = ["Cost", "LayerCost", "count", "layer_table"]
 
-_CONVOLUTIONS = ("convolution", "_convolution", "convolution_overrideable")
-_PRODUCTS = {"mm": 0, "addmm": 1}  # operator -> position of the left factor
+_COUNTED = ("convolution", "_convolution", "convolution_overrideable", "mm", "addmm")
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCost:
     """One module that owns parameters or multiply-accumulates.
 
     `output` is the shape of its last result at batch 1, empty if it did not run or returns no single tensor.
@@ -68,59 +64,68 @@ def count(module: nn.Module, size: tuple[int, int], *, channels: int = 3) -> Cos
     """Count parameters, MACs and peak activation bytes of a module in eval mode; the module is left as it was.
 
     Args:
-        module: takes an image 1 x `channels` x H x W. An elastic one is counted at the width it is set to, but with
-            all of its parameters; `extract` it first for the parameters of one width.
+        module: takes an image 1 x `channels` x H x W. An elastic one is counted at the width it is set to, but with all
+            of its parameters; `extract` it first for the parameters of one width.
         size: height and width of the image in pixels.
         channels: channels of the image.
     """
-    trace, _ = _run(module, (1, channels, *size))
+    run = _counted(module, (1, channels, *size))
     params = sum(parameter.numel() for parameter in module.parameters())
-    return Cost(params=params, macs=sum(trace.macs.values()), peak_activation_bytes=trace.peak_bytes())
+    return Cost(params=params, macs=sum(run.macs.values()), peak_activation_bytes=run.peak_bytes())
 
 
-def layer_table(module: nn.Module, size: tuple[int, int], *, channels: int = 3) -> tuple[Layer, ...]:
+def layer_table(module: nn.Module, size: tuple[int, int]) -> tuple[LayerCost, ...]:
     """Rows for the modules that own parameters or MACs, in execution order, those that did not run last.
 
     A shared parameter is in the row of its first owner, a module called twice has the MACs of both calls: the columns
-    sum to `count`. Arguments as `count`.
+    sum to `count`.
     """
-    trace, shapes = _run(module, (1, channels, *size))
-    own = _own_params(module)
-    modules = dict(module.named_modules(remove_duplicate=True))
-    names = [*shapes, *(name for name in modules if name not in shapes)]
+    run = _counted(module, (1, 3, *size))
+    seen: set[int] = set()
+    params = {}
+    for name, child in module.named_modules():
+        fresh = {id(value): value.numel() for value in child.parameters(recurse=False) if id(value) not in seen}
+        seen.update(fresh)
+        params[name] = sum(fresh.values())
     rows = (
-        Layer(name, type(modules[name]).__name__, shapes.get(name, ()), own[name], trace.macs.get(name, 0))
-        for name in names
+        LayerCost(name, type(module.get_submodule(name)).__name__, shape, params[name], run.macs.get(name, 0))
+        for name, shape in (run.shapes | {name: () for name in params if name not in run.shapes}).items()
     )
     return tuple(row for row in rows if row.params or row.macs)
 
 
-class _Trace(TorchDispatchMode):
-    """Records, operator by operator, the MACs of the running module and which storages are read and made."""
+class _Count(Watch):
+    """Notes the MACs of every module, the shape of its result, and when each storage is made and last read.
 
-    def __init__(self, constants: set[StorageWeakRef]) -> None:
-        super().__init__()
+    Args:
+        module: in eval mode.
+
+    Attributes:
+        macs: by name of the innermost module that ran them.
+        shapes: of the results, by module, in order of completion.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
         self.macs: dict[str, int] = {}
-        self.stack: list[str] = [""]
-        self._constants = constants
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._constants = {StorageWeakRef(t.untyped_storage()) for t in (*module.parameters(), *module.buffers())}
         self._bytes: dict[StorageWeakRef, int] = {}
         self._first: dict[StorageWeakRef, int] = {}
         self._last: dict[StorageWeakRef, int] = {}
         self._step = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with self:  # composite operators arrive whole where tensors were made in inference mode
-            result = func.decompose(*args, **kwargs) if func is not torch.ops.prim.device.default else NotImplemented
-        if result is not NotImplemented:
-            return result
-        result = func(*args, **kwargs)
-        macs = _operator_macs(func, args, result)
-        if macs:
-            self.macs[self.stack[-1]] = self.macs.get(self.stack[-1], 0) + macs
+    def left(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Note the shape of the result."""
+        self.shapes[self.where] = tuple(output.shape) if isinstance(output, Tensor) else ()
+
+    def saw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Count an operator."""
+        if func._overloadpacket.__name__ in _COUNTED:
+            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
+            self.macs[self.where] = self.macs.get(self.where, 0) + flops // 2
         self._step += 1
         self.touch((args, kwargs, result))
-        return result
 
     def touch(self, tensors: Any) -> None:
         """Note that all tensors in this structure are alive at the present step."""
@@ -148,61 +153,22 @@ class _Trace(TorchDispatchMode):
         return peak
 
 
-def _operator_macs(func: Any, args: tuple[Any, ...], result: Any) -> int:
-    name = func._overloadpacket.__name__
-    if name in _CONVOLUTIONS:
-        image, weight, transposed = args[0], args[1], args[6]
-        # Each input pixel of a transposed convolution, each output pixel of an ordinary one, meets the weight once.
-        pixels = (image if transposed else result).shape[2:]
-        return int(image.shape[0] * math.prod(pixels) * weight.numel())
-    if name in _PRODUCTS:
-        left, right = args[_PRODUCTS[name]], args[_PRODUCTS[name] + 1]
-        return int(left.shape[0] * left.shape[1] * right.shape[1])
-    return 0
-
-
-def _run(module: nn.Module, shape: tuple[int, ...]) -> tuple[_Trace, dict[str, tuple[int, ...]]]:
-    """Trace one forward pass on `meta`, or with real zeros where the module reads values of tensors."""
+def _counted(module: nn.Module, shape: tuple[int, ...]) -> _Count:
+    """Watch one forward pass on `meta`, or with real zeros where the module reads values of tensors."""
     try:
         with torch.device("meta"):
-            return _traced(_meta_copy(module), torch.empty(shape))
+            return _run(_meta_copy(module), torch.empty(shape))
     except (NotImplementedError, RuntimeError):
         parameter = next(module.parameters(), torch.empty(0))
-        return _traced(module, torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
+        return _run(module, torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
 
 
-def _traced(module: nn.Module, image: Tensor) -> tuple[_Trace, dict[str, tuple[int, ...]]]:
-    tensors = [*module.parameters(), *module.buffers()]
-    trace = _Trace({StorageWeakRef(tensor.untyped_storage()) for tensor in tensors})
-    with torch.no_grad(), evaluating(module), _watching(module, trace) as shapes:
-        trace.touch(image)
-        with trace:
-            result = module(image)
-        trace.touch(result)
-    return trace, shapes
-
-
-@contextmanager
-def _watching(module: nn.Module, trace: _Trace) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Keep `trace.stack` at the running module and collect the shapes of the results, in order of completion."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def watch(name: str, child: nn.Module) -> list[Any]:
-        def enter(*_: Any) -> None:
-            trace.stack.append(name)
-
-        def leave(_module: nn.Module, _args: Any, result: Any) -> None:
-            trace.stack.pop()
-            shapes[name] = tuple(result.shape) if isinstance(result, Tensor) else ()
-
-        return [child.register_forward_pre_hook(enter, prepend=True), child.register_forward_hook(leave)]
-
-    handles = [handle for name, child in module.named_modules() for handle in watch(name, child)]
-    try:
-        yield shapes
-    finally:
-        for handle in handles:
-            handle.remove()
+def _run(module: nn.Module, image: Tensor) -> _Count:
+    with torch.no_grad(), evaluating(module):
+        run = _Count(module)
+        run.touch(image)
+        run.touch(run.run(lambda: module(image)))
+    return run
 
 
 def _meta_copy(module: nn.Module) -> nn.Module:
@@ -214,14 +180,3 @@ def _meta_copy(module: nn.Module) -> nn.Module:
         dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
         memo[id(buffer)] = torch.empty_like(buffer, device="meta", dtype=dtype)
     return copy.deepcopy(module, memo)
-
-
-def _own_params(module: nn.Module) -> dict[str, int]:
-    """Parameters that each module owns itself; shared ones belong to the first."""
-    own: dict[str, int] = {}
-    seen: set[int] = set()
-    for name, child in module.named_modules():
-        fresh = {id(p): p.numel() for p in child.parameters(recurse=False) if id(p) not in seen}
-        seen.update(fresh)
-        own[name] = sum(fresh.values())
-    return own

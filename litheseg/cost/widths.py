@@ -1,8 +1,7 @@
-"""What every width of an elastic model costs on paper: parameters, MACs, activation memory.
+"""What every width of an elastic model costs on paper.
 
-Each width is extracted first: what is counted is the plain network that gets deployed, not the elastic one with its
-slices. It knows neither time (`litheseg.runtime.profiling`) nor accuracy (`litheseg.evaluation`), nor what the same
-network would cost with dense convolutions (`side_by_side`).
+Each width is extracted first: what is counted is the plain network that is deployed, not the elastic one with its
+slices. Time is not measured here (see `litheseg.runtime.profiling`).
 
 Usage:
     >>> [cost.macs for cost in width_costs(load_bundle("model.safetensors"), size=(512, 1024))]
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -81,7 +80,7 @@ def input_size(model: Bundle | nn.Module, size: tuple[int, int] | None) -> tuple
 
 
 def plain_models(model: Bundle | nn.Module, widths: Iterable[float] | None) -> dict[float, nn.Module]:
-    """Plain copies by width, widest first: what is done to them is not done to the caller's.
+    """Plain copies by width, widest first; the caller's model is left as it was.
 
     Raises:
         WidthError: a width outside the trained range.
@@ -97,7 +96,7 @@ def plain_models(model: Bundle | nn.Module, widths: Iterable[float] | None) -> d
 
 
 def with_widths(bundle: Bundle, widths: Iterable[float]) -> Bundle:
-    """The bundle with further widths whose batch-norm statistics are borrowed: good for timing, not for labels.
+    """The bundle with further widths whose batch-norm statistics are interpolated: good for timing, not for labels.
 
     Raises:
         WidthError: a width outside the trained range.
@@ -108,6 +107,5 @@ def with_widths(bundle: Bundle, widths: Iterable[float]) -> Bundle:
     model = bundle.model()
     for width in missing:
         add_width(model, width)
-    header = asdict(bundle.header) | {"classes": bundle.header.classes}
-    header["calibrated_widths"] = (*bundle.header.calibrated_widths, *missing)
-    return Bundle(type(bundle.header)(**header), model.state_dict(), bundle.path)
+    calibrated = (*bundle.header.calibrated_widths, *missing)
+    return Bundle(replace(bundle.header, calibrated_widths=calibrated), model.state_dict(), bundle.path)

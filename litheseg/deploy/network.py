@@ -14,17 +14,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from litheseg.models.base import SegmentationModel, resize
 from litheseg.models.bundle import Bundle
 from litheseg.nn.layers import BatchNormThen
+from litheseg.nn.watching import Watch
 
 __all__ = ["Deployed", "deployed", "fold_batch_norms"]
 
@@ -93,8 +92,7 @@ def fold_batch_norms(network: nn.Module) -> dict[str, Tensor]:
     Returns:
         The factors by which the output channels of convolutions were multiplied, float32, by the names of the layers.
     """
-    watch = _Readers(network)
-    watch.run(torch.zeros(1, 3, *_EXAMPLE))
+    watch = _Readers(network).on(torch.zeros(1, 3, *_EXAMPLE))
     names = {module: name for name, module in network.named_modules()}
     factors: dict[str, Tensor] = {}
     for norm, name in list(names.items()):
@@ -155,13 +153,13 @@ def _without_dropout(network: nn.Module) -> nn.Module:
     return network
 
 
-class _Readers(TorchDispatchMode):
+class _Readers(Watch):
     """Runs a network once and notes who reads the outputs of its convolutions."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__(network)
         self._network = network
-        self._inside: nn.Module | None = None
+        self._inside: nn.Module | None = None  # a batch norm
         self._sources: dict[int, nn.Module] = {}  # tensor -> the convolution that made it
         self._read: dict[nn.Module, int] = {}  # batch norm -> the tensor that it reads
         self._runs: Counter[nn.Module] = Counter()
@@ -169,12 +167,11 @@ class _Readers(TorchDispatchMode):
         self._norms: Counter[int] = Counter()  # tensor -> batch norms that read it
         self._alive: list[Tensor] = []  # ids are only unique among the living
 
-    def run(self, image: Tensor) -> None:
+    def on(self, image: Tensor) -> _Readers:
         own = isinstance(self._network, SegmentationModel)
         call: Any = self._network.outputs if own else self._network
-        with self._hooks(), self:
-            result = call(image)
-        self._count(result)  # what is returned is read by somebody
+        self._count(self.run(lambda: call(image)))  # what is returned is read by somebody
+        return self
 
     def sole_source(self, norm: nn.Module) -> nn.Module | None:
         """The convolution whose output only this batch norm reads; None where there is none."""
@@ -183,41 +180,26 @@ class _Readers(TorchDispatchMode):
         once = source is not None and self._runs[source] == self._runs[norm] == 1
         return source if once and self._others[tensor] == 0 and self._norms[tensor] == 1 else None  # type: ignore[index]
 
-    @contextmanager
-    def _hooks(self) -> Any:
-        handles = []
-        for module in self._network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                handles += [module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave)]
-            elif isinstance(module, _CONVOLUTIONS):
-                handles.append(module.register_forward_hook(self._made))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def entered(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, nn.BatchNorm2d):
+            self._inside = module
+            self._runs[module] += 1
+            self._read[module] = id(inputs[0])
+            self._norms[id(inputs[0])] += 1
 
-    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._inside = module
-        self._runs[module] += 1
-        self._read[module] = id(inputs[0])
-        self._norms[id(inputs[0])] += 1
+    def left(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, nn.BatchNorm2d):
+            self._inside = None
+        elif isinstance(module, _CONVOLUTIONS):
+            self._runs[module] += 1
+            self._sources[id(output)] = module
 
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._inside = None
-
-    def _made(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._runs[module] += 1
-        self._sources[id(output)] = module
+    def saw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._inside is None:
+            self._count((args, kwargs))
+        self._alive += [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
     def _count(self, values: Any) -> None:
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
         self._alive += tensors
         self._others.update(map(id, tensors))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._inside is None:
-            self._count((args, kwargs))
-        result = func(*args, **(kwargs or {}))
-        self._alive += [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        return result

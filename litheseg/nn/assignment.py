@@ -18,8 +18,7 @@ Papers: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Grou
 Huang et al., "CondenseNet", CVPR 2018 (that groups are better found than given).
 
 Usage:
-    >>> trace = trace_model(densified, dense=True)  # the plain network, before `slim`
-    >>> relabelling = find_relabelling(model, trace)  # that network, plain or elastic
+    >>> relabelling = find_relabelling(model)  # with gradual layers; plain or elastic
     >>> relabelling.apply(model, optimizer)
     >>> relabelling.kept_before["layer1.conv1"], relabelling.kept_after["layer1.conv1"]
     (0.25, 0.61)
@@ -41,8 +40,8 @@ from torch import Tensor, nn
 from litheseg.errors import ModelError
 from litheseg.nn.arrangement import ChannelSet, Ids, Matrix, arrange
 from litheseg.nn.grouping import GroupMask, channel_shuffle, gradual_layers
-from litheseg.nn.layers import SlimConvTranspose2d, SwitchableBatchNorm2d, width_key
-from litheseg.nn.tracing import Segment, Sides, Trace
+from litheseg.nn.layers import SlimConvTranspose2d, SlimGroupNorm, SwitchableBatchNorm2d, width_key
+from litheseg.nn.tracing import Segment, Sides, Trace, trace_model
 from litheseg.nn.width import Channels
 
 __all__ = ["Relabelling", "find_relabelling"]
@@ -88,7 +87,7 @@ class Relabelling:
                 layer.weight.data.div_(torch.where(mask.mask == 0, 1, mask.mask))  # type: ignore[operator,union-attr]
 
 
-def find_relabelling(model: nn.Module, trace: Trace) -> Relabelling:
+def find_relabelling(model: nn.Module) -> Relabelling:
     """The best places found for the channels of a network that is about to fade, or fading; it is left as it is.
 
     The same weights give the same result. A layer none of whose channels can move stays contiguous; that is an error
@@ -96,11 +95,11 @@ def find_relabelling(model: nn.Module, trace: Trace) -> Relabelling:
 
     Args:
         model: with gradual layers; plain or elastic.
-        trace: `trace_model(densified, dense=True)` of the same network before it was made elastic.
 
     Raises:
         ModelError: there are gradual layers, but not one has channels that can change groups.
     """
+    trace = trace_model(model, dense=True)
     network = _Network(model, trace)
     layers = {name: pair for name, pair in gradual_layers(model).items() if name in trace.sides}
     matrices = {name: _matrix(layer, mask, network.sides[name]) for name, (layer, mask) in layers.items()}
@@ -254,14 +253,15 @@ class _Network:
     def _mark_groups(self, name: str, sides: Sides) -> None:
         """Keep channels in the groups of norms and plain convolutions, or, where the weight cannot follow, still."""
         layer, (outputs, inputs) = sides.module, self.sides[name]
-        if isinstance(layer, nn.GroupNorm):
-            first, second, groups = inputs, None, layer.num_groups
-        elif isinstance(layer, nn.ConvTranspose2d):
-            first, second, groups = inputs, outputs, layer.groups
-        elif isinstance(layer, nn.Conv2d):
-            first, second, groups = outputs, inputs, layer.groups
+        if getattr(layer, "grouping", None) is not None:
+            return  # still dense
+        groups = sides.groups
+        if isinstance(layer, (nn.GroupNorm, SlimGroupNorm)):
+            first, second = inputs, None
+        elif isinstance(layer, (nn.ConvTranspose2d, SlimConvTranspose2d)):
+            first, second = inputs, outputs
         else:
-            return
+            first, second = outputs, inputs
         if groups == 1 or (sides.keeps and groups == len(first)):
             return  # dense, depthwise or one by one: all that belongs to a channel follows it
         self._mark(("groups", name), first, _groups(first, groups))

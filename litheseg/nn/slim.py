@@ -40,6 +40,7 @@ from litheseg.nn.layers import (
 from litheseg.nn.slicing import settle_groups
 from litheseg.nn.surgery import replace_layer
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
+from litheseg.nn.watching import Watch
 from litheseg.nn.width import Channels, Part, WidthDial
 
 __all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
@@ -247,22 +248,13 @@ def _install(module: nn.Module, trace: Trace, dial: WidthDial) -> nn.Module:
 @torch.no_grad()
 def _verify(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) -> None:
     """Run every width of a throw-away copy: what the trace cannot see (a size written into the code) shows here."""
-    names = {child: name for name, child in module.named_modules()}
-    stack: list[str] = []
-
-    def leave(*_: object) -> None:
-        stack.pop()
-
-    for child in names:
-        child.register_forward_pre_hook(lambda entered, _: stack.append(names[entered]))
-        child.register_forward_hook(leave)
     for width in available_widths(module):
         set_width(module, width)
+        watch = Watch(module)
         try:
-            list(call(module))
+            watch.run(lambda: list(call(module)))
         except (RuntimeError, ValueError) as error:
-            where = stack[-1] if stack else "(the model itself)"
-            message = str(error).splitlines()[0]
+            where, message = watch.where or "(the model itself)", str(error).splitlines()[0]
             raise ModelError(
                 f"layer '{where}' cannot be slimmed to width {width:g}: {message}. "
                 "A size is written into its code; derive it from the tensor's shape"

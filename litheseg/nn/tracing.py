@@ -1,15 +1,15 @@
 """Which channels of a network belong together: found by running it once and watching every tensor.
 
-Each tensor of the run carries a tag: which of its dimensions holds channels, and the segments that make it up. A layer
-starts a new segment; an addition ties two; a concatenation lines them up; whatever keeps the channels passes them on. A
-segment splits where it meets a concatenation of smaller ones. What breaks the channels up (a reshape across them, a
-slice of them) cannot shrink and is an error that names the layer.
+Each tensor of the run carries a tag: which of its dimensions holds channels, and the list of segments (runs of
+channels) that they consist of. A layer makes a new segment; an addition ties the segments of its two sides, so that
+they shrink alike; a concatenation appends one list to the other; pooling, activations and the like pass the list on.
+Where segments of different sizes meet, the larger one is split. What mixes channels in another way (a reshape across
+them, a slice of them) cannot shrink, and is an error that names the layer.
 
-It knows nothing of widths: `litheseg.nn.slim` turns segments into `Channels`. Watching happens below autograd, where
-there are few operators and no Python control flow, so any module that runs can be traced.
+Segments know nothing of widths: `litheseg.nn.slim` turns them into `Channels`.
 
 Usage:
-    >>> trace = trace_channels(model, lambda m: [m(torch.rand(2, 3, 64, 64))])
+    >>> trace = trace_model(model)
     >>> trace.sides["layer1.0.conv1"].outputs  # segments
 """
 
@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,31 +25,39 @@ import timm.layers
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from litheseg.errors import ModelError
 from litheseg.nn.grouping import ChannelShuffle, GradualConv2d
+from litheseg.nn.layers import (
+    SlimConv2d,
+    SlimConvTranspose2d,
+    SlimGroupNorm,
+    SlimLayerNorm,
+    SlimLinear,
+    SwitchableBatchNorm2d,
+)
+from litheseg.nn.watching import Watch
 
 __all__ = ["Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
 
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, SlimConv2d, SlimConvTranspose2d)
+_NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, SwitchableBatchNorm2d, SlimGroupNorm, SlimLayerNorm)
+_LEAVES = (*_CONVOLUTIONS, *_NORMS, nn.Linear, SlimLinear, ChannelShuffle)
 # Subclasses whose forward is the plain layer's, at most with a masked weight, or an activation that keeps the channels.
 _KNOWN_FORWARDS = (BatchNormAct2d, GradualConv2d, timm.layers.Linear)
-_LEAVES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, ChannelShuffle)
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-_NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 class Segment:
-    """A run of channels that is produced, tied and dropped as one.
+    """A run of channels that shrinks as one, wherever in the network it appears.
 
     Attributes:
-        size: channels.
-        fixed: whether it must keep its size.
-        unit: channels that stay or go together, or 0 (see `litheseg.nn.slicing`).
-        blocks: equal runs of channels that shrink alike, each keeping its first channels (likewise).
-        step: what the number of kept channels is a multiple of (likewise).
-        meets_itself: whether it was added to what was made of it, or multiplied by it, as a residual stream is.
+        size: number of channels at full width.
+        fixed: whether it keeps its size at every width.
+        unit: channels that stay or go together, set by `litheseg.nn.slicing` with the next two; 0 for any.
+        blocks: equal parts of the segment; each keeps as many of its first channels.
+        step: the number of kept channels is a multiple of it.
+        meets_itself: whether it was added to, or multiplied by, something made of it, as a residual stream is.
     """
 
     def __init__(self, size: int, *, fixed: bool = False) -> None:
@@ -75,7 +82,7 @@ class Segment:
             half.meets_itself = self.meets_itself
 
     def join(self, other: Segment) -> None:
-        """Become one with a segment of the same size."""
+        """Tie this segment to one of the same size: from now on they are one."""
         if self is other:
             self.meets_itself = True
             return
@@ -89,7 +96,7 @@ def _resolve(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def _tie(first: list[Segment], second: list[Segment]) -> None:
-    """Make two channel lists of the same total size one, splitting whatever straddles."""
+    """Tie two lists of the same total size piece by piece, splitting the larger segment where their ends differ."""
     position = 0
     while True:
         left, right = _resolve(first), _resolve(second)
@@ -107,10 +114,13 @@ def _tie(first: list[Segment], second: list[Segment]) -> None:
 
 @dataclass
 class Sides:
-    """The channels on the two sides of a layer; a normalisation has the same on both.
+    """The channels that go into a layer and those that come out.
 
     Attributes:
-        channels_first: whether the channels are dimension 1 (as opposed to last).
+        module: the layer in the network that was run.
+        inputs: segments of its input.
+        outputs: segments of its output; the same list for layers that keep every channel (norms, depthwise).
+        channels_first: whether the channels are dimension 1 of its input, rather than the last.
     """
 
     module: nn.Module
@@ -120,17 +130,28 @@ class Sides:
 
     @property
     def keeps(self) -> bool:
-        """Whether the layer makes no channels of its own: norms, depthwise convolutions."""
+        """Whether every channel passes through by itself: norms, depthwise convolutions."""
         return self.outputs is self.inputs
 
-    def separate(self, groups: int) -> bool:
-        """Whether `groups` groups keep every channel to itself."""
-        return all(groups == sum(segment.size for segment in side) for side in (self.inputs, self.outputs))
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution or a norm, 1 for other layers; of a gradual convolution those that it ends with."""
+        grouping = getattr(self.module, "grouping", None)
+        if grouping is not None:
+            return int(grouping.groups)
+        if isinstance(self.module, nn.GroupNorm):
+            return self.module.num_groups
+        return int(self.module.groups) if isinstance(self.module, (*_CONVOLUTIONS, SlimGroupNorm)) else 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether there is one group for each channel."""
+        return all(self.groups == sum(segment.size for segment in side) for side in (self.inputs, self.outputs))
 
 
 @dataclass
 class _Tag:
-    """Where a tensor keeps its channels, and which."""
+    """Which dimension of a tensor holds its channels, and which channels they are."""
 
     dim: int
     segments: list[Segment]
@@ -138,7 +159,7 @@ class _Tag:
 
 @dataclass
 class Trace:
-    """The result: the two sides of every parametrised layer, by module name, in the order in which they ran."""
+    """What a run showed: the two sides of every layer, by name, in the order in which they first ran."""
 
     sides: dict[str, Sides]
 
@@ -148,17 +169,17 @@ class Trace:
         return _resolve(segments)
 
     def producers(self, segment: Segment) -> list[str]:
-        """The layers that make these channels anew; those that keep them (norms, depthwise) are left out."""
+        """The layers that compute these channels; those that pass them through (norms, depthwise) are left out."""
         return [name for name, sides in self.sides.items() if segment in _resolve(sides.outputs) and not sides.keeps]
 
     def readers(self, segment: Segment, *, apart_from: tuple[str, ...] = ()) -> list[str]:
-        """The convolutions that read these channels one after the other, where nothing else does.
+        """The chain of convolutions that reads these channels: any number of depthwise ones, then another one.
 
-        That is: any number of depthwise ones, which keep them, and one that ends them. Empty in all other cases.
+        Empty if something else reads the channels too.
 
         Args:
             segment: the channels.
-            apart_from: beginnings of the names of layers that do not count.
+            apart_from: layers whose names begin so are ignored.
         """
         readers = {
             name: sides
@@ -176,24 +197,20 @@ class Trace:
 
     @property
     def grouped(self) -> dict[str, int]:
-        """Grouped layers and norms with their groups; a layer that is on the way to groups has those of its end.
-
-        Depthwise ones are left out: they keep every channel to itself.
-        """
-        groups = {name: _groups(sides.module) for name, sides in self.sides.items()}
-        return {name: number for name, number in groups.items() if number > 1 and not self.sides[name].separate(number)}
+        """The grouped layers and norms, gradual ones included, with their groups; without depthwise ones."""
+        return {name: sides.groups for name, sides in self.sides.items() if sides.groups > 1 and not sides.depthwise}
 
     @property
     def shuffled(self) -> dict[str, int]:
-        """Channel shuffles and their groups."""
+        """The channel shuffles and their groups."""
         kinds = {name: sides.module for name, sides in self.sides.items()}
         return {name: module.groups for name, module in kinds.items() if isinstance(module, ChannelShuffle)}
 
 
 def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
-    """Run a module; returns the tensors that keep their channels.
+    """Run a module and return the outputs whose channels must keep their number.
 
-    Those of `module.outputs(image)` (a `SegmentationModel`: all but ``features``), or `module(image)`.
+    Those of `module.outputs(image)` but ``features`` for a `SegmentationModel`, else those of `module(image)`.
     """
     outputs = getattr(module, "outputs", None)
     if callable(outputs):
@@ -203,15 +220,28 @@ def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
-    """`trace_channels` of a copy in training mode, with a small image; the random state is left as it was.
+    """Trace a copy of a network in training mode on a small random image; the random state is left as it was.
 
-    A module whose parameters have shapes but no memory (on the meta device) is traced there.
+    Args:
+        module: plain, or elastic (traced at full width, whatever its width is); on the meta device it stays there.
+        dense: see `trace_channels`.
     """
     device = "meta" if any(parameter.is_meta for parameter in module.parameters()) else "cpu"
     with torch.random.fork_rng(devices=[]):
         image = torch.rand(2, 3, 64, 64, device=device)
-        copied = copy.deepcopy(module).to(device).float().train()
+        copied = _at_full_width(copy.deepcopy(module)).to(device).float().train()
         return trace_channels(copied, lambda m: run_example(m, image), dense=dense)
+
+
+def _at_full_width(module: nn.Module) -> nn.Module:
+    """Set an elastic network to all of its channels, in place, though no width may have been trained with them."""
+    dial = getattr(module, "width_dial", None)
+    if dial is not None:
+        dial.widths, dial.width = (1.0,), 1.0
+        for layer in module.modules():
+            if isinstance(layer, SwitchableBatchNorm2d):
+                layer.norms = nn.ModuleList([nn.BatchNorm2d(layer.channels.full)])
+    return module
 
 
 def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]], *, dense: bool = False) -> Trace:
@@ -219,58 +249,36 @@ def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tenso
 
     Args:
         module: run as it is (mode, buffers): hand in a copy.
-        call: feeds the module an image and returns the tensors whose channels must keep their size.
-        dense: take layers that are on the way to depthwise as the dense ones that they still are.
+        call: feeds the module an image and returns the tensors whose channels must keep their number.
+        dense: treat a convolution that becomes depthwise gradually as the dense one that it still is.
 
     Raises:
         ModelError: a layer does something to channels that cannot shrink; the message names it.
     """
-    watch = _Watch(module, dense_until_converted=dense)
-    with torch.no_grad(), watch.hooks(), watch:
-        outputs = list(call(module))
+    watch = _Tagger(module, dense=dense)
+    with torch.no_grad():
+        outputs = watch.run(lambda: list(call(module)))
     for tensor in outputs:
         for segment in watch.segments_of(tensor):
             segment.fixed = True
     return Trace(watch.sides)
 
 
-def _groups(module: nn.Module) -> int:
-    """Groups of a convolution, at its end if it is on the way, or of a norm; 1 for other layers."""
-    if isinstance(module, GradualConv2d):
-        return module.grouping.groups
-    if isinstance(module, nn.GroupNorm):
-        return module.num_groups
-    return module.groups if isinstance(module, _CONVOLUTIONS) else 1
+class _Tagger(Watch):
+    """Tags every tensor of a run with its channels.
 
+    Args:
+        module: run as it is.
+        dense: see `trace_channels`.
+    """
 
-class _Watch(TorchDispatchMode):
-    """Tags tensors while the module runs."""
-
-    def __init__(self, module: nn.Module, *, dense_until_converted: bool = False) -> None:
-        super().__init__()
+    def __init__(self, module: nn.Module, *, dense: bool) -> None:
+        super().__init__(module)
         self.sides: dict[str, Sides] = {}
-        self._dense_until_converted = dense_until_converted
-        self._module = module
-        self._names = {child: name for name, child in module.named_modules()}
+        self._module, self._dense = module, dense
         self._tags: dict[int, _Tag] = {}
         self._alive: list[Tensor] = []  # ids are only unique among the living
-        self._stack: list[str] = []
         self._leaf: nn.Module | None = None
-
-    # --- bookkeeping -------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Follow the module stack while this is open."""
-        handles = []
-        for child in self._names:
-            handles.append(child.register_forward_pre_hook(self._enter))
-            handles.append(child.register_forward_hook(self._leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def segments_of(self, tensor: Tensor) -> list[Segment]:
         """The current segments of a tensor; none if its channels are not tracked."""
@@ -282,40 +290,37 @@ class _Watch(TorchDispatchMode):
         self._tags[id(tensor)] = _Tag(dim, segments)
 
     def _fail(self, what: str) -> ModelError:
-        where = self._stack[-1] if self._stack else ""
-        kind = type(self._module.get_submodule(where)).__name__ if where else type(self._module).__name__
+        kind = type(self._module.get_submodule(self.where)).__name__
         return ModelError(
-            f"layer '{where or '(the model itself)'}' ({kind}) cannot be slimmed: {what}. "
+            f"layer '{self.where or '(the model itself)'}' ({kind}) cannot be slimmed: {what}. "
             "Rewrite it so that channels are only convolved, normalised, added or concatenated"
         )
 
     # --- layers ------------------------------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._stack.append(self._names[module])
+    def entered(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """From here on operators belong to a layer, and are not looked at one by one."""
         if self._leaf is None and isinstance(module, _LEAVES):
             self._leaf = module
 
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._leaf is module:
-            self._leaf = None
-            self._pass_layer(module, inputs[0], output)
-        self._stack.pop()
-
-    def _pass_layer(self, module: nn.Module, x: Tensor, y: Tensor) -> None:
+    def left(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Record a layer's sides and tag its output."""
-        name = self._stack[-1]
+        if self._leaf is not module:
+            return
+        self._leaf, x = None, inputs[0]
         tag = self._tags.get(id(x)) or _Tag(1, [Segment(x.shape[1], fixed=True)])
         self._check_layer(module, x, tag.dim)
-        norm = isinstance(module, _NORMS)
-        sides = self.sides.get(name)
+        sides = self.sides.get(self.where)
         if sides is None:
-            outputs = tag.segments if norm else self._new_outputs(module, tag.segments, y, tag.dim)
-            sides = Sides(module, tag.segments, outputs, channels_first=tag.dim == 1 and x.ndim == 4)
-            self.sides[name] = sides
+            made = Segment(output.shape[tag.dim], fixed=output.shape[tag.dim] == 1)
+            sides = Sides(module, tag.segments, [made], channels_first=tag.dim == 1 and x.ndim == 4)
+            still_dense = self._dense and getattr(module, "grouping", None) is not None
+            if isinstance(module, _NORMS) or (sides.depthwise and not still_dense):
+                sides.outputs = sides.inputs
+            self.sides[self.where] = sides
         else:  # a layer that is used again ties both uses
             _tie(sides.inputs, tag.segments)
-        self._set(y, tag.dim, sides.outputs)
+        self._set(output, tag.dim, sides.outputs)
 
     def _check_layer(self, module: nn.Module, x: Tensor, dim: int) -> None:
         plain = next(kind for kind in _LEAVES if isinstance(module, kind))
@@ -327,32 +332,19 @@ class _Watch(TorchDispatchMode):
         if isinstance(module, nn.Linear) and dim != x.ndim - 1:
             raise self._fail("it is not applied to the channels")
 
-    def _new_outputs(self, module: Any, inputs: list[Segment], y: Tensor, dim: int) -> list[Segment]:
-        channels = y.shape[dim]
-        in_channels = sum(segment.size for segment in _resolve(inputs))
-        if _groups(module) == in_channels == channels and self._ties_depthwise(module):
-            return inputs  # depthwise: every channel stays itself
-        return [Segment(channels, fixed=channels == 1)]
-
-    def _ties_depthwise(self, module: nn.Module) -> bool:
-        return not (self._dense_until_converted and isinstance(module, GradualConv2d))
-
     # --- operators ---------------------------------------------------------------------------------------------------
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self._leaf is None:
-            self._pass_operator(func, args, kwargs or {}, result)
-        return result
-
-    def _pass_operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def saw(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Tag what an operator between layers made."""
+        if self._leaf is not None:
+            return
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         tagged = [(tensor, self._tags[id(tensor)]) for tensor in tensors if id(tensor) in self._tags]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.ndim]
         if not tagged or not outputs:
             return
         name = func.overloadpacket.__name__
-        rule = _RULES.get(name, _Watch._elementwise if len(tensors) > 1 else _Watch._unary)
+        rule = _RULES.get(name, _Tagger._elementwise if len(tensors) > 1 else _Tagger._unary)
         for output in outputs:
             rule(self, name, args, tensors, tagged, output)
 
@@ -432,11 +424,11 @@ class _Watch(TorchDispatchMode):
 
 
 _RULES: dict[str, Callable[..., None]] = {
-    "cat": _Watch._concatenate,
-    "permute": _Watch._permute,
-    "transpose": _Watch._permute,
-    "t": _Watch._permute,
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"), _Watch._reshape),
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), _Watch._reduce),
-    **dict.fromkeys(("slice", "narrow", "select", "split", "split_with_sizes", "unsafe_split"), _Watch._slice),
+    "cat": _Tagger._concatenate,
+    "permute": _Tagger._permute,
+    "transpose": _Tagger._permute,
+    "t": _Tagger._permute,
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"), _Tagger._reshape),
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), _Tagger._reduce),
+    **dict.fromkeys(("slice", "narrow", "select", "split", "split_with_sizes", "unsafe_split"), _Tagger._slice),
 }

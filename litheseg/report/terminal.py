@@ -7,14 +7,22 @@ Usage:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from litheseg.cost.counting import Layer
-from litheseg.cost.side_by_side import LayerPair
+from litheseg.cost.counting import LayerCost
+from litheseg.cost.side_by_side import LayerPair, Pair
 from litheseg.evaluation.metrics import Scores
 from litheseg.tables import Table
 
-__all__ = ["class_table", "kept_table", "layer_pairs_table", "layers_table", "scores_table"]
+__all__ = ["class_table", "dense_table", "kept_table", "layer_pairs_table", "layers_table", "scores_table"]
+
+_QUANTITIES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "params": ("params", lambda value: f"{value / 1e6:.3f} M"),
+    "macs": ("MACs", lambda value: f"{value / 1e9:.3f} G"),
+    "peak_bytes": ("peak memory", lambda value: f"{value / 2**20:.1f} MiB"),
+    "p50_ms": ("p50 ms (network)", lambda value: f"{value:.2f}"),
+    "p95_ms": ("p95 ms (network)", lambda value: f"{value:.2f}"),
+}
 
 
 def scores_table(scores: Mapping[float, Scores]) -> Table:
@@ -32,7 +40,7 @@ def class_table(scores: Mapping[float, Scores], classes: Sequence[str]) -> Table
     return Table(head, tuple(rows))
 
 
-def layers_table(layers: Sequence[Layer]) -> Table:
+def layers_table(layers: Sequence[LayerCost]) -> Table:
     """One row a layer."""
     rows = [
         (layer.name, layer.type, "x".join(map(str, layer.output)), f"{layer.params:,}", f"{layer.macs / 1e6:.2f}")
@@ -46,14 +54,25 @@ def kept_table(kept: Mapping[str, float]) -> Table:
     return Table(("layer", "kept (%)"), tuple((name, _percent(share)) for name, share in kept.items()))
 
 
+def dense_table(pairs: Sequence[Pair]) -> Table:
+    """A block of rows per width: what is counted or timed, dense, grouped, and dense over grouped."""
+    rows = []
+    for pair in pairs:
+        for name, (label, show) in _QUANTITIES.items():
+            width = "" if name != "params" else f"{pair.grouped['width']:g}"
+            cells = [show(side[name]) if name in side else "-" for side in (pair.dense, pair.grouped)]
+            rows.append((width, label, *cells, f"{pair.ratio[name]:.2f}x" if name in pair.ratio else "-"))
+    return Table(("width", "", "dense", "grouped", "dense / grouped"), tuple(rows))
+
+
 def layer_pairs_table(pairs: Sequence[LayerPair]) -> Table:
     """One row a layer: parameters and MACs dense and grouped, and dense over grouped MACs where they differ."""
     rows = []
     for pair in pairs:
         layer = pair.grouped
-        ratio = "" if pair.dense_macs == layer.macs else f"{pair.dense_macs / layer.macs:.2f}x"
-        params = (f"{value:,}" for value in (pair.dense_params, layer.params))
-        macs = (f"{value / 1e6:.2f}" for value in (pair.dense_macs, layer.macs))
+        ratio = "" if pair.dense.macs == layer.macs else f"{pair.dense.macs / layer.macs:.2f}x"
+        params = (f"{value:,}" for value in (pair.dense.params, layer.params))
+        macs = (f"{value / 1e6:.2f}" for value in (pair.dense.macs, layer.macs))
         rows.append((layer.name, layer.type, "x".join(map(str, layer.output)), *params, *macs, ratio))
     head = ("layer", "kind", "output", "params dense", "grouped", "MACs (M) dense", "grouped", "dense / grouped")
     return Table(head, tuple(rows))

@@ -31,7 +31,6 @@ from litheseg.models.bundle import BundleHeader, load_bundle
 from litheseg.nn import slim
 from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
-from litheseg.nn.tracing import trace_model
 from litheseg.training.checks import check_recipe
 from litheseg.training.config import (
     DataConfig,
@@ -310,11 +309,7 @@ def build_grouping(recipe: Recipe, data: SegmentationData) -> list[Callback]:
     grouping = recipe.grouping
     if grouping.shape == "none":
         return []
-    trace = None
-    if grouping.assignment != "contiguous":
-        head = recipe.loss.boundary_head > 0
-        trace = trace_model(build_network(recipe.model, grouping, len(data.classes), boundary_head=head), dense=True)
-    return [GradualGrouping(grouping, _total_steps(recipe, data), trace)]
+    return [GradualGrouping(grouping, _total_steps(recipe, data))]
 
 
 def _total_steps(recipe: Recipe, data: SegmentationData) -> int:

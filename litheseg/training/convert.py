@@ -31,7 +31,6 @@ from litheseg.nn import add_width, available_widths, recalibrate, set_width, sli
 from litheseg.nn.assignment import find_relabelling
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.grouping import convert, densify, fade, gradual_layers
-from litheseg.nn.tracing import Trace, trace_model
 from litheseg.training.build import build_data, build_task
 from litheseg.training.finish import finish
 from litheseg.training.gradual import alpha_at
@@ -120,9 +119,9 @@ def cut_bundle(
     """
     output, header = _free(output, force), bundle.header
     images = open_bundle_data(bundle, data, source=source)
-    model, trace = _target(bundle, efficient)
+    model = _target(bundle, efficient)
     if assignment == "magnitude":
-        find_relabelling(model, trace).apply(model)
+        find_relabelling(model).apply(model)
     kept = {name: _kept(layer, mask) for name, (layer, mask) in gradual_layers(model).items()}
     fade(model, stage=0, alpha=0.0)
     convert(model)
@@ -144,8 +143,8 @@ def _free(output: str | Path, force: bool) -> Path:
     return path
 
 
-def _target(bundle: Bundle, efficient: Efficient) -> tuple[SegmentationModel, Trace]:
-    """The grouped architecture, still dense, with the bundle's weights; and its trace."""
+def _target(bundle: Bundle, efficient: Efficient) -> SegmentationModel:
+    """The grouped architecture, still dense, with the bundle's weights."""
     header, original = bundle.header, bundle.model()
     if header.architecture.get("efficient"):
         raise ModelError(f"{bundle.path or 'the model'} is grouped already; cut the dense model that it came from")
@@ -155,13 +154,12 @@ def _target(bundle: Bundle, efficient: Efficient) -> tuple[SegmentationModel, Tr
     plain = build_model(header.architecture["name"], **arguments)
     model = build_model(header.architecture["name"], efficient=efficient, **arguments)
     densify(model, [name for name in _grouped(model) if name not in _grouped(plain)])
-    trace = trace_model(model, dense=True)
     slim(model, header.widths, divisor=header.divisor)
     for width in header.calibrated_widths:
         add_width(model, width)
     model.load_state_dict(dict(bundle.state_dict))
     _check_same(model.eval(), original)
-    return model, trace
+    return model
 
 
 def _grouped(model: nn.Module) -> set[str]:

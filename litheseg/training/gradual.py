@@ -7,7 +7,7 @@ Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Group
 gives no schedule: shapes, start and length are our choice, and so are the safeguards.
 
 Usage:
-    >>> Trainer(callbacks=[GradualGrouping(GroupingConfig(shape="cosine"), total_steps=1000, trace=trace)])
+    >>> Trainer(callbacks=[GradualGrouping(GroupingConfig(shape="cosine"), total_steps=1000)])
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from litheseg.errors import RecipeError
 from litheseg.nn import recalibrate
 from litheseg.nn.assignment import find_relabelling
 from litheseg.nn.grouping import GroupMask, fade, gradual_layers
-from litheseg.nn.tracing import Trace
 from litheseg.training.config import GroupingConfig
 from litheseg.training.task import SegmentationTask
 
@@ -69,14 +68,13 @@ class GradualGrouping(Callback):
     Args:
         config: the schedule.
         total_steps: of the whole run.
-        trace: of the plain network, dense; needed for an assignment other than contiguous.
 
     Raises:
         RecipeError: no step is left at alpha 0.
     """
 
-    def __init__(self, config: GroupingConfig, total_steps: int, trace: Trace | None = None) -> None:
-        self._config, self._total, self._trace = config, total_steps, trace
+    def __init__(self, config: GroupingConfig, total_steps: int) -> None:
+        self._config, self._total = config, total_steps
         if not self._is_done(total_steps - 1):
             raise RecipeError(
                 f"the grouping schedule is longer than the run: it ends after {config.end:g} of {total_steps} steps, "
@@ -90,9 +88,8 @@ class GradualGrouping(Callback):
         assert isinstance(pl_module, SegmentationTask)
         step, model = trainer.global_step, pl_module.model
         if self._relabellings(step) > self._relabellings(step - 1):
-            assert self._trace is not None
             fade(model, *self._at(step - 1))  # as it stands, which a resumed run does not know yet
-            find_relabelling(model, self._trace).apply(model, trainer.optimizers[0])
+            find_relabelling(model).apply(model, trainer.optimizers[0])
         fade(model, *self._at(step))
         if self._config.recalibrate and self._is_done(step) and not self._is_done(step - 1):
             data = trainer.datamodule  # type: ignore[attr-defined]

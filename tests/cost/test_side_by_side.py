@@ -1,4 +1,4 @@
-"""A network beside its dense twin: a twin built by hand, the paper's table, and what the command line prints."""
+"""A network beside its dense copy: one built by hand, the paper's table, and what the command line prints."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from litheseg import cli
-from litheseg.cost import compare_dense, count, layer_pairs, layer_table, render_pairs
-from litheseg.cost.side_by_side import dense_twin
+from litheseg.cost import compare_dense, count, layer_pairs, layer_table
+from litheseg.cost.side_by_side import dense_copy
 from litheseg.errors import LithesegError, ModelError, WidthError
 from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import extract, slim
 from litheseg.nn.grouping import ChannelShuffle
+from litheseg.report.terminal import dense_table
+from litheseg.tables import terminal_table
 
 PAPER_SIZE, PAPER_OUTPUTS = (512, 1024), 20
 
@@ -42,21 +44,21 @@ class _Toy(nn.Module):
         return self.head(self.second(self.shuffle(F.relu(self.first(x)))))
 
 
-def test_the_twin_is_the_one_built_by_hand() -> None:
+def test_the_dense_copy_is_the_one_built_by_hand() -> None:
     grouped = _Toy(grouped=True).eval()
-    twin, by_hand = dense_twin(grouped), _Toy(grouped=False).eval()
-    assert layer_table(twin, (9, 13)) == layer_table(by_hand, (9, 13))
-    assert count(twin, (9, 13)) == count(by_hand, (9, 13))
-    by_hand.load_state_dict(twin.state_dict())
+    dense, by_hand = dense_copy(grouped), _Toy(grouped=False).eval()
+    assert layer_table(dense, (9, 13)) == layer_table(by_hand, (9, 13))
+    assert count(dense, (9, 13)) == count(by_hand, (9, 13))
+    by_hand.load_state_dict(dense.state_dict())
     image = torch.rand(1, 3, 9, 13)
-    assert torch.equal(twin(image), by_hand(image)) and twin(image).isfinite().all()
+    assert torch.equal(dense(image), by_hand(image)) and dense(image).isfinite().all()
 
 
 def test_what_is_not_grouped_stays_and_the_model_is_left_alone() -> None:
     grouped = _Toy(grouped=True)
     before, random = {name: value.clone() for name, value in grouped.state_dict().items()}, torch.get_rng_state()
-    twin = dense_twin(grouped)
-    assert torch.equal(twin.stem.weight, grouped.stem.weight) and torch.equal(twin.first.bias, grouped.first.bias)
+    dense = dense_copy(grouped)
+    assert torch.equal(dense.stem.weight, grouped.stem.weight) and torch.equal(dense.first.bias, grouped.first.bias)
     assert grouped.depthwise.groups == 8 and isinstance(grouped.shuffle, ChannelShuffle)
     assert all(torch.equal(before[name], value) for name, value in grouped.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
@@ -70,9 +72,9 @@ def test_other_kinds_of_convolution_and_shared_ones() -> None:
             return self._conv_forward(F.pad(input, (1, 1, 1, 1)), self.weight, self.bias)
 
     layer = Padded(4, 4, 3, groups=2)
-    twin = dense_twin(nn.Sequential(nn.Conv2d(3, 4, 1), layer, layer))
-    assert isinstance(twin[1], Padded) and twin[1] is twin[2]
-    cost = count(twin, (5, 6))
+    dense = dense_copy(nn.Sequential(nn.Conv2d(3, 4, 1), layer, layer))
+    assert isinstance(dense[1], Padded) and dense[1] is dense[2]
+    cost = count(dense, (5, 6))
     assert cost.params == (3 * 4 + 4) + (4 * 4 * 9 + 4) and cost.macs == 30 * (3 * 4 + 2 * 4 * 4 * 9)
 
 
@@ -89,16 +91,16 @@ BLOCKS = {64: (5, 2, 128 * 256), 128: (8, 0, 64 * 128), 16: (0, 2, 256 * 512)}
         ("erfnet-dg4*", 193_728, 2_877_161_472),
     ],
 )
-def test_the_family_beside_its_dense_twin(name: str, params: int, macs: int) -> None:
+def test_the_family_beside_its_dense_copy(name: str, params: int, macs: int) -> None:
     [pair] = compare_dense(build_model(name, PAPER_OUTPUTS), size=PAPER_SIZE, latency=False)
-    assert (pair.grouped.cost.params, pair.grouped.cost.macs) == (params, macs)
-    # All of them have the same twin: D* with dense 3x3s in the place of the depthwise ones.
+    assert (pair.grouped["params"], pair.grouped["macs"]) == (params, macs)
+    # All of them have the same dense copy: D* with dense 3x3s in the place of the depthwise ones.
     added = {channels: 2 * 9 * (channels * channels - channels) for channels in BLOCKS}
-    assert pair.dense.cost.params == 421_056 + sum(added[c] * (e + d) for c, (e, d, _) in BLOCKS.items())
-    assert pair.dense.cost.macs == 5_494_407_168 + sum(
+    assert pair.dense["params"] == 421_056 + sum(added[c] * (e + d) for c, (e, d, _) in BLOCKS.items())
+    assert pair.dense["macs"] == 5_494_407_168 + sum(
         added[c] * (e + d) * pixels for c, (e, d, pixels) in BLOCKS.items()
     )
-    assert pair.ratio["macs"] == pair.dense.cost.macs / macs and "p50_ms" not in pair.ratio
+    assert pair.ratio["macs"] == pair.dense["macs"] / macs and "p50_ms" not in pair.ratio
 
 
 def test_layers_side_by_side() -> None:
@@ -110,14 +112,14 @@ def test_layers_side_by_side() -> None:
         assert len(block) >= 2 and sum(pair.grouped.macs for pair in convolutions.values()) == pixels * (
             2 * 9 * channels + 2 * channels * channels // 4
         )
-        assert sum(pair.dense_macs for pair in convolutions.values()) == pixels * 20 * channels * channels
-        assert sum(pair.dense_params for pair in convolutions.values()) == 20 * channels * channels + 4 * channels
+        assert sum(pair.dense.macs for pair in convolutions.values()) == pixels * 20 * channels * channels
+        assert sum(pair.dense.params for pair in convolutions.values()) == 20 * channels * channels + 4 * channels
     assert sum(pair.grouped.macs for pair in pairs.values()) == 2_877_161_472
     dense = pairs["decoder.1.conv2"]  # a dense 1x1
-    assert (dense.dense_params, dense.dense_macs) == (dense.grouped.params, dense.grouped.macs)
+    assert (dense.dense.params, dense.dense.macs) == (dense.grouped.params, dense.grouped.macs)
 
 
-def test_every_width_is_measured_beside_its_twin() -> None:
+def test_every_width_is_measured_beside_its_dense_copy() -> None:
     class Elastic(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -130,23 +132,20 @@ def test_every_width_is_measured_beside_its_twin() -> None:
 
     model = slim(Elastic(), (1.0, 0.5))
     pairs = compare_dense(model, size=(6, 8), repeats=2, threads=1)
-    assert [(pair.dense.cost.width, pair.grouped.cost.width) for pair in pairs] == [(1.0, 1.0), (0.5, 0.5)]
+    assert [(pair.dense["width"], pair.grouped["width"]) for pair in pairs] == [(1.0, 1.0), (0.5, 0.5)]
     for pair, channels in zip(pairs, (32, 16), strict=True):
-        assert pair.grouped.cost.params == 27 * channels + 9 * channels + 5 * channels
-        assert pair.dense.cost.params == 27 * channels + 9 * channels * channels + 5 * channels
-        assert (
-            pair.dense.cost.macs == 48 * pair.dense.cost.params
-            and pair.grouped.cost.macs == 48 * pair.grouped.cost.params
-        )
-        dense, grouped = pair.dense.to_dict(), pair.grouped.to_dict()
+        assert pair.grouped["params"] == 27 * channels + 9 * channels + 5 * channels
+        assert pair.dense["params"] == 27 * channels + 9 * channels * channels + 5 * channels
+        assert pair.dense["macs"] == 48 * pair.dense["params"] and pair.grouped["macs"] == 48 * pair.grouped["params"]
+        dense, grouped = pair.dense, pair.grouped
         assert dense["p50_ms"] > 0 and grouped["p95_ms"] >= grouped["p50_ms"] > 0
         assert pair.ratio["p50_ms"] == pytest.approx(dense["p50_ms"] / grouped["p50_ms"])
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(render_pairs(pairs, "toy"))
+    console.print(terminal_table(dense_table(pairs), "toy"))
     lines = [" ".join(line.replace("│", " ").split()) for line in console.export_text().splitlines()]
     ratio = f"{pairs[1].ratio['params']:.2f}x"
     assert "0.5 params 0.003 M 0.001 M " + ratio in lines and sum("p95 ms" in line for line in lines) == 2
-    assert count(extract(model, 0.5), (6, 8)).params == pairs[1].grouped.cost.params  # the elastic one is as it was
+    assert count(extract(model, 0.5), (6, 8)).params == pairs[1].grouped["params"]  # the elastic one is as it was
 
 
 def test_nothing_grouped_and_wrong_numbers() -> None:

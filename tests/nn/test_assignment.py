@@ -21,7 +21,7 @@ from litheseg.nn.assignment import Relabelling, find_relabelling
 from litheseg.nn.efficient import Efficient, make_efficient
 from litheseg.nn.grouping import ChannelShuffle, GradualConv2d, densify, fade, gradual_layers
 from litheseg.nn.layers import ChannelLayerNorm
-from litheseg.nn.tracing import Trace, run_example, trace_model
+from litheseg.nn.tracing import run_example
 
 CHANNELS = 16
 
@@ -125,8 +125,8 @@ ELASTIC = (
 )
 
 
-def _prepare(net: nn.Module, seed: int = 0) -> tuple[nn.Module, Trace]:
-    """Norms and weights that a mix-up would show, and the trace."""
+def _prepare(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms and weights that a mix-up would show."""
     torch.manual_seed(seed)
     for layer, _ in gradual_layers(net).values():
         layer.weight.data.normal_(std=0.1).mul_(torch.randn_like(layer.weight).exp())  # type: ignore
@@ -134,7 +134,7 @@ def _prepare(net: nn.Module, seed: int = 0) -> tuple[nn.Module, Trace]:
         if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
             layer.weight.data.uniform_(0.5, 1.5)
             layer.bias.data.normal_()
-    return shake(net).eval(), trace_model(net, dense=True)
+    return shake(net).eval()
 
 
 def _results(net: nn.Module) -> list[Tensor]:
@@ -160,11 +160,11 @@ def _objective(net: nn.Module) -> float:
     return total
 
 
-def _check(net: nn.Module, trace: Trace) -> Relabelling:
+def _check(net: nn.Module) -> Relabelling:
     """Relabel: the function of every width is the same, and the blocks hold more."""
     net.double()
     before, objective = _results(net), _objective(net)
-    relabelling = find_relabelling(net, trace)
+    relabelling = find_relabelling(net)
     relabelling.apply(net)
     for now, then in zip(_results(net), before, strict=True):
         torch.testing.assert_close(now, then, rtol=1e-9, atol=1e-9 * float(then.abs().max()))
@@ -175,28 +175,28 @@ def _check(net: nn.Module, trace: Trace) -> Relabelling:
 @pytest.mark.parametrize("name", NETS)
 def test_the_function_stays(name: str) -> None:
     torch.manual_seed(0)
-    net, trace = _prepare(NETS[name]())
-    relabelling = _check(net, trace)
-    again = find_relabelling(net, trace)
+    net = _prepare(NETS[name]())
+    relabelling = _check(net)
+    again = find_relabelling(net)
     assert again.kept_before == pytest.approx(relabelling.kept_after)
 
 
 @pytest.mark.parametrize("name", ELASTIC)
 def test_the_function_of_every_width_stays(name: str) -> None:
     torch.manual_seed(0)
-    net, trace = _prepare(NETS[name]())
+    net = _prepare(NETS[name]())
     slim(net, (1.0, 0.5), divisor=4)
-    _check(shake(net).eval(), trace)
+    _check(shake(net).eval())
 
 
 def test_the_function_of_widths_that_were_added_stays() -> None:
     """Groups go as a whole: the one kept at a width that is added stays apart from those that go."""
     torch.manual_seed(0)
-    net, trace = _prepare(_Net(_gradual(groups=8), nn.BatchNorm2d(CHANNELS), nn.ReLU(), _gradual(groups=8)))
+    net = _prepare(_Net(_gradual(groups=8), nn.BatchNorm2d(CHANNELS), nn.ReLU(), _gradual(groups=8)))
     slim(net, (1.0, 0.25), divisor=4)
     shake(net).eval()
     add_width(net, 0.625)
-    _check(net, trace)
+    _check(net)
 
 
 @pytest.mark.parametrize(
@@ -212,24 +212,24 @@ def test_whole_models(name: str, arguments: dict[str, object], efficient: Effici
     torch.manual_seed(0)
     model = make_efficient(build_model(name, 5, **arguments), efficient)
     densify(model, [key for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d)])
-    model, trace = _prepare(model)
+    model = _prepare(model)
     if widths:
         slim(model, widths)
-    _check(shake(model).eval(), trace)
+    _check(shake(model).eval())
 
 
 @pytest.mark.parametrize(("stage", "alpha"), [(0, 0.3), (1, 1.0), (1, 0.25)])
 def test_the_function_stays_while_layers_fade(stage: int, alpha: float) -> None:
     torch.manual_seed(0)
-    net, trace = _prepare(NETS["shuffle"]())
+    net = _prepare(NETS["shuffle"]())
     fade(net, stage, alpha)
-    _check(net, trace)
+    _check(net)
 
 
 def test_later_stages_stay_within_the_blocks_of_earlier_ones() -> None:
-    net, trace = _prepare(NETS["chain"]())
+    net = _prepare(NETS["chain"]())
     fade(net, 1, 1.0)
-    for outputs, _ in find_relabelling(net, trace).sources.values():
+    for outputs, _ in find_relabelling(net).sources.values():
         assert torch.equal(outputs * 2 // len(outputs), torch.arange(len(outputs)) * 2 // len(outputs))
 
 
@@ -268,7 +268,7 @@ def _level(stages: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize("stages", [(2,), (3,), (2, 6)])
 @pytest.mark.parametrize("kind", ["output", "input", "both", "shuffle"])
 def test_nothing_is_better_than_the_best_of_all_orders(kind: str, stages: tuple[int, ...]) -> None:
-    net, trace = _prepare(_Bare(kind, stages), seed=3)
+    net = _prepare(_Bare(kind, stages), seed=3)
     energies = [layer.weight.detach().double()[:, :, 0, 0].square() for layer in (net.first, net.second)]  # type: ignore
     first, second = (energy / energy.sum() for energy in energies)
     level, dealt = _level(stages), torch.arange(6).reshape(3, 2).T.flatten()
@@ -285,7 +285,7 @@ def test_nothing_is_better_than_the_best_of_all_orders(kind: str, stages: tuple[
     if kind != "shuffle":
         del net.second
     assert _objective(net) == pytest.approx(value(torch.arange(6)))
-    find_relabelling(net, trace).apply(net)
+    find_relabelling(net).apply(net)
     assert _objective(net) == pytest.approx(best, rel=1e-6)
 
 
@@ -312,33 +312,33 @@ def test_a_hidden_grouped_network_is_found(seed: int, channels: int, groups: int
         behind = torch.argsort(dealt)[inner[dealt]]
         block[0].weight.data = _blocks(channels, groups)[inner][:, outer]
         block[2].weight.data = _blocks(channels, groups)[outer][:, behind]
-    found = find_relabelling(net, trace_model(net, dense=True))
+    found = find_relabelling(net)
     assert max(found.kept_before.values()) < 0.9
     assert list(found.kept_after.values()) == pytest.approx([1.0] * 4)
 
 
 def test_every_layer_counts_alike() -> None:
-    net, trace = _prepare(NETS["chain"]())
-    whole = find_relabelling(net, trace)
+    net = _prepare(NETS["chain"]())
+    whole = find_relabelling(net)
     net.body[0].weight.data *= 1000
-    scaled = find_relabelling(net, trace)
+    scaled = find_relabelling(net)
     assert scaled.kept_after == pytest.approx(whole.kept_after, rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_it_is_never_worse_than_the_start(seed: int) -> None:
-    net, trace = _prepare(NETS["shuffle"](), seed)
+    net = _prepare(NETS["shuffle"](), seed)
     objectives = [_objective(net)]
     for _ in range(3):
-        find_relabelling(net, trace).apply(net)
+        find_relabelling(net).apply(net)
         objectives.append(_objective(net))
     assert objectives[0] < objectives[1]
     assert all(after > before - 1e-6 for before, after in itertools.pairwise(objectives))
 
 
 def test_the_same_weights_give_the_same_result() -> None:
-    net, trace = _prepare(NETS["residual"]())
-    first, second = (find_relabelling(copy.deepcopy(net), trace) for _ in range(2))
+    net = _prepare(NETS["residual"]())
+    first, second = (find_relabelling(copy.deepcopy(net)) for _ in range(2))
     assert first.kept_after == second.kept_after
     for name, pair in first.sources.items():
         assert all(np.array_equal(a, b) for a, b in zip(pair, second.sources[name], strict=True))
@@ -366,7 +366,7 @@ def _train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> li
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
 @pytest.mark.parametrize("elastic", [False, True])
 def test_training_goes_on_as_if_nothing_had_happened(optimizer: type, warm: int, elastic: bool) -> None:
-    net, trace = _prepare(NETS["pair shuffle" if elastic else "shuffle"]())
+    net = _prepare(NETS["pair shuffle" if elastic else "shuffle"]())
     if elastic:
         slim(net, (1.0, 0.5), divisor=4)
     losses = []
@@ -376,18 +376,18 @@ def test_training_goes_on_as_if_nothing_had_happened(optimizer: type, warm: int,
         updates = optimizer(own.parameters(), lr=1e-3, **arguments)
         start = _train(own, updates, range(warm))
         if relabel:
-            find_relabelling(own, trace).apply(own, updates)
+            find_relabelling(own).apply(own, updates)
         losses.append(start + _train(own, updates, range(warm, warm + 4)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
 
 def test_parameters_stay_the_same_objects_in_the_same_memory() -> None:
-    net, trace = _prepare(NETS["residual"]())
+    net = _prepare(NETS["residual"]())
     net.to(memory_format=torch.channels_last)
     net(torch.rand(1, 3, 8, 8)).sum().backward()
     before = {name: (id(value), value.data_ptr(), value.stride()) for name, value in net.named_parameters()}
     pairs = {name: (value.detach() * value.grad).sum() for name, value in net.named_parameters()}
-    find_relabelling(net, trace).apply(net)
+    find_relabelling(net).apply(net)
     assert {name: (id(value), value.data_ptr(), value.stride()) for name, value in net.named_parameters()} == before
     after = {name: (value.detach() * value.grad).sum() for name, value in net.named_parameters()}
     torch.testing.assert_close(after, pairs)
@@ -399,31 +399,31 @@ def test_parameters_stay_the_same_objects_in_the_same_memory() -> None:
 def test_nothing_to_move_is_an_error_that_names_the_layer() -> None:
     net = nn.Sequential(GradualConv2d(3, 6, 1, stages=(3,)))
     with pytest.raises(ModelError, match=r"layer '0'.*the image.*an output.*contiguous"):
-        find_relabelling(net, trace_model(net, dense=True))
+        find_relabelling(net)
 
 
 def test_pieces_of_a_concatenation_within_single_groups_cannot_move() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), _Concatenation(nn.Conv2d(4, 4, 1)), GradualConv2d(8, 2, 1, stages=(2,)))
     with pytest.raises(ModelError, match=r"layer '2' \(what it reads.*concatenation.*--grouping.where"):
-        find_relabelling(net, trace_model(net, dense=True))
+        find_relabelling(net)
 
 
 def test_a_layer_that_cannot_move_stays_contiguous_beside_others_that_can() -> None:
     still, held = GradualConv2d(3, 3, 1, stages=(3,)), nn.Conv2d(3, 6, 1, groups=3)
-    net, trace = _prepare(nn.Sequential(still, held, nn.Conv2d(6, 8, 1), GradualConv2d(8, 2, 1, stages=(2,))))
-    found = find_relabelling(net, trace)
+    net = _prepare(nn.Sequential(still, held, nn.Conv2d(6, 8, 1), GradualConv2d(8, 2, 1, stages=(2,))))
+    found = find_relabelling(net)
     assert found.kept_after["0"] == found.kept_before["0"]
     assert found.kept_after["3"] > found.kept_before["3"]
     assert set(found.sources) == {"2", "3"}
 
 
 def test_what_has_faded_is_not_moved() -> None:
-    net, trace = _prepare(NETS["chain"]())
+    net = _prepare(NETS["chain"]())
     fade(net, 1, 0.0)
     with pytest.raises(ModelError, match="single groups"):
-        find_relabelling(net, trace)
+        find_relabelling(net)
 
 
 def test_a_network_that_does_not_fade_is_left_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1))
-    assert find_relabelling(net, trace_model(net, dense=True)) == Relabelling({}, {}, {})
+    assert find_relabelling(net) == Relabelling({}, {}, {})
