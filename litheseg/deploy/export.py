@@ -18,8 +18,7 @@ Usage:
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -66,8 +65,8 @@ CHECK_IMAGES = 200
 """So many images at most are compared; evenly spread where there are more."""
 
 Further = Callable[[Export], Iterable[tuple[Artefact, Mapping[str, Any]]]]
-"""Writes further networks, such as int8 twins, into the folder of an export that is not finished yet; gives each with
-what its check found, for `CERTIFICATE_FILE`: a certificate, and beside it, as ``"int8"``, how a twin came about."""
+"""Writes further networks, such as int8 ones, into the folder of an export that is not finished yet; yields each with
+what its check found, for `CERTIFICATE_FILE`: a certificate and, as ``"int8"``, how the network was quantized."""
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _LIBRARIES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
@@ -114,7 +113,7 @@ def export_bundle(
         split: of the data set.
         threshold: least share of pixels, in [0, 1], that must agree.
         further: makes more networks of those written.
-        progress: told what is being done.
+        progress: called with a line about what is being done.
         force: replace an export that is there.
 
     Returns:
@@ -128,14 +127,22 @@ def export_bundle(
         FolderInUseError: another process exports to the folder.
         LithesegError: the folder is there, or cannot be written; a network disagrees with PyTorch.
     """
-    target = Path(output).expanduser()
-    job = _Job(bundle, _checked(formats, FORMATS, "format"), size, layout, output_kind, progress)
-    check_choice("layout", layout, LAYOUTS)
-    check_choice("output", output_kind, OUTPUTS)
+    for name, values, choices in (
+        ("format", formats, FORMATS),
+        ("layout", [layout], LAYOUTS),
+        ("output", [output_kind], OUTPUTS),
+    ):
+        for value in values:
+            check_choice(name, value, choices)
+    if not formats:
+        raise LithesegError(f"no format is given; choose from {', '.join(FORMATS)}")
     if shared and ("onnx" not in formats or further is not None):
         raise LithesegError("only fp32 networks in ONNX share weights; export the others to a folder of their own")
     if not 0 <= threshold <= 1:
         raise LithesegError(f"threshold {threshold:g} is no share of pixels; give a number in [0, 1], such as 0.999")
+    target, resized = Path(output).expanduser(), bundle.header.size if bundle.header.resizes else None
+    size = resized if size == "training" else size
+    job = _Job(bundle, tuple(dict.fromkeys(formats)), size, size or resized, layout, output_kind, progress)
     with folder_lock(target, beside=True):
         _check_target(target, force)
         chosen = [bundle.check_width(width) for width in dict.fromkeys(widths or bundle.header.available_widths)]
@@ -148,9 +155,12 @@ def export_bundle(
             found: dict[str, Mapping[str, Any]] = {}
             for width in chosen:
                 written = replace(export, artefacts=tuple(a for a in export.artefacts if a.width == width))
-                job.try_sizes(written)
+                if size is None:
+                    job.try_sizes(written)
                 if samples is not None:
-                    found |= _certified(job.compare(written, samples), threshold)
+                    certificates = job.compare(written, samples)
+                    _check_agreement(certificates, threshold)
+                    found |= {path: certificate.to_dict() for path, certificate in certificates.items()}
             for artefact, result in further(export) if further is not None else ():
                 export = replace(export, artefacts=(*export.artefacts, artefact))
                 found[artefact.path] = result
@@ -164,22 +174,11 @@ class _Job:
 
     bundle: Bundle
     formats: tuple[str, ...]
-    wanted_size: tuple[int, int] | Literal["training"] | None
+    size: tuple[int, int] | None  # of the networks' input; None for any
+    seen: tuple[int, int] | None  # what images are resized to for them; None for nothing
     layout: str
     output: str
     progress: Callable[[str], None]
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """Of the networks' input."""
-        if self.wanted_size != "training":
-            return self.wanted_size
-        return self.seen_size
-
-    @property
-    def seen_size(self) -> tuple[int, int] | None:
-        """What images are resized to where the network takes any size."""
-        return self.bundle.header.size if self.bundle.header.resizes else None
 
     def provenance(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"litheseg": __version__, "model": model_digest(self.bundle)}
@@ -190,26 +189,29 @@ class _Job:
             facts |= {"bundle": path.name, "bundle_sha256": file_digest(path)}
         return facts
 
-    def write(self, folder: Path, width: float) -> tuple[Artefact, ...]:
+    def write(self, folder: Path, width: float) -> Iterator[Artefact]:
         """All formats of a width."""
         self.progress(f"width {width:g}: exporting")
-        network = deployed(self.bundle, width, layout=self.layout, output=self.output)
-        program = export_program(network, self.size)
-        drafts = {name: self._artefact(name, width) for name in self.formats}
-        texts = {name: self._account(draft) for name, draft in drafts.items()}
-        if {"onnx", "openvino"} & drafts.keys():
+        program = export_program(deployed(self.bundle, width, layout=self.layout, output=self.output), self.size)
+        if {"onnx", "openvino"} & set(self.formats):
             self.progress(f"width {width:g}: converting to ONNX")
             model = onnx_model(program, self.output)
-        if "openvino" in drafts:
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                plain = Path(scratch) / "network.onnx"
-                save_onnx(model, plain)
-                save_openvino(plain, folder / drafts["openvino"].path, texts["openvino"])
-        if "onnx" in drafts:
-            save_onnx(model, folder / drafts["onnx"].path, texts["onnx"])
-        if "torch" in drafts:
-            save_archive(program, folder / drafts["torch"].path, texts["torch"])
-        return tuple(replace(draft, files=_digests(folder, draft)) for draft in drafts.values())
+        if "openvino" in self.formats:
+            plain = folder / "scratch.onnx"
+            save_onnx(model, plain)
+        for name in self.formats:
+            path = f"{name}-fp32-w{width:g}{_SUFFIXES[name]}"
+            artefact = Artefact(name, width, "fp32", self.size, self.layout, self.output, path)
+            text, files = self._account(artefact), [path]
+            if name == "onnx":
+                save_onnx(model, folder / path, text)
+            elif name == "torch":
+                save_archive(program, folder / path, text)
+            else:
+                save_openvino(plain, folder / path, text)
+                plain.unlink()
+                files.append(str(Path(path).with_suffix(".bin")))
+            yield replace(artefact, files={file: file_digest(folder / file) for file in files})
 
     def share(self, folder: Path, artefacts: Sequence[Artefact]) -> list[Artefact]:
         """The artefacts, those in ONNX with their weights in one file."""
@@ -234,8 +236,6 @@ class _Job:
         Raises:
             ModelError: one gives something else than PyTorch.
         """
-        if self.size is not None:
-            return
         reference = pytorch_reference(self.bundle, written.artefacts[0].width)
         random = np.random.default_rng(0)
         for size in _ODD_SIZES:
@@ -252,38 +252,27 @@ class _Job:
 
     def compare(self, written: Export, samples: Samples) -> dict[str, Certificate]:
         """Certificates of one width, by path."""
-        width = written.artefacts[0].width
-        engines = {artefact.path: _natural_engine(written, artefact) for artefact in written.artefacts}
-        missing = [path for path, engine in engines.items() if engine is None]
-        if missing:
-            raise LithesegError(
-                f"nothing installed here runs {missing[0]}, so it cannot be checked; install its runtime "
-                "(pip install 'litheseg[export]'), or write it unchecked with --no-check (check=False)"
-            )
+        width, engines = written.artefacts[0].width, dict[str, Engine]()
+        for artefact in written.artefacts:
+            engine = _natural_engine(written, artefact)
+            if engine is None:
+                raise LithesegError(
+                    f"nothing installed here runs {artefact.path}, so it cannot be checked; install its runtime "
+                    "(pip install 'litheseg[export]'), or write it unchecked with --no-check (check=False)"
+                )
+            engines[artefact.path] = engine
         return certify_all(
-            {path: engine for path, engine in engines.items() if engine is not None},
+            engines,
             pytorch_reference(self.bundle, width),
             samples,
             self.bundle.header.classes.names,
-            size=self.size or self.seen_size,
+            size=self.seen,
             origin=samples.origin,
             progress=lambda done: self.progress(f"width {width:g}: compared {done} of {len(samples)} images"),
         )
 
-    def _artefact(self, name: str, width: float) -> Artefact:
-        path = f"{name}-fp32-w{width:g}{_SUFFIXES[name]}"
-        return Artefact(name, width, "fp32", self.size, self.layout, self.output, path)
-
     def _account(self, artefact: Artefact) -> str:
         return description(self.bundle.header, [artefact], self.provenance())
-
-
-def _checked(values: Sequence[str], choices: Iterable[str], name: str) -> tuple[str, ...]:
-    if not values:
-        raise LithesegError(f"no {name} is given; choose from {', '.join(choices)}")
-    for value in values:
-        check_choice(name, value, choices)
-    return tuple(dict.fromkeys(values))
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -294,11 +283,6 @@ def _check_target(target: Path, force: bool) -> None:
         raise LithesegError(f"{target} exists and is no export, so it is not replaced; choose another output")
     if not force:
         raise LithesegError(f"{target} holds an export; replace it with --force (force=True), or choose another output")
-
-
-def _digests(folder: Path, draft: Artefact) -> dict[str, str]:
-    paths = [draft.path, *([str(Path(draft.path).with_suffix(".bin"))] if draft.format == "openvino" else [])]
-    return {path: file_digest(folder / path) for path in paths}
 
 
 def _natural_engine(export: Export, artefact: Artefact) -> Engine | None:
@@ -324,8 +308,7 @@ def _problem(engine: Engine, image: np.ndarray, expected: np.ndarray) -> str | N
     return None if same else "it differs from PyTorch"
 
 
-def _certified(certificates: Mapping[str, Certificate], threshold: float) -> dict[str, Mapping[str, Any]]:
-    """As JSON, if all hold."""
+def _check_agreement(certificates: Mapping[str, Certificate], threshold: float) -> None:
     for path, found in certificates.items():
         if found.agreement < threshold:
             raise LithesegError(
@@ -333,21 +316,20 @@ def _certified(certificates: Mapping[str, Certificate], threshold: float) -> dic
                 f"{100 * (1 - threshold):g} % of them (worst image: {found.worst_image}, "
                 f"{100 * (1 - found.worst_agreement):.3g} %); nothing is written. Try another format, or --threshold"
             )
-    return {path: found.to_dict() for path, found in certificates.items()}
 
 
 def _finish(export: Export, found: Mapping[str, Mapping[str, Any]], threshold: float) -> None:
     """The files that speak of the others."""
     account = json.loads(description(export.header, export.artefacts, export.provenance))
     texts = {EXPORT_FILE: json.dumps(account, indent=2)}
-    twins = {path: result["int8"] for path, result in found.items() if "int8" in result}
+    int8 = {path: result["int8"] for path, result in found.items() if "int8" in result}
     certificates = {path: {k: v for k, v in result.items() if k != "int8"} for path, result in found.items()}
     if found:
-        content = {"threshold": threshold, "certificates": certificates, **({"int8": twins} if twins else {})}
+        content = {"threshold": threshold, "certificates": certificates, **({"int8": int8} if int8 else {})}
         texts[CERTIFICATE_FILE] = json.dumps(content, indent=2, allow_nan=False)
     texts["README.md"] = export_readme(export, certificates)
-    if twins:
-        summaries = "\n\n".join(twin["summary"] for twin in twins.values())
+    if int8:
+        summaries = "\n\n".join(report["summary"] for report in int8.values())
         texts["README.md"] += f"\n\n## int8\n\n{fenced(summaries)}"
     for name, text in texts.items():
         (export.folder / name).write_text(text + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from torch import nn
 
 from litheseg.cost.widths import input_size, plain_models, width_costs, with_widths
 from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from litheseg.deploy.torch_engine import open_model, torch_engine
+from litheseg.deploy.torch_engine import ModuleEngine, open_model
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.engines import Engine
@@ -52,7 +52,7 @@ def profiled(
             return open_model(subject, width, runtime=runtime or None, size=size, **how).engine(width)
         if runtime not in ("", "torch"):
             raise LithesegError(f"a module runs in PyTorch, not in {runtime}; save it with `save_bundle` first")
-        return torch_engine(plain_models(subject, [width])[width], IMAGENET_MEAN, IMAGENET_STD, **how)
+        return ModuleEngine(plain_models(subject, [width])[width], IMAGENET_MEAN, IMAGENET_STD, **how)
 
     counted = {cost.width: {k: v for k, v in asdict(cost).items() if k != "width"} for cost in costs}
     return Profiled(chosen, size, opened, counted)

@@ -37,11 +37,10 @@ from litheseg.nn.dense import densified
 from litheseg.runtime.engines import Engine, batched, open_engine
 from litheseg.runtime.networks import Networks
 
-__all__ = ["ModuleEngine", "TorchNetworks", "archive_engine", "bundle_engine", "open_model", "torch_engine"]
+__all__ = ["ModuleEngine", "TorchNetworks", "archive_engine", "bundle_engine", "open_model"]
 
 Size = tuple[int, int]
 
-_NO_INT8 = "a bundle holds no int8 network; make one with `litheseg export --precision int8`"
 _MAX_LOGITS = 1 << 26  # values held at once, so that a 24-megapixel photo needs no 2 GB
 _TOGETHER = 8  # images in one pass of a GPU, whose time for one is mostly that of starting its kernels
 
@@ -52,6 +51,10 @@ class _TorchEngine(Engine):
     runtime = "torch"
 
     def __init__(self, precision: str, device: torch.device, threads: int | None) -> None:
+        if precision == "int8":
+            raise LithesegError("PyTorch runs no int8 network here; choose --runtime openvino or onnxruntime")
+        if precision == "bf16" and not has_bfloat16(device):
+            raise LithesegError(f"'{device}' has no bf16 here (PyTorch would emulate it, slowly); choose fp32")
         self.precision, self._device, self._threads = precision, device, threads
         self.output, self.size = "logits", None
 
@@ -82,15 +85,19 @@ class _TorchEngine(Engine):
 class ModuleEngine(_TorchEngine):
     """A plain module as an engine: normalised as in training, nothing converted.
 
+    The module is moved to `device`, put into evaluation mode and shared, not copied; its weights get no gradients.
+
     Args:
-        module: image N x 3 x h x w, normalised -> logits; a `SegmentationModel` gives them at its own stride. In
-            evaluation mode, on `device`; shared, not copied.
+        module: image N x 3 x h x w, normalised -> logits; a `SegmentationModel` gives them at its own stride.
         mean: per RGB channel, of images in [0, 1].
         std: likewise.
-        device: where it lies.
+        device: where it runs.
         threads: of the CPU; None leaves PyTorch's as they are.
         channels_last: run in this memory format.
         precision: "fp32", or "bf16" (autocast).
+
+    Raises:
+        LithesegError: a precision or device that is not to be had here.
     """
 
     def __init__(
@@ -99,16 +106,17 @@ class ModuleEngine(_TorchEngine):
         mean: Sequence[float],
         std: Sequence[float],
         *,
-        device: torch.device,
+        device: str = "cpu",
         threads: int | None = None,
         channels_last: bool = False,
         precision: str = "fp32",
     ) -> None:
-        super().__init__(precision, device, threads)
-        self.module = module
-        self._mean, self._std = tuple(mean), tuple(std)
+        super().__init__(precision, _checked_device(device), threads)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self.together = _TOGETHER if device.type == "cuda" else 1
+        module = module.eval().requires_grad_(False)
+        self.module = module.to(device=self._device, memory_format=self._format)  # type: ignore[call-overload]
+        self._mean, self._std = tuple(mean), tuple(std)
+        self.together = _TOGETHER if self._device.type == "cuda" else 1
 
     def run(self, image: np.ndarray) -> Tensor:
         """See `Engine.run`: float32 K x h' x w' on the device."""
@@ -174,10 +182,9 @@ class TorchNetworks(Networks):
         channels_last: bool = False,
         precision: str = "fp32",
     ) -> None:
-        self._place = _checked_device(device)
-        _check_precision(precision, self._place)
         self._bundle = bundle
-        self._how: dict[str, Any] = {"threads": threads, "channels_last": channels_last, "precision": precision}
+        self._how: dict[str, Any] = {"device": device, "threads": threads, "channels_last": channels_last}
+        self._how["precision"] = precision
         self._elastic = bundle.model()
         first = bundle.header.available_widths[0] if width is None else bundle.check_width(width)
         super().__init__(bundle.header, bundle.header.available_widths, bundle.check_width, self._extracted, first)
@@ -195,7 +202,7 @@ class TorchNetworks(Networks):
             module = densified(extract(self._elastic, width).eval(), self._bundle.dense)
             fold_batch_norms(module)
             header = self._bundle.header
-            return torch_engine(module, header.mean, header.std, device=self._place, **self._how)
+            return ModuleEngine(module, header.mean, header.std, **self._how)
 
 
 def open_model(
@@ -232,7 +239,7 @@ def open_model(
     check_choice("runtime", runtime, RUNTIMES)
     check_choice("precision", precision, PRECISIONS)
     if precision == "int8":
-        raise LithesegError(_NO_INT8)
+        raise LithesegError("a bundle holds no int8 network; make one with `litheseg export --precision int8`")
     if runtime == "torch":
         return TorchNetworks(
             bundle, width, device=device, threads=threads, channels_last=channels_last, precision=precision
@@ -240,76 +247,22 @@ def open_model(
     if device != "cpu":
         raise LithesegError(f"{runtime} runs bundles on the CPU, not on '{device}'; choose runtime torch or device cpu")
 
-    def made(width: float) -> Engine:
-        return bundle_engine(bundle, width, runtime, precision=precision, size=size, threads=threads)
+    def exported(width: float) -> Engine:
+        with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
+            file = Path(folder) / "network.onnx"
+            save_onnx(onnx_model(export_program(deployed(bundle, width), size), "logits"), file)
+            artefact = Artefact("onnx", width, "fp32", size, "NHWC", "logits", file.name)
+            export = Export(Path(folder), bundle.header, (artefact,))
+            return open_engine(export, runtime=runtime, precision=precision, threads=threads)
 
     widths = bundle.header.available_widths
     first = widths[0] if width is None else bundle.check_width(width)
-    return Networks(bundle.header, widths, bundle.check_width, made, first)
+    return Networks(bundle.header, widths, bundle.check_width, exported, first)
 
 
-def bundle_engine(
-    bundle: Bundle,
-    width: float,
-    runtime: str,
-    *,
-    precision: str = "fp32",
-    size: Size | None = None,
-    threads: int | None = None,
-) -> Engine:
-    """An engine straight from a bundle: PyTorch runs the network itself, other runtimes a passing export of it.
-
-    Args:
-        bundle: a loaded one.
-        width: one of its widths.
-        runtime: one of `RUNTIMES`.
-        precision: "fp32" or "bf16"; int8 needs images, and so an export.
-        size: height and width of the images to come; None for any.
-        threads: of the CPU; None for the runtime's own choice.
-
-    Raises:
-        WidthError: a width that the bundle does not have.
-        MissingExtraError: a runtime that is not installed.
-        LithesegError: an unknown runtime, or a precision that is not to be had.
-    """
-    check_choice("runtime", runtime, RUNTIMES)
-    check_choice("precision", precision, PRECISIONS)
-    if precision == "int8":
-        raise LithesegError(_NO_INT8)
-    if runtime == "torch":
-        return TorchNetworks(bundle, width, threads=threads, precision=precision).engine(width)
-    with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
-        file = Path(folder) / "network.onnx"
-        save_onnx(onnx_model(export_program(deployed(bundle, width), size), "logits"), file)
-        artefact = Artefact("onnx", width, "fp32", size, "NHWC", "logits", file.name)
-        export = Export(Path(folder), bundle.header, (artefact,))
-        return open_engine(export, runtime=runtime, precision=precision, threads=threads)
-
-
-def torch_engine(
-    module: nn.Module,
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    device: str | torch.device = "cpu",
-    threads: int | None = None,
-    channels_last: bool = False,
-    precision: str = "fp32",
-) -> ModuleEngine:
-    """An engine of a plain network; arguments as of `ModuleEngine`.
-
-    The module is moved to `device`, put into evaluation mode and shared, not copied; its weights get no gradients.
-
-    Raises:
-        LithesegError: a precision or device that is not to be had here.
-    """
-    place = _checked_device(device)
-    _check_precision(precision, place)
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    placed = module.eval().requires_grad_(False).to(device=place, memory_format=memory)  # type: ignore[call-overload]
-    return ModuleEngine(
-        placed, mean, std, device=place, threads=threads, channels_last=channels_last, precision=precision
-    )
+def bundle_engine(bundle: Bundle, width: float, runtime: str, **how: Any) -> Engine:
+    """The engine of one width of a bundle; arguments and errors as of `open_model`."""
+    return open_model(bundle, width, runtime=runtime, **how).engine(width)
 
 
 def archive_engine(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
@@ -321,7 +274,6 @@ def archive_engine(file: Path, artefact: Artefact, *, precision: str, threads: i
     """
     if device != "cpu":
         raise LithesegError(f"an archive runs on the CPU; for '{device}', give the bundle instead of the export")
-    _check_precision(precision, torch.device("cpu"))
     return _ArchiveEngine(load_archive(file), artefact, precision, threads)
 
 
@@ -333,7 +285,7 @@ def _labels(logits: Tensor, size: Size) -> Tensor:
     return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8)
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def _checked_device(device: str) -> torch.device:
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
@@ -341,11 +293,3 @@ def _checked_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise LithesegError(f"device '{device}' cannot be used here ({reason}); choose 'cpu'") from error
     return checked
-
-
-def _check_precision(precision: str, device: torch.device) -> None:
-    """Whether PyTorch computes so, and faster than it would emulate it."""
-    if precision == "int8":
-        raise LithesegError("PyTorch runs no int8 network here; choose --runtime openvino or onnxruntime")
-    if precision == "bf16" and not has_bfloat16(device):
-        raise LithesegError(f"'{device}' has no bf16 here (PyTorch would emulate it, slowly); choose fp32")
