@@ -29,12 +29,11 @@ from litheseg.budget.candidates import Candidate
 from litheseg.budget.search import PROOF_MS
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.evaluation.bundle import open_bundle_data
+from litheseg.machine import host_facts
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime.engines import open_engine
-from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.latency import Latency, Scope, measure
 from litheseg.runtime.pipeline import Pipeline
-from litheseg.runtime.standalone import host_facts
-from litheseg.runtime.timing import measure
 
 TOLERANCE, TARGET = 0.10, 9
 TOLD = ("kept", "repeated", "steady")  # the promise; the machine's own speed between processes, and within one

@@ -25,12 +25,12 @@ from rich.table import Table
 
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.machine import host_facts
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime import engines
 from litheseg.runtime.engines import open_engine
+from litheseg.runtime.latency import street_frames
 from litheseg.runtime.pipeline import Pipeline
-from litheseg.runtime.standalone import host_facts
-from litheseg.runtime.timing import street_frames
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 1.0)

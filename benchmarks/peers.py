@@ -49,9 +49,8 @@ from litheseg.errors import LithesegError
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader, load_bundle
 from litheseg.runtime.engines import Engine, open_engine
-from litheseg.runtime.latency import Scope
+from litheseg.runtime.latency import Scope, measure
 from litheseg.runtime.pipeline import Pipeline
-from litheseg.runtime.timing import measure
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half", (180, 240), (384, 480)
 OURS = {  # name -> row of benchmarks/grouping.yaml

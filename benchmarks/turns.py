@@ -27,15 +27,15 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.table import Table
 
+from litheseg import machine
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.machine import host_facts, settle
 from litheseg.models.bundle import load_bundle
-from litheseg.runtime import standalone
 from litheseg.runtime.engines import open_engine
-from litheseg.runtime.latency import Scope
+from litheseg.runtime.kit import summary
+from litheseg.runtime.latency import Scope, measure, street_frames
 from litheseg.runtime.pipeline import Pipeline
-from litheseg.runtime.standalone import host_facts, settle, summary
-from litheseg.runtime.timing import measure, street_frames
 
 SIZE = (360, 480)
 WIDTHS = (0.25, 0.5)
@@ -112,9 +112,9 @@ def measured(way: str, pipelines: Mapping[str, Pipeline], frames: Sequence[np.nd
         return {name: end_to_end({name: own}, frames, repeats=REPEATS)[name] for name, own in pipelines.items()}
     with ExitStack() as without:
         if way == AT_ONCE:
-            without.enter_context(mock.patch.object(standalone, "settle"))
+            without.enter_context(mock.patch.object(machine, "settle"))
         if way in (AT_ONCE, WAITING):
-            without.enter_context(mock.patch.object(standalone, "_AGAIN", 0.0))
+            without.enter_context(mock.patch.object(machine, "_AGAIN", 0.0))
         return end_to_end(pipelines, frames, repeats=REPEATS, fps=PACE if way == PACED else None)
 
 

@@ -19,6 +19,7 @@ HOUSE = (
     "files",
     "lazy",
     "locks",
+    "machine",
     "tables",
     "masks",
     "streets",

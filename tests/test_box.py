@@ -24,8 +24,8 @@ from tiny_export import build_tiny, tiny_bundle
 
 import litheseg
 from litheseg.deploy.export import export_bundle
+from litheseg.runtime.latency import street_frames
 from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.timing import street_frames
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the environment is made of links")
 

@@ -20,9 +20,8 @@ import numpy as np
 from litheseg.budget.candidates import Candidate
 from litheseg.errors import LithesegError, WidthError
 from litheseg.runtime.engines import Engine
-from litheseg.runtime.latency import Scope
+from litheseg.runtime.latency import Scope, measure
 from litheseg.runtime.pipeline import Pipeline
-from litheseg.runtime.timing import measure
 
 __all__ = ["Bench", "Timer"]
 

@@ -42,13 +42,12 @@ from litheseg.deploy.quantize import Quantizer, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
 from litheseg.locks import folder_lock
+from litheseg.machine import cores
 from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.dense import grouped_layers
-from litheseg.runtime import standalone
 from litheseg.runtime.engines import Engine, available_runtimes
-from litheseg.runtime.latency import Latency, Scope
-from litheseg.runtime.timing import street_frames
+from litheseg.runtime.latency import Latency, Scope, street_frames
 
 __all__ = ["FIT_FILE", "Choices", "Fit", "default_threads", "fit"]
 
@@ -368,7 +367,7 @@ class Fit:
 
     def _engine(self, bundle: Bundle, network: Network) -> Engine:
         """For scoring: a network that is not fp32."""
-        return self.workbench.engine_of(network, self.choices.runtimes or available_runtimes(), standalone.cores())
+        return self.workbench.engine_of(network, self.choices.runtimes or available_runtimes(), cores())
 
     def _calibrated(self, width: float) -> Bundle:
         return self.scores.with_width(width) if isinstance(self.scores, MeasuredScores) else self.bundle
@@ -386,9 +385,9 @@ class Fit:
         """What may be wrong with the timings."""
         if self._known:
             yield f"{self._known} candidates have timings from an earlier fit; --fresh forgets them"
-        if self._load > standalone.cores() / 2:
+        if self._load > cores() / 2:
             yield (
-                f"the machine was busy at the start (load average {self._load:.1f} on {standalone.cores()} cores): "
+                f"the machine was busy at the start (load average {self._load:.1f} on {cores()} cores): "
                 "the promise is one for a machine as busy as that"
             )
 
@@ -412,5 +411,5 @@ class _Remembering:
 
 def default_threads() -> tuple[int, ...]:
     """All cores, half of them, and one."""
-    cores = standalone.cores()
-    return tuple(dict.fromkeys((cores, max(1, cores // 2), 1)))
+    count = cores()
+    return tuple(dict.fromkeys((count, max(1, count // 2), 1)))

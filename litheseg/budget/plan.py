@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
+from litheseg.machine import host_facts, interleave
 from litheseg.models.inference import threads_limited
 from litheseg.nn.dense import grouped_layers, to_dense
 from litheseg.runtime.engines import openvino_core, session_options
-from litheseg.runtime.standalone import host_facts, interleave
 
 __all__ = [
     "Geometry",
@@ -198,7 +198,7 @@ def measure_layers(
         threads: of the CPU.
         repeats: timed passes of each layer.
         opened: makes a layer callable in a runtime; tests give their own.
-        **turns: further arguments of `litheseg.runtime.standalone.interleave`.
+        **turns: further arguments of `litheseg.machine.interleave`.
 
     Raises:
         MissingExtraError: a runtime that is not installed.

@@ -31,7 +31,7 @@ from litheseg.evaluation.bundle import calibrate, open_bundle_data
 from litheseg.evaluation.metrics import confusion_matrix, mean_iou
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import Engine
-from litheseg.runtime.timing import Pipeline
+from litheseg.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from litheseg.data.datamodule import SegmentationData

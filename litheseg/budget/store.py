@@ -23,9 +23,9 @@ from typing import Any
 
 from litheseg.data.source import Source
 from litheseg.files import atomic_path
+from litheseg.machine import host_facts
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.latency import Latency, Scope
-from litheseg.runtime.standalone import host_facts
 
 __all__ = ["Store", "data_digest", "default_cache", "store_folder"]
 
@@ -38,7 +38,7 @@ class Store:
 
     Attributes:
         folder: where it lies; made when something is kept.
-        host: `standalone.host_facts` of this machine.
+        host: `litheseg.machine.host_facts` of this machine.
         samples: timings by key.
         scores: accuracy by key: name -> value.
     """

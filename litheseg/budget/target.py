@@ -1,10 +1,10 @@
 """Measuring on a machine without litheseg: a folder to copy there, and what it brings back.
 
-A kit holds networks as ONNX files, an account of them, and one script (`standalone`, copied as measure.py) that needs
-Python, NumPy and a runtime. It times the networks alone: what reads, resizes and paints on the target is the target's
-own, and upsampling in NumPy would say nothing of the compiled kernel here. Batch-norm statistics do not change time, so
-widths between the trained ones need no calibration. Networks and measurements carry the digest of their model: those of
-another one are refused. It does not choose (`measured` does).
+A kit holds networks as ONNX files, an account of them, and a script (`litheseg.runtime.kit`, copied as measure.py) that
+needs Python, NumPy and a runtime. It times the networks alone: what reads, resizes and paints on the target is the
+target's own, and upsampling in NumPy would say nothing of the compiled kernel here. Batch-norm statistics do not change
+time, so widths between the trained ones need no calibration. Networks and measurements carry the digest of their model:
+those of another one are refused. It does not choose (`measured` does).
 
 Usage:
     >>> write_kit("model.safetensors", "kit", widths=[0.5], sizes=[(180, 240)])
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from litheseg import machine
 from litheseg.budget.candidates import Candidate, Network, default_sizes
 from litheseg.budget.limits import Limits
 from litheseg.cost.widths import with_widths
@@ -30,7 +31,7 @@ from litheseg.errors import LithesegError
 from litheseg.files import atomic_path
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
-from litheseg.runtime import standalone
+from litheseg.runtime import kit
 from litheseg.runtime.latency import Latency, Scope
 
 __all__ = ["SCRIPT", "Measurements", "kit_networks", "read_measurements", "write_kit"]
@@ -117,11 +118,12 @@ def write_kit(
                 progress(f"exporting {network.name}")
             entries.append(_exported(bundle, network, folder))
         name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
-        content = {"litheseg": "kit", "schema": standalone.SCHEMA, "model": model_digest(bundle), "name": name}
-        with atomic_path(folder / standalone.KIT_FILE) as temporary:
+        content = {"litheseg": "kit", "schema": kit.SCHEMA, "model": model_digest(bundle), "name": name}
+        with atomic_path(folder / kit.KIT_FILE) as temporary:
             temporary.write_text(json.dumps({**content, "networks": entries}, indent=1) + "\n", encoding="utf-8")
-        with atomic_path(folder / SCRIPT) as temporary:
-            shutil.copyfile(Path(standalone.__file__), temporary)
+        for module, file in ((kit, SCRIPT), (machine, "machine.py")):
+            with atomic_path(folder / file) as temporary:
+                shutil.copyfile(str(module.__file__), temporary)
     return len(networks)
 
 
@@ -137,7 +139,7 @@ def read_measurements(path: Path, model: str) -> Measurements:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["litheseg"], content["schema"]) != ("measurements", standalone.SCHEMA):
+        if (content["litheseg"], content["schema"]) != ("measurements", kit.SCHEMA):
             raise ValueError(f"it is '{content['litheseg']}' of schema {content['schema']}")
         samples = {Candidate.from_dict(row): _samples(row["ms"]) for row in content["rows"]}
         fps = None if content["fps"] is None else float(content["fps"])

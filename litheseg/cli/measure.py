@@ -9,9 +9,8 @@ from litheseg.bundle.exported import RUNTIMES
 from litheseg.cli.options import bundle_argument, fps_option, parse_counts, parse_sizes, widths_option
 from litheseg.cli.printing import say
 from litheseg.errors import LithesegError
-from litheseg.runtime.kit import measure_export
+from litheseg.runtime.kit import RESULT_FILE, measure_export
 from litheseg.runtime.networks import is_export
-from litheseg.runtime.standalone import RESULT_FILE
 
 __all__ = ["add", "run"]
 

@@ -24,11 +24,11 @@ from torch import nn
 from litheseg.cost.counting import LayerCost, layer_table
 from litheseg.cost.widths import WidthCost, input_size, plain_models
 from litheseg.errors import LithesegError, ModelError
+from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
 from litheseg.models.inference import evaluating, threads_limited
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.runtime.latency import Latency, Scope
-from litheseg.runtime.standalone import interleave
 
 __all__ = ["LayerPair", "Pair", "compare_dense", "dense_copy", "layer_pairs"]
 

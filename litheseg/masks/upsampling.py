@@ -34,6 +34,7 @@ from typing import cast
 import numpy as np
 
 from litheseg.errors import DataError, LithesegError
+from litheseg.machine import cores
 from litheseg.masks import upsampling_arrays
 from litheseg.masks.axes import Axis, axis_of, part_of
 
@@ -180,14 +181,9 @@ class _Threads:
 _threads = _Threads()
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _share(work: Callable[[int, int], None], total: int, pixels: int, threads: int | None) -> None:
     """Run `work` on the cell rows 0 to `total`, in as many threads as the pixels are worth; this one is among them."""
-    threads = threads or _cores()
+    threads = threads or cores()
     parts = max(1, min(_SHARES * threads, pixels // _SHARE, total)) if threads > 1 else 1
     bounds = [total * part // parts for part in range(parts + 1)]
     pending = list(itertools.pairwise(bounds))

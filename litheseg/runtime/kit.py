@@ -1,25 +1,109 @@
-"""Timing an export where it will run: the networks that it holds, alone, as a benchmark kit times them.
+"""Time networks alone, on a machine with or without litheseg; write measurements.json for `litheseg fit --measured`.
 
-A kit (`litheseg.budget.target`) is for machines without litheseg; this is for those with the base install. Both write
-the same measurements, from which `litheseg fit --measured` chooses on the workstation.
+`litheseg measure` times an export with `measure_export`. For a machine without litheseg it copies this file into a
+benchmark kit, as measure.py, beside machine.py, kit.json and the networks. There it needs Python 3.9 or newer, NumPy,
+and onnxruntime or openvino (or both).
 
-Usage:
-    >>> content = measure_export("exports/street", "measurements.json", threads=(1, 4))
+What is timed is the network alone: a uint8 image of the network's size in, float32 logits out. Decoding, resizing and
+the mask at full size are left out: on a target box they are done by whatever is used there.
+
+    python measure.py                           every network, in every runtime that is installed
+    python measure.py --threads 1,2,4           with other numbers of CPU threads than 1 and all
+    python measure.py --only w0.5-180x240-fp32 --repeats 300      some again, with more repeats
+    python measure.py --fps 15                  as for a camera: an image every 67 ms, and nothing to do meanwhile
+
+Networks take turns (see machine.py). Passes follow each other at once. Where images come at a frame rate, cores rest
+between them and threads must be woken, which takes time: --fps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import functools
+import hashlib
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from litheseg.bundle.exported import Artefact, Export, load_export
-from litheseg.errors import LithesegError
-from litheseg.runtime.standalone import RESULT_FILE, Unusable, measure_kit, write_measurements
+import numpy as np
 
-__all__ = ["measure_export"]
+if __name__ == "__main__":  # in a kit
+    from machine import cores, host_facts, interleave  # type: ignore[import-not-found]
+else:
+    from litheseg.machine import cores, host_facts, interleave
 
-_FORMATS = ("onnx", "openvino")
+if TYPE_CHECKING:
+    from litheseg.bundle.exported import Artefact, Export
+
+__all__ = [
+    "KIT_FILE",
+    "PERCENTILES",
+    "RESULT_FILE",
+    "SCHEMA",
+    "Unusable",
+    "main",
+    "measure_export",
+    "measure_kit",
+    "summary",
+    "write_measurements",
+]
+
+SCHEMA = 1
+"""Of kit.json and measurements.json."""
+KIT_FILE, RESULT_FILE = "kit.json", "measurements.json"
+PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+
+Network = Callable[[np.ndarray], Any]
+
+
+class Unusable(Exception):
+    """A kit that cannot be timed, or a runtime that cannot run it; the message says how to mend it."""
+
+
+def summary(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Percentiles, mean and number."""
+    values = np.asarray(milliseconds, dtype=np.float64)
+    found = {f"p{percent}": round(float(np.percentile(values, percent)), 4) for percent in PERCENTILES}
+    return {**found, "mean": round(float(values.mean()), 4), "repeats": len(values)}
+
+
+# --- runtimes --------------------------------------------------------------------------------------------------------
+
+
+def _in_onnxruntime(path: Path, threads: int) -> Network:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})[0]
+
+
+def _in_openvino(path: Path, threads: int) -> Network:
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    request = _openvino_core().compile_model(str(path), "CPU", settings).create_infer_request()
+    return lambda image: request.infer({0: image}, share_inputs=True)[0]
+
+
+@functools.cache  # one for all: where cores come and go, OpenVINO leaves signals without a stack
+def _openvino_core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+_RUNTIMES: dict[str, Callable[[Path, int], Network]] = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def measure_export(
@@ -47,13 +131,16 @@ def measure_export(
     Raises:
         LithesegError: nothing that could be timed here.
     """
-    export = export if isinstance(export, Export) else load_export(export)
-    networks = [_entry(export, artefact) for artefact in export.artefacts if artefact.format in _FORMATS]
-    kit = {"model": export.provenance.get("model", ""), "name": export.path.name, "networks": networks}
+    from litheseg.bundle.exported import load_export
+    from litheseg.errors import LithesegError
+
+    opened = load_export(export) if isinstance(export, (str, Path)) else export
+    networks = [_entry(opened, artefact) for artefact in opened.artefacts if artefact.format != "torch"]
+    kit = {"model": opened.provenance.get("model", ""), "name": opened.path.name, "networks": networks}
     try:
-        content = measure_kit(kit, export.folder, threads=threads, runtimes=runtimes, repeats=repeats, fps=fps)
+        content = measure_kit(kit, opened.folder, threads=threads, runtimes=runtimes, repeats=repeats, fps=fps)
     except Unusable as error:
-        raise LithesegError(f"{export.path}: {error}") from error
+        raise LithesegError(f"{opened.path}: {error}") from error
     write_measurements(Path(output), content)
     return content
 
@@ -61,17 +148,232 @@ def measure_export(
 def _entry(export: Export, artefact: Artefact) -> dict[str, Any]:
     """A network as kit.json has it; one that takes any size is timed at the size that the model was trained at."""
     size = artefact.size or export.header.size
-    name = f"w{artefact.width:g}-{size[0]}x{size[1]}-{artefact.precision}"
     # The format made for a runtime is what runs there: OpenVINO reads ONNX only where there is nothing else.
-    own = "openvino" in {other.format for other in export.artefacts}
-    runtimes = ["onnxruntime"] if artefact.format == "onnx" and own else list(artefact.runtimes)
+    only_onnx = artefact.format == "onnx" and any(other.format == "openvino" for other in export.artefacts)
+    facts = {name: getattr(artefact, name) for name in ("width", "precision", "layout", "path")}
     return {
-        "id": name,
-        "width": artefact.width,
+        **facts,
+        "id": f"w{artefact.width:g}-{size[0]}x{size[1]}-{artefact.precision}",
         "size": list(size),
-        "precision": artefact.precision,
-        "layout": artefact.layout,
-        "path": artefact.path,
         "files": dict(artefact.files),
-        "runtimes": runtimes,
+        "runtimes": ["onnxruntime"] if only_onnx else list(artefact.runtimes),
     }
+
+
+def measure_kit(
+    kit: Mapping[str, Any],
+    folder: Path,
+    *,
+    only: Sequence[str] | None = None,
+    runtimes: Sequence[str] | None = None,
+    threads: Sequence[int] | None = None,
+    repeats: int = 90,
+    warmup: int = 5,
+    fps: float | None = None,
+    together: int = 24,
+) -> dict[str, Any]:
+    """Time networks alone, in turns.
+
+    Args:
+        kit: ``model`` (a digest), ``name`` and ``networks``, each with ``id``, ``width``, ``size``, ``precision``,
+            ``layout``, ``path`` and ``files``, and, where not every runtime takes it, ``runtimes``.
+        folder: where the paths begin.
+        only: ids of the networks; None for all.
+        runtimes: "onnxruntime", "openvino" or both; None for those that are installed.
+        threads: numbers of CPU threads; None for 1 and all.
+        repeats: timed passes of each.
+        warmup: untimed passes of each before.
+        fps: images a second, as of a camera; None for no pause.
+        together: networks in memory that take turns at once.
+
+    Returns:
+        The content of measurements.json.
+
+    Raises:
+        Unusable: nothing that could be timed.
+    """
+    chosen = _chosen(kit["networks"], only)
+    installed, skipped = _installed(runtimes or tuple(_RUNTIMES))
+    load, started = [_load()], time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    jobs = [
+        (entry, runtime, count)
+        for entry in chosen
+        for runtime in installed
+        if runtime in entry.get("runtimes", _RUNTIMES)
+        for count in threads or sorted({1, cores()})
+    ]
+    rows: list[dict[str, Any]] = []
+    for first in range(0, len(jobs), together):
+        part = jobs[first : first + together]
+        message = f"{first + 1} to {first + len(part)} of {len(jobs)} in turns, {repeats} repeats ..."
+        print(message, file=sys.stderr)
+        calls = _opened(folder, part, skipped)
+        times = interleave(calls, repeats, warmup=warmup, fps=fps)
+        rows += [_row(*part[index], times[index]) for index in calls]
+    if not rows:
+        raise Unusable("nothing could be timed: " + "; ".join(entry["reason"] for entry in skipped))
+    return {
+        "litheseg": "measurements",
+        "schema": SCHEMA,
+        "model": kit["model"],
+        "name": kit.get("name", ""),
+        "scope": "network",
+        "fps": fps,
+        "host": host_facts(),
+        "started": started,
+        "load_average": {"before": load[0], "after": _load()},
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "rows": rows,
+        "skipped": skipped,
+    }
+
+
+def _chosen(networks: Sequence[dict[str, Any]], only: Sequence[str] | None) -> Sequence[dict[str, Any]]:
+    known = [entry["id"] for entry in networks]
+    for name in only or ():
+        if name not in known:
+            raise Unusable(f"--only {name}: the kit has {', '.join(known)}")
+    return [entry for entry in networks if not only or entry["id"] in only]
+
+
+def _installed(names: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The runtimes that can be imported, and why others cannot."""
+    found, missing = [], []
+    for name in names:
+        try:
+            importlib.import_module(name)
+            found.append(name)
+        except ImportError as error:
+            missing.append({"runtime": name, "reason": f"{name} cannot be imported ({error}): pip install {name}"})
+    if not found:
+        raise Unusable("; ".join(entry["reason"] for entry in missing))
+    return found, missing
+
+
+def _opened(
+    folder: Path, jobs: Sequence[tuple[Any, str, int]], skipped: list[dict[str, Any]]
+) -> dict[int, Callable[[], Any]]:
+    """One pass of each network, by the index of its job; what cannot be opened or run goes to `skipped`."""
+    calls: dict[int, Callable[[], Any]] = {}
+    for index, (entry, runtime, threads) in enumerate(jobs):
+        shape = (1, *entry["size"], 3) if entry["layout"] == "NHWC" else (1, 3, *entry["size"])
+        image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        try:
+            network = _RUNTIMES[runtime](folder / entry["path"], threads)
+            network(image)  # fails now rather than among the others
+            calls[index] = functools.partial(network, image)
+        except Exception as error:  # whatever a runtime says of a network that it cannot run
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            skipped.append({"id": entry["id"], "runtime": runtime, "threads": threads, "reason": reason})
+    return calls
+
+
+def _row(entry: Mapping[str, Any], runtime: str, threads: int, times: Sequence[float]) -> dict[str, Any]:
+    facts = {name: entry[name] for name in ("id", "width", "size", "precision", "files")}
+    milliseconds = [round(value, 4) for value in times]
+    return {**facts, "runtime": runtime, "threads": threads, **summary(times), "ms": milliseconds}
+
+
+def _load() -> list[float] | None:
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def write_measurements(path: Path, content: Mapping[str, Any]) -> None:
+    """Write measurements.json, whole or not at all, and show what it holds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SystemExit(f"error: cannot write {path} ({error.strerror}); give another file with --output") from error
+    host = content["host"]
+    rate = f", {content['fps']:g} images a second" if content["fps"] else ""
+    print(f"{host['cpu']}, {host['cores']} cores; the network alone{rate}, milliseconds\n")
+    print(f"{'network':<28}{'runtime':<13}{'threads':>7}{'p50':>9}{'p95':>9}{'p99':>9}")
+    for row in content["rows"]:
+        times = "".join(f"{row[name]:>9.2f}" for name in ("p50", "p95", "p99"))
+        print(f"{row['id']:<28}{row['runtime']:<13}{row['threads']:>7}{times}")
+    for entry in content["skipped"]:
+        print(f"left out: {entry.get('id', '')} {entry['runtime']}: {entry['reason']}")
+    print(f"\nwritten: {path}\nnext, where litheseg is: litheseg fit MODEL --measured {path.name} ...")
+
+
+# --- the script of a kit ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure a kit; 0 for success, 2 with one line on standard error where that is not possible."""
+    options = vars(_parser().parse_args(arguments))
+    folder, output = options.pop("kit"), options.pop("output")
+    try:
+        content = measure_kit(_read_kit(folder), folder, **options)
+    except Unusable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_measurements(output, content)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    here = Path(__file__).resolve().parent
+    add = parser.add_argument
+    add("--kit", type=Path, default=here, metavar="DIR", help="folder of kit.json [where this file is]")
+    add("--output", type=Path, default=here / RESULT_FILE, metavar="FILE", help=f"[{RESULT_FILE}]")
+    add("--repeats", type=_positive, default=90, metavar="N", help="timed passes of each [90]")
+    add("--fps", type=_rate, metavar="N", help="images a second, as of a camera [no pause]")
+    add("--warmup", type=_positive, default=5, metavar="N", help="untimed passes of each before [5]")
+    add("--threads", type=_positives, metavar="N,N", help="CPU threads to try [1 and all]")
+    add("--runtime", dest="runtimes", choices=tuple(_RUNTIMES), action="append", help="[those that are installed]")
+    add("--only", action="append", metavar="ID", help="a network of the kit, may be repeated [all]")
+    add("--together", type=_positive, default=24, metavar="N", help="networks in memory that take turns at once [24]")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_positive(part.strip()) for part in text.split(",")))
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no rate; write images a second, such as 15")
+    return value
+
+
+def _read_kit(folder: Path) -> dict[str, Any]:
+    path = folder / KIT_FILE
+    try:
+        kit = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unusable(
+            f"{path} cannot be read ({error}); copy the whole folder that `litheseg measure` wrote"
+        ) from error
+    if not isinstance(kit, dict) or kit.get("litheseg") != "kit" or kit.get("schema") != SCHEMA:
+        raise Unusable(f"{path} is no kit of this version; write it anew with `litheseg measure`")
+    for entry in kit["networks"]:
+        for name, digest in entry["files"].items():
+            _check(folder / name, digest)
+    return kit
+
+
+def _check(path: Path, digest: str) -> None:
+    try:
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise Unusable(f"{path} is missing ({error.strerror}); copy the whole folder") from error
+    if actual != digest:
+        raise Unusable(f"{path} is not the file that was written (its checksum differs); copy the folder again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

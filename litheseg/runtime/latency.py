@@ -1,30 +1,42 @@
-"""Latencies: what they are of (the network alone, or end to end), and what timings allow to be said of a percentile.
+"""Latencies: what they are of (the network alone, or end to end), how they are measured, and what they prove.
+
+End to end is what a user waits for: a uint8 image of the camera's size in, a uint8 mask of that size out. What is timed
+is the pipeline that is used (`pipeline`). Pipelines take turns (`litheseg.machine.interleave`); within its turn, one
+passes image after image at once, or at a camera's frame rate. The image should look like what will come: of noise,
+every pixel would be a border, and labels would take many times as long.
 
 Latencies have long tails that no normal distribution describes, so nothing here assumes one. "The 95th percentile is
 within the budget" says that a pass exceeds the budget with a probability of at most 5 %: how many passes did is then
 binomial, and the tests are exact. They take passes for independent, which neighbours in time are not quite: levels are
 chosen accordingly small.
 
-It does not know candidates, clocks or budgets' names.
-
 Usage:
-    >>> times = Latency(Scope.END_TO_END, [9.8, 10.1, 10.0, 14.2])
-    >>> times.percentile(50), times.clearly_above(budget=9.0, percentile=95)
-    (10.05, False)
+    >>> pipelines = {"narrow": Pipeline(open_engine("exports/street", width=0.25), size=(360, 480))}
+    >>> times = measure(pipelines, [image], repeats=90)["narrow"][Scope.END_TO_END]
+    >>> times.percentile(95), times.clearly_above(budget=9.0, percentile=95)
+    (11.4, True)
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+import numpy as np
 
 from litheseg.errors import LithesegError
+from litheseg.machine import interleave
+from litheseg.runtime.pipeline import STAGES, Pipeline
+from litheseg.streets import render_street
 
-__all__ = ["Latency", "Scope", "check_percentile", "needed_repeats"]
+__all__ = ["Latency", "Scope", "Stages", "check_percentile", "measure", "needed_repeats", "street_frames"]
+
+K = TypeVar("K", bound=Hashable)
 
 _CONFIDENCE = 0.95
 _CLEARLY = 1e-4  # of the tests that drop something: a thousand candidates may be tested
@@ -69,7 +81,7 @@ class Latency:
     def clearly_above(self, budget: float, percentile: float) -> bool:
         """Whether so many passes exceed the budget that the percentile cannot be within it (level 0.0001)."""
         exceed = sum(value > budget for value in self.ms)
-        return _chance(exceed, len(self.ms), 1 - percentile / 100) < _CLEARLY
+        return _at_least(exceed, len(self.ms), 1 - percentile / 100) < _CLEARLY
 
     def upper_bound(self, percentile: float) -> float | None:
         """Below which the percentile lies with 95 % confidence; None where there are too few samples to say.
@@ -92,14 +104,78 @@ class Latency:
         }
 
 
+Stages = Mapping[Scope, Latency]
+"""Latencies of one pipeline: of each stage, and of all together as `Scope.END_TO_END`."""
+
+
+def measure(
+    pipelines: Mapping[K, Pipeline],
+    images: Sequence[np.ndarray],
+    *,
+    repeats: int = 60,
+    warmup: int = 3,
+    fps: float | None = None,
+) -> dict[K, Stages]:
+    """Time pipelines side by side.
+
+    Args:
+        pipelines: by name.
+        images: uint8 H x W x 3; each pipeline takes them in turn.
+        repeats: timed images of each pipeline, >= 1.
+        warmup: untimed images of each, before.
+        fps: images a second, as from a camera; None for one after the other.
+
+    Returns:
+        By name: milliseconds of every `Scope`.
+
+    Raises:
+        LithesegError: numbers out of range.
+        DataError: an image that an engine does not take.
+    """
+    if repeats < 1 or warmup < 0:
+        raise LithesegError(f"timing needs repeats >= 1 and warmup >= 0, not {repeats} and {warmup}")
+    if fps is not None and not fps > 0:
+        raise LithesegError(f"fps is {fps:g}; give images a second, such as 15")
+    calls = {name: partial(_next, pipeline, itertools.cycle(images)) for name, pipeline in pipelines.items()}
+    times = interleave(calls, repeats, warmup=warmup, fps=fps, timed=lambda call: call())
+    return {name: _by_scope(rows) for name, rows in times.items()}
+
+
+def street_frames(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
+    """Rendered street scenes, uint8 H x W x 3: stand-ins where there are no images of the camera."""
+    return [np.ascontiguousarray(render_street(np.random.default_rng(seed), size)[0]) for seed in range(count)]
+
+
+def _next(pipeline: Pipeline, images: Iterator[np.ndarray]) -> tuple[float, ...]:
+    return pipeline.stages(next(images))
+
+
+def _by_scope(rows: Sequence[tuple[float, ...]]) -> Stages:
+    columns = dict(zip(map(Scope, STAGES), zip(*rows, strict=True), strict=True)) | {
+        Scope.END_TO_END: tuple(map(sum, rows))
+    }
+    return {scope: Latency(scope, list(times)) for scope, times in columns.items()}
+
+
+def check_percentile(percentile: float) -> float:
+    """`percentile` where it is in [50, 99.9].
+
+    Raises:
+        LithesegError: it is not.
+    """
+    if not 50 <= percentile <= 99.9:
+        raise LithesegError(f"percentile {percentile:g} is outside [50, 99.9]; 95 is usual, 99 takes 5 times as long")
+    return float(percentile)
+
+
 def needed_repeats(percentile: float) -> int:
-    """Timed passes from which a percentile, and a bound of it with 95 % confidence, can be told: 59 for the 95th."""
+    """Timed passes from which a percentile, and a bound of it with 95 % confidence, can be stated: 59 for the 95th."""
     return max(20, math.ceil(math.log(1 - _CONFIDENCE) / math.log(percentile / 100)))
 
 
 @lru_cache(maxsize=4096)
-def _chance(exceed: int, repeats: int, share: float) -> float:
-    """Of at least `exceed` in so many repeats, each with a probability of `share`."""
+def _at_least(exceed: int, repeats: int, share: float) -> float:
+    """The probability of at least `exceed` in so many repeats, each with a probability of `share`."""
     return math.fsum(_binomial(count, repeats, share) for count in range(exceed, repeats + 1))
 
 
@@ -116,16 +192,5 @@ def _quantile(confidence: float, repeats: int, share: float) -> int:
 
 def _binomial(count: int, repeats: int, share: float) -> float:
     """The probability of so many in so many repeats, each with a probability of `share`."""
-    ways = math.lgamma(repeats + 1) - math.lgamma(count + 1) - math.lgamma(repeats - count + 1)
-    return math.exp(ways + count * math.log(share) + (repeats - count) * math.log1p(-share))
-
-
-def check_percentile(percentile: float) -> float:
-    """`percentile` where it is in [50, 99.9].
-
-    Raises:
-        LithesegError: it is not.
-    """
-    if not 50 <= percentile <= 99.9:
-        raise LithesegError(f"percentile {percentile:g} is outside [50, 99.9]; 95 is usual, 99 takes 5 times as long")
-    return float(percentile)
+    orders = math.lgamma(repeats + 1) - math.lgamma(count + 1) - math.lgamma(repeats - count + 1)
+    return math.exp(orders + count * math.log(share) + (repeats - count) * math.log1p(-share))

@@ -15,9 +15,9 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
+from litheseg.machine import cores
 from litheseg.runtime.jobs import Job
 from litheseg.runtime.labeller import JobOutcome, Labeller
-from litheseg.runtime.standalone import cores
 
 __all__ = ["default_workers", "run_local"]
 

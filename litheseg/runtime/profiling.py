@@ -1,7 +1,7 @@
 """What every width of a model costs: counted on paper and timed end to end, in the runtimes that will run it.
 
 Rows are widths in runtimes and precisions. All of them take turns, so that they can be compared; milliseconds are those
-of an image of the camera's size to its mask, stage by stage (`timing`). What is counted is the plain network of a
+of an image of the camera's size to its mask, stage by stage (`latency`). What is counted is the plain network of a
 width; an export holds none, and is only timed. It does not know accuracy, nor what a layer costs in time.
 
 Usage:
@@ -22,10 +22,9 @@ from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.engines import Engine, open_engine
-from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.latency import Latency, Scope, Stages, measure, street_frames
 from litheseg.runtime.networks import is_export
 from litheseg.runtime.pipeline import STAGES, Pipeline
-from litheseg.runtime.timing import Stages, measure, street_frames
 from litheseg.tables import Table
 
 __all__ = ["Profile", "Profiled", "profile", "profile_table"]

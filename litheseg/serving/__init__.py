@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litheseg.errors import LithesegError, MissingExtraError
+from litheseg.machine import cores
 from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.standalone import cores
 from litheseg.serving.hosts import is_loopback
 from litheseg.serving.settings import ServerSettings, read_api_key
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from litheseg.errors import LithesegError
-from litheseg.runtime.standalone import cores
+from litheseg.machine import cores
 
 __all__ = ["ServerSettings", "read_api_key"]
 

@@ -12,9 +12,9 @@ import turns
 from registry import registered
 from tiny_export import build_tiny, tiny_bundle
 
-from litheseg.runtime import standalone
+from litheseg import machine
 from litheseg.runtime.engines import Engine
-from litheseg.runtime.timing import Pipeline
+from litheseg.runtime.pipeline import Pipeline
 
 _registered = registered(tiny=build_tiny)
 
@@ -38,7 +38,7 @@ def test_ways_differ_by_what_a_turn_begins_with(
     way: str, waits: bool, runs_again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[None] = []
-    monkeypatch.setattr(standalone, "settle", lambda: waited.append(None))
+    monkeypatch.setattr(machine, "settle", lambda: waited.append(None))
     monkeypatch.setattr(turns, "REPEATS", 6)
     monkeypatch.setattr(turns, "PACE", 1000.0)
     engine = Blank()

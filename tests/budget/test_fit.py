@@ -277,7 +277,7 @@ def test_measure_writes_a_kit(bundle: Bundle, tmp_path: Path, capsys: pytest.Cap
     words = ["measure", str(bundle.path), "--widths", ".5", "--sizes", "32x48", "--output", str(tmp_path / "kit")]
     assert main(words) == 0
     assert "1 network and measure.py" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "kit").iterdir()} == {"kit.json", "measure.py", "networks"}
+    assert {path.name for path in (tmp_path / "kit").iterdir()} == {"kit.json", "machine.py", "measure.py", "networks"}
 
 
 def test_two_kits_do_not_go_to_one_folder(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

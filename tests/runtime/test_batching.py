@@ -15,8 +15,8 @@ from litheseg.deploy.torch_engine import ModuleEngine
 from litheseg.errors import LithesegError
 from litheseg.runtime.batching import Shared
 from litheseg.runtime.engines import Engine
+from litheseg.runtime.latency import street_frames
 from litheseg.runtime.pipeline import Pipeline
-from litheseg.runtime.timing import street_frames
 
 
 class Gpu(Engine):

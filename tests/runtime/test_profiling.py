@@ -9,18 +9,17 @@ from tiny_budget import untrained
 from torch import nn
 
 import litheseg
+from litheseg import machine
 from litheseg.cli import main
 from litheseg.cost import width_costs
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import DataError, LithesegError
 from litheseg.models.bundle import Bundle
-from litheseg.runtime import standalone
 from litheseg.runtime.engines import Engine
-from litheseg.runtime.latency import Scope
+from litheseg.runtime.latency import Scope, measure, street_frames
 from litheseg.runtime.pipeline import STAGES, Pipeline
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.profiling import profile, profile_table
-from litheseg.runtime.timing import measure, street_frames
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_stages_add_up() -> None:
 
 
 def test_every_pipeline_sees_the_same_images_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standalone, "_AGAIN", 0.0)  # one untimed pass a turn, however fast
+    monkeypatch.setattr(machine, "_AGAIN", 0.0)  # one untimed pass a turn, however fast
     engines = {name: FakeEngine() for name in "ab"}
     pictures = [np.zeros((8 * (i + 1), 8, 3), np.uint8) for i in range(3)]
     result = measure({name: Pipeline(engine) for name, engine in engines.items()}, pictures, repeats=4, warmup=2)

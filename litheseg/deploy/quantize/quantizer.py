@@ -41,10 +41,10 @@ from litheseg.deploy.quantize.report import (
 )
 from litheseg.deploy.samples import CalibrationImages, Samples
 from litheseg.errors import LithesegError
+from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope
-from litheseg.runtime.standalone import interleave
 
 __all__ = ["Quantizer", "fewest_kept", "output_error"]
 

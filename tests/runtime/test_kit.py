@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from tiny_budget import untrained
 
+from litheseg import machine
 from litheseg.budget.candidates import Candidate, Network
 from litheseg.budget.target import SCRIPT, kit_networks, read_measurements, write_kit
 from litheseg.errors import LithesegError
+from litheseg.machine import host_facts, interleave, settle
 from litheseg.models.bundle import Bundle, model_digest
-from litheseg.runtime import standalone
-from litheseg.runtime.standalone import host_facts, interleave, settle, summary
+from litheseg.runtime import kit as script
+from litheseg.runtime.kit import summary
 
 RUNTIME = "onnxruntime"
 NOTHING = {"litheseg": "measurements", "schema": 1, "model": "mine", "host": {}, "fps": None, "rows": []}
@@ -46,6 +48,7 @@ class Absent:
             raise ImportError(name + " is not on the target")
 sys.meta_path.insert(0, Absent())
 sys.argv[0] = {str(kit / SCRIPT)!r}
+sys.path.insert(0, {str(kit)!r})  # as `python measure.py` does
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
@@ -88,7 +91,7 @@ class Simulated:
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Simulated:
     clock = Simulated()
-    monkeypatch.setattr(standalone, "time", clock)
+    monkeypatch.setattr(machine, "time", clock)
     return clock
 
 
@@ -163,8 +166,9 @@ def test_facts_name_the_machine() -> None:
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_the_script_is_this_module_and_runs_alone(kit: Path, bundle: Bundle) -> None:
-    assert (kit / SCRIPT).read_text() == Path(standalone.__file__).read_text()
+def test_the_script_is_this_module_and_runs_without_litheseg(kit: Path, bundle: Bundle) -> None:
+    for module, name in ((script, SCRIPT), (machine, "machine.py")):
+        assert (kit / name).read_text() == Path(str(module.__file__)).read_text()
     done = run(kit, "--threads", "1", "--repeats", "4", "--runtime", RUNTIME)
     assert done.returncode == 0, done.stderr
     assert "w0.8-32x48-fp32" in done.stdout
@@ -206,7 +210,7 @@ def test_wrong_usage_of_the_script(
 ) -> None:
     arguments = ["--kit", str(kit), *options] if "--kit" not in options else options
     try:
-        status = standalone.main(arguments)
+        status = script.main(arguments)
     except SystemExit as stop:
         status = int(stop.code or 0)
     assert status == 2 and message in capsys.readouterr().err
@@ -218,10 +222,10 @@ def test_a_changed_network_is_refused(kit: Path, tmp_path: Path, capsys: pytest.
     shutil.copytree(kit, tmp_path / "kit")
     [network, *_] = (tmp_path / "kit" / "networks").rglob("*.onnx")
     network.write_bytes(network.read_bytes()[:-1])
-    assert standalone.main(["--kit", str(tmp_path / "kit")]) == 2
+    assert script.main(["--kit", str(tmp_path / "kit")]) == 2
     assert "checksum differs" in capsys.readouterr().err
     network.unlink()
-    assert standalone.main(["--kit", str(tmp_path / "kit")]) == 2
+    assert script.main(["--kit", str(tmp_path / "kit")]) == 2
     assert "is missing" in capsys.readouterr().err
 
 

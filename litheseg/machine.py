@@ -1,0 +1,162 @@
+"""This machine: its cores, what it is, and how to time calls on it in turns.
+
+A benchmark kit holds this file beside its script, so it needs Python 3.9 or newer and nothing else.
+
+Calls take turns, round after round, in rotating order: whatever else the machine does slows all of them alike. A turn
+waits until the threads of the call before have stopped spinning; then come passes that are not timed, since the
+processor knows the others' data and branches, and then a few that are: as when one network runs alone.
+
+Usage:
+    >>> times = interleave({"narrow": lambda: narrow(image), "wide": lambda: wide(image)}, repeats=90)
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["cores", "host_facts", "interleave", "milliseconds", "settle"]
+
+_BURST, _TURNS = 3, 20  # a turn has so many timed passes at least, a call so many turns at most
+_AGAIN = 0.02  # seconds of passes that are not timed, at the beginning of a turn
+_WINDOW, _IDLE = 0.005, 0.2  # seconds; the share of one core below which no thread spins
+
+Call = Callable[[], Any]
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_facts() -> dict[str, Any]:
+    """What a measurement depends on: processor, cores, system, versions."""
+    packages = ("numpy", "onnxruntime", "openvino", "torch")
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {name: found for name in packages if (found := _version(name))},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    found = facts.get("model name") or facts.get("Model") or facts.get("Hardware")
+    if not found and platform.system() == "Darwin":
+        answer = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        found = answer.stdout.strip()
+    return found or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # packages that were copied to a box have no metadata
+        return str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+def milliseconds(call: Call) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def interleave(
+    calls: Mapping[K, Call],
+    repeats: int,
+    *,
+    warmup: int = 3,
+    fps: float | None = None,
+    timed: Callable[[Call], T] = milliseconds,  # type: ignore[assignment]
+) -> dict[K, list[T]]:
+    """Time each call `repeats` times, all of them in turns.
+
+    A turn is at least three timed passes, more where otherwise there would be more than twenty turns. Before it, this
+    waits for idle threads, see `settle`, and runs the call for 20 ms, once at least, untimed: after the others' turns
+    the first passes of a small network are slower.
+
+    Args:
+        calls: by name.
+        repeats: timed passes of each, >= 1.
+        warmup: untimed passes of each before anything is timed.
+        fps: of the passes of one turn so many begin in a second, as a camera's images come; one that cannot, since the
+            pass before it took longer, begins at once, and only one is untimed. None: each follows the one before.
+        timed: makes a timed call and says how long it took.
+
+    Returns:
+        What `timed` said, by name, in the order in which it was measured.
+    """
+    names = list(calls)
+    burst = max(_BURST, math.ceil(repeats / _TURNS))
+    times: dict[K, list[T]] = {name: [] for name in names}
+    for name in names:
+        for _ in range(warmup):
+            calls[name]()
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()  # the collector is kept out, as timeit does
+    try:
+        for turn in range(math.ceil(repeats / burst) if names else 0):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:  # no call always has the same neighbour
+                settle()
+                began = _run_again(calls[name], 0.0 if fps else _AGAIN)
+                for _ in range(min(burst, repeats - turn * burst)):
+                    if fps:
+                        time.sleep(max(0.0, began + 1 / fps - time.monotonic()))
+                    began = time.monotonic()
+                    times[name].append(timed(calls[name]))
+    finally:
+        if enabled:
+            gc.enable()
+    return times
+
+
+def _run_again(call: Call, seconds: float) -> float:
+    """Run it once, and again until so much time has passed; when the last pass began."""
+    began = first = time.monotonic()
+    call()
+    while time.monotonic() - first < seconds:
+        began = time.monotonic()
+        call()
+    return began
+
+
+def settle(limit: float = 2.0) -> bool:
+    """Wait until this process computes no more: runtimes let their threads spin for a while after a pass.
+
+    ONNX Runtime's spin for a fixed number of loops, which takes tens of milliseconds or more, OpenMP's for some; who
+    runs meanwhile has as many cores fewer.
+
+    Args:
+        limit: seconds to wait at most.
+
+    Returns:
+        Whether it is idle now.
+    """
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        used = time.process_time()
+        time.sleep(_WINDOW)
+        if time.process_time() - used < _IDLE * _WINDOW:
+            return True
+    return False
