@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from typing import Any
 
-from litheseg.cli.options import data_argument, json_option, open_data, parse_size
+from litheseg.cli.options import data_argument, json_option, parse_size
 from litheseg.cli.printing import print_json, show
-from litheseg.data import fetch, partition
+from litheseg.data import choose_labelled, describe, fetch, make_streets
 from litheseg.data.download import CAMVID_URL
-from litheseg.data.export import write_folder
-from litheseg.data.source import Source
-from litheseg.data.splits import write_list
-from litheseg.data.streets import Streets
 
 __all__ = ["add", "run"]
 
@@ -53,23 +50,21 @@ def run(args: Namespace) -> None:
     if args.action == "fetch":
         show(str(fetch(args.name, args.folder, url=args.url or CAMVID_URL, sha256=args.sha256)))
     elif args.action == "make":
-        source = Streets(train=args.train, val=args.val, size=args.size, seed=args.seed)
-        folder = write_folder(source, args.folder, progress=True)
+        options = {"train": args.train, "val": args.val, "size": args.size, "seed": args.seed}
+        folder = make_streets(args.folder, **options, progress=True)
         show(f"{folder}: {args.train} training and {args.val} validation scenes")
     elif args.action == "info":
-        _data_info(open_data(args), args.json)
+        _data_info(describe(args.data, args.source), args.json)
     else:
-        ids = [sample.id for sample in open_data(args).samples("train")]
-        chosen = partition(ids, ratio=args.ratio, count=args.count, seed=args.seed)
-        write_list(args.output, chosen.labelled)
-        show(f"{args.output}: {len(chosen.labelled)} of {len(ids)} training images; use it as --data.labelled")
+        options = {"output": args.output, "ratio": args.ratio, "count": args.count, "seed": args.seed}
+        chosen = choose_labelled(args.data, args.source, **options)
+        labelled, total = len(chosen.labelled), len(chosen.labelled) + len(chosen.unlabelled)
+        show(f"{args.output}: {labelled} of {total} training images; use it as --data.labelled")
 
 
-def _data_info(source: Source, as_json: bool) -> None:
-    splits = {split: len(source.samples(split)) for split in source.splits()}
-    facts = {"source": source.name, "licence": source.licence or "not stated", "citation": source.citation}
+def _data_info(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        return print_json({**facts, "splits": splits, "classes": source.classes.names})
-    counts = ", ".join(f"{split} {count}" for split, count in splits.items())
-    for name, value in {**facts, "splits": counts, "classes": ", ".join(source.classes.names)}.items():
+        return print_json(facts)
+    counts = ", ".join(f"{split} {count}" for split, count in facts["splits"].items())
+    for name, value in {**facts, "splits": counts, "classes": ", ".join(facts["classes"])}.items():
         show(f"{name + ':':<10}{value or '-'}")

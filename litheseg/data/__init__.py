@@ -15,15 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from litheseg.data.camvid import CamVid
-from litheseg.data.cityscapes import Cityscapes
 from litheseg.data.download import fetch
-from litheseg.data.folder import Folder
+from litheseg.data.folder import FolderSource
+from litheseg.data.public import CamVid, Cityscapes, Voc
 from litheseg.data.source import FileSource, Sample, Source, existing_folder
-from litheseg.data.splits import Partition, partition
-from litheseg.data.streets import Streets
+from litheseg.data.splits import Partition, partition, write_list
+from litheseg.data.streets import Streets, make_streets
 from litheseg.data.unlabelled import Unlabelled, find_unlabelled
-from litheseg.data.voc import Voc
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes
 from litheseg.masks.reading import MAX_PIXELS
@@ -36,8 +34,11 @@ __all__ = [
     "Sample",
     "Source",
     "Unlabelled",
+    "choose_labelled",
+    "describe",
     "fetch",
     "find_unlabelled",
+    "make_streets",
     "open_source",
     "partition",
 ]
@@ -45,7 +46,7 @@ __all__ = [
 SOURCES: dict[str, type[Source]] = {
     "camvid": CamVid,
     "cityscapes": Cityscapes,
-    "folder": Folder,
+    "folder": FolderSource,
     "streets": Streets,
     "voc": Voc,
 }
@@ -55,7 +56,7 @@ _DETECTORS: dict[str, Callable[[Path], bool]] = {
     "cityscapes": Cityscapes.detects,
     "voc": Voc.detects,
     "camvid": CamVid.detects,
-    "folder": Folder.detects,
+    "folder": FolderSource.detects,
 }
 
 
@@ -65,7 +66,7 @@ def open_source(name: str, root: str | Path | None = None, *, max_pixels: int = 
     Args:
         name: a key of `SOURCES`, or "auto" to detect the layout of `root`.
         root: the folder of the data; a source that makes its own images takes none.
-        max_pixels: width times height above which a file is an error; it is told by the file's header.
+        max_pixels: width times height, by the file's header, above which a file is an error.
         options: what the source's constructor takes.
 
     Raises:
@@ -107,3 +108,53 @@ def _detect(root: str | Path | None) -> str:
     raise DataError(
         f"{folder} has no layout that is known; expected e.g. images/ and masks/, or train/ and trainannot/"
     )
+
+
+def describe(data: str | Path | None = None, source: str = "auto") -> dict[str, Any]:
+    """What a data set holds: its "source", "licence" and "citation", images by split ("splits"), and "classes".
+
+    Args:
+        data: the folder of the data; None for a source that makes its own images.
+        source: a key of `SOURCES`, or "auto" to detect the layout.
+
+    Raises:
+        DataError: as `open_source`, and for a split that cannot be used.
+    """
+    opened = open_source(source, data)
+    return {
+        "source": opened.name,
+        "licence": opened.licence or "not stated",
+        "citation": opened.citation,
+        "splits": {split: len(opened.samples(split)) for split in opened.splits()},
+        "classes": opened.classes.names,
+    }
+
+
+def choose_labelled(
+    data: str | Path | None = None,
+    source: str = "auto",
+    *,
+    output: str | Path,
+    ratio: str | float | None = None,
+    count: int | None = None,
+    seed: int = 0,
+) -> Partition:
+    """Choose which training images count as labelled, and write their ids to a list file, one a line.
+
+    Args:
+        data: the folder of the data; None for a source that makes its own images.
+        source: a key of `SOURCES`, or "auto" to detect the layout.
+        output: the list file, for `--data.labelled` of training.
+        ratio: the labelled share in (0, 1], such as "1/8"; either this or `count`.
+        count: the number of labelled images.
+        seed: another one chooses others.
+
+    Raises:
+        DataError: as `open_source` and `partition`.
+        LithesegError: the list cannot be written.
+    """
+    chosen = partition(
+        [sample.id for sample in open_source(source, data).samples("train")], ratio=ratio, count=count, seed=seed
+    )
+    write_list(output, chosen.labelled)
+    return chosen

@@ -31,7 +31,7 @@ from litheseg.data.cache import DecodedImages, DecodedSamples
 from litheseg.data.source import Sample, Source
 from litheseg.data.streams import SemiSupervisedBatches, UnlabelledBatches, mixed_views
 from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views, image_views
-from litheseg.data.unlabelled import Unlabelled, has_labels
+from litheseg.data.unlabelled import Unlabelled
 from litheseg.data.views import UnlabelledViews
 from litheseg.errors import DataError, did_you_mean
 
@@ -211,7 +211,7 @@ class SegmentationData(L.LightningDataModule):
             if part == "train" and self._train_ids is not None:
                 samples = _select(samples, self._train_ids, self._splits[part])
             elif part == "train" and self.unlabelled is not None:
-                samples = tuple(sample for sample in samples if has_labels(sample))
+                samples = tuple(sample for sample in samples if sample.labelled)
             if not samples:
                 raise DataError(f"split '{self._splits[part]}' holds no samples; add images or name another split")
             self._decoded[part] = DecodedSamples(

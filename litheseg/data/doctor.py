@@ -35,7 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 from litheseg.data import open_source
-from litheseg.data.source import DuplicateStemsError, FileSource, Pairing, Sample, Source
+from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.errors import DataError, printable
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
 from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError
@@ -309,19 +309,20 @@ def _usable_samples(source: Source, split: str, findings: list[Finding], refusal
     if pairing is None:
         findings += [] if known else [unusable]
         return ()
+    usable, lone = pairing.pairs, [str(sample.image) for sample in pairing.images]
     if getattr(source, "allow_unlabelled", False):
-        pairing = Pairing(pairing.samples, (), pairing.masks, pairing.missing)
+        usable, lone = pairing.samples, []
     found = []
     for code, what, files in (
-        ("unpaired-image", f"images of '{split}' without a mask", [str(sample.image) for sample in pairing.images]),
+        ("unpaired-image", f"images of '{split}' without a mask", lone),
         ("unpaired-mask", f"masks of '{split}' without an image", [str(path) for path in pairing.masks]),
         ("missing-file", f"list entries of '{split}' without a file", pairing.missing),
     ):
         found += [_finding(code, what, files)] if files else []
-    if not pairing.pairs:
+    if not usable:
         found.append(_finding("empty-split", f"'{split}': {refusal}", [split]))
     findings += found or [unusable]
-    return pairing.pairs
+    return usable
 
 
 # Reading one sample ---------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
-from litheseg.data.camvid import CamVid
+from litheseg.data.public import CamVid
 from litheseg.errors import DataError, did_you_mean
 
 __all__ = ["CAMVID_URL", "download", "extract", "fetch", "sha256_of"]

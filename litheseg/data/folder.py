@@ -1,4 +1,4 @@
-"""Any folder of images and masks, with a `classes.yaml` (see `classes`) that says what the masks mean.
+"""Any folder of images and masks, with a `classes.yaml` (see `masks.classes`) that says what the masks mean.
 
 The layouts that are found by themselves, images and masks pairing by stem:
 
@@ -7,14 +7,16 @@ The layouts that are found by themselves, images and masks pairing by stem:
 * `train/ trainannot/ val/ valannot/`;
 * list files alone, one `image mask` pair a line, relative to the folder.
 
-Other usual names serve too (`imgs`, `labels`, `annotations`, `valid`, ...). Where there is no `val`, a part of
-`train` is held out: always the same one for a seed. It does not guess classes from masks: `litheseg doctor` shows
-what masks hold.
+Other usual names serve too (`imgs`, `labels`, `annotations`, `valid`, ...). Where there is no `val`, a part of `train`
+is held out: always the same one for a random seed. Classes are not guessed from masks: `litheseg doctor` shows what
+masks hold. `write_folder` writes such a folder from any source.
 
 Usage:
-    >>> source = Folder("data/leaves", classes=["background", "leaf"], val_fraction=0.1)
+    >>> source = FolderSource("data/leaves", classes=["background", "leaf"], val_fraction=0.1)
     >>> source.splits()
     ('train', 'val')
+    >>> write_folder(source, "data/copy")
+    PosixPath('data/copy')
 """
 
 from __future__ import annotations
@@ -23,15 +25,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from litheseg.data.source import FileSource, Pairing, Sample, existing_folder, find_images, pair_up
+from rich.console import Console
+from rich.progress import track
+
+from litheseg.data.source import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    FileSource,
+    Pairing,
+    Sample,
+    Source,
+    existing_folder,
+    find_images,
+    pair_up,
+)
 from litheseg.data.splits import partition, read_list
-from litheseg.errors import DataError
-from litheseg.masks.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, read_class_file
+from litheseg.errors import DataError, LithesegError
+from litheseg.files import atomic_folder
+from litheseg.masks.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, class_file_text, read_class_file
+from litheseg.masks.pictures import encode_mask, encode_png
 
-__all__ = ["Folder"]
+__all__ = ["FolderSource", "write_folder"]
 
-_IMAGES = ("images", "image", "imgs", "img")
-_MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt")
 _SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -40,7 +55,7 @@ _SPLITS = {
 _Folders = tuple[Path, Path | None]  # of images, and of masks where there is one
 
 
-class Folder(FileSource):
+class FolderSource(FileSource):
     """Images and masks of your own.
 
     Args:
@@ -84,12 +99,12 @@ class Folder(FileSource):
         self._folders = {} if lists else _split_folders(root)
         self._lists = {} if self._folders else _list_files(root, lists)
         self._flat = _flat_folders(root)
-        if not self._folders and not self._lists and self._flat:
-            self._folders = {"train": self._flat}
         if not self._folders and not self._lists:
-            raise DataError(
-                f"{root} has no layout that is known: expected images/ and masks/, or train.txt; see {__name__}"
-            )
+            if not self._flat:
+                raise DataError(
+                    f"{root} has no layout that is known: expected images/ and masks/, or train.txt; see {__name__}"
+                )
+            self._folders = {"train": self._flat}
 
     @staticmethod
     def detects(root: Path) -> bool:
@@ -112,32 +127,28 @@ class Folder(FileSource):
         if split not in ("train", "val") or not self.holds_out:
             return self._present(split)
         whole = self._present("train")
-        count = len(whole.samples)
-        if count < 2 and not whole.refusal:
-            refusal = f"{self.root} has {count} images: none can be held out; add images or pass val_fraction=0"
-            whole = replace(whole, refusal=refusal)
-        if not whole.refusal:
-            return self._part(whole, split)
-        if split == "val":
-            raise DataError(whole.refusal)
-        return whole
-
-    def _part(self, whole: Pairing, split: str) -> Pairing:
-        """What is held out as "val", or the rest as "train"."""
         ids = [sample.id for sample in whole.samples]
+        if len(ids) < 2 and not whole.refusal:
+            refusal = f"{self.root} has {len(ids)} images: none can be held out; add images or pass val_fraction=0"
+            whole = replace(whole, refusal=refusal)
+        if whole.refusal:
+            if split == "val":
+                raise DataError(whole.refusal)
+            return whole
         count = min(max(round(len(ids) * self.val_fraction), 1), len(ids) - 1)
         held = set(partition(ids, count=count, seed=self.seed).labelled)
         chosen = (sample for sample in whole.samples if (sample.id in held) == (split == "val"))
-        return Pairing.of(replace(sample, split=split) for sample in chosen)
+        return Pairing(tuple(replace(sample, split=split) for sample in chosen))
 
     def _present(self, split: str) -> Pairing:
+        """The files of a split that the folder itself has."""
         if split in self._lists:
             return self._listed(split, self._lists[split])
-        folder, _ = self._folders[split]
         images, masks = self._files(self._folders[split])
         pairing = pair_up(images, masks, split, allow_unlabelled=self.allow_unlabelled)
         if images:
             return pairing
+        folder = self._folders[split][0]
         refusal = f"{folder} holds no images; add some (.png, .jpg, .tif, ...) or remove the folder"
         return replace(pairing, refusal=refusal)
 
@@ -154,37 +165,73 @@ class Folder(FileSource):
         missing, refusals = [], []
         for number, line in read_list(path):
             where = f"{path}, line {number}"
+            key = line if line in images else line.rpartition(".")[0]
             try:
-                sample = self._by_stem(line, images, masks, split) or self._by_paths(line, split, where)
+                sample = (
+                    Sample(key, images[key], masks.get(key), split) if key in images else self._by_paths(line, split)
+                )
             except DataError as error:
                 missing.append(f"{where}: {line}")
-                refusals.append(str(error))
+                refusals.append(f"{where}: {error}")
                 continue
-            if sample.mask is None and not self.allow_unlabelled:
+            if not sample.labelled and not self.allow_unlabelled:
                 refusals.append(f"{where}: {sample.image} has no mask; add it, or pass allow_unlabelled=True")
             if sample.id in samples:
                 refusals.append(f"{where}: '{sample.id}' is listed twice; remove one")
             samples.setdefault(sample.id, sample)
-        return Pairing.of(samples.values(), missing=missing, refusal=next(iter(refusals), ""))
+        return Pairing(tuple(samples.values()), missing=tuple(missing), refusal=next(iter(refusals), ""))
 
-    def _by_stem(self, line: str, images: dict[str, Path], masks: dict[str, Path], split: str) -> Sample | None:
-        key = line if line in images else line.rpartition(".")[0]
-        return Sample(key, images[key], masks.get(key), split) if key in images else None
-
-    def _by_paths(self, line: str, split: str, where: str) -> Sample:
+    def _by_paths(self, line: str, split: str) -> Sample:
+        """The sample of a line that names an image file and perhaps a mask file."""
         fields = line.split("\t") if "\t" in line else line.split()
         # Some lists write "/images/a.png" and still mean the data folder.
         files = [self.root / field.strip().lstrip("/") for field in fields]
         if len(files) > 2:
-            raise DataError(
-                f"{where}: {len(files)} fields; write a stem or 'image mask' (a tab between paths with spaces)"
-            )
+            raise DataError(f"{len(files)} fields; write a stem or 'image mask' (a tab between paths with spaces)")
         for file in files:
             if not file.is_file():
-                raise DataError(f"{where}: {file} does not exist; add the file or remove the line")
+                raise DataError(f"{file} does not exist; add the file or remove the line")
         base = self._flat[0] if self._flat and files[0].is_relative_to(self._flat[0]) else self.root
         key = files[0].relative_to(base).with_suffix("").as_posix()
         return Sample(key, files[0], files[1] if len(files) > 1 else None, split)
+
+
+def write_folder(source: Source, folder: str | Path, *, progress: bool = False) -> Path:
+    """Write all splits of a source as `images/SPLIT/*.png`, `masks/SPLIT/*.png` and `classes.yaml`.
+
+    The folder appears whole or not at all; existing data is never replaced.
+
+    Args:
+        source: what to write; masks become palette PNGs of train ids, 255 where ignored.
+        folder: the folder to make; it must not exist, or be empty.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        DataError: the folder holds something already, or cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists and is not empty; choose a new folder, or remove it first")
+    samples = [sample for split in source.splits() for sample in source.samples(split)]
+    title, console = f"Writing {len(samples)} images", Console(stderr=True)
+    about = {"name": source.name, "licence": source.licence, "citation": source.citation}
+    try:
+        with atomic_folder(folder) as draft:
+            (draft / "classes.yaml").write_text(class_file_text(source.classes, **about), encoding="utf-8")
+            for sample in track(samples, title, transient=True, console=console, disable=not progress):
+                image, mask = (draft / kind / sample.split / f"{sample.id}.png" for kind in ("images", "masks"))
+                image.parent.mkdir(parents=True, exist_ok=True)
+                mask.parent.mkdir(parents=True, exist_ok=True)
+                image.write_bytes(encode_png(source.read_image(sample)))
+                mask.write_bytes(encode_mask(source.read_mask(sample), source.classes))
+    except DataError:
+        raise
+    except LithesegError as error:
+        raise DataError(str(error)) from error
+    return folder
 
 
 def _class_file(root: Path, given: str | Path | Sequence[str] | Classes | None, allow_none: bool) -> ClassFile:
@@ -213,36 +260,31 @@ def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
 
 def _split_folders(root: Path) -> dict[str, _Folders]:
     """Image and mask folder by split, for the layouts where each split has folders of its own."""
-    images, masks = _first_folder(root, _IMAGES), _first_folder(root, _MASKS)
+    images, masks = _first_folder(root, IMAGE_FOLDERS), _first_folder(root, MASK_FOLDERS)
     found: dict[str, _Folders] = {}
     for split, names in _SPLITS.items():
         inner = _first_folder(images, names) if images else None
         outer = _first_folder(root, names)
-        outer_images = _first_folder(outer, _IMAGES) if outer else None
+        outer_images = _first_folder(outer, IMAGE_FOLDERS) if outer else None
         if inner:
             found[split] = inner, _first_folder(masks, names) if masks else None
         elif outer and outer_images:
-            found[split] = outer_images, _first_folder(outer, _MASKS)
+            found[split] = outer_images, _first_folder(outer, MASK_FOLDERS)
         elif outer and (annotations := outer.with_name(f"{outer.name}annot")).is_dir():
             found[split] = outer, annotations
     return found
 
 
 def _flat_folders(root: Path) -> _Folders | None:
-    images = _first_folder(root, _IMAGES)
-    return (images, _first_folder(root, _MASKS)) if images else None
+    images = _first_folder(root, IMAGE_FOLDERS)
+    return (images, _first_folder(root, MASK_FOLDERS)) if images else None
 
 
 def _list_files(root: Path, lists: str | Path | None) -> dict[str, Path]:
-    bases = [Path(lists).expanduser()] if lists else [root, root / "splits", root / "lists"]
-    for base in bases:
-        files = {
-            split: base / f"{name}.txt"
-            for split, names in _SPLITS.items()
-            for name in names
-            if (base / f"{name}.txt").is_file()
-        }
-        if files:
+    for base in [Path(lists).expanduser()] if lists else [root, root / "splits", root / "lists"]:
+        paths = [(split, base / f"{name}.txt") for split, names in _SPLITS.items() for name in names]
+        # Of two names of a split the last one counts.
+        if files := {split: path for split, path in paths if path.is_file()}:
             return files
     if lists:
         raise DataError(f"{lists} holds no train.txt, val.txt or test.txt; give the folder of the list files")

@@ -1,8 +1,7 @@
-"""The face that every data set shows: named splits of samples, and how to read one.
+"""What every data set can do: name its splits, list the samples of a split, and read an image or a mask.
 
-A `Source` lists and decodes; it does not resize, cache, batch or augment (see `datamodule`), and does not know what a
-model is. `FileSource` is the base of those that lie on disk: it reads through a `LabelScheme` and leaves only the
-question which files belong to a split. The answer is a `Pairing`, which also tells what has no partner.
+A `Source` does not resize, cache, batch or augment (see `datamodule`). `FileSource` is the base of those that lie on
+disk: it reads through a `LabelScheme`, and a subclass only says which files belong to a split (a `Pairing`).
 
 Usage:
     >>> source = open_source("camvid", "data/camvid")
@@ -24,6 +23,8 @@ from litheseg.masks import reading
 from litheseg.masks.classes import Classes, LabelScheme
 
 __all__ = [
+    "IMAGE_FOLDERS",
+    "MASK_FOLDERS",
     "DuplicateStemsError",
     "FileSource",
     "Pairing",
@@ -34,6 +35,11 @@ __all__ = [
     "join",
     "pair_up",
 ]
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+"""Usual names of folders of images, in lower case."""
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt")
+"""Usual names of folders of masks, in lower case."""
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -68,38 +74,42 @@ class Sample:
     mask: Path | None
     split: str
 
+    @property
+    def labelled(self) -> bool:
+        """Whether it has a mask; a sample whose source makes images itself does."""
+        return self.mask is not None or self.image is None
+
 
 @dataclass(frozen=True)
 class Pairing:
     """Which files of a split belong together, and which have no partner.
 
     Attributes:
-        pairs: images with masks.
-        images: images without a mask.
+        found: images with or without a mask.
         masks: masks without an image.
         missing: what a list names and is not there: the entries, with their lines where that helps.
         refusal: why the split cannot be used as it is; "" where it can.
     """
 
-    pairs: tuple[Sample, ...]
-    images: tuple[Sample, ...] = ()
+    found: tuple[Sample, ...]
     masks: tuple[Path, ...] = ()
     missing: tuple[str, ...] = ()
     refusal: str = ""
 
-    @classmethod
-    def of(
-        cls, samples: Iterable[Sample], *, masks: Iterable[Path] = (), missing: Iterable[str] = (), refusal: str = ""
-    ) -> Pairing:
-        """From images with and without masks."""
-        every = tuple(samples)
-        pairs, images = (tuple(s for s in every if (s.mask is not None) == paired) for paired in (True, False))
-        return cls(pairs, images, tuple(masks), tuple(missing), refusal)
+    @property
+    def pairs(self) -> tuple[Sample, ...]:
+        """Images with masks."""
+        return tuple(sample for sample in self.found if sample.mask is not None)
+
+    @property
+    def images(self) -> tuple[Sample, ...]:
+        """Images without a mask."""
+        return tuple(sample for sample in self.found if sample.mask is None)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """All images, with or without a mask, sorted by id."""
-        return tuple(sorted((*self.pairs, *self.images), key=lambda sample: sample.id))
+        """All images, sorted by id."""
+        return tuple(sorted(self.found, key=lambda sample: sample.id))
 
 
 class Source(ABC):
@@ -160,7 +170,6 @@ class FileSource(Source):
     Attributes:
         layout: where the files of a split are, with "{split}" for its name; for messages.
         max_pixels: of an image or a mask, width times height by its header; a larger one is an error.
-        holds_out: whether the val split is a part of the training images, drawn by chance.
 
     Args:
         root: an existing folder.
@@ -183,7 +192,7 @@ class FileSource(Source):
 
     @property
     def holds_out(self) -> bool:
-        """See the class."""
+        """Whether the val split is a random part of the training images."""
         return False
 
     @abstractmethod
@@ -209,7 +218,7 @@ class FileSource(Source):
             pairing = self.pairing(split)
             if pairing.refusal:
                 raise DataError(pairing.refusal)
-            if not pairing.samples:
+            if not pairing.found:
                 raise DataError(f"split '{split}' of {self.root} is empty; add images or leave the split out")
             self._samples[split] = pairing.samples
         return self._samples[split]
@@ -268,13 +277,10 @@ def find_images(
         parts = path.relative_to(folder).parts
         if path.suffix.lower() not in _IMAGE_SUFFIXES or any(part.startswith(".") for part in parts) or path.is_dir():
             continue
-        if not path.stem.endswith(suffix):
-            continue
-        key = "/".join([*parts[:-1], path.stem.removesuffix(suffix)])
-        if key in found:
-            twice.append((path, found[key]))
-        else:
-            found[key] = path
+        if path.stem.endswith(suffix):
+            key = "/".join([*parts[:-1], path.stem.removesuffix(suffix)])
+            if found.setdefault(key, path) is not path:
+                twice.append((path, found[key]))
     if twice and again is None:
         raise DuplicateStemsError(twice)
     if again is not None:
@@ -283,37 +289,33 @@ def find_images(
 
 
 def pair_up(
-    images: Mapping[str, Path], labels: Mapping[str, Path], split: str, *, allow_unlabelled: bool = False
+    images: Mapping[str, Path], masks: Mapping[str, Path], split: str, *, allow_unlabelled: bool = False
 ) -> Pairing:
     """Join images and masks of equal id; refused are masks without an image and, unless allowed, the reverse."""
-    orphans, lone, refusal = sorted(labels.keys() - images.keys()), sorted(images.keys() - labels.keys()), ""
+    orphans, lone, refusal = sorted(masks.keys() - images.keys()), sorted(images.keys() - masks.keys()), ""
     if orphans:
-        refusal = (
-            f"{labels[orphans[0]]} has no image of the same stem{_more(len(orphans))}; add the image or remove the mask"
-        )
+        more = f" (nor have {len(orphans) - 1} more)" if len(orphans) > 1 else ""
+        refusal = f"{masks[orphans[0]]} has no image of the same stem{more}; add the image or remove the mask"
     elif lone and not allow_unlabelled:
+        more = f" (nor have {len(lone) - 1} more)" if len(lone) > 1 else ""
         refusal = (
-            f"{images[lone[0]]} has no mask of the same stem{_more(len(lone))}; add the mask, remove the image, or "
-            "pass allow_unlabelled=True to use such images without labels"
+            f"{images[lone[0]]} has no mask of the same stem{more}; add the mask, remove the image, or pass "
+            "allow_unlabelled=True to use such images without labels"
         )
-    return join(images.keys() | labels.keys(), images, labels, split, refusal)
+    return join(images.keys() | masks.keys(), images, masks, split, refusal)
 
 
 def join(
-    ids: Iterable[str], images: Mapping[str, Path], labels: Mapping[str, Path], split: str, refusal: str = ""
+    ids: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path], split: str, refusal: str = ""
 ) -> Pairing:
     """The files of the given ids, sorted; what the folders hold beyond them is not looked at."""
     ids = sorted(ids)
-    return Pairing.of(
-        (Sample(key, images[key], labels.get(key), split) for key in ids if key in images),
-        masks=(labels[key] for key in ids if key in labels and key not in images),
-        missing=(key for key in ids if key not in labels and key not in images),
-        refusal=refusal,
+    return Pairing(
+        tuple(Sample(key, images[key], masks.get(key), split) for key in ids if key in images),
+        tuple(masks[key] for key in ids if key in masks and key not in images),
+        tuple(key for key in ids if key not in masks and key not in images),
+        refusal,
     )
-
-
-def _more(count: int) -> str:
-    return f" (nor have {count - 1} more)" if count > 1 else ""
 
 
 def _mask_path(sample: Sample) -> Path:

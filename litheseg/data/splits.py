@@ -1,17 +1,20 @@
-"""Which images are labelled: deterministic, nested partitions of a list of ids.
+"""Which images are labelled, and which are judged by: partitions of a list of ids, and leaving one sequence out.
 
-An id's rank is the SHA-256 of the seed and the id, and a partition takes the first ranks. So it depends on nothing
+A partition ranks ids by the SHA-256 of the random seed and the id, and takes the first ones. So it depends on nothing
 else (not on the order of the ids, the platform or Python's hash seed), and for one seed the 1/16 set lies inside the
-1/8 set. It knows neither images nor classes: small sets may miss a rare class; use a list file to choose by hand.
+1/8 set. Small sets may miss a rare class; use a list file to choose by hand. The ratios 1/16, 1/8, 1/4 and 1/2 are
+those of Qin et al., "Multi-granularity distillation scheme towards lightweight semi-supervised semantic segmentation",
+2022; halves round up, so that CamVid's 367 give 23, 46, 92 and 184.
 
-The ratios 1/16, 1/8, 1/4 and 1/2 are those of Qin et al., "Multi-granularity distillation scheme towards lightweight
-semi-supervised semantic segmentation", 2022; halves round up, so that CamVid's 367 give 23, 46, 92 and 184.
+`LeaveOut` makes one video of the training images the val split: neighbouring frames of a video are nearly the same
+image, and a network that is scored on frames whose neighbours it was trained on looks better than it is.
 
 Usage:
-    >>> ids = [sample.id for sample in source.samples("train")]
-    >>> few = partition(ids, ratio="1/16", seed=0)
+    >>> few = partition([sample.id for sample in source.samples("train")], ratio="1/16", seed=0)
     >>> len(few.labelled), len(few.unlabelled)
     (23, 344)
+    >>> len(LeaveOut(open_source("camvid", "data/camvid"), "0016E5").samples("val"))
+    204
 """
 
 from __future__ import annotations
@@ -20,15 +23,21 @@ import hashlib
 import itertools
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-from litheseg.errors import DataError, did_you_mean
+from litheseg.data.source import FileSource, Pairing, Source
+from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.files import atomic_path
 
-__all__ = ["Partition", "partition", "read_list", "write_list"]
+__all__ = ["LeaveOut", "Partition", "belongs", "partition", "read_list", "sequence_sizes", "write_list"]
+
+_FRAME = re.compile(r"[^0-9A-Za-z]*[0-9]+$")  # the number at the end of a frame's name
+_MOST_NAMES = 6  # sequences that a message names
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,11 @@ def partition(
     if sum(option is not None for option in (ratio, count, list_file)) != 1:
         raise DataError("a split of labels needs exactly one of ratio, count and list_file")
     if list_file is not None:
-        chosen = set(_listed(Path(list_file), every))
+        chosen = set(_listed_ids(Path(list_file), every))
     else:
         wanted = _count(ratio, len(every)) if ratio is not None else count
-        chosen = _first(every, wanted, seed, "count" if ratio is None else f"ratio {ratio}")
-    return Partition(
-        tuple(key for key in every if key in chosen),
-        tuple(key for key in every if key not in chosen),
-    )
+        chosen = _first_ranks(every, wanted, seed, "count" if ratio is None else f"ratio {ratio}")
+    return Partition(tuple(key for key in every if key in chosen), tuple(key for key in every if key not in chosen))
 
 
 def read_list(path: str | Path) -> list[tuple[int, str]]:
@@ -102,7 +108,7 @@ def write_list(path: str | Path, ids: Iterable[str]) -> None:
 
 def _count(ratio: str | float, total: int) -> int:
     try:
-        # By way of the text: 0.1 means one tenth, not the nearest binary fraction.
+        # By its text: 0.1 means one tenth, not the nearest binary fraction.
         share = Fraction(str(ratio).replace(" ", ""))
     except (ValueError, ZeroDivisionError) as error:
         raise DataError(f"ratio {ratio!r} is no number; write e.g. 1/16 or 0.125") from error
@@ -111,7 +117,7 @@ def _count(ratio: str | float, total: int) -> int:
     return math.floor(share * total + Fraction(1, 2))
 
 
-def _first(ids: Sequence[str], count: int | None, seed: int, origin: str) -> set[str]:
+def _first_ranks(ids: Sequence[str], count: int | None, seed: int, origin: str) -> set[str]:
     if not isinstance(count, int) or isinstance(count, bool):
         raise DataError(f"count {count!r} is not a whole number")
     if not 1 <= count <= len(ids):
@@ -119,8 +125,8 @@ def _first(ids: Sequence[str], count: int | None, seed: int, origin: str) -> set
     return set(sorted(ids, key=lambda key: (hashlib.sha256(os.fsencode(f"{seed}:{key}")).digest(), key))[:count])
 
 
-def _listed(path: Path, ids: Sequence[str]) -> list[str]:
-    known, chosen = set(ids), []
+def _listed_ids(path: Path, ids: Sequence[str]) -> list[str]:
+    known, chosen = set(ids), list[str]()
     for number, line in read_list(path):
         # Lists of other projects name files ("train/a.png trainannot/a.png") where we name the stem.
         image = PurePosixPath(line.split()[0])
@@ -133,3 +139,61 @@ def _listed(path: Path, ids: Sequence[str]) -> list[str]:
             raise DataError(f"{path}, line {number}: '{line}' is listed twice; remove one")
         chosen.append(key)
     return chosen
+
+
+class LeaveOut(FileSource):
+    """A data set whose val split is one sequence of its training images; other splits are as they were.
+
+    The data set's own val split is not in it; a random part of the training images (`holds_out`) is trained on again.
+
+    Args:
+        source: the whole data set, of files.
+        sequence: what the ids of the images to leave out begin with, up to a character that is no letter or digit.
+
+    Raises:
+        DataError: a data set that makes its images itself, no such sequence, or nothing beside it.
+    """
+
+    def __init__(self, source: Source, sequence: str) -> None:
+        if not isinstance(source, FileSource):
+            raise DataError(f"data set '{source.name}' has no sequences; leave data.leave_out away")
+        super().__init__(source.root, source.scheme, source.allow_unlabelled)
+        self.name, self.licence, self.citation = source.name, source.licence, source.citation
+        self.layout, self.max_pixels = source.layout, source.max_pixels
+        self.source, self.sequence = source, sequence
+        ids = [sample.id for sample in self._whole().samples]
+        inside = sum(belongs(name, sequence) for name in ids)
+        if not inside:
+            sizes = [f"{name or 'one without a name'} ({count})" for name, count in sequence_sizes(ids).items()]
+            known = listed(sizes, _MOST_NAMES)
+            raise DataError(f"no training image of {self.root} is of sequence '{sequence}'; there is {known}")
+        if inside == len(ids):
+            raise DataError(f"all {inside} training images of {self.root} are of sequence '{sequence}'; name one part")
+
+    def splits(self) -> tuple[str, ...]:
+        """See `Source.splits`."""
+        return ("train", "val", *(split for split in self.source.splits() if split not in ("train", "val")))
+
+    def _pair(self, split: str) -> Pairing:
+        if split not in ("train", "val"):
+            return self.source.pairing(split)
+        whole, wanted = self._whole(), split == "val"
+        chosen = (sample for sample in whole.samples if belongs(sample.id, self.sequence) == wanted)
+        return Pairing(tuple(replace(sample, split=split) for sample in chosen), refusal=whole.refusal)
+
+    def _whole(self) -> Pairing:
+        """All images that could be trained on."""
+        train = self.source.pairing("train")
+        if not self.source.holds_out:
+            return train
+        return Pairing((*train.samples, *self.source.pairing("val").samples), refusal=train.refusal)
+
+
+def belongs(name: str, sequence: str) -> bool:
+    """Whether an id is of a sequence: "seq1_0007" and "seq1/0007" are of "seq1", "seq10_0007" is not."""
+    return name.startswith(sequence) and not name[len(sequence) : len(sequence) + 1].isalnum()
+
+
+def sequence_sizes(ids: Iterable[str]) -> dict[str, int]:
+    """Images by sequence, as names suggest it: an id without the number at its end; sorted by name."""
+    return dict(sorted(Counter(_FRAME.sub("", name) for name in ids).items()))

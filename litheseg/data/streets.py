@@ -1,9 +1,8 @@
 """Streets: endless procedural street scenes with exact masks, the default where nothing can be downloaded.
 
-Each picture is a small 3-D world (road, pavement, houses, trees, traffic, people) seen through a pinhole camera under
-random light; its mask comes from the same geometry, so it has no annotation errors and no ignored pixels. The classes
-and their order are CamVid's. It is meant for trying things, for tests and for comparing widths; a network trained on it
-has not seen a photograph and will not work on one.
+Masks come from the same geometry as the pictures (see `litheseg.streets`), so they have no annotation errors and no
+ignored pixels. The classes and their order are CamVid's. Meant for trying things, for tests and for comparing widths; a
+network trained on it has not seen a photograph and will not work on one.
 
 Usage:
     >>> source = Streets(train=300, val=60, size=(180, 240))
@@ -13,16 +12,17 @@ Usage:
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from litheseg.data.folder import write_folder
 from litheseg.data.source import Sample, Source
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.streets import render_street
 
-__all__ = ["Streets"]
+__all__ = ["Streets", "make_streets"]
 
 _SPLITS = {"train": 0, "val": 1}
 _SMALLEST, _LARGEST = 32, 4096  # pixels
@@ -69,19 +69,19 @@ class Streets(Source):
             raise DataError(f"streets have no split '{split}'.{did_you_mean(split, self.splits())}")
         return tuple(Sample(f"{index:05d}", None, None, split) for index in range(self._counts[split]))
 
-    def read_image(self, sample: Sample) -> NDArray[np.uint8]:
+    def read_image(self, sample: Sample) -> np.ndarray:
         """See `Source.read_image`."""
         return self._render(sample)[0].copy()
 
-    def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
+    def read_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.read_mask`."""
         return self._render(sample)[1].copy()
 
-    def raw_mask(self, sample: Sample) -> NDArray[np.uint8]:
+    def raw_mask(self, sample: Sample) -> np.ndarray:
         """The same as `read_mask`."""
         return self.read_mask(sample)
 
-    def _render(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _render(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         if sample.split not in _SPLITS or not sample.id.isdigit():
             raise DataError(
                 f"sample '{sample.split}/{sample.id}' is no street; take samples from this source's samples()"
@@ -90,6 +90,34 @@ class Streets(Source):
 
 
 @lru_cache(maxsize=4)
-def _render(seed: int, split: int, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _render(seed: int, split: int, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     # A reader asks for the image and then for its mask: the second one is free.
     return render_street(np.random.default_rng([seed, split, index]), size)
+
+
+def make_streets(
+    folder: str | Path,
+    *,
+    train: int = 300,
+    val: int = 60,
+    size: tuple[int, int] = (180, 240),
+    seed: int = 0,
+    progress: bool = False,
+) -> Path:
+    """Write procedural street scenes as a folder of images and masks.
+
+    Args:
+        folder: the folder to make; it must not exist, or be empty.
+        train: number of training scenes.
+        val: number of validation scenes.
+        size: (H, W) of the images in pixels, 32..4096.
+        seed: another one gives other scenes.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        DataError: a value out of range, or a folder that holds something already or cannot be written.
+    """
+    return write_folder(Streets(train=train, val=val, size=size, seed=seed), folder, progress=progress)

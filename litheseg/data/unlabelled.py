@@ -1,8 +1,7 @@
 """Which images serve without labels: the rest of a data set, or any folder of images.
 
 No mask is read. Images that are labelled too, or that belong to the splits which measure the result, are refused:
-training on them would make the result look better than it is. It does not decode (see `cache`) and does not know
-batches.
+training on them would make the result look better than it is.
 
 Usage:
     >>> few = partition([sample.id for sample in source.samples("train")], ratio="1/8")
@@ -21,16 +20,25 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.source import FileSource, Sample, Source, existing_folder, find_images
+from litheseg.data.source import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    FileSource,
+    Sample,
+    Source,
+    existing_folder,
+    find_images,
+)
 from litheseg.errors import DataError
 from litheseg.masks import reading
 
-__all__ = ["Unlabelled", "find_unlabelled", "has_labels"]
+__all__ = ["Unlabelled", "find_unlabelled"]
 
-# Folder names of common layouts, in lower case: of images, and of the masks that lie beside them.
-_IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages", "leftimg8bit"}
-_MASK_FOLDERS = {"masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt"}
-_MASK_FOLDERS |= {"gtfine", "gtcoarse", "segmentationclass", "segmentationclassaug", "segmentationobject"}
+_IMAGE_FOLDERS = {*IMAGE_FOLDERS, "jpegimages", "leftimg8bit"}
+_MASK_FOLDERS = {
+    *MASK_FOLDERS,
+    *("gtfine", "gtcoarse", "segmentationclass", "segmentationclassaug", "segmentationobject"),
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def find_unlabelled(
             files of the same content.
     """
     training = source.samples(train_split)
-    labelled = [s for s in training if has_labels(s) and (labelled_ids is None or s.id in labelled_ids)]
+    labelled = [s for s in training if s.labelled and (labelled_ids is None or s.id in labelled_ids)]
     if str(where) == "rest":
         chosen = {sample.id for sample in labelled}
         found = Unlabelled(tuple(sample for sample in training if sample.id not in chosen), source)
@@ -99,15 +107,10 @@ def find_unlabelled(
         found = Unlabelled(_images_in(where), max_pixels=getattr(source, "max_pixels", reading.MAX_PIXELS))
     _refuse_shared(found.samples, labelled, "a labelled training image")
     for split in sorted({val_split, "test"} & set(source.splits()) - {train_split}):
-        _refuse_shared(
-            found.samples, _files_of(source, split), f"an image of split '{split}', which measures the result"
-        )
+        # Also of a split that has no masks.
+        others = source.pairing(split).samples if isinstance(source, FileSource) else source.samples(split)
+        _refuse_shared(found.samples, others, f"an image of split '{split}', which measures the result")
     return found
-
-
-def has_labels(sample: Sample) -> bool:
-    """Whether a sample has a mask; those whose source makes images itself do."""
-    return sample.mask is not None or sample.image is None
 
 
 def _images_in(where: str | Path) -> tuple[Sample, ...]:
@@ -135,14 +138,9 @@ def _holds_masks(folder: Path) -> bool:
     return name in _MASK_FOLDERS and bool(beside & _IMAGE_FOLDERS or find_images(folder.parent))
 
 
-def _files_of(source: Source, split: str) -> tuple[Sample, ...]:
-    """The samples of a split, also of one that has no masks."""
-    return source.pairing(split).samples if isinstance(source, FileSource) else source.samples(split)
-
-
 def _refuse_shared(ours: Sequence[Sample], others: Sequence[Sample], role: str) -> None:
     """Refuse unlabelled images that are also in `others`."""
-    pairs = _twins(*([sample.image for sample in samples if sample.image is not None] for samples in (ours, others)))
+    pairs = _equal_files(*([s.image for s in samples if s.image is not None] for samples in (ours, others)))
     if not pairs:
         return
     one, other = pairs[0]
@@ -151,12 +149,11 @@ def _refuse_shared(ours: Sequence[Sample], others: Sequence[Sample], role: str) 
     raise DataError(f"unlabelled image {one} {same} {role}{more}; take it out of the unlabelled images")
 
 
-def _twins(ours: Iterable[Path], others: Iterable[Path]) -> list[tuple[Path, Path]]:
+def _equal_files(ours: Iterable[Path], others: Iterable[Path]) -> list[tuple[Path, Path]]:
     """Pairs of one file, or of files of the same content; only files of equal size are read."""
-    others = list(others)
-    by_place = {path.resolve(): path for path in others}
-    by_size: dict[int, list[Path]] = defaultdict(list)
+    by_place, by_size = dict[Path, Path](), defaultdict[int, list[Path]](list)
     for path in others:
+        by_place[path.resolve()] = path
         by_size[_bytes(path)].append(path)
     digest = functools.cache(_digest)
     pairs = []

@@ -32,9 +32,8 @@ from torch import Tensor
 
 from litheseg import __version__
 from litheseg.cost.widths import width_costs
-from litheseg.data.cityscapes import CITYSCAPES_CLASSES
+from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES
 from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from litheseg.data.voc import VOC_CLASSES
 from litheseg.errors import BundleError, DataError, LithesegError, ModelError, did_you_mean
 from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_class_file
 from litheseg.models import MODELS, SegmentationModel, build_model

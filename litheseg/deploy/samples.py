@@ -23,7 +23,6 @@ from typing import overload
 import numpy as np
 
 from litheseg.data.source import Sample, Source, existing_folder, find_images
-from litheseg.data.unlabelled import has_labels
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.masks import reading
@@ -72,7 +71,7 @@ class Samples:
     @property
     def labelled(self) -> bool:
         """Whether there is a mask for any."""
-        return self.source is not None and any(has_labels(sample) for sample in self.samples)
+        return self.source is not None and any(sample.labelled for sample in self.samples)
 
     def __iter__(self) -> Iterator[Picture]:
         """Each, decoded anew.
@@ -85,7 +84,7 @@ class Samples:
                 assert sample.image is not None
                 yield Picture(sample.id, reading.read_image(sample.image))
             else:
-                mask = self.source.read_mask(sample) if has_labels(sample) else None
+                mask = self.source.read_mask(sample) if sample.labelled else None
                 yield Picture(sample.id, self.source.read_image(sample), mask)
 
     def thinned(self, count: int) -> Samples:

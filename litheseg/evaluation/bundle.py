@@ -20,8 +20,8 @@ from torch import nn
 
 from litheseg.cost.widths import width_costs
 from litheseg.data import open_source
-from litheseg.data.sequences import LeaveOut
 from litheseg.data.source import Source
+from litheseg.data.splits import LeaveOut
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores

@@ -24,8 +24,8 @@ from litheseg.errors import DataError, did_you_mean
 from litheseg.labelling.cvat import CvatExport
 from litheseg.labelling.export import Export, match_image
 from litheseg.labelling.label_studio import LabelStudioExport
-from litheseg.labelling.placing import class_file, image_key
-from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes, LabelScheme, read_class_file
+from litheseg.labelling.placing import image_key
+from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes, LabelScheme, class_file_text, read_class_file
 from litheseg.masks.reading import read_image
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime.files import write_mask
@@ -92,7 +92,7 @@ def import_labels(
             try:
                 for item in items:
                     _write(opened, item, known, unlabelled_as, draft)
-                (draft / _CLASSES).write_text(class_file(known, output.resolve().name), encoding="utf-8")
+                (draft / _CLASSES).write_text(class_file_text(known, name=output.resolve().name), encoding="utf-8")
                 _place(draft, output, force)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)

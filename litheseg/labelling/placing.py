@@ -1,4 +1,4 @@
-r"""Putting results into folders without replacing what lies there, and the `classes.yaml` that explains masks.
+r"""Putting results into folders without replacing what lies there.
 
 Images are linked and not copied where the file system has links. It does not know what the files hold.
 
@@ -16,13 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
 from litheseg.errors import DataError
 from litheseg.files import atomic_path
-from litheseg.masks.classes import IGNORE_INDEX, Classes
 
-__all__ = ["class_file", "copy_image", "image_key", "link_image", "settled"]
+__all__ = ["copy_image", "image_key", "link_image", "settled"]
 
 
 @contextmanager
@@ -45,19 +42,6 @@ def settled(target: str | Path, force: bool) -> Iterator[Path]:
                 f"{target} exists and would change; move it away and run again (what is labelled stays), or replace "
                 "everything with --force"
             )
-
-
-def class_file(classes: Classes, name: str) -> str:
-    """The text of a `classes.yaml` for masks of train ids.
-
-    Args:
-        classes: the classes.
-        name: of the data set.
-    """
-    pairs = zip(classes.names, classes.colors, strict=True)
-    entries = [{"name": label, "color": list(color)} for label, color in pairs]
-    content = {"name": name, "classes": entries, "ignore": [IGNORE_INDEX]}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def link_image(image: Path, target: Path) -> None:

@@ -40,10 +40,10 @@ from litheseg.labelling.certainty import certainty
 from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.cvat import write_cvat
 from litheseg.labelling.label_studio import write_label_studio
-from litheseg.labelling.placing import class_file, link_image, settled
+from litheseg.labelling.placing import link_image, settled
 from litheseg.labelling.selection import Ranking, rank
 from litheseg.locks import folder_lock
-from litheseg.masks.classes import IGNORE_INDEX
+from litheseg.masks.classes import IGNORE_INDEX, class_file_text
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.files import write_mask
@@ -178,7 +178,7 @@ class _Run:
         with settled(path, self.force) as draft:
             draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         with settled(self.output / "classes.yaml", self.force) as draft:
-            draft.write_text(class_file(self.predictor.classes, self.output.resolve().name), encoding="utf-8")
+            draft.write_text(class_file_text(self.predictor.classes, name=self.output.resolve().name), encoding="utf-8")
 
     def label(self, key: str, image: Path) -> None:
         """Label one image, or find that it is labelled; what goes wrong with it is kept for the report."""

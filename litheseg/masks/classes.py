@@ -40,6 +40,7 @@ __all__ = [
     "ClassFile",
     "Classes",
     "LabelScheme",
+    "class_file_text",
     "read_class_file",
 ]
 
@@ -187,6 +188,14 @@ def read_class_file(path: str | Path) -> ClassFile:
         return _class_file(content)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def class_file_text(classes: Classes, **about: str) -> str:
+    """The text of a `classes.yaml` for masks of train ids; `about` may hold name, licence and citation."""
+    pairs = zip(classes.names, classes.colors, strict=True)
+    entries = [{"name": label, "color": list(color)} for label, color in pairs]
+    content = {**about, "classes": entries, "ignore": [IGNORE_INDEX]}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def show_value(value: int, encoding: str) -> str:

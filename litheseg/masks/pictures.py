@@ -18,7 +18,7 @@ from PIL import Image
 from litheseg.files import atomic_path
 from litheseg.masks.classes import Classes
 
-__all__ = ["encode_mask", "encode_overlay", "overlay", "write_mask"]
+__all__ = ["encode_mask", "encode_overlay", "encode_png", "overlay", "write_mask"]
 
 # Of zlib's levels 1 to 9: a third of the time of the usual 6, a third more bytes.
 _LEVEL = 3
@@ -39,12 +39,12 @@ def encode_mask(mask: np.ndarray, classes: Classes) -> bytes:
     """An 8-bit palette PNG of labels, uint8 H W; the palette holds their colours."""
     image = Image.fromarray(mask).convert("L")
     image.putpalette(classes.palette().ravel().tolist())
-    return _png(image)
+    return encode_png(image)
 
 
 def encode_overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, alpha: float = 0.5) -> bytes:
     """An RGB PNG of `overlay`."""
-    return _png(Image.fromarray(overlay(image, mask, classes, alpha)))
+    return encode_png(overlay(image, mask, classes, alpha))
 
 
 def write_mask(path: str | Path, mask: np.ndarray, classes: Classes) -> None:
@@ -58,7 +58,9 @@ def write_mask(path: str | Path, mask: np.ndarray, classes: Classes) -> None:
         temporary.write_bytes(data)
 
 
-def _png(image: Image.Image) -> bytes:
+def encode_png(picture: np.ndarray | Image.Image) -> bytes:
+    """A PNG of uint8 H W 3 or of a Pillow image."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=_LEVEL)
     return buffer.getvalue()

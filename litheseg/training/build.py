@@ -21,9 +21,9 @@ from torch import Tensor
 
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
-from litheseg.data.sequences import LeaveOut
 from litheseg.data.source import Source
-from litheseg.data.unlabelled import find_unlabelled, has_labels
+from litheseg.data.splits import LeaveOut
+from litheseg.data.unlabelled import find_unlabelled
 from litheseg.errors import ModelError, RecipeError
 from litheseg.losses.segmentation import class_weights
 from litheseg.models import SegmentationModel, build_model
@@ -99,7 +99,7 @@ def _labelled_ids(config: DataConfig, source: Source, seed: int) -> tuple[str, .
     """The training ids that `labelled` chooses; None for all."""
     if config.labelled is None:
         return None
-    ids = [sample.id for sample in source.samples("train") if has_labels(sample)]
+    ids = [sample.id for sample in source.samples("train") if sample.labelled]
     text = config.labelled
     if text.isdigit():
         return partition(ids, count=int(text), seed=seed).labelled

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from litheseg.data.doctor import _KNOWN, Diagnosis, diagnose, diagnose_path
-from litheseg.data.folder import Folder
+from litheseg.data.folder import FolderSource
 from litheseg.data.streets import Streets
 
 SIZE = (24, 32)
@@ -115,7 +115,7 @@ def test_lines_of_a_list_without_files(data):
     lists.mkdir()
     (lists / "train.txt").write_text("images/train/0.png masks/train/0.png\nimages/train/9.png masks/train/9.png\n")
     (lists / "val.txt").write_text("images/val/0.png masks/val/0.png\nimages/val/1.png\n")
-    report = diagnose(Folder(data, lists=lists))
+    report = diagnose(FolderSource(data, lists=lists))
     assert codes(report) == ["unpaired-image", "missing-file"]
     assert "line 2" in the(report, "missing-file").files[0]
 
@@ -156,7 +156,7 @@ def test_unpaired_augmented_voc(tmp_path):
 def test_a_line_that_stands_twice(data):
     (data / "train.txt").write_text("images/train/0.png masks/train/0.png\n" * 2)
     (data / "val.txt").write_text("images/val/0.png masks/val/0.png\n")
-    report = diagnose(Folder(data, lists=data))
+    report = diagnose(FolderSource(data, lists=data))
     assert "listed twice" in only(report, "unusable-split").message
     assert report.splits["train"].samples == 1
 

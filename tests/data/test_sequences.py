@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from litheseg.data import open_source
-from litheseg.data.sequences import LeaveOut, belongs, sequence_sizes
 from litheseg.data.source import Source
+from litheseg.data.splits import LeaveOut, belongs, sequence_sizes
 from litheseg.errors import DataError
 from litheseg.training import load_recipe
 from litheseg.training.build import build_data

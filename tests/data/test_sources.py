@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 from litheseg.data import SOURCES, Classes, Source, open_source
-from litheseg.data.camvid import CamVid
-from litheseg.data.cityscapes import CITYSCAPES_CLASSES, Cityscapes
-from litheseg.data.folder import Folder
+from litheseg.data.folder import FolderSource
+from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES, CamVid, Cityscapes, Voc
 from litheseg.data.source import Sample, find_images
-from litheseg.data.voc import VOC_CLASSES, Voc
 from litheseg.errors import DataError
 from litheseg.masks.classes import CAMVID_CLASSES
 
@@ -345,7 +343,7 @@ def test_folder_with_splits(tmp_path, images, masks, val):
     text(tmp_path / "classes.yaml", "- ground", "- leaf")
     source = open_source("auto", tmp_path)
     check(source)
-    assert isinstance(source, Folder) and source.splits() == ("train", "val")
+    assert isinstance(source, FolderSource) and source.splits() == ("train", "val")
     assert ids(source, "val") == [f"{val}_a", f"{val}_b"]
 
 
@@ -355,26 +353,26 @@ def test_flat_folder_holds_out_the_same_images(tmp_path):
     check(source)
     train, val = ids(source, "train"), ids(source, "val")
     assert (len(train), len(val)) == (16, 4) and not set(train) & set(val)
-    assert ids(Folder(tmp_path, classes=TWO), "val") == val
-    assert ids(Folder(tmp_path, classes=TWO, seed=1), "val") != val
-    assert len(ids(Folder(tmp_path, classes=TWO, val_fraction=0.5), "val")) == 10
-    assert Folder(tmp_path, classes=TWO, val_fraction=0).splits() == ("train",)
+    assert ids(FolderSource(tmp_path, classes=TWO), "val") == val
+    assert ids(FolderSource(tmp_path, classes=TWO, seed=1), "val") != val
+    assert len(ids(FolderSource(tmp_path, classes=TWO, val_fraction=0.5), "val")) == 10
+    assert FolderSource(tmp_path, classes=TWO, val_fraction=0).splits() == ("train",)
     with pytest.raises(DataError, match="val_fraction 1"):
-        Folder(tmp_path, classes=TWO, val_fraction=1)
+        FolderSource(tmp_path, classes=TWO, val_fraction=1)
 
 
 def test_one_image_cannot_be_held_out(tmp_path):
     pairs(tmp_path / "images", tmp_path / "masks", ["a"])
     with pytest.raises(DataError, match="val_fraction=0"):
-        Folder(tmp_path, classes=TWO).samples("train")
-    assert ids(Folder(tmp_path, classes=TWO, val_fraction=0), "train") == ["a"]
+        FolderSource(tmp_path, classes=TWO).samples("train")
+    assert ids(FolderSource(tmp_path, classes=TWO, val_fraction=0), "train") == ["a"]
 
 
 def test_flat_folder_with_folders_and_suffix(tmp_path):
     for stem in ("bonn/a", "ulm/a"):
         image(tmp_path / f"images/{stem}.jpg")
         mask(tmp_path / f"masks/{stem}_mask.png")
-    source = Folder(tmp_path, classes=Classes.from_names(TWO), val_fraction=0, mask_suffix="_mask")
+    source = FolderSource(tmp_path, classes=Classes.from_names(TWO), val_fraction=0, mask_suffix="_mask")
     assert ids(source, "train") == ["bonn/a", "ulm/a"]
 
 
@@ -383,7 +381,7 @@ def test_lists_of_stems(tmp_path, where):
     pairs(tmp_path / "images", tmp_path / "masks", ["a", "b", "c", "d"], "jpg")
     text(tmp_path / where / "train.txt", "# chosen by hand", "b", "a.jpg")
     text(tmp_path / where / "val.txt", "c")
-    source = Folder(tmp_path, classes=TWO)
+    source = FolderSource(tmp_path, classes=TWO)
     check(source)
     assert ids(source, "train") == ["a", "b"] and ids(source, "val") == ["c"]
 
@@ -391,10 +389,10 @@ def test_lists_of_stems(tmp_path, where):
 def test_lists_elsewhere(tmp_path):
     pairs(tmp_path / "data/images", tmp_path / "data/masks", ["a", "b", "c"])
     text(tmp_path / "mine/train.txt", "a", "b")
-    source = Folder(tmp_path / "data", classes=TWO, lists=tmp_path / "mine", val_fraction=0.4)
+    source = FolderSource(tmp_path / "data", classes=TWO, lists=tmp_path / "mine", val_fraction=0.4)
     assert sorted(ids(source, "train") + ids(source, "val")) == ["a", "b"]
     with pytest.raises(DataError, match=r"holds no train\.txt"):
-        Folder(tmp_path / "data", classes=TWO, lists=tmp_path)
+        FolderSource(tmp_path / "data", classes=TWO, lists=tmp_path)
 
 
 def test_lists_of_pairs(tmp_path):
@@ -405,7 +403,7 @@ def test_lists_of_pairs(tmp_path):
     text(tmp_path / "val.txt", "photos/c.jpg truth/c-labels.png")
     source = open_source("auto", tmp_path, classes=TWO)
     check(source)
-    assert isinstance(source, Folder) and ids(source, "train") == ["photos/a", "photos/b"]
+    assert isinstance(source, FolderSource) and ids(source, "train") == ["photos/a", "photos/b"]
 
 
 @pytest.mark.parametrize(
@@ -424,7 +422,7 @@ def test_lists_refused(tmp_path, line, message):
     text(tmp_path / "train.txt", "b", line)
     text(tmp_path / "val.txt", "a")
     with pytest.raises(DataError, match=message):
-        Folder(tmp_path, classes=TWO).samples("train")
+        FolderSource(tmp_path, classes=TWO).samples("train")
 
 
 def test_refused_lists_are_paired_all_the_same(tmp_path):
@@ -432,7 +430,7 @@ def test_refused_lists_are_paired_all_the_same(tmp_path):
     (tmp_path / "masks/b.png").unlink()
     lines = "c", "z", "b", "a", "a", "images/a.png masks/z.png", "x y z"
     text(tmp_path / "train.txt", *lines)
-    source = Folder(tmp_path, classes=TWO)
+    source = FolderSource(tmp_path, classes=TWO)
     pairing = source.pairing("train")
     assert [sample.id for sample in pairing.pairs] == ["c", "a"]
     assert [sample.id for sample in pairing.images] == ["b"]
@@ -443,7 +441,7 @@ def test_refused_lists_are_paired_all_the_same(tmp_path):
     with pytest.raises(DataError, match="line 2"):
         source.pairing("val")
     text(listing, "a", "b", "c")
-    source = Folder(tmp_path, classes=TWO, allow_unlabelled=True)
+    source = FolderSource(tmp_path, classes=TWO, allow_unlabelled=True)
     parts = [source.pairing(split) for split in ("train", "val")]
     assert sorted(sample.id for part in parts for sample in part.samples) == ["a", "b", "c"]
     assert [sample.id for part in parts for sample in part.images] == ["b"]
@@ -452,10 +450,10 @@ def test_refused_lists_are_paired_all_the_same(tmp_path):
 def test_unlabelled_folder(tmp_path):
     image(tmp_path / "images/a.jpg")
     image(tmp_path / "images/b.jpg")
-    source = Folder(tmp_path, allow_unlabelled=True, val_fraction=0)
+    source = FolderSource(tmp_path, allow_unlabelled=True, val_fraction=0)
     assert [sample.mask for sample in source.samples("train")] == [None, None] and len(source.classes) == 0
     with pytest.raises(DataError, match="allow_unlabelled"):
-        Folder(tmp_path, classes=TWO).samples("train")
+        FolderSource(tmp_path, classes=TWO).samples("train")
 
 
 def test_folder_that_describes_itself(tmp_path):
@@ -467,22 +465,22 @@ def test_folder_that_describes_itself(tmp_path):
     assert (source.read_mask(source.samples("val")[0]) == 1).all()
     text(tmp_path / "classes.yaml", "[a]")
     with pytest.raises(DataError, match="keep one"):
-        Folder(tmp_path)
-    assert Folder(tmp_path, classes="classes.yaml").classes.names == ("a",)
+        FolderSource(tmp_path)
+    assert FolderSource(tmp_path, classes="classes.yaml").classes.names == ("a",)
 
 
 def test_folder_without_classes(tmp_path):
     pairs(tmp_path / "images", tmp_path / "masks", ["a", "b"])
     with pytest.raises(DataError, match=r"no classes\.yaml.*doctor"):
-        Folder(tmp_path)
+        FolderSource(tmp_path)
 
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        Folder(tmp_path, classes=TWO).samples("train")
+        FolderSource(tmp_path, classes=TWO).samples("train")
     with pytest.raises(DataError, match="no layout"):
-        Folder(tmp_path / "images", classes=TWO)
+        FolderSource(tmp_path / "images", classes=TWO)
 
 
 # open_source

@@ -10,7 +10,7 @@ import pytest
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
 from litheseg import cli
-from litheseg.data.folder import Folder
+from litheseg.data.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.labelling import import_labels
 from litheseg.labelling.chosen import Chosen
@@ -32,7 +32,7 @@ def _export(folder: Path, *keys: str) -> Path:
 
 def test_the_result_is_a_folder_data_set(tmp_path: Path) -> None:
     result = import_labels(_export(tmp_path, "a", "deep/b"), tmp_path / "out")
-    source = Folder(result.folder, val_fraction=0)
+    source = FolderSource(result.folder, val_fraction=0)
     assert source.classes == CLASSES
     samples = source.samples("train")
     assert [sample.id for sample in samples] == ["a", "deep/b"]
@@ -56,7 +56,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
 def test_several_exports_fill_one_folder(tmp_path: Path) -> None:
     import_labels(_export(tmp_path, "a"), tmp_path / "out")
     import_labels(_export(tmp_path, "b", "c"), tmp_path / "out")
-    assert len(Folder(tmp_path / "out", val_fraction=0).samples("train")) == 3
+    assert len(FolderSource(tmp_path / "out", val_fraction=0).samples("train")) == 3
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
 import litheseg.labelling.placing as placing
-from litheseg.data.folder import Folder
+from litheseg.data.folder import FolderSource
 from litheseg.errors import DataError, FolderInUseError, WidthError
 from litheseg.labelling import pseudo_label
 from litheseg.locks import folder_lock
@@ -90,7 +90,7 @@ def test_two_runs_do_not_share_an_output(bundle: Bundle, photos: Path, tmp_path:
 
 def test_the_output_is_a_data_set(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     pseudo_label(bundle, photos, tmp_path / "out")
-    source = Folder(tmp_path / "out", val_fraction=0)
+    source = FolderSource(tmp_path / "out", val_fraction=0)
     assert source.classes == CLASSES
     assert [sample.id for sample in source.samples("train")] == ["a", "b", "c", "deep/d"]
     for sample in source.samples("train"):

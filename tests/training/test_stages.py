@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_training import act_at, same_weights, tiny_recipe, train_tiny, weights
 
 from litheseg.data.datamodule import SegmentationData
-from litheseg.data.export import write_folder
+from litheseg.data.folder import write_folder
 from litheseg.data.streets import Streets
 from litheseg.errors import DataError, LithesegError, RecipeError, TrainingError
 from litheseg.masks.classes import Classes
