@@ -31,6 +31,8 @@ SIZE = (64, 96)
 ODD_SIZE = (65, 97)
 WIDTHS = (1.0, 0.5, 0.25)
 
+_ELASTIC: dict[str, SegmentationModel] = {}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -62,8 +64,11 @@ class Case:
         return shake(model).eval()
 
     def elastic(self, heads: bool = True, seed: int = 0) -> SegmentationModel:
-        """The slimmed model in eval mode; every width has norms of its own."""
-        return shake(slim(self.plain(heads, seed), self.widths, divisor=self.divisor)).eval()
+        """The slimmed model in eval mode; every width has norms of its own. A copy: it is made once for all checks."""
+        key = repr((self, heads, seed))
+        if key not in _ELASTIC:
+            _ELASTIC[key] = shake(slim(self.plain(heads, seed), self.widths, divisor=self.divisor)).eval()
+        return copy.deepcopy(_ELASTIC[key])
 
 
 def shake(model: nn.Module) -> nn.Module:
@@ -150,20 +155,20 @@ def every_width_learns(case: Case) -> None:
     """Each width trains; only features shrink; the other widths' norms do not move."""
     model = case.elastic().train()
     assert available_widths(model) == case.widths
-    depths = []
+    depths, small = [], {width: extract(model, width).state_dict() for width in case.widths}
     for width in case.widths:
-        others = {other: extract(model, other).eval() for other in case.widths if other != width}
         set_width(model, width)
         assert get_width(model) == width
-        model.zero_grad(set_to_none=True)
         outputs = model.outputs(image())
         assert outputs["logits"].shape[:2] == outputs["aux"].shape[:2] == (2, CLASSES)
         depths.append(outputs["features"].shape[1])
         sum(outputs[name].square().mean() for name in ("logits", "aux", "boundary")).backward()
         assert any(bool(value.grad.any()) for value in model.parameters() if value.grad is not None)
-        for other, before in others.items():
+        model.zero_grad(set_to_none=True)
+        for other in case.widths:
             after = extract(model, other).state_dict()
-            assert all(torch.equal(value, after[key]) for key, value in before.state_dict().items())
+            assert all(torch.equal(value, after[key]) for key, value in small[other].items()) == (other != width)
+            small[other] = after
     assert depths == sorted(depths, reverse=True)
     assert len(set(depths)) > 1 or len(depths) == 1
 

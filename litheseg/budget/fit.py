@@ -45,7 +45,7 @@ from litheseg.locks import folder_lock
 from litheseg.machine import cores
 from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
-from litheseg.nn.dense import grouped_layers
+from litheseg.nn.surgery import grouped_layers
 from litheseg.runtime.engines import Engine, available_runtimes
 from litheseg.runtime.latency import Latency, Scope, street_frames
 

@@ -33,7 +33,7 @@ from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import atomic_path
 from litheseg.machine import host_facts, interleave
 from litheseg.models.inference import threads_limited
-from litheseg.nn.dense import grouped_layers, to_dense
+from litheseg.nn.surgery import grouped_layers, to_dense
 from litheseg.runtime.engines import openvino_core, session_options
 
 __all__ = [

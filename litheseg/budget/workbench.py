@@ -26,7 +26,7 @@ from litheseg.deploy.export import Further, export_bundle
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import BundleError, LithesegError
 from litheseg.models.bundle import Bundle
-from litheseg.nn.dense import grouped_layers
+from litheseg.nn.surgery import grouped_layers
 from litheseg.runtime.engines import Engine, open_engine
 
 __all__ = ["Workbench"]

@@ -33,7 +33,7 @@ from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.models.inference import has_bfloat16, threads_limited
 from litheseg.models.upsampling import upsample_labels
 from litheseg.nn import extract
-from litheseg.nn.dense import densified
+from litheseg.nn.surgery import densified
 from litheseg.runtime.engines import Engine, batched, open_engine
 from litheseg.runtime.networks import Networks
 

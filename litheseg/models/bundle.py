@@ -37,8 +37,8 @@ from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.models.blueprint import build_within
 from litheseg.models.weights import weight_problem
 from litheseg.nn import add_width, extract, slim
-from litheseg.nn.dense import densified
 from litheseg.nn.efficient import Efficient
+from litheseg.nn.surgery import densified
 
 __all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "model_digest", "save_bundle"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from litheseg.nn.extract import drop_training_heads, extract, fold
 from litheseg.nn.slim import add_width, available_widths, get_width, recalibrate, set_width, slim
-from litheseg.nn.width import Channels, Part, WidthDial, round_channels
+from litheseg.nn.width import ChannelPart, Channels, WidthDial, round_channels
 
 __all__ = [
+    "ChannelPart",
     "Channels",
-    "Part",
     "WidthDial",
     "add_width",
     "available_widths",

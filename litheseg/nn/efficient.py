@@ -1,8 +1,7 @@
-"""Cheaper convolutions laid over a network: grouped (with or without channel shuffle), separable, factorised.
+"""Replace a network's convolutions by cheaper ones: grouped (with or without channel shuffle), separable, factorised.
 
-`make_efficient` replaces the chosen convolutions of any model, chosen by role, kernel size or name, by cheap ones with
-fresh weights. It does not know of architectures: what their parts are called is the model's `roles`. Training that
-starts dense and ends in such a network is `litheseg.nn.grouping`.
+Layers are chosen by role (as the model's `roles` names its parts), kernel size or name, and get fresh weights. To start
+dense and end in such a network by training, see `litheseg.nn.grouping`.
 
 Papers: Vallurupalli et al., CVPR Workshops 2018 (Sec. 3: the four kinds); Zhang et al., "ShuffleNet", CVPR 2018 (the
 shuffle); Romera et al., "ERFNet", T-ITS 2018 (factorised).
@@ -16,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -28,7 +26,7 @@ from torch import nn
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.surgery import conv_like, replace_layer
-from litheseg.nn.tracing import Trace, trace_model
+from litheseg.nn.tracing import Sides, Trace, trace_model
 
 __all__ = ["Efficient", "choose_layers", "make_efficient"]
 
@@ -42,8 +40,8 @@ class Efficient:
     Attributes:
         kind: grouped; separable (depthwise, BN, ReLU, 1x1); factorised (kx1, ReLU, 1xk).
         groups: of "grouped": 1 leaves every layer as it is, 0 is as many as fit (depthwise).
-        shuffle: put a channel shuffle behind each grouped layer whose output only another grouped layer reads (at most
-            with depthwise ones between: the shuffle comes first). Before a dense layer it would change nothing.
+        shuffle: put a channel shuffle between each grouped layer and the grouped layer that alone reads its output
+            (through depthwise ones, if any). Before a dense layer it would change nothing.
         where: which layers: comma-separated conditions that must all hold, each one or several alternatives joined by
             "|": all, a role of the model (encoder), a kernel (1x1), or a pattern of names (encoder.7.*).
     """
@@ -63,7 +61,7 @@ def make_efficient(model: Network, efficient: Efficient) -> Network:
     """Replace the chosen convolutions, in place, by cheap ones with fresh weights; returns the model.
 
     A choice by role, kernel or "all" leaves out layers that read the image, give the logits, change the resolution or
-    are grouped already: they are cheap, or much hangs on them (the paper leaves them dense). Names choose anything.
+    are grouped already: they are cheap, or much depends on them (the paper leaves them dense). Names choose anything.
 
     Raises:
         ModelError: no layer is chosen, or one cannot be replaced; the message names it and what would work.
@@ -72,20 +70,24 @@ def make_efficient(model: Network, efficient: Efficient) -> Network:
         return model
     if efficient.groups < 0:
         raise ModelError(f"efficient.groups {efficient.groups} is negative; give 2 or more, or 0 for depthwise")
-    trace = trace_model(model)
-    named = choose_layers(model, efficient.where)
-    chosen = [name for name in named if _is_named(model, name, efficient.where) or _replaceable(model, name, trace)]
-    chosen = [name for name in chosen if _has_kernel_for(efficient.kind, _conv(model, name))]
+    trace, patterns = trace_model(model), _name_patterns(model, efficient.where)
+    chosen = {}
+    for name in choose_layers(model, efficient.where):
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d)
+        named = any(fnmatchcase(name, pattern) for pattern in patterns)
+        if (named or _replaceable(layer, trace.sides.get(name))) and _has_kernel_for(efficient.kind, layer):
+            chosen[name] = layer
     if not chosen:
         raise ModelError(
             f"efficient.where '{efficient.where}' leaves no layer that can be made {efficient.kind}: those it matches "
             "read the image, give the logits, are strided, or are grouped or 1x1 already; choose others, or by name"
         )
-    fresh = {name: _BUILDERS[efficient.kind](name, _conv(model, name), efficient.groups) for name in chosen}
+    fresh = {name: _BUILDERS[efficient.kind](name, layer, efficient.groups) for name, layer in chosen.items()}
     for name, layer in fresh.items():
         _replace(model, name, layer)
     if efficient.kind == "grouped" and efficient.shuffle:
-        for name, reader in _shuffled_readers(trace, chosen, _heads(model)).items():
+        for name, reader in _shuffled_readers(trace, list(chosen), _heads(model)).items():
             shuffle = ChannelShuffle(fresh[name].groups)  # type: ignore[arg-type]
             _replace(model, reader, nn.Sequential(OrderedDict(shuffle=shuffle, conv=model.get_submodule(reader))))
     return model
@@ -99,33 +101,36 @@ def choose_layers(model: nn.Module, where: str) -> list[str]:
     Raises:
         ModelError: a condition that no layer fulfils.
     """
+    heads = _heads(model)
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and not f"{name}.".startswith(_heads(model))
+        if isinstance(module, nn.Conv2d) and not f"{name}.".startswith(heads)
     }
     chosen = list(layers)
-    for condition in _conditions(where):
-        matches = {text: [n for n, layer in layers.items() if _fulfils(model, n, layer, text)] for text in condition}
-        for text, names in matches.items():
+    for condition in where.split(","):
+        fulfilling: set[str] = set()
+        for text in (alternative.strip() for alternative in condition.split("|")):
+            patterns = _roles(model).get(text, (text,))
+            names = [
+                name
+                for name, layer in layers.items()
+                if text in ("all", _kernel(layer)) or any(fnmatchcase(name, pattern) for pattern in patterns)
+            ]
             if not names:
                 known = ["all", *_roles(model), *sorted({_kernel(layer) for layer in layers.values()})]
                 raise ModelError(
                     f"'{text}' matches no convolution of this model.{did_you_mean(text, known)} "
                     f"It knows {', '.join(known)}, and patterns of names such as '{next(iter(layers), 'layer*')}'"
                 )
-        chosen = [name for name in chosen if any(name in names for names in matches.values())]
+            fulfilling.update(names)
+        chosen = [name for name in chosen if name in fulfilling]
     if not chosen:
         raise ModelError(f"no convolution fulfils all conditions of '{where}'; leave one out")
     return chosen
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
-
-
-def _conditions(where: str) -> Iterator[list[str]]:
-    for condition in where.split(","):
-        yield [alternative.strip() for alternative in condition.split("|")]
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
@@ -145,36 +150,21 @@ def _kernel(layer: nn.Conv2d) -> str:
     return "x".join(str(extent) for extent in layer.kernel_size)
 
 
-def _is_named(model: nn.Module, name: str, where: str) -> bool:
-    """Whether a pattern of names (not a role, a kernel or "all") chooses this layer."""
-    texts = [text for condition in _conditions(where) for text in condition]
-    patterns = [text for text in texts if text not in ("all", *_roles(model)) and not re.fullmatch(r"\d+x\d+", text)]
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _name_patterns(model: nn.Module, where: str) -> list[str]:
+    """The alternatives of `where` that are patterns of names, not a role, a kernel or "all"."""
+    texts = [text.strip() for text in re.split("[,|]", where)]
+    return [text for text in texts if text not in ("all", *_roles(model)) and not re.fullmatch(r"\d+x\d+", text)]
 
 
-def _fulfils(model: nn.Module, name: str, layer: nn.Conv2d, alternative: str) -> bool:
-    if alternative == "all" or alternative == _kernel(layer):
-        return True
-    patterns = _roles(model).get(alternative, (alternative,))
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _replaceable(model: nn.Module, name: str, trace: Trace) -> bool:
-    layer, sides = _conv(model, name), trace.sides.get(name)
+def _replaceable(layer: nn.Conv2d, sides: Sides | None) -> bool:
     if sides is None or layer.groups > 1 or max(layer.stride) > 1:
         return False
     return not any(all(piece.fixed for piece in Trace.pieces(side)) for side in (sides.inputs, sides.outputs))
 
 
 def _has_kernel_for(kind: str, layer: nn.Conv2d) -> bool:
-    """Whether there is something to separate (not in 1x1) or to factorise (not in 3x1 either)."""
+    """Whether there is something to separate (not in 1x1) or to factorise (only if both extents are above 1)."""
     return kind == "grouped" or (min if kind == "factorised" else max)(layer.kernel_size) > 1
-
-
-def _conv(model: nn.Module, name: str) -> nn.Conv2d:
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Conv2d)
-    return layer
 
 
 def _shuffled_readers(trace: Trace, grouped: list[str], heads: tuple[str, ...]) -> dict[str, str]:

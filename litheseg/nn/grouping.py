@@ -1,12 +1,12 @@
 """Convolutions that turn from dense to grouped while they are trained.
 
-A `GradualConv2d` has the weight of a dense layer, multiplied by a mask: 1 inside the diagonal blocks of the groups that
-it is to have, `alpha` elsewhere. With alpha at 1 it is dense, with alpha at 0 it is the grouped layer, in between it is
-on the way. `densify` puts such layers in the place of a network's grouped convolutions, `convert` turns them into
-plain grouped convolutions again: what is deployed is the network that `densify` was given, to the last name and shape.
+A `GradualConv2d` has the weight of a dense layer, multiplied by a mask: 1 inside the diagonal blocks of its future
+groups, `alpha` elsewhere. At alpha 1 it is dense, at alpha 0 it computes what the grouped layer computes. `densify`
+puts such layers in the place of a network's grouped convolutions, `fade` sets alpha, and `convert` turns them into
+plain grouped convolutions: what is deployed has the names and shapes of the network that `densify` was given.
 
-It knows neither time nor training; `litheseg.training.gradual` moves alpha. Which channels share a group is fixed:
-contiguous blocks, as in the paper; `litheseg.nn.assignment` permutes channels so that those which belong together do.
+When alpha changes is up to `litheseg.training.gradual`. Groups are contiguous blocks of channels, as in the paper;
+`litheseg.nn.assignment` permutes channels so that those which belong together share a group.
 
 Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Grouping", CVPR Workshops 2018 (Sec. 3.2).
 
@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError
-from litheseg.nn.surgery import conv_like, replace_layer
+from litheseg.nn.surgery import conv_like, convolve, replace_layer
 
 __all__ = [
     "ChannelShuffle",
@@ -41,7 +40,7 @@ __all__ = [
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deal the channels of N x C x H x W out: those of one group end up in all groups (ShuffleNet, Fig. 1c)."""
+    """Reorder the channels of N x C x H x W so that each group's end up in all groups (ShuffleNet, Fig. 1c)."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
@@ -62,10 +61,10 @@ class ChannelShuffle(nn.Module):
 
 
 class GroupMask(nn.Module):
-    """What a dense weight is multiplied by, and how far it has come.
+    """The mask on a dense weight that becomes grouped, in one stage or several (to 2 groups, then 4, then 8).
 
-    Groups are halved, say, in stages: in each, what lies outside the stage's blocks fades from 1 to 0. Blocks of later
-    stages lie within those of earlier ones.
+    In each stage the weights outside that stage's blocks fade from factor 1 to 0. Blocks of later stages lie within
+    those of earlier ones.
 
     Args:
         out_channels: rows of the weight.
@@ -74,7 +73,9 @@ class GroupMask(nn.Module):
 
     Attributes:
         stage: the current one, from 0.
-        alpha: what the weights that fade in this stage are multiplied by, in [0, 1].
+        alpha: factor on the weights that fade in this stage, in [0, 1].
+        cut: out x in, the stage in which each connection fades; `len(stages)` for those that stay.
+        mask: out x in x 1 x 1, the factors.
     """
 
     mask: Tensor
@@ -84,7 +85,6 @@ class GroupMask(nn.Module):
         super().__init__()
         self.stages = tuple(stages)
         self.stage, self.alpha = 0, 1.0
-        # The stage in which a connection is cut; `len(stages)` for those that stay.
         cut = torch.stack([_same_group(out_channels, in_channels, groups) for groups in self.stages]).sum(0)
         self.register_buffer("cut", cut, persistent=False)
         self.register_buffer("mask", torch.ones(out_channels, in_channels, 1, 1), persistent=False)
@@ -96,11 +96,11 @@ class GroupMask(nn.Module):
 
     @property
     def done(self) -> bool:
-        """Whether only the blocks are left."""
+        """Whether all weights outside the final blocks have faded."""
         return self.alpha == 0.0 and self.stage == len(self.stages) - 1
 
     def fade(self, stage: int, alpha: float) -> None:
-        """Set stage and alpha; earlier stages are over, later ones have not begun."""
+        """Set stage and alpha; earlier stages are at 0, later ones at 1."""
         if (stage, alpha) == (self.stage, self.alpha):
             return
         self.stage, self.alpha = stage, alpha
@@ -108,11 +108,11 @@ class GroupMask(nn.Module):
         self.mask.copy_(factors[self.cut][:, :, None, None])
 
     def fading(self, weight: Tensor) -> Tensor:
-        """The entries of `weight` (out x in x kh x kw) that fade in the current stage, as a vector x kh x kw."""
+        """The entries of `weight` (out x in x kh x kw) that fade in the current stage, as N x kh x kw."""
         return weight[self.cut == self.stage]
 
     def kept(self, weight: Tensor) -> Tensor:
-        """The entries inside the blocks of the current stage, as a vector x kh x kw."""
+        """The entries inside the blocks of the current stage, as N x kh x kw."""
         return weight[self.cut > self.stage]
 
     def apply_to(self, weight: Tensor) -> tuple[Tensor, int]:
@@ -125,7 +125,7 @@ class GroupMask(nn.Module):
         return split.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
 
     def extra_repr(self) -> str:
-        """Where it is."""
+        """Groups by stage, and how far it has come."""
         return f"groups={' -> '.join(map(str, (1, *self.stages)))}, stage={self.stage}, alpha={self.alpha:g}"
 
 
@@ -136,7 +136,7 @@ def _same_group(out_channels: int, in_channels: int, groups: int) -> Tensor:
 
 
 class GradualConv2d(nn.Conv2d):
-    """A dense convolution on its way to a grouped one; its state dict is that of the dense layer.
+    """A dense convolution that becomes a grouped one; its state dict is that of the dense layer.
 
     Args:
         in_channels: of the input.
@@ -153,21 +153,25 @@ class GradualConv2d(nn.Conv2d):
         self, in_channels: int, out_channels: int, kernel_size: Any, *, stages: Sequence[int], **others: Any
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, **others)
-        _check_stages(in_channels, out_channels, stages)
+        before = 1
+        for groups in stages:
+            if groups < before or groups % before or in_channels % groups or out_channels % groups:
+                raise ModelError(
+                    f"groups {' -> '.join(map(str, stages))} of a layer with {in_channels} input and {out_channels} "
+                    "output channels: each must divide both, and be a multiple of the one before, such as 2 -> 4 -> 8"
+                )
+            before = groups
         self.grouping = GroupMask(out_channels, in_channels, stages)
 
     def forward(self, input: Tensor) -> Tensor:
         """N x in x H x W -> N x out x H' x W'."""
         weight, groups = self.grouping.apply_to(self.weight)
-        if self.padding_mode == "zeros":
-            return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, groups)
-        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return F.conv2d(input, weight, self.bias, self.stride, 0, self.dilation, groups)
+        return convolve(self, input, weight, self.bias, groups)
 
     def to_plain(self) -> nn.Conv2d:
-        """The plain layer that computes the same: dense, with its mask applied, until it has become a grouped one."""
+        """The plain layer that computes the same: dense, with its mask applied, until it has become grouped."""
         weight, groups = self.grouping.apply_to(self.weight.detach())
-        plain = conv_like(self, groups=groups)
+        plain: nn.Conv2d = conv_like(self, groups=groups)
         plain.weight.data = weight.contiguous()
         if self.bias is not None:
             assert plain.bias is not None
@@ -180,19 +184,8 @@ class GradualConv2d(nn.Conv2d):
         return self.to_plain()
 
 
-def _check_stages(in_channels: int, out_channels: int, stages: Sequence[int]) -> None:
-    before = 1
-    for groups in stages:
-        if groups < before or groups % before or in_channels % groups or out_channels % groups:
-            raise ModelError(
-                f"groups {' -> '.join(map(str, stages))} of a layer with {in_channels} input and {out_channels} output "
-                "channels: each must divide both, and be a multiple of the one before, such as 2 -> 4 -> 8"
-            )
-        before = groups
-
-
 def gradual_layers(model: nn.Module) -> dict[str, tuple[nn.Module, GroupMask]]:
-    """By name: the layers that fade, plain or elastic, with their masks, in the order of definition."""
+    """The layers that become grouped, plain or elastic, with their masks, by name, in the order of definition."""
     return {
         name: (layer, layer.grouping)
         for name, layer in model.named_modules()
@@ -201,15 +194,15 @@ def gradual_layers(model: nn.Module) -> dict[str, tuple[nn.Module, GroupMask]]:
 
 
 def densify(model: nn.Module, names: Sequence[str], stages: Sequence[int] = ()) -> None:
-    """Put dense layers that can fade in the place of grouped ones, in place; their weights are fresh.
+    """Replace grouped layers, in place, by dense ones that can become grouped; their weights are fresh.
 
-    They are drawn with the spread that the grouped layer's weights have, scaled to the larger number of inputs.
+    These are drawn with the standard deviation of the grouped layer's weights, scaled to the larger number of inputs.
 
     Args:
-        model: plain; grouped convolutions are its target.
+        model: plain; its grouped convolutions are the target.
         names: of `nn.Conv2d` layers; those that are not grouped are left as they are.
-        stages: groups on the way from dense to the target, such as (2, 4); a layer leaves out those that do not lead
-            to its own.
+        stages: groups on the way to the target, such as (2, 4); a layer whose groups one of them does not divide has
+            its final groups in that stage already.
 
     Raises:
         ModelError: none of the layers is grouped.
@@ -223,7 +216,8 @@ def densify(model: nn.Module, names: Sequence[str], stages: Sequence[int] = ()) 
     for name in grouped:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d)
-        gradual = conv_like(layer, GradualConv2d, stages=_own_stages(layer.groups, stages))
+        own = [stage if stage < 1 or layer.groups % stage == 0 else layer.groups for stage in stages]
+        gradual: GradualConv2d = conv_like(layer, GradualConv2d, stages=(*own, layer.groups))
         nn.init.normal_(gradual.weight, std=float(layer.weight.detach().std()) / layer.groups**0.5)
         if layer.bias is not None:
             assert gradual.bias is not None
@@ -231,13 +225,8 @@ def densify(model: nn.Module, names: Sequence[str], stages: Sequence[int] = ()) 
         replace_layer(model, name, gradual)
 
 
-def _own_stages(groups: int, stages: Sequence[int]) -> tuple[int, ...]:
-    """As many stages for each layer: those that lead to its groups, which it then keeps."""
-    return (*(stage if stage < 1 or groups % stage == 0 else groups for stage in stages), groups)
-
-
 def fade(model: nn.Module, stage: int, alpha: float) -> None:
-    """Set stage and alpha of all layers that fade."""
+    """Set stage and alpha of all layers that become grouped."""
     for _, mask in gradual_layers(model).values():
         mask.fade(stage, alpha)
 
@@ -245,7 +234,7 @@ def fade(model: nn.Module, stage: int, alpha: float) -> None:
 def convert(model: nn.Module) -> nn.Module:
     """Replace, in place, every layer that has faded by the plain (or elastic) grouped one; returns the model.
 
-    The function stays the same to the last bit of what the kernels allow: only zeros are left out.
+    The function stays the same but for the rounding of other kernels: only zeros are left out.
 
     Raises:
         ModelError: a layer has not faded to the end.

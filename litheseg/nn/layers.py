@@ -1,32 +1,32 @@
-"""Layers that compute with a part of their weights, as their dial says.
+"""Elastic layers: they compute with the first part of their weights, as much as the model's width dial says.
 
-Each takes the full-size layer it stands for and says, as `Channels`, how its input and output shrink. Weights keep the
-plain layer's names and sizes, so plain state dicts load; `to_plain` gives the ordinary layer of the current width. They
-do not know how they are connected: `litheseg.nn.slim` finds that out.
+Each is built from the full-size layer whose place it takes, and is told by `Channels` how its input and output shrink.
+Weights keep the plain layer's names and sizes, so plain state dicts load; `to_plain` gives the ordinary layer of the
+current width. How layers are connected is found by `litheseg.nn.slim`.
 
-Batch norm is the exception to sharing: statistics *and* affine parameters are kept per width (switchable batch norm,
-Yu et al., ICLR 2019, Sec. 3.3), keyed by the position of the width and not by the channel count, to which two widths
-may round alike.
+Batch norm does not share its parameters: statistics, scales and shifts are kept for each width (switchable batch norm,
+Yu et al., "Slimmable Neural Networks", ICLR 2019, Sec. 3.3), by the position of the width among the trained ones, since
+two widths may round to the same number of channels.
 
 Usage:
     >>> dial = WidthDial((1.0, 0.5))
-    >>> image, hidden = Channels((Part(3, elastic=False),)), Channels((Part(64),))
+    >>> image, hidden = Channels((ChannelPart(3, elastic=False),)), Channels((ChannelPart(64),))
     >>> conv = SlimConv2d(nn.Conv2d(3, 64, 3), dial, inputs=image, outputs=hidden)
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litheseg.nn.surgery import conv_like, convolve
 from litheseg.nn.width import Channels, WidthDial
 
 __all__ = [
-    "Affine",
     "BatchNormThen",
     "ChannelLayerNorm",
     "SlimConv2d",
@@ -37,9 +37,6 @@ __all__ = [
     "SwitchableBatchNorm2d",
     "width_key",
 ]
-
-
-Affine = Literal["interpolated", "nearest"]
 
 
 def width_key(width: float) -> str:
@@ -57,57 +54,47 @@ def _copy_into(plain: nn.Module, **tensors: Tensor | None) -> nn.Module:
     return plain
 
 
-class _SlimConvBase(nn.Module):
-    """What convolutions and their transpose share: weights of full size and the two channel rules."""
+class _SlimConvolution(nn.Module):
+    """Weights of full size, and how input and output shrink; see `SlimConv2d`."""
 
     def __init__(
         self, layer: nn.Conv2d | nn.ConvTranspose2d, dial: WidthDial, *, inputs: Channels, outputs: Channels
     ) -> None:
         super().__init__()
-        self.weight = layer.weight
-        self.bias = layer.bias
+        self.weight, self.bias = layer.weight, layer.bias
         self.dial, self.inputs, self.outputs = dial, inputs, outputs
         self.full_groups = layer.groups
         self.grouping = getattr(layer, "grouping", None)
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        self.padding = layer.padding
-        self.padding_mode = layer.padding_mode
-        self._border = layer._reversed_padding_repeated_twice
+        self.padding, self.padding_mode = layer.padding, layer.padding_mode
+        self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input at the current width."""
+        return self.inputs.count(self.dial.width)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output at the current width."""
+        return self.outputs.count(self.dial.width)
 
     @property
     def groups(self) -> int:
         """Groups at the current width: a narrower grouped layer drops whole groups, or the same part of each."""
-        return self._groups_of(self.full_groups)
-
-    def _groups_of(self, full_groups: int) -> int:
-        if full_groups == 1:
-            return 1
-        return self.inputs.count(self.dial.width) // self.inputs.within(full_groups).count(self.dial.width)
+        return self.inputs.groups(self.full_groups, self.dial.width)
 
     def _sliced_bias(self) -> Tensor | None:
         return None if self.bias is None else self.outputs.select(self.bias, 0, self.dial.width)
 
-    def _plain_arguments(self) -> dict[str, Any]:
-        return {
-            "in_channels": self.inputs.count(self.dial.width),
-            "out_channels": self.outputs.count(self.dial.width),
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "bias": self.bias is not None,
-            "padding_mode": self.padding_mode,
-        }
-
     def extra_repr(self) -> str:
         """The channels at full width and at the current one."""
-        now = f"{self.inputs.count(self.dial.width)}->{self.outputs.count(self.dial.width)}"
+        now = f"{self.in_channels}->{self.out_channels}"
         return f"{self.inputs.full}->{self.outputs.full} (now {now}), kernel_size={self.kernel_size}"
 
 
-class SlimConv2d(_SlimConvBase):
-    """Elastic `nn.Conv2d`: dense, grouped (drops whole groups or parts of them), depthwise, or on the way to groups.
+class SlimConv2d(_SlimConvolution):
+    """Elastic `nn.Conv2d`: dense, grouped, depthwise, or gradually becoming grouped.
 
     Args:
         layer: the full-size layer, plain or gradual; its parameters are taken over, not copied.
@@ -118,38 +105,34 @@ class SlimConv2d(_SlimConvBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x inputs.count(width) x H x W -> N x outputs.count(width) x H' x W'."""
-        (weight, groups), bias = self._sliced_weight(), self._sliced_bias()
-        if self.padding_mode == "zeros":
-            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
-        x = F.pad(x, self._border, mode=self.padding_mode)
-        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, groups)
+        weight, groups = self._sliced_weight()
+        return convolve(self, x, weight, self._sliced_bias(), groups)
 
     def _sliced_weight(self) -> tuple[Tensor, int]:
-        """The weight at the current width, and its groups; a mask is cut like the weight it belongs to."""
+        """The weight at the current width, masked while it becomes grouped, and its groups."""
         weight, groups = self.weight, self.full_groups
         if self.grouping is not None:
             weight, groups = self.grouping.apply_to(weight)
         rows = self.outputs.select(weight, 0, self.dial.width)
         columns = self.inputs if groups == 1 else self.inputs.within(groups)
-        return columns.select(rows, 1, self.dial.width), self._groups_of(groups)
+        return columns.select(rows, 1, self.dial.width), self.inputs.groups(groups, self.dial.width)
 
     def to_plain(self) -> nn.Module:
-        """The `nn.Conv2d` of the current width; dense, with its mask applied, where it has not faded to the end."""
+        """The `nn.Conv2d` of the current width; dense, with its mask applied, until it has become grouped."""
         weight, groups = self._sliced_weight()
-        plain = nn.Conv2d(**self._plain_arguments() | {"groups": groups})
-        return _copy_into(plain, weight=weight, bias=self._sliced_bias())
+        return _copy_into(conv_like(self, groups=groups), weight=weight, bias=self._sliced_bias())
 
     def to_grouped(self) -> SlimConv2d:
         """The elastic grouped layer that this one has become."""
         assert self.grouping is not None and self.grouping.done
         full = {"in_channels": self.inputs.full, "out_channels": self.outputs.full, "groups": self.grouping.groups}
-        plain = nn.Conv2d(**self._plain_arguments() | full)
+        plain = conv_like(self, **full)
         _copy_into(plain, weight=self.grouping.blocks(self.weight), bias=self.bias)
         return SlimConv2d(plain, self.dial, inputs=self.inputs, outputs=self.outputs)
 
 
-class SlimConvTranspose2d(_SlimConvBase):
-    """Elastic `nn.ConvTranspose2d`; arguments as in `SlimConv2d`."""
+class SlimConvTranspose2d(_SlimConvolution):
+    """Elastic `nn.ConvTranspose2d`; arguments as of `SlimConv2d`."""
 
     def __init__(self, layer: nn.ConvTranspose2d, dial: WidthDial, *, inputs: Channels, outputs: Channels) -> None:
         super().__init__(layer, dial, inputs=inputs, outputs=outputs)
@@ -157,11 +140,10 @@ class SlimConvTranspose2d(_SlimConvBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x inputs.count(width) x H x W -> N x outputs.count(width) x H' x W'."""
-        weight, bias = self._sliced_weight(), self._sliced_bias()
         return F.conv_transpose2d(
             x,
-            weight,
-            bias,
+            self._sliced_weight(),
+            self._sliced_bias(),
             self.stride,
             self.padding,  # type: ignore[arg-type]  # a transposed convolution's padding is never a text
             self.output_padding,
@@ -175,17 +157,16 @@ class SlimConvTranspose2d(_SlimConvBase):
 
     def to_plain(self) -> nn.Module:
         """The `nn.ConvTranspose2d` of the current width."""
-        plain = nn.ConvTranspose2d(**self._plain_arguments(), output_padding=self.output_padding)  # type: ignore[arg-type]
+        plain = conv_like(self, nn.ConvTranspose2d, groups=self.groups, output_padding=self.output_padding)
         return _copy_into(plain, weight=self._sliced_weight(), bias=self._sliced_bias())
 
 
 class SlimLinear(nn.Module):
-    """Elastic `nn.Linear`; arguments as in `SlimConv2d`."""
+    """Elastic `nn.Linear`; arguments as of `SlimConv2d`."""
 
     def __init__(self, layer: nn.Linear, dial: WidthDial, *, inputs: Channels, outputs: Channels) -> None:
         super().__init__()
-        self.weight = layer.weight
-        self.bias = layer.bias
+        self.weight, self.bias = layer.weight, layer.bias
         self.dial, self.inputs, self.outputs = dial, inputs, outputs
 
     def _sliced(self) -> tuple[Tensor, Tensor | None]:
@@ -200,15 +181,14 @@ class SlimLinear(nn.Module):
     def to_plain(self) -> nn.Module:
         """The `nn.Linear` of the current width."""
         weight, bias = self._sliced()
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-        return _copy_into(plain, weight=weight, bias=bias)
+        return _copy_into(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight=weight, bias=bias)
 
 
 class BatchNormThen(nn.BatchNorm2d):
     """Batch norm followed by what was fused to it (timm's `BatchNormAct2d`: dropout and activation)."""
 
-    def __init__(self, num_features: int, *, eps: float, momentum: float | None, affine: bool, then: nn.Module) -> None:
-        super().__init__(num_features, eps, momentum, affine)
+    def __init__(self, num_features: int, *, then: nn.Module, **others: Any) -> None:
+        super().__init__(num_features, **others)
         self.then = then
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +197,7 @@ class BatchNormThen(nn.BatchNorm2d):
 
 
 class SwitchableBatchNorm2d(nn.Module):
-    """One `nn.BatchNorm2d` per width, keyed by the width's position; further widths by calibration.
+    """One `nn.BatchNorm2d` for each trained width, and further ones for widths in between.
 
     Args:
         layer: the full-size layer; every width starts from its statistics and affine parameters.
@@ -241,15 +221,20 @@ class SwitchableBatchNorm2d(nn.Module):
         return norm if layer.running_mean is None else norm.to(layer.running_mean)
 
     def _fit(self, value: Tensor, width: float) -> Tensor:
+        """The entries of a full-size vector that a width keeps; the counter of batches as it is."""
         return self.channels.select(value, 0, width) if value.ndim else value
+
+    def norm_of(self, width: float) -> nn.BatchNorm2d | nn.SyncBatchNorm:
+        """The batch norm of an available width; synchronised where a distributed run has made it so."""
+        widths = self.dial.widths
+        norm = self.norms[widths.index(width)] if width in widths else self.calibrated[width_key(width)]
+        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        return norm
 
     @property
     def current(self) -> nn.BatchNorm2d | nn.SyncBatchNorm:
-        """The batch norm of the current width; synchronised where a distributed run has made it so."""
-        index = self.dial.index
-        norm = self.calibrated[width_key(self.dial.width)] if index is None else self.norms[index]
-        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        return norm
+        """The batch norm of the current width."""
+        return self.norm_of(self.dial.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x channels.count(width) x H x W -> the same shape."""
@@ -257,21 +242,16 @@ class SwitchableBatchNorm2d(nn.Module):
         return y if self.then is None else self.then(y)
 
     @torch.no_grad()
-    def add_width(self, width: float, affine: Affine = "interpolated") -> None:
-        """Give a width between the trained ones a batch norm, made from its two neighbours.
+    def add_width(self, width: float) -> None:
+        """Give a width within the trained range a batch norm, interpolated between the two neighbouring trained widths.
 
-        Scales and shifts are interpolated between them, or those of the nearest one.
-
-        A channel that the narrower neighbour lacks takes the wider neighbour's value. The statistics are a starting
-        point only; `recalibrate` measures them.
+        A channel that the narrower neighbour lacks takes the wider neighbour's value. The statistics are only a start:
+        `recalibrate` measures them.
         """
         wider = min(known for known in self.dial.widths if known >= width)
         narrower = max(known for known in self.dial.widths if known <= width)
         share = 1.0 if wider == narrower else (width - narrower) / (wider - narrower)
-        if affine == "nearest":
-            share = float(share >= 0.5)
-        norm = copy.deepcopy(self.norms[self.dial.widths.index(wider)])
-        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        norm = copy.deepcopy(self.norm_of(wider))
         norm.num_features = self.channels.count(width)
         for name in ("weight", "bias", "running_mean", "running_var"):
             tensor = getattr(norm, name)
@@ -283,7 +263,7 @@ class SwitchableBatchNorm2d(nn.Module):
 
     def _spread(self, name: str, width: float) -> Tensor:
         """A width's vector laid out at full size, NaN where it has no channel."""
-        vector = getattr(self.norms[self.dial.widths.index(width)], name)
+        vector = getattr(self.norm_of(width), name)
         full = vector.new_full((self.channels.full,), torch.nan)
         positions = torch.arange(self.channels.full, device=vector.device)
         full[self._fit(positions, width)] = vector
@@ -292,21 +272,15 @@ class SwitchableBatchNorm2d(nn.Module):
     def to_plain(self) -> nn.Module:
         """The batch norm of the current width, and what follows it."""
         norm = self.current
-        if self.then is None and isinstance(norm, nn.BatchNorm2d):
-            return copy.deepcopy(norm)
-        plain = (
-            nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
-            if self.then is None
-            else BatchNormThen(
-                norm.num_features,
-                eps=norm.eps,
-                momentum=norm.momentum,
-                affine=norm.affine,
-                then=copy.deepcopy(self.then),
-            )
-        )
+        arguments: dict[str, Any] = {"eps": norm.eps, "momentum": norm.momentum, "affine": norm.affine}
+        if self.then is None:
+            plain = nn.BatchNorm2d(norm.num_features, **arguments)
+        else:
+            plain = BatchNormThen(norm.num_features, then=copy.deepcopy(self.then), **arguments)
         plain.load_state_dict(norm.state_dict(), strict=False)
-        return plain if norm.running_mean is None else plain.to(norm.running_mean)
+        if norm.running_mean is not None:
+            plain.to(norm.running_mean)
+        return _copy_into(plain, weight=norm.weight, bias=norm.bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a plain batch norm's entries as well: every width takes its first channels of them."""
@@ -319,7 +293,7 @@ class SwitchableBatchNorm2d(nn.Module):
 
 
 class _SlimAffineNorm(nn.Module):
-    """What the norms without running statistics share: scale and shift of full size, and the channel rule."""
+    """A norm without running statistics: scale and shift of full size, and how the channels shrink."""
 
     def __init__(self, layer: nn.GroupNorm | nn.LayerNorm, dial: WidthDial, *, channels: Channels) -> None:
         super().__init__()
@@ -346,10 +320,7 @@ class SlimGroupNorm(_SlimAffineNorm):
     @property
     def groups(self) -> int:
         """Groups at the current width."""
-        if self.full_groups == 1:
-            return 1
-        width = self.dial.width
-        return self.channels.count(width) // self.channels.within(self.full_groups).count(width)
+        return self.channels.groups(self.full_groups, self.dial.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x channels.count(width) x ... -> the same shape."""
@@ -374,7 +345,7 @@ class ChannelLayerNorm(nn.LayerNorm):
 class SlimLayerNorm(_SlimAffineNorm):
     """Elastic `nn.LayerNorm` over channels, last (... x C) or first (N x C x H x W).
 
-    Its statistics are of the sample, so no width needs its own (Slimmable ConvNeXt, arXiv 2605.22677).
+    Its statistics are those of each sample, so no width needs its own (Slimmable ConvNeXt, arXiv 2605.22677).
     """
 
     def __init__(self, layer: nn.LayerNorm, dial: WidthDial, *, channels: Channels, channels_first: bool) -> None:

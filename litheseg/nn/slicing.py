@@ -1,11 +1,11 @@
 """How the channels of grouped layers are cut, so that every narrower network is a grouped one as well.
 
-Two rules are exact, also for a dense weight under a mask. *Whole groups*: a narrower layer has fewer groups of the same
-size. *The same part of each group*: it has as many groups, each smaller; this is for layers with too few groups for the
-narrowest width, and it alone passes a channel shuffle. Where what follows a shuffle of g groups is cut in b equal
-blocks, what comes before it is cut in g x b. Norms over groups follow the same rules.
+There are two exact rules, which also hold for a dense weight under a mask. *Whole groups*: a narrower layer has fewer
+groups of the same size. *Blocks*: it has as many groups, each smaller; this is for layers with too few groups for the
+narrowest width, and the only rule that passes a channel shuffle. Where the channels behind a shuffle of g groups are
+cut in b equal blocks, those before it are cut in g x b. Norms over groups follow the same rules.
 
-It knows segments (see `litheseg.nn.tracing`), not layers or weights. Where neither rule is exact, it refuses.
+It works on the segments of a trace (see `litheseg.nn.tracing`). Where neither rule is exact, it refuses.
 
 Usage:
     >>> settle_groups(trace, narrowest=0.25)  # every segment now knows its `unit`, or its `blocks` and `step`
@@ -38,32 +38,34 @@ class _Site:
 
 
 def settle_groups(trace: Trace, narrowest: float) -> None:
-    """Decide, for every segment that a grouped layer touches, how it is cut.
+    """Choose the rule for every segment that a grouped layer touches, and write it into the segment.
 
     Args:
         trace: of the network.
-        narrowest: width that it must reach, in (0, 1].
+        narrowest: the narrowest width, in (0, 1].
 
     Raises:
         ModelError: a layer that cannot be cut exactly; the message names it and what would work.
     """
     layers = [_site(trace, name, groups) for name, groups in trace.grouped.items()]
     shuffles = [_site(trace, name, groups, shuffles=True) for name, groups in trace.shuffled.items()]
-    in_parts = {part for site in shuffles for part in site.sides}
-    in_parts |= {part for site in layers if site.groups * narrowest < 1 for part in site.sides}
-    _spread(layers + shuffles, in_parts)
+    sites = layers + shuffles
+    in_blocks = {side for site in sites if site.shuffles or site.groups * narrowest < 1 for side in site.sides}
+    for _ in range(len(sites) + 1):  # both sides of a site are cut by the same rule, and are fixed or elastic alike
+        for site in sites:
+            site.inputs.fixed = site.outputs.fixed = site.inputs.fixed or site.outputs.fixed
+            if not in_blocks.isdisjoint(site.sides):
+                in_blocks.update(site.sides)
     for site in layers:
         for side in site.sides:
-            if side in in_parts:
+            if side in in_blocks:
                 side.blocks = math.lcm(side.blocks, site.groups)
             else:
                 side.unit = math.lcm(side.unit or 1, side.size // site.groups)
-    _settle_blocks(shuffles, in_parts)
-    for site in layers + shuffles:
-        if site.inputs in in_parts and not site.inputs.fixed:
-            _check_parts(site, narrowest)
-        elif not site.inputs.fixed:
-            _check_units(site)
+    _settle_blocks(shuffles, in_blocks)
+    for site in sites:
+        if not site.inputs.fixed:
+            _check_blocks(site, narrowest) if site.inputs in in_blocks else _check_units(site)
 
 
 def _site(trace: Trace, name: str, groups: int, *, shuffles: bool = False) -> _Site:
@@ -79,30 +81,23 @@ def _site(trace: Trace, name: str, groups: int, *, shuffles: bool = False) -> _S
     return _Site(name, inputs[0], outputs[0], groups, shuffles)
 
 
-def _spread(sites: list[_Site], in_parts: set[Segment]) -> None:
-    """Both sides of a site are cut by the same rule, and are fixed or elastic alike."""
-    for _ in range(len(sites) + 1):
-        for site in sites:
-            fixed = site.inputs.fixed or site.outputs.fixed
-            site.inputs.fixed = site.outputs.fixed = fixed
-            if site.inputs in in_parts or site.outputs in in_parts:
-                in_parts.update(site.sides)
+def _settle_blocks(shuffles: list[_Site], in_blocks: set[Segment]) -> None:
+    """Make the blocks on both sides of every shuffle fit, repeatedly, since shuffles may follow one another.
 
-
-def _settle_blocks(shuffles: list[_Site], in_parts: set[Segment]) -> None:
-    """Blocks on both sides of a shuffle fit each other, whatever follows what, and as many channels are kept."""
+    Both sides must keep as many channels, so `step` becomes a common multiple of their blocks.
+    """
     for _ in range(len(shuffles) + 1):
         for site in shuffles:
             site.inputs.blocks = math.lcm(site.inputs.blocks, site.groups * site.outputs.blocks)
             site.outputs.blocks = site.inputs.blocks // site.groups
-    for segment in in_parts:
+    for segment in in_blocks:
         segment.step = segment.blocks
     for _ in range(len(shuffles) + 1):
         for site in shuffles:
             site.inputs.step = site.outputs.step = math.lcm(site.inputs.step, site.outputs.step)
 
 
-def _check_parts(site: _Site, narrowest: float) -> None:
+def _check_blocks(site: _Site, narrowest: float) -> None:
     remedy = "use fewer groups, or no shuffle (--model.efficient.shuffle false)"
     if site.shuffles and site.inputs.blocks != site.groups * site.outputs.blocks:
         raise ModelError(

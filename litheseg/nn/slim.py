@@ -1,12 +1,11 @@
 """Make any plain CNN elastic.
 
 `slim` traces how channels flow through a network, then replaces every layer whose channels may shrink by its elastic
-twin. The network's own Python code stays as it is; the image and the class logits keep their size.
-
-It does not know of architectures or training. What it cannot do exactly, it refuses, naming the layer.
+layer. The network's own Python code stays as it is; the image and the class logits keep their size. What it cannot do
+exactly, it refuses, naming the layer. It knows neither architectures nor training.
 
 Papers: Yu et al., "Slimmable Neural Networks", ICLR 2019; Yu & Huang, "Universally Slimmable Networks", ICCV 2019
-(statistics recalculated after training, for any width).
+(statistics measured after training, for any width).
 
 Usage:
     >>> model = slim(timm.create_model("resnet18"), widths=(1.0, 0.5, 0.25))
@@ -19,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -29,7 +28,7 @@ from litheseg.bundle.widths import check_width
 from litheseg.errors import ModelError, WidthError
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.layers import (
-    Affine,
+    BatchNormThen,
     SlimConv2d,
     SlimConvTranspose2d,
     SlimGroupNorm,
@@ -41,11 +40,18 @@ from litheseg.nn.slicing import settle_groups
 from litheseg.nn.surgery import replace_layer
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
 from litheseg.nn.watching import Watch
-from litheseg.nn.width import Channels, Part, WidthDial
+from litheseg.nn.width import ChannelPart, Channels, WidthDial
 
 __all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
 
 Network = TypeVar("Network", bound=nn.Module)
+
+# Convolutions and linear layers, which have channels of their own on both sides.
+_ELASTIC: dict[type[nn.Module], Any] = {
+    nn.Conv2d: SlimConv2d,
+    nn.ConvTranspose2d: SlimConvTranspose2d,
+    nn.Linear: SlimLinear,
+}
 
 
 def slim(
@@ -83,8 +89,7 @@ def slim(
         trace = trace_channels(probe, lambda m: run(m, image))
         settle_groups(trace, dial.widths[-1])
         _verify(_install(copy.deepcopy(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
-    _install(module, trace, dial)
-    return module
+    return _install(module, trace, dial)
 
 
 def set_width(module: nn.Module, width: float) -> None:
@@ -96,7 +101,8 @@ def set_width(module: nn.Module, width: float) -> None:
     dial = _dial(module)
     if dial is not None:
         dial.turn(width)
-    elif check_width(width) != 1.0:
+    elif width != 1.0:
+        check_width(width)
         raise WidthError(f"width {width:g} asked of a plain model; make it elastic with `slim(model, widths)`")
 
 
@@ -112,27 +118,24 @@ def available_widths(module: nn.Module) -> tuple[float, ...]:
     return (1.0,) if dial is None else dial.available
 
 
-def add_width(module: nn.Module, width: float, affine: Affine = "interpolated") -> None:
+def add_width(module: nn.Module, width: float) -> None:
     """Make a width between the trained ones available, with interpolated batch norms; `recalibrate` measures them.
 
     Raises:
         WidthError: outside the trained range, or the model is plain.
     """
-    dial = _dial(module)
-    width = check_width(width)
+    dial, width = _dial(module), check_width(width)
     if dial is None or not dial.widths[-1] <= width <= dial.widths[0]:
         trained = "1 only (a plain model)" if dial is None else f"{dial.widths[-1]:g} to {dial.widths[0]:g}"
         raise WidthError(f"width {width:g} is outside what was trained: {trained}; train with a wider range of widths")
     if width not in dial.available:
         for layer in _switchable_norms(module):
-            layer.add_width(width, affine)
-        dial.add([width])
+            layer.add_width(width)
+        dial.add(width)
 
 
 @torch.no_grad()
-def recalibrate(
-    module: nn.Module, batches: Iterable[Tensor], widths: Sequence[float], *, affine: Affine = "interpolated"
-) -> None:
+def recalibrate(module: nn.Module, batches: Iterable[Tensor], widths: Sequence[float]) -> None:
     """Measure batch-norm statistics for the given widths, making any width between the trained ones usable.
 
     The statistics become the plain average over the batches (Universally Slimmable Networks, Sec. 3.2). Dropout stays
@@ -141,9 +144,7 @@ def recalibrate(
     Args:
         module: an elastic model.
         batches: normalised images N x 3 x H x W; gone through once per width.
-        widths: each within the trained range.
-        affine: whether a new width's scales and shifts are interpolated between its trained neighbours, or the
-            nearest one's.
+        widths: each within the trained range; the scales and shifts of a new one are interpolated.
 
     Raises:
         WidthError: as in `add_width`.
@@ -157,7 +158,7 @@ def recalibrate(
     device = next(module.parameters()).device
     width_before, training_before = get_width(module), module.training
     for width in widths:
-        add_width(module, width, affine)
+        add_width(module, width)
         set_width(module, width)
         _measure_statistics(module, [batch.to(device) for batch in batches])
     set_width(module, width_before)
@@ -165,6 +166,7 @@ def recalibrate(
 
 
 def _measure_statistics(module: nn.Module, batches: list[Tensor]) -> None:
+    """Replace the batch-norm statistics of the current width."""
     norms = [layer.current for layer in _switchable_norms(module)]
     momenta = [norm.momentum for norm in norms]
     module.eval()
@@ -187,62 +189,63 @@ def _switchable_norms(module: nn.Module) -> list[SwitchableBatchNorm2d]:
     return [layer for layer in module.modules() if isinstance(layer, SwitchableBatchNorm2d)]
 
 
-def _channels(segments: list[Segment], dial: WidthDial) -> Channels:
-    """Segments as channel rules; neighbours that never shrink become one part."""
-    pieces = [piece for segment in segments for piece in segment.resolve()]
-    parts: list[Part] = []
-    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed):
-        if fixed:
-            parts.append(Part(sum(piece.size for piece in run), elastic=False))
-        else:
-            parts += [
-                Part(piece.size, piece.unit, piece.blocks, divisor=dial.divisor, step=piece.step) for piece in run
-            ]
-    return Channels(tuple(parts))
+def _install_norms(module: Network, dial: WidthDial) -> Network:
+    """Give a network that never shrinks its dial, in place: only its batch norms become elastic layers."""
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            channels = Channels((ChannelPart(layer.num_features, elastic=False),))
+            replace_layer(module, name, _switchable_norm(layer, channels, dial))
+    module.width_dial = dial  # type: ignore[assignment]
+    return module
 
 
-def _elastic(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | None:
-    """The elastic twin of `layer`; None where nothing about it changes with the width."""
+def _install(module: Network, trace: Trace, dial: WidthDial) -> Network:
+    """Replace, in place, every traced layer that depends on the width; returns the module."""
+    for name, sides in trace.sides.items():
+        layer = _elastic_layer(module.get_submodule(name), sides, dial)
+        if layer is not None:
+            replace_layer(module, name, layer)
+    module.width_dial = dial  # type: ignore[assignment]
+    return module
+
+
+def _elastic_layer(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module | None:
+    """The elastic layer for a plain one; None where nothing about it changes with the width."""
     inputs, outputs = _channels(sides.inputs, dial), _channels(sides.outputs, dial)
     if isinstance(layer, nn.BatchNorm2d):  # even at fixed channels its statistics depend on the width
         return _switchable_norm(layer, inputs, dial)
     if isinstance(layer, ChannelShuffle) or not (inputs.elastic or outputs.elastic):
         return None
-    if isinstance(layer, nn.Conv2d):
-        return SlimConv2d(layer, dial, inputs=inputs, outputs=outputs)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return SlimConvTranspose2d(layer, dial, inputs=inputs, outputs=outputs)
-    if isinstance(layer, nn.Linear):
-        return SlimLinear(layer, dial, inputs=inputs, outputs=outputs)
+    for plain, elastic in _ELASTIC.items():
+        if isinstance(layer, plain):
+            made: nn.Module = elastic(layer, dial, inputs=inputs, outputs=outputs)
+            return made
     if isinstance(layer, nn.GroupNorm):
         return SlimGroupNorm(layer, dial, channels=inputs)
     assert isinstance(layer, nn.LayerNorm)
     return SlimLayerNorm(layer, dial, channels=inputs, channels_first=sides.channels_first)
 
 
+def _channels(segments: list[Segment], dial: WidthDial) -> Channels:
+    """Segments as channel rules; neighbours that never shrink become one part."""
+    pieces = [piece for segment in segments for piece in segment.resolve()]
+    parts: list[ChannelPart] = []
+    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed):
+        if fixed:
+            parts.append(ChannelPart(sum(piece.size for piece in run), elastic=False))
+        else:
+            parts += [
+                ChannelPart(piece.size, piece.unit, piece.blocks, divisor=dial.divisor, step=piece.step)
+                for piece in run
+            ]
+    return Channels(tuple(parts))
+
+
 def _switchable_norm(layer: nn.BatchNorm2d, channels: Channels, dial: WidthDial) -> SwitchableBatchNorm2d:
-    then = nn.Sequential(layer.drop, layer.act) if isinstance(layer, BatchNormAct2d) else None
+    then = layer.then if isinstance(layer, BatchNormThen) else None
+    if isinstance(layer, BatchNormAct2d):
+        then = nn.Sequential(layer.drop, layer.act)
     return SwitchableBatchNorm2d(layer, dial, channels=channels, then=then)
-
-
-def _install_norms(module: Network, dial: WidthDial) -> Network:
-    """Give a network that never shrinks its dial, in place: its batch norms are all that knows of widths."""
-    for name, layer in list(module.named_modules()):
-        if isinstance(layer, nn.BatchNorm2d):
-            channels = Channels((Part(layer.num_features, elastic=False),))
-            replace_layer(module, name, _switchable_norm(layer, channels, dial))
-    module.width_dial = dial  # type: ignore[assignment]
-    return module
-
-
-def _install(module: nn.Module, trace: Trace, dial: WidthDial) -> nn.Module:
-    """Replace, in place, every traced layer that depends on the width."""
-    for name, sides in trace.sides.items():
-        layer = _elastic(module.get_submodule(name), sides, dial)
-        if layer is not None:
-            replace_layer(module, name, layer)
-    module.width_dial = dial  # type: ignore[assignment]
-    return module
 
 
 @torch.no_grad()

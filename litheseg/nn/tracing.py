@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 from litheseg.errors import ModelError
 from litheseg.nn.grouping import ChannelShuffle, GradualConv2d
 from litheseg.nn.layers import (
+    BatchNormThen,
     SlimConv2d,
     SlimConvTranspose2d,
     SlimGroupNorm,
@@ -45,7 +46,7 @@ _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, SlimConv2d, SlimConvTranspose2d)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, SwitchableBatchNorm2d, SlimGroupNorm, SlimLayerNorm)
 _LEAVES = (*_CONVOLUTIONS, *_NORMS, nn.Linear, SlimLinear, ChannelShuffle)
 # Subclasses whose forward is the plain layer's, at most with a masked weight, or an activation that keeps the channels.
-_KNOWN_FORWARDS = (BatchNormAct2d, GradualConv2d, timm.layers.Linear)
+_KNOWN_FORWARDS = (BatchNormAct2d, BatchNormThen, GradualConv2d, timm.layers.Linear)
 
 
 class Segment:

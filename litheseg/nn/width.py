@@ -1,21 +1,20 @@
 """Width: one dial per model, and the rule that turns a fraction of channels into a number of channels.
 
-The dial knows which widths a model was trained for and which one is on. It does not know of layers: they ask it.
-`Channels` says how one side of a layer shrinks; a tensor that is the concatenation of several has several parts, and
-every part keeps its own first channels (slicing the concatenation as a whole would mix them up).
+`WidthDial` knows which widths a model was trained for and which one is set; all elastic layers of a model share one.
+`Channels` says which channels of a tensor are kept at a width. A tensor that was concatenated has several parts, and
+each part keeps its own first channels: the first channels of the whole would be those of the first part alone.
 
-Paper: Yu et al., "Slimmable Neural Networks", ICLR 2019 (first-k channels); the parts are ours.
+Paper: Yu et al., "Slimmable Neural Networks", ICLR 2019 (a narrower layer has the first channels); the parts are ours.
 
 Usage:
     >>> dial = WidthDial((1.0, 0.5))
     >>> dial.turn(0.5)
-    >>> Channels((Part(64), Part(3, elastic=False))).count(dial.width)
+    >>> Channels((ChannelPart(64), ChannelPart(3, elastic=False))).count(dial.width)
     35
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from litheseg.bundle.widths import check_width
 from litheseg.errors import WidthError
 
-__all__ = ["Channels", "Part", "WidthDial", "round_channels"]
+__all__ = ["ChannelPart", "Channels", "WidthDial", "round_channels"]
 
 
 def round_channels(channels: int, width: float, divisor: int = 8) -> int:
@@ -39,17 +38,16 @@ def round_channels(channels: int, width: float, divisor: int = 8) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of channels that shrinks by itself.
+class ChannelPart:
+    """Neighbouring channels that shrink by one rule.
 
     Attributes:
-        full: channels at width 1.
-        unit: channels that stay or go together (the channels of one group), 0 where none must; then `divisor` does not
-            apply.
-        blocks: equal runs of channels that shrink alike; each keeps its first channels.
-        step: what the kept channels are a multiple of, itself a multiple of `blocks`, in whose place it stands.
+        full: number of channels at width 1.
+        unit: if not 0, channels are kept in whole units of this size (the channels of one group), whatever `divisor`.
+        blocks: equal blocks that the channels are cut into; each keeps as many of its first channels.
         elastic: False for channels that never shrink: the image, the class logits, and what is added to them.
-        divisor: what the kept channels are a multiple of.
+        divisor: the number of kept channels is a multiple of it.
+        step: the number of kept channels is a multiple of it as well; where it is set, a multiple of `blocks`.
     """
 
     full: int
@@ -60,7 +58,7 @@ class Part:
     step: int = 1
 
     def count(self, width: float) -> int:
-        """Channels kept at `width`."""
+        """Number of channels kept at `width`."""
         if not self.elastic:
             return self.full
         if self.unit:
@@ -69,31 +67,31 @@ class Part:
         return step * round_channels(self.full // step, width, max(1, self.divisor // step))
 
     def select(self, tensor: Tensor, dim: int, start: int, width: float) -> Tensor:
-        """The kept ones of the entries `start` to `start + full` of `tensor` along `dim`."""
+        """What `width` keeps of the entries `start` to `start + full` of `tensor` along `dim`."""
         kept = self.count(width)
         if self.blocks == 1 or not self.elastic:
             return tensor.narrow(dim, start, kept)
         blocks = tensor.narrow(dim, start, self.full).unflatten(dim, (self.blocks, -1))
         return blocks.narrow(dim + 1, 0, kept // self.blocks).flatten(dim, dim + 1)
 
-    def within(self, groups: int) -> Part:
-        """How the channels of one of `groups` groups shrink: like their blocks, or, if groups go as a whole, not."""
+    def within(self, groups: int) -> ChannelPart:
+        """The rule inside one of `groups` groups: that of its blocks; none where whole groups are dropped."""
         if self.blocks == 1:
-            return Part(self.full // groups, elastic=False)
+            return ChannelPart(self.full // groups, elastic=False)
         step = max(self.step, self.blocks) // groups
         divisor = max(1, self.divisor // groups)
-        return Part(self.full // groups, blocks=self.blocks // groups, divisor=divisor, step=step)
+        return ChannelPart(self.full // groups, blocks=self.blocks // groups, divisor=divisor, step=step)
 
 
 @dataclass(frozen=True)
 class Channels:
     """The channels of one tensor: concatenated parts, each keeping its own first channels."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ChannelPart, ...]
 
     @property
     def full(self) -> int:
-        """Channels at width 1."""
+        """Number of channels at width 1."""
         return sum(part.full for part in self.parts)
 
     @property
@@ -102,8 +100,12 @@ class Channels:
         return any(part.elastic for part in self.parts)
 
     def count(self, width: float) -> int:
-        """Channels kept at `width`."""
+        """Number of channels kept at `width`."""
         return sum(part.count(width) for part in self.parts)
+
+    def groups(self, full_groups: int, width: float) -> int:
+        """Groups that a layer of `full_groups` has at `width`: fewer where whole groups are dropped, else as many."""
+        return 1 if full_groups == 1 else self.count(width) // self.within(full_groups).count(width)
 
     def select(self, tensor: Tensor, dim: int, width: float) -> Tensor:
         """The entries of `tensor` along `dim` (full size) that are kept at `width`; a view where that is possible."""
@@ -116,9 +118,9 @@ class Channels:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
     def within(self, groups: int) -> Channels:
-        """How the channels of one of `groups` groups shrink."""
+        """The channels of one of `groups` groups."""
         if groups == self.full or not self.elastic:
-            return Channels((Part(self.full // groups, elastic=False),))
+            return Channels((ChannelPart(self.full // groups, elastic=False),))
         return Channels((self.parts[0].within(groups),))
 
 
@@ -127,10 +129,10 @@ class WidthDial:
     """The one place where a model's width lives; all its elastic layers share one.
 
     Attributes:
-        widths: those with batch-norm statistics and affine parameters of their own, widest first.
-        calibrated: further widths, usable since `recalibrate`.
-        divisor: what every layer's channels are rounded to.
-        width: the one that is on.
+        widths: those trained, with batch norms of their own, widest first.
+        divisor: the channels of every layer are rounded to multiples of it.
+        calibrated: further widths, whose batch norms `recalibrate` has measured, widest first.
+        width: the one that is set.
     """
 
     widths: tuple[float, ...] = (1.0,)
@@ -149,27 +151,20 @@ class WidthDial:
         """All widths that the dial can be turned to, widest first."""
         return tuple(sorted(self.widths + self.calibrated, reverse=True))
 
-    @property
-    def index(self) -> int | None:
-        """Position of the current width in `widths`; None where it is a calibrated one."""
-        return self.widths.index(self.width) if self.width in self.widths else None
-
-    def add(self, widths: Iterable[float]) -> None:
-        """Make further widths available (the layers must have been given statistics for them)."""
-        new = {check_width(width) for width in widths} - set(self.widths)
-        self.calibrated = tuple(sorted(new | set(self.calibrated), reverse=True))
+    def add(self, width: float) -> None:
+        """Make a further width available; the layers must have batch norms for it."""
+        self.calibrated = tuple(sorted({width, *self.calibrated} - set(self.widths), reverse=True))
 
     def turn(self, width: float) -> None:
         """Set the width.
 
         Raises:
-            WidthError: outside (0, 1], or not available.
+            WidthError: not one of `available`.
         """
-        width = check_width(width)
         if width not in self.available:
             known = ", ".join(f"{known:g}" for known in self.available)
             raise WidthError(
-                f"width {width:g} has no batch-norm statistics; available: {known}. "
+                f"width {check_width(width):g} has no batch-norm statistics; available: {known}. "
                 "Make it usable with `litheseg.nn.recalibrate(model, batches, [width])` or `litheseg evaluate --widths`"
             )
         self.width = width

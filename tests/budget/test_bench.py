@@ -24,8 +24,8 @@ from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import LithesegError, WidthError
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
-from litheseg.nn.dense import grouped_layers
 from litheseg.nn.efficient import Efficient
+from litheseg.nn.surgery import grouped_layers
 from litheseg.runtime.engines import Engine
 
 NETWORK = Network(0.5, (32, 48), "fp32")

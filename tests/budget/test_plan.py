@@ -16,8 +16,8 @@ from litheseg.masks.classes import Classes
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader
 from litheseg.nn import extract, slim
-from litheseg.nn.dense import grouped_layers
 from litheseg.nn.efficient import Efficient
+from litheseg.nn.surgery import grouped_layers
 
 SPOT = Spot(1.0, (32, 48), "torch", 1)
 

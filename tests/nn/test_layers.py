@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from litheseg.nn import Channels, Part, WidthDial
+from litheseg.nn import ChannelPart, Channels, WidthDial
 from litheseg.nn.layers import (
     SlimConv2d,
     SlimConvTranspose2d,
@@ -16,7 +16,7 @@ from litheseg.nn.layers import (
     SwitchableBatchNorm2d,
 )
 
-IMAGE = Channels((Part(3, elastic=False),))
+IMAGE = Channels((ChannelPart(3, elastic=False),))
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 
 
@@ -34,7 +34,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_dense_convolution(dial: WidthDial, width: float, padding_mode: str) -> None:
     plain = nn.Conv2d(32, 64, (3, 1), stride=2, padding=(2, 0), dilation=(2, 1), padding_mode=padding_mode)
     weight, bias = plain.weight.detach().clone(), plain.bias.detach().clone()
-    slim = SlimConv2d(plain, dial, inputs=Channels((Part(32),)), outputs=Channels((Part(64),)))
+    slim = SlimConv2d(plain, dial, inputs=Channels((ChannelPart(32),)), outputs=Channels((ChannelPart(64),)))
     dial.turn(width)
     rows, columns = int(64 * width), int(32 * width)
     small = nn.Conv2d(columns, rows, (3, 1), stride=2, padding=(2, 0), dilation=(2, 1), padding_mode=padding_mode)
@@ -48,7 +48,7 @@ def test_dense_convolution(dial: WidthDial, width: float, padding_mode: str) -> 
 
 def test_same_padding(dial: WidthDial) -> None:
     plain = nn.Conv2d(16, 16, 3, padding="same", padding_mode="reflect", dilation=2)
-    slim = SlimConv2d(plain, dial, inputs=Channels((Part(16),)), outputs=Channels((Part(16),)))
+    slim = SlimConv2d(plain, dial, inputs=Channels((ChannelPart(16),)), outputs=Channels((ChannelPart(16),)))
     x = torch.randn(1, 16, 9, 9)
     _close(slim(x), plain(x))
     _close(slim.to_plain()(x), plain(x))
@@ -57,7 +57,7 @@ def test_same_padding(dial: WidthDial) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_depthwise_convolution(dial: WidthDial, width: float) -> None:
     plain = nn.Conv2d(32, 32, 3, padding=1, groups=32)
-    slim = SlimConv2d(plain, dial, inputs=Channels((Part(32),)), outputs=Channels((Part(32),)))
+    slim = SlimConv2d(plain, dial, inputs=Channels((ChannelPart(32),)), outputs=Channels((ChannelPart(32),)))
     dial.turn(width)
     kept = int(32 * width)
     x = torch.randn(2, kept, 5, 5)
@@ -69,7 +69,9 @@ def test_depthwise_convolution(dial: WidthDial, width: float) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_grouped_convolution_drops_whole_groups(dial: WidthDial, width: float) -> None:
     plain = nn.Conv2d(16, 32, 3, padding=1, groups=4)
-    slim = SlimConv2d(plain, dial, inputs=Channels((Part(16, unit=4),)), outputs=Channels((Part(32, unit=8),)))
+    slim = SlimConv2d(
+        plain, dial, inputs=Channels((ChannelPart(16, unit=4),)), outputs=Channels((ChannelPart(32, unit=8),))
+    )
     dial.turn(width)
     groups = int(4 * width)
     x = torch.randn(2, 4 * groups, 5, 5)
@@ -81,8 +83,8 @@ def test_grouped_convolution_drops_whole_groups(dial: WidthDial, width: float) -
 def test_concatenated_input_takes_matching_columns(dial: WidthDial) -> None:
     plain = nn.Conv2d(16 + 3 + 32, 8, 1)
     weight = plain.weight.detach().clone()
-    inputs = Channels((Part(16), Part(3, elastic=False), Part(32)))
-    slim = SlimConv2d(plain, dial, inputs=inputs, outputs=Channels((Part(8, elastic=False),)))
+    inputs = Channels((ChannelPart(16), ChannelPart(3, elastic=False), ChannelPart(32)))
+    slim = SlimConv2d(plain, dial, inputs=inputs, outputs=Channels((ChannelPart(8, elastic=False),)))
     dial.turn(0.5)
     first, second, third = torch.randn(1, 8, 4, 4), torch.randn(1, 3, 4, 4), torch.randn(1, 16, 4, 4)
     by_hand = sum(
@@ -96,7 +98,7 @@ def test_concatenated_input_takes_matching_columns(dial: WidthDial) -> None:
 def test_transposed_convolution(dial: WidthDial, width: float) -> None:
     plain = nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1, output_padding=1)
     weight, bias = plain.weight.detach().clone(), plain.bias.detach().clone()
-    slim = SlimConvTranspose2d(plain, dial, inputs=Channels((Part(32),)), outputs=Channels((Part(16),)))
+    slim = SlimConvTranspose2d(plain, dial, inputs=Channels((ChannelPart(32),)), outputs=Channels((ChannelPart(16),)))
     dial.turn(width)
     columns, rows = int(32 * width), {1.0: 16, 0.75: 16, 0.5: 8, 0.25: 8}[width]
     small = nn.ConvTranspose2d(columns, rows, 3, stride=2, padding=1, output_padding=1)
@@ -108,7 +110,9 @@ def test_transposed_convolution(dial: WidthDial, width: float) -> None:
 
 def test_linear(dial: WidthDial) -> None:
     plain = nn.Linear(32, 10)
-    slim = SlimLinear(plain, dial, inputs=Channels((Part(32),)), outputs=Channels((Part(10, elastic=False),)))
+    slim = SlimLinear(
+        plain, dial, inputs=Channels((ChannelPart(32),)), outputs=Channels((ChannelPart(10, elastic=False),))
+    )
     dial.turn(0.25)
     x = torch.randn(3, 8)
     _close(slim(x), x @ plain.weight[:, :8].T + plain.bias)
@@ -118,7 +122,7 @@ def test_linear(dial: WidthDial) -> None:
 def test_group_norm_keeps_the_other_groups_as_they_are(dial: WidthDial) -> None:
     plain = nn.GroupNorm(4, 32)
     nn.init.normal_(plain.weight)
-    slim = SlimGroupNorm(plain, dial, channels=Channels((Part(32, unit=8),)))
+    slim = SlimGroupNorm(plain, dial, channels=Channels((ChannelPart(32, unit=8),)))
     dial.turn(0.5)
     full = torch.randn(2, 32, 4, 4)
     _close(slim(full[:, :16]), plain(full)[:, :16])
@@ -129,7 +133,7 @@ def test_group_norm_keeps_the_other_groups_as_they_are(dial: WidthDial) -> None:
 def test_layer_norm(dial: WidthDial, channels_first: bool) -> None:
     plain = nn.LayerNorm(32)
     nn.init.normal_(plain.weight)
-    slim = SlimLayerNorm(plain, dial, channels=Channels((Part(32),)), channels_first=channels_first)
+    slim = SlimLayerNorm(plain, dial, channels=Channels((ChannelPart(32),)), channels_first=channels_first)
     dial.turn(0.5)
     x = torch.randn(2, 4, 4, 16)
     mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
@@ -141,7 +145,7 @@ def test_layer_norm(dial: WidthDial, channels_first: bool) -> None:
 
 
 def _batch_norm(dial: WidthDial, channels: int = 32) -> SwitchableBatchNorm2d:
-    return SwitchableBatchNorm2d(nn.BatchNorm2d(channels), dial, channels=Channels((Part(channels),)))
+    return SwitchableBatchNorm2d(nn.BatchNorm2d(channels), dial, channels=Channels((ChannelPart(channels),)))
 
 
 def test_running_one_width_leaves_the_others_batch_norm_untouched(dial: WidthDial) -> None:
@@ -175,17 +179,6 @@ def test_batch_norm_between_two_widths_is_interpolated() -> None:
     weight = norm.calibrated["w0_75"].weight
     shared = 0.5 * torch.arange(8.0) + 0.5 * (torch.arange(8.0) + 100)
     assert torch.allclose(weight, torch.cat([shared, torch.arange(8.0, 16.0)])[: len(weight)])
-
-
-def test_batch_norm_of_the_nearest_width() -> None:
-    dial = WidthDial((1.0, 0.5))
-    norm = _batch_norm(dial, 32)
-    norm.norms[0].weight.data = torch.arange(32.0)
-    norm.norms[1].weight.data = torch.arange(16.0) + 100
-    norm.add_width(0.7, affine="nearest")  # 24 channels; 0.5 is nearer and has 16 of them
-    assert norm.calibrated["w0_7"].weight.tolist() == [*range(100, 116), *range(16, 24)]
-    norm.add_width(0.9, affine="nearest")
-    assert norm.calibrated["w0_9"].weight.tolist() == list(range(32))
 
 
 def test_a_plain_state_dict_reaches_every_width(dial: WidthDial) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from litheseg.bundle.widths import check_width
 from litheseg.errors import WidthError
-from litheseg.nn import Channels, Part, WidthDial, round_channels
+from litheseg.nn import ChannelPart, Channels, WidthDial, round_channels
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_width_outside_the_range(width: float) -> None:
 
 
 def test_groups_go_as_a_whole() -> None:
-    part = Part(24, unit=8)
+    part = ChannelPart(24, unit=8)
     assert [part.count(width) for width in (1.0, 0.75, 0.5, 0.25, 0.01)] == [24, 16, 16, 8, 8]
 
 
 def test_parts_keep_their_own_first_channels() -> None:
-    channels = Channels((Part(16), Part(3, elastic=False), Part(8)))
+    channels = Channels((ChannelPart(16), ChannelPart(3, elastic=False), ChannelPart(8)))
     kept = channels.select(torch.arange(27), 0, 0.5).tolist()
     assert kept == [*range(8), 16, 17, 18, *range(19, 27)]
     assert channels.count(0.5) == len(kept) == 19
@@ -65,10 +65,10 @@ def test_dial_refuses_what_it_has_not() -> None:
     with pytest.raises(WidthError, match=r"0\.6 .*available: 1, 0\.5, 0\.25.*recalibrate"):
         dial.turn(0.6)
     dial.turn(0.5)
-    assert (dial.width, dial.index) == (0.5, 1)
-    dial.add([0.6])
+    assert dial.width == 0.5
+    dial.add(0.6)
     dial.turn(0.6)
-    assert dial.index is None
+    assert dial.width == 0.6
     assert dial.available == (1.0, 0.6, 0.5, 0.25)
 
 

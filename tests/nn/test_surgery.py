@@ -7,8 +7,8 @@ from torch import nn
 from litheseg.errors import ModelError
 from litheseg.models import build_model
 from litheseg.nn import extract, slim
-from litheseg.nn.dense import densified, grouped_layers, to_dense
 from litheseg.nn.efficient import Efficient
+from litheseg.nn.surgery import densified, grouped_layers, to_dense
 
 
 def layers() -> list[nn.Conv2d]:
