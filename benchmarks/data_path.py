@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
 from litheseg.masks.classes import IGNORE_INDEX, Classes
-from litheseg.models.ddrnet import ddrnet
+from litheseg.models.ddrnet import DDRNet
 
 TARGET = 0.10
 CLASSES = 11
@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace, cache: Any, device: torch.device) -> di
     """Median milliseconds of both parts, and the data path's fraction of their sum (median over steps, and worst)."""
     size, batch_size = tuple(options.size), options.batch_size
     data = SegmentationData(NoiseSource(4 * batch_size, size), batch_size=batch_size, cache=cache, seed=options.seed)
-    model = ddrnet(CLASSES, base=options.base).to(device).train()
+    model = DDRNet(CLASSES, base=options.base).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     batches, times = endless(data), []
     for _ in range(2 + options.steps):

@@ -21,7 +21,6 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from litheseg.errors import BundleError, DataError, LithesegError, ModelError, d
 from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_class_file
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
-from litheseg.models.weights import WEIGHT_KINDS, weight_problem
+from litheseg.models.weights import Entries, entries, first_misfit, weight_problem
 
 __all__ = ["KNOWN_CLASSES", "NORMALISATIONS", "import_weights", "read_classes", "read_normalisation"]
 
@@ -49,10 +48,7 @@ NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "none": ((0.0, 0.0,
 """Mean and standard deviation per RGB channel of images in [0, 1]; "none" leaves them in [0, 1]."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net")
-_COUNTER = "num_batches_tracked"  # younger than many a published file, and of no use in evaluation
 _CODE = re.compile(r"GLOBAL (\S+)")
-
-_Entries = list[tuple[str, Tensor]]  # in order of definition
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class _File:
 
     path: Path
     sha256: str
-    entries: _Entries
+    entries: Entries
     ordered: bool
 
 
@@ -192,8 +188,8 @@ def _read_file(path: Path) -> _File:
     ordered = content[8:9] != b"{"  # safetensors: 8 bytes of length, then JSON
     state = _state_dict(_load_torch(content, path) if ordered else _load_safetensors(content, path), path)
     prefix = "module." if all(name.startswith("module.") for name in state) else ""  # of DataParallel
-    entries = [(name.removeprefix(prefix), value) for name, value in state.items() if not _is_counter(name, value)]
-    return _File(path, hashlib.sha256(content).hexdigest(), entries, ordered)
+    given = [(name.removeprefix(prefix), value) for name, value in entries(state)]
+    return _File(path, hashlib.sha256(content).hexdigest(), given, ordered)
 
 
 def _load_torch(content: bytes, path: Path) -> Any:
@@ -239,20 +235,16 @@ def _unwrapped(content: Any, depth: int = 3) -> Any:
     return _unwrapped(content[keys[0]], depth - 1) if keys and depth else content
 
 
-def _is_counter(name: str, value: Tensor) -> bool:
-    return name.rpartition(".")[2] == _COUNTER or (value.ndim == 0 and not value.is_floating_point())
-
-
 # --- matching --------------------------------------------------------------------------------------------------------
 
 
 def _filled(file: _File, name: str, num_classes: int, args: dict[str, Any]) -> SegmentationModel:
     """A plain model with all of the file's weights, in evaluation mode."""
     variants = _variants(name, num_classes, args)
-    layouts = [_layout(variant) for variant in variants]
+    layouts = [entries(variant.state_dict()) for variant in variants]
     for layout in layouts:
         found = _arranged(file, layout)
-        if _difference(layout, found) is None and (file.ordered or found is not file.entries):
+        if first_misfit(layout, found) is None and (file.ordered or found is not file.entries):
             weights = {expected: value for (expected, _), (_, value) in zip(layout, found, strict=True)}
             _check_values(file.path, layout, found)
             return _load(variants[0], weights)
@@ -271,30 +263,13 @@ def _variants(name: str, num_classes: int, args: dict[str, Any]) -> list[Segment
         return [build_model(name, num_classes, **arguments) for arguments in chosen]
 
 
-def _layout(model: SegmentationModel) -> _Entries:
-    return [(name, value) for name, value in model.state_dict().items() if not _is_counter(name, value)]
-
-
-def _arranged(file: _File, layout: _Entries) -> _Entries:
+def _arranged(file: _File, layout: Entries) -> Entries:
     """The file's tensors in the order of the layout; by name, whatever their order, where the names are the same."""
     found, names = dict(file.entries), [name for name, _ in layout]
     return [(name, found[name]) for name in names] if found.keys() == set(names) else file.entries
 
 
-def _difference(layout: _Entries, found: _Entries) -> int | None:
-    """Position of the first entry that does not fit; None where all do."""
-    pairs = zip_longest(layout, found)
-    fits = (wanted is not None and given is not None and _fits(wanted, given) for wanted, given in pairs)
-    return next((position for position, fit in enumerate(fits) if not fit), None)
-
-
-def _fits(wanted: tuple[str, Tensor], given: tuple[str, Tensor]) -> bool:
-    kinds = [name.rpartition(".")[2] for name, _ in (wanted, given)]
-    same = kinds[0] == kinds[1] or not all(kind in WEIGHT_KINDS for kind in kinds)  # other names say nothing
-    return same and wanted[1].shape == given[1].shape and given[1].is_floating_point()
-
-
-def _check_values(path: Path, layout: _Entries, found: _Entries) -> None:
+def _check_values(path: Path, layout: Entries, found: Entries) -> None:
     """Two neighbours of one shape, mean and variance say, may still have changed places."""
     for (name, _), (own, value) in zip(layout, found, strict=True):
         problem = weight_problem(name, value, own)
@@ -314,9 +289,9 @@ def _load(model: SegmentationModel, weights: Mapping[str, Tensor]) -> Segmentati
 # --- what does not fit -----------------------------------------------------------------------------------------------
 
 
-def _mismatch(file: _File, name: str, num_classes: int, args: dict[str, Any], layouts: list[_Entries]) -> BundleError:
+def _mismatch(file: _File, name: str, num_classes: int, args: dict[str, Any], layouts: list[Entries]) -> BundleError:
     """The error for a file that fits none of the layouts, told by the one that it fits furthest."""
-    reached = [(_difference(layout, _arranged(file, layout)) or 0, layout) for layout in layouts]
+    reached = [(first_misfit(layout, _arranged(file, layout)) or 0, layout) for layout in layouts]
     for at, layout in reached:
         outputs = _outputs(file, name, args, num_classes, layout[at : at + 1], _arranged(file, layout)[at : at + 1])
         if outputs:
@@ -338,7 +313,7 @@ def _mismatch(file: _File, name: str, num_classes: int, args: dict[str, Any], la
 
 
 def _outputs(
-    file: _File, name: str, args: dict[str, Any], num_classes: int, wanted: _Entries, given: _Entries
+    file: _File, name: str, args: dict[str, Any], num_classes: int, wanted: Entries, given: Entries
 ) -> int | None:
     """How many outputs the file has, if their number is all that is wrong with it."""
     if not wanted or not given:
@@ -350,8 +325,8 @@ def _outputs(
     own, outputs = differing[0]
     if own != num_classes or not 0 < outputs <= UNKNOWN_INDEX:
         return None
-    layouts = map(_layout, _variants(name, outputs, args))
-    return outputs if any(_difference(layout, _arranged(file, layout)) is None for layout in layouts) else None
+    layouts = (entries(variant.state_dict()) for variant in _variants(name, outputs, args))
+    return outputs if any(first_misfit(layout, _arranged(file, layout)) is None for layout in layouts) else None
 
 
 def _class_mismatch(path: Path, num_classes: int, outputs: int) -> BundleError:
@@ -362,7 +337,7 @@ def _class_mismatch(path: Path, num_classes: int, outputs: int) -> BundleError:
     return BundleError(f"{path} has {outputs} outputs, but {num_classes} classes are given; {remedy}")
 
 
-def _show(entries: _Entries, position: int) -> str:
+def _show(entries: Entries, position: int) -> str:
     if position >= len(entries):
         return "nothing"
     name, value = entries[position]

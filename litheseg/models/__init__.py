@@ -11,7 +11,7 @@ from typing import Any
 
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.models.base import SegmentationModel
-from litheseg.models.ddrnet import ddrnet
+from litheseg.models.ddrnet import DDRNet
 from litheseg.models.deeplabv3plus import deeplabv3plus
 from litheseg.models.erfnet import (
     erfnet,
@@ -26,7 +26,7 @@ from litheseg.nn.efficient import Efficient, make_efficient
 __all__ = ["MODELS", "SegmentationModel", "build_model"]
 
 MODELS: dict[str, Callable[..., SegmentationModel]] = {
-    "ddrnet": ddrnet,
+    "ddrnet": DDRNet,
     "deeplabv3plus": deeplabv3plus,
     "erfnet": erfnet,
     "erfnet-d": erfnet_d,

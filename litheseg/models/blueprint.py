@@ -1,12 +1,9 @@
-"""A network that is asked for by a file, built without believing what the file asks for.
+"""Build the network that a file asks for without trusting the file: it may not be larger than the file's weights.
 
-Arguments are a few bytes, and may ask for a network of terabytes. So its parameters are first made without memory (on
-PyTorch's meta device), which costs little whatever their size, and are compared with what the file holds: a network
-that needs more numbers than there are in the file cannot be the file's. Only then is there memory for them. Widths are
-counted in the same way. The arguments of an architecture so need no limits of their own, if its builder makes layers
-one by one; and fresh weights are never drawn.
-
-It does not look at names and shapes: loading the weights does, which by then cannot cost more than the file.
+A file's arguments are a few bytes, and may ask for a network of terabytes. So parameters are first made without memory
+(on PyTorch's meta device), and their number is compared with what the file holds; only then are they allocated. An
+architecture's arguments therefore need no limits of their own, and no fresh weights are drawn. Names and shapes are
+checked when the weights are loaded.
 
 Usage:
     >>> model = build_within(state, lambda: build_model("ddrnet", num_classes=3, base=64), widths=4)
@@ -29,8 +26,7 @@ __all__ = ["build_within"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# An honest network needs what the file holds. Twice as much may be made on the way: layers that others replace, and
-# norms that no width changes; and a classifier that an encoder comes with and loses.
+# Twice what the file holds may be made on the way: layers that others replace, a classifier that an encoder loses.
 _TIMES, _SPARE_TENSORS, _SPARE_CHANNELS = 2, 100, 10_000
 
 
@@ -57,7 +53,7 @@ def build_within(weights: Mapping[str, Tensor], builder: Callable[[], Network], 
 
 
 class _Blueprint(TorchFunctionMode):
-    """While it is entered, layers are made without memory, and no more of them than the weights can fill.
+    """While this is active, layers are made without memory, and no more of them than the weights can fill.
 
     Args:
         weights: those of the file.
@@ -90,7 +86,7 @@ class _Blueprint(TorchFunctionMode):
             raise self._too_large()
 
     def _count(self, shape: torch.Size) -> None:
-        """A layer has at least one weight per channel, so channels are bounded, long before their product is."""
+        """A layer has at least one weight per channel, so their number is bounded long before that of the weights."""
         self._made += 1
         self._channels += max(shape, default=1)
         if self._made > _TIMES * self._tensors + _SPARE_TENSORS:

@@ -4,8 +4,6 @@ A bundle is a `.safetensors` file whose metadata carries, as JSON, a header and 
 one runs nothing that the file brings: weights are raw numbers, the header is data, and the architecture is a name that
 must be in `litheseg.models.MODELS`. Heads that only training needs are left out.
 
-It does not know how the model was trained nor how it is exported; both only hand it over.
-
 Usage:
     >>> save_bundle("model.safetensors", model, BundleHeader({"name": "ddrnet", "args": {"base": 32}}, classes))
     >>> module = load_bundle("model.safetensors").plain(width=0.5)
@@ -194,8 +192,8 @@ def model_digest(bundle: Bundle) -> str:
     Widths that were calibrated later, scores and provenance do not count: they change no other width.
     """
     header = bundle.header
-    told = [header.architecture, header.widths, header.divisor, header.mean, header.std, header.resizes, header.size]
-    result = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    said = [header.architecture, header.widths, header.divisor, header.mean, header.std, header.resizes, header.size]
+    result = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, tensor in sorted(bundle.state_dict.items()):
         if ".calibrated." not in name:
             result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -4,13 +4,13 @@ A context branch goes down to stride 64 while a detail branch stays at stride 8;
 fusion) and meet after a pyramid of pooled contexts (DAPPM). Optionally its 3x3 convolutions are re-parameterisable: in
 training a 3x3, a 1x1 and an identity path run side by side, at extraction they fold into one 3x3 convolution.
 
-It does not know of widths or losses. `base` is its channel unit; every other channel count is a multiple of it.
+`base` is the channel unit; every other channel count is a multiple of it.
 
 Papers: Hong, Pan et al., "Deep Dual-resolution Networks for Real-time and Accurate Semantic Segmentation of Road
 Scenes", arXiv 2101.06085; Ding et al., "RepVGG", CVPR 2021 (the fold).
 
 Usage:
-    >>> logits = ddrnet(num_classes=19)(torch.rand(1, 3, 512, 1024))
+    >>> logits = DDRNet(num_classes=19)(torch.rand(1, 3, 512, 1024))
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from litheseg.errors import ModelError
-from litheseg.models.base import SegmentationModel, resize
+from litheseg.models.base import SegmentationModel, initialise, resize
 
-__all__ = ["DDRNet", "RepConv", "ddrnet"]
+__all__ = ["DDRNet", "RepConv"]
 
 
 class RepConv(nn.Module):
@@ -56,34 +57,30 @@ class RepConv(nn.Module):
     def fold(self) -> nn.Conv2d:
         """The one convolution (with bias) that computes the same function in evaluation mode."""
         groups = math.gcd(self.dense.groups, self.point.groups)
-        kernel, bias = _fold_norm(_in_groups(self.dense, groups), self.dense_norm)
-        point, point_bias = _fold_norm(F.pad(_in_groups(self.point, groups), (1, 1, 1, 1)), self.point_norm)
-        kernel, bias = kernel + point, bias + point_bias
+        dense, point = _in_groups(self.dense, groups), F.pad(_in_groups(self.point, groups), (1, 1, 1, 1))
+        paths = [(dense, self.dense_norm), (point, self.point_norm)]
         if self.identity_norm is not None:
-            delta = torch.zeros_like(kernel)
-            torch.nn.init.dirac_(delta, groups)
-            identity, identity_bias = _fold_norm(delta, self.identity_norm)
-            kernel, bias = kernel + identity, bias + identity_bias
-        conv = nn.Conv2d(self.dense.in_channels, len(kernel), 3, self.stride, 1, groups=groups).to(kernel)
-        conv.weight.copy_(kernel)
+            paths.append((torch.nn.init.dirac_(torch.zeros_like(dense), groups), self.identity_norm))
+        fused = [_fused(weight, norm) for weight, norm in paths]
+        conv = nn.Conv2d(self.dense.in_channels, len(dense), 3, self.stride, 1, groups=groups).to(dense)
         assert conv.bias is not None
-        conv.bias.copy_(bias)
+        conv.weight.copy_(sum(weight for weight, _ in fused))  # type: ignore[arg-type]
+        conv.bias.copy_(sum(bias for _, bias in fused))  # type: ignore[arg-type]
         return conv.train(self.training)
 
 
 def _in_groups(conv: nn.Conv2d, groups: int) -> Tensor:
-    """The weight with which a layer of only `groups` groups, a divisor of the layer's own, computes the same."""
+    """The weight with which a layer of fewer `groups` (a divisor of the layer's own) computes the same."""
     share, (rows, columns) = conv.groups // groups, conv.weight.shape[:2]
     row = torch.arange(rows, device=conv.weight.device) * conv.groups // rows % share
     column = torch.arange(share * columns, device=conv.weight.device) // columns
     return conv.weight.repeat(1, share, 1, 1) * (row[:, None] == column)[:, :, None, None]
 
 
-def _fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _fused(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of a bias-free convolution followed by `norm` in evaluation mode."""
     assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    return fuse_conv_bn_weights(weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -192,7 +189,20 @@ def _head(in_channels: int, channels: int, out_channels: int) -> nn.ModuleDict:
 
 
 class DDRNet(SegmentationModel):
-    """The network; build it with `ddrnet`."""
+    """DDRNet-23-slim (5.7 M parameters at `base` 32), from scratch.
+
+    Args:
+        num_classes: K.
+        base: channels of the stem; 32 is the paper's "slim", 64 its full DDRNet-23.
+        head_channels: channels that the classifier sees.
+        aux_head: deep supervision on the detail branch after the first fusion (training only).
+        boundary_head: a binary border head beside the classifier (training only).
+        rep_blocks: re-parameterisable 3x3 convolutions, folded at extraction.
+        blocks: residual blocks of each stage; 2 is the paper's.
+
+    Raises:
+        ModelError: no blocks.
+    """
 
     training_only = ("aux_head", "boundary_head")
     encoder_ends = ("detail5", "pyramid")
@@ -207,6 +217,7 @@ class DDRNet(SegmentationModel):
     def __init__(
         self,
         num_classes: int,
+        *,
         base: int = 32,
         head_channels: int = 64,
         aux_head: bool = True,
@@ -235,14 +246,7 @@ class DDRNet(SegmentationModel):
         self.head = _head(4 * base, head_channels, num_classes)
         self.aux_head = _head(detail, head_channels, num_classes) if aux_head else None
         self.boundary_head = _head(4 * base, head_channels, 1) if boundary_head else None
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise(self)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """See `SegmentationModel.outputs`; logits at stride 8."""
@@ -260,30 +264,3 @@ class DDRNet(SegmentationModel):
         if self.training and self.boundary_head is not None:
             result["boundary"] = self.boundary_head["classifier"](self.boundary_head["features"](fused))
         return result
-
-
-def ddrnet(
-    num_classes: int,
-    *,
-    base: int = 32,
-    head_channels: int = 64,
-    aux_head: bool = True,
-    boundary_head: bool = False,
-    rep_blocks: bool = False,
-    blocks: int = 2,
-) -> DDRNet:
-    """DDRNet-23-slim (5.7 M parameters at `base` 32), from scratch.
-
-    Args:
-        num_classes: K.
-        base: channels of the stem; 32 is the paper's "slim", 64 its full DDRNet-23.
-        head_channels: channels that the classifier sees.
-        aux_head: deep supervision on the detail branch after the first fusion (training only).
-        boundary_head: a binary border head beside the classifier (training only).
-        rep_blocks: re-parameterisable 3x3 convolutions, folded at extraction.
-        blocks: residual blocks of each stage; 2 is the paper's.
-
-    Raises:
-        ModelError: no blocks.
-    """
-    return DDRNet(num_classes, base, head_channels, aux_head, boundary_head, rep_blocks, blocks)

@@ -1,8 +1,8 @@
 """DeepLabV3+ on any timm CNN encoder, at a true output stride of 16 or 8.
 
 The encoder is timm's, with its last stages dilated instead of strided; a pyramid of dilated convolutions (ASPP) and a
-small decoder at stride 4 follow. It does not know of widths or losses, nor which encoder it is given: whatever timm can
-return as features with the asked output stride will do; `ENCODERS` are those that the tests vouch for.
+small decoder at stride 4 follow. Any encoder will do that timm can return as features with the asked output stride;
+`ENCODERS` are tested.
 
 Paper: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
 
@@ -24,7 +24,8 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, did_you_mean
-from litheseg.models.base import SegmentationModel, resize
+from litheseg.models.base import SegmentationModel, initialise, resize
+from litheseg.models.weights import entries, first_misfit
 
 __all__ = ["ASPP", "ENCODERS", "DeepLabV3Plus", "deeplabv3plus"]
 
@@ -45,7 +46,6 @@ _RATES = (6, 12, 18)
 _LOW_LEVEL_STRIDE = 4
 _LOW_LEVEL_CHANNELS = 48
 _BOUNDARY_CHANNELS = 64
-_COUNTER = "num_batches_tracked"
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Sequential:
@@ -129,28 +129,20 @@ def _load_encoder(encoder: nn.Module, path: Path) -> None:
         message = f"encoder_weights {path}: not a readable state dict ({error or type(error).__name__})"
         raise ModelError(f"{message}; give a .safetensors or a weights-only .pth file") from error
     needed = encoder.state_dict()
-    weights = {key: value for key, value in needed.items() if _kind(key) != _COUNTER}  # older files lack counters
+    weights = entries(needed)
     # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
     named = {key.replace(".", "_"): value for key, value in state.items()}
-    found = {key: named[joined] for key in weights if (joined := key.replace(".", "_")) in named}
+    found = {key: named[joined] for key, _ in weights if (joined := key.replace(".", "_")) in named}
     if not found and path.suffix != ".safetensors":
-        found = _by_order(state, weights)
-    for key, value in weights.items():
+        given = entries(state)[: len(weights)]  # the classifier's head comes last
+        pairs = list(zip(weights, given, strict=False))[: first_misfit(weights, given)]
+        found = {key: value for (key, _), (_, value) in pairs}
+    for key, value in weights:
         if key not in found or found[key].shape != value.shape:
             has = f"has shape {tuple(found[key].shape)}" if key in found else "is missing"
             message = f"encoder_weights {path}: '{key}' {has}, {tuple(value.shape)} is needed"
             raise ModelError(f"{message}; give the weights of the same encoder")
     encoder.load_state_dict(needed | found)
-
-
-def _by_order(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first tensors of `state` under the names of `weights`, where their kinds (weight, bias, ...) agree."""
-    theirs = (key for key in state if _kind(key) != _COUNTER)
-    return {key: state[their] for key, their in zip(weights, theirs, strict=False) if _kind(key) == _kind(their)}
-
-
-def _kind(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 class DeepLabV3Plus(SegmentationModel):
@@ -197,15 +189,9 @@ class DeepLabV3Plus(SegmentationModel):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.aux_head = _head(depths[-2], depths[-2] // 4, num_classes) if aux_head else None
         self.boundary_head = _head(channels, _BOUNDARY_CHANNELS, 1) if boundary_head else None
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Kaiming for everything but the encoder, which brings its own."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for name, child in self.named_children():
+            if name != "encoder":  # which brings its own weights
+                initialise(child)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """See `SegmentationModel.outputs`; logits, features and boundary at stride 4, aux at the output stride."""

@@ -5,8 +5,8 @@ upsampling are arguments of `ERFNet`, so that a cheaper variant is a call and no
 a light decoder as well, and DG2*, DG4* and DG8* are D* with grouped and shuffled 1x1 convolutions in the encoder.
 Layers are defined in the order in which they run, so that weights published elsewhere can be loaded by order.
 
-It does not know of widths, losses or grouping schedules. Its own stride is 1: for sizes that 8 does not divide, the
-pyramid covers the image up to the next multiple and the surplus is cropped from the logits, so pixels stay aligned.
+The network's own stride is 1: for sizes that 8 does not divide, its feature maps cover the image up to the next
+multiple and the surplus is cropped from the logits, so that pixels stay aligned.
 
 Papers: Romera et al., "ERFNet: Efficient Residual Factorized ConvNet for Real-time Semantic Segmentation", IEEE T-ITS
 2018 (Table I: the layers; Fig. 2c: the block); Vallurupalli et al., "Efficient Semantic Segmentation using Gradual
@@ -20,7 +20,7 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -51,18 +51,11 @@ __all__ = [
 _EPS = 1e-3
 
 
-class Block(Protocol):
-    """Builds a residual block that keeps N x `channels` x H x W as it is."""
+Block: TypeAlias = Callable[[int, int, float], nn.Module]
+"""Builds a residual block from its channels, the dilation of its second half, and its dropout."""
 
-    def __call__(self, channels: int, dilation: int, dropout: float) -> nn.Module:
-        """`dilation` of its second half; `dropout` in [0, 1) drops whole channels before the sum."""
-
-
-class Upsampler(Protocol):
-    """Builds what maps N x `in_channels` x H x W to N x `out_channels` x 2H x 2W."""
-
-    def __call__(self, in_channels: int, out_channels: int) -> nn.Module:
-        """A module whose outputs are not negative (ReLU)."""
+Upsampler: TypeAlias = Callable[[int, int], nn.Module]
+"""Builds what doubles height and width, from its input and output channels."""
 
 
 class Down(nn.Module):
@@ -186,9 +179,9 @@ def _encoder(block: Block) -> nn.Sequential:
     return nn.Sequential(
         Down(3, 16),
         Down(16, 64),
-        *(block(64, dilation=1, dropout=0.03) for _ in range(5)),
+        *(block(64, 1, 0.03) for _ in range(5)),
         Down(64, 128),
-        *(block(128, dilation=dilation, dropout=0.3) for _ in range(2) for dilation in (2, 4, 8, 16)),
+        *(block(128, dilation, 0.3) for _ in range(2) for dilation in (2, 4, 8, 16)),
     )
 
 
@@ -196,9 +189,9 @@ def _decoder(block: Block, up: Upsampler) -> nn.Sequential:
     """128 x H/8 x W/8 -> 16 x H/2 x W/2 (Table I, layers 17 to 22)."""
     return nn.Sequential(
         up(128, 64),
-        *(block(64, dilation=1, dropout=0.0) for _ in range(2)),
+        *(block(64, 1, 0.0) for _ in range(2)),
         up(64, 16),
-        *(block(16, dilation=1, dropout=0.0) for _ in range(2)),
+        *(block(16, 1, 0.0) for _ in range(2)),
     )
 
 

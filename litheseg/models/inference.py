@@ -1,6 +1,4 @@
-"""How a module runs when nobody trains it: evaluation mode, a number of threads, and whether bfloat16 is worth while.
-
-It does not know networks, images or time.
+"""How a module runs outside of training: in evaluation mode, on some threads, in bfloat16 where that is fast.
 
 Usage:
     >>> with evaluating(module), threads_limited(1), torch.inference_mode():

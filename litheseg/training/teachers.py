@@ -29,8 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from litheseg.models import SegmentationModel
-from litheseg.models.base import resize
-from litheseg.models.resampling import resample
+from litheseg.models.base import resample, resize
 from litheseg.models.upsampling import upsample_labels
 from litheseg.nn import get_width, set_width
 from litheseg.training.streams import LABELLED, PERTURBED, UNLABELLED, LazyOutputs, Outputs, Step

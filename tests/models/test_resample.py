@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litheseg.models.resampling import resample
+from litheseg.models.base import resample
 
 
 @pytest.mark.parametrize("small", [(1, 1), (3, 5), (23, 30), (7, 40)])
