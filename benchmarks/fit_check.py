@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from litheseg.budget.candidates import Candidate
-from litheseg.budget.search import PROOF_MS
+from litheseg.budget.choose import PROOF_MS
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.machine import host_facts

@@ -37,7 +37,7 @@ from reports import provenance, write_report
 from rich.console import Console
 from rich.markdown import Markdown
 
-from litheseg.budget.scores import score
+from litheseg.budget.measure import score
 from litheseg.bundle.exported import Artefact, Export, load_export
 from litheseg.cost import count
 from litheseg.data import open_source

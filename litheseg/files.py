@@ -22,7 +22,7 @@ from pathlib import Path
 
 from litheseg.errors import LithesegError
 
-__all__ = ["atomic_folder", "atomic_path"]
+__all__ = ["atomic_folder", "atomic_path", "write_text"]
 
 # What file systems answer that cannot, or need not, bring a file to the disk.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS, errno.EBADF)
@@ -90,6 +90,16 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_text(target: str | Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all.
+
+    Raises:
+        LithesegError: the file cannot be written.
+    """
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _usual_mode(path: Path) -> int:

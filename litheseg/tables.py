@@ -1,20 +1,30 @@
-"""Tables of text: for the terminal, for model cards and for reports.
+r"""Tables and other text for the terminal and for Markdown, where texts from elsewhere must show as they are.
 
 It prints nothing: `terminal_table` returns what `rich` prints.
 
 Usage:
     >>> rich.print(terminal_table(Table(("width", "mIoU (%)"), (("1", "54.2"), ("0.5", "53.1")))))
+    >>> escaped("road <img src=x> [click](https://example.org)")
+    'road &lt;img src=x&gt; \\[click\\](https://example.org)'
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Table", "terminal_table"]
+__all__ = ["Table", "escaped", "fenced", "markdown_table", "short_number", "terminal_table"]
+
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+# What changes how a line looks: anywhere (an underscore inside a word does not), or where it begins.
+_MARKUP = re.compile(
+    r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)|^#(?=#{0,5}(?:\s|$))|^[-+](?=\s|$)|^[-=](?=[-=\s]*$)|^\d+(?=[.)](?:\s|$))"
+)
 
 
 @dataclass(frozen=True)
@@ -36,3 +46,42 @@ def terminal_table(table: Table, title: str | None = None) -> RichTable:
     for row in table.rows:
         result.add_row(*row)
     return result
+
+
+def escaped(text: str) -> str:
+    """A text as one line of Markdown that shows just that text."""
+    line = " ".join(text.split()).translate(_HTML)
+    return _MARKUP.sub(_marked, line)
+
+
+def _marked(found: re.Match[str]) -> str:
+    """What would be markup behind a backslash; of a number that begins a list, its dot."""
+    text = found[0]
+    return f"{text}\\" if text[-1].isdigit() else f"{text[:-1]}\\{text[-1]}"
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A text as a block of code that nothing in it can end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: Sequence[str] = ()) -> str:
+    """A table of cells that are Markdown already.
+
+    Args:
+        head: one cell per column.
+        rows: likewise.
+        rule: how columns are aligned, ``---:`` for numbers; all to the left by default.
+    """
+    lines = [head, rule or ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def short_number(value: float) -> str:
+    """Three digits and a letter for the scale: 4.7e9 -> '4.7G'."""
+    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.3g}"

@@ -1,16 +1,20 @@
-"""The points that a fit chooses among: a width at an input size, run in one way.
+"""What a fit chooses among, and what has to hold: candidates, the limits of a budget, and costs that need no clock.
 
-It knows how they are named, listed and counted, not how they are run or timed.
+A candidate is a network (a width at an input size, in a precision) and how it is run (a runtime, a number of threads).
 
 Usage:
-    >>> list(grid((1.0, 0.5), ((360, 480),), runtimes=("openvino",), precisions=("fp32",), threads=(1, 2)))[0].name
+    >>> Limits(parse_budget("50fps"), percentile=95, macs=parse_quantity("1G", "MACs")).milliseconds
+    20.0
+    >>> choices = Choices(widths=(1.0, 0.5), runtimes=("openvino",), threads=(1,))
+    >>> choices.candidates((1.0,), (360, 480))[0].name
     'w1-360x480-fp32 openvino 1t'
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,15 +22,34 @@ from torch import nn
 
 from litheseg.cost.counting import count
 from litheseg.cost.widths import plain_models
+from litheseg.errors import LithesegError
+from litheseg.machine import cores
 from litheseg.models.bundle import Bundle
+from litheseg.runtime.engines import available_runtimes
+from litheseg.runtime.latency import check_percentile
 
-__all__ = ["Candidate", "Network", "default_sizes", "grid", "paper_costs"]
+__all__ = [
+    "Candidate",
+    "Choices",
+    "Limits",
+    "Variant",
+    "default_sizes",
+    "paper_costs",
+    "parse_budget",
+    "parse_bytes",
+    "parse_quantity",
+]
 
 _SIZE_STEP = 8  # pixels; networks reduce by 8 at least, and runtimes like multiples of it
+_ROUNDING = 1e-6  # of a rate that was a budget: 15fps
+_NUMBER = r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*"
+_TIMES = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-class Network(NamedTuple):
-    """What accuracy depends on."""
+class Variant(NamedTuple):
+    """A network that a model can be deployed as: all that accuracy depends on."""
 
     width: float
     size: tuple[int, int]
@@ -40,15 +63,15 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """What time depends on: a network, and how it is run.
+    """A network and how it is run: all that time depends on.
 
     Attributes:
-        network: width, input size, precision.
+        network: width, input size and precision.
         runtime: one of `litheseg.bundle.exported.RUNTIMES`.
         threads: of the CPU.
     """
 
-    network: Network
+    network: Variant
     runtime: str
     threads: int
 
@@ -65,32 +88,140 @@ class Candidate:
     def from_dict(cls, content: Mapping[str, Any]) -> Candidate:
         """What `to_dict` gave."""
         height, width = content["size"]
-        network = Network(float(content["width"]), (int(height), int(width)), str(content["precision"]))
+        network = Variant(float(content["width"]), (int(height), int(width)), str(content.get("precision", "fp32")))
         return cls(network, str(content["runtime"]), int(content["threads"]))
 
 
-def grid(
-    widths: Iterable[float],
-    sizes: Sequence[tuple[int, int]],
-    *,
-    runtimes: Sequence[str],
-    precisions: Sequence[str],
-    threads: Sequence[int],
-) -> Iterator[Candidate]:
-    """All combinations."""
-    for width, size, precision, runtime, count_ in itertools.product(widths, sizes, precisions, runtimes, threads):
-        yield Candidate(Network(width, size, precision), runtime, count_)
+@dataclass(frozen=True)
+class Choices:
+    """What a fit may choose among; None leaves it to litheseg.
+
+    Attributes:
+        widths: None for those of the model, and between them where that may pay.
+        sizes: heights and widths of the network's input; None for the training size, 3/4 and 1/2 of it.
+        runtimes: None for all that are installed.
+        precisions: None for fp32, and int8 where it can be made.
+        threads: numbers of CPU threads; None for all cores, half of them and one.
+    """
+
+    widths: tuple[float, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
+    runtimes: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    threads: tuple[int, ...] | None = None
+
+    def candidates(self, widths: Sequence[float], size: tuple[int, int]) -> tuple[Candidate, ...]:
+        """All combinations; int8 only where nothing else is wanted, since making it takes minutes.
+
+        Args:
+            widths: of the model.
+            size: that it was trained at.
+        """
+        wanted = self.precisions or ("fp32",)
+        combinations = itertools.product(
+            self.widths or widths,
+            self.sizes or default_sizes(size),
+            tuple(precision for precision in wanted if precision != "int8") or wanted,
+            self.runtimes or available_runtimes(),
+            self.threads or _default_threads(),
+        )
+        return tuple(
+            Candidate(Variant(width, size, precision), runtime, threads)
+            for width, size, precision, runtime, threads in combinations
+        )
+
+    def allow(self, candidate: Candidate) -> bool:
+        """Whether a candidate is among them."""
+        pairs = (
+            *zip((self.widths, self.sizes, self.precisions), candidate.network, strict=True),
+            (self.runtimes, candidate.runtime),
+            (self.threads, candidate.threads),
+        )
+        return all(allowed is None or value in allowed for allowed, value in pairs)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What has to hold.
+
+    Attributes:
+        milliseconds: of one image, at `percentile`; > 0.
+        percentile: in [50, 99.9].
+        reserve: milliseconds of the budget that are kept for what is not measured (a camera, a bus); >= 0.
+        memory: bytes of activations alive at once (`litheseg.cost`), and weights; None for any.
+        model_size: bytes of the weights as stored; None for any.
+        macs: multiply-accumulates; None for any.
+        min_miou: below which a model is of no use, in [0, 1]; None for any.
+        fps: frame rate at which the milliseconds have to hold; None where one image follows the other at once.
+
+    Raises:
+        LithesegError: a number out of range.
+    """
+
+    milliseconds: float
+    percentile: float = 95.0
+    reserve: float = 0.0
+    memory: float | None = None
+    model_size: float | None = None
+    macs: float | None = None
+    min_miou: float | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        check_percentile(self.percentile)
+        if not 0 <= self.reserve < self.milliseconds:
+            raise LithesegError(
+                f"a budget of {self.milliseconds:g} ms with {self.reserve:g} ms kept in reserve leaves nothing; "
+                "give a budget above 0 and a smaller --reserve"
+            )
+        if self.min_miou is not None and not 0 <= self.min_miou <= 1:
+            raise LithesegError(f"--min-miou {self.min_miou:g} is outside [0, 1]; write e.g. 0.6 for 60 %")
+        if self.fps is not None and not 0 < self.fps * self.milliseconds <= 1000 + _ROUNDING:
+            raise LithesegError(
+                f"--fps {self.fps:g} does not go with a budget of {self.milliseconds:g} ms, in which "
+                f"{1000 / self.milliseconds:.3g} images a second are labelled; give that rate or a lower one"
+            )
+
+    @property
+    def available(self) -> float:
+        """Milliseconds for what is measured."""
+        return self.milliseconds - self.reserve
+
+    @property
+    def period(self) -> float:
+        """Milliseconds from one image to the next; 0 where one follows the other at once."""
+        return 1000 / self.fps if self.fps else 0.0
+
+    def broken_on_paper(self, costs: Mapping[str, float]) -> tuple[str, ...]:
+        """Which of the limits memory, model_size and macs these costs break.
+
+        Args:
+            costs: by the same names.
+        """
+        limits = {name: getattr(self, name) for name in ("memory", "model_size", "macs")}
+        return tuple(name for name, limit in limits.items() if limit is not None and costs[name] > limit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The limits that are set, for JSON."""
+        return {name: value for name, value in vars(self).items() if value not in (None, 0)}
 
 
 def default_sizes(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """The size that the model was trained at, three quarters and half of it, in whole multiples of 8 pixels."""
-    smaller = (
-        tuple(max(_SIZE_STEP, round(side * share / _SIZE_STEP) * _SIZE_STEP) for side in size) for share in (0.75, 0.5)
-    )
-    return tuple(dict.fromkeys([size, *((height, width) for height, width in smaller)]))
+    height, width = size
+    smaller = [(_whole_steps(height * share), _whole_steps(width * share)) for share in (0.75, 0.5)]
+    return tuple(dict.fromkeys([size, *smaller]))
 
 
-def paper_costs(model: Bundle | nn.Module, networks: Iterable[Network]) -> dict[Network, dict[str, float]]:
+def _whole_steps(pixels: float) -> int:
+    return max(_SIZE_STEP, round(pixels / _SIZE_STEP) * _SIZE_STEP)
+
+
+def _default_threads() -> tuple[int, ...]:
+    return tuple(dict.fromkeys((cores(), max(1, cores() // 2), 1)))
+
+
+def paper_costs(model: Bundle | nn.Module, networks: Iterable[Variant]) -> dict[Variant, dict[str, float]]:
     """Per network: params, macs, and bytes as `model_size` (of the stored weights) and `memory` (and activations).
 
     Memory is that of a runtime that frees eagerly and fuses nothing, see `litheseg.cost.counting`. Activations and
@@ -109,7 +240,46 @@ def paper_costs(model: Bundle | nn.Module, networks: Iterable[Network]) -> dict[
     result = {}
     for network in networks:
         cost, share = counted[network[:2]], {"fp32": 1.0, "bf16": 0.5, "int8": 0.25}[network.precision]
-        stored = cost.params * (1 if network.precision == "int8" else 4)  # bf16 is a way of running fp32 files
+        stored = cost.params * (1 if network.precision == "int8" else 4)  # bf16 runs the files of fp32
         active = cost.peak_activation_bytes * share + cost.params * 4 * share
         result[network] = {"params": cost.params, "macs": cost.macs, "model_size": stored, "memory": active}
     return result
+
+
+def parse_budget(text: str) -> float:
+    """Milliseconds of ``20ms``, ``0.05s`` or ``15fps``.
+
+    Raises:
+        LithesegError: no unit, an unknown one, or no number above 0.
+    """
+    found = re.fullmatch(_NUMBER + r"([a-zµ]*)", text.strip().lower())
+    value, unit = (float(found[1]), found[2]) if found else (0.0, "")
+    if found and value > 0 and (unit in _TIMES or unit == "fps"):
+        return 1e3 / value if unit == "fps" else value * _TIMES[unit]
+    problem = "has no unit" if found and not unit else "is no time"
+    raise LithesegError(f"budget '{text}' {problem}; write a time such as 20ms or a rate such as 15fps")
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of ``50MB`` (10^6) or ``50MiB`` (2^20).
+
+    Raises:
+        LithesegError: no unit, an unknown one, or no number above 0.
+    """
+    return _parse(text, _BYTES, "a size in bytes such as 50MB or 800KiB")
+
+
+def parse_quantity(text: str, what: str) -> float:
+    """A number such as ``1G``, ``500M`` or ``2e9``.
+
+    Raises:
+        LithesegError: something else.
+    """
+    return _parse(text, _SCALES, f"a number of {what} such as 1G or 500M")
+
+
+def _parse(text: str, units: Mapping[str, float], wanted: str) -> float:
+    found = re.fullmatch(_NUMBER + r"([a-z]*)", text.strip().lower())
+    if not found or found[2] not in units or float(found[1]) <= 0:
+        raise LithesegError(f"'{text}' is not understood; write {wanted}")
+    return float(found[1]) * units[found[2]]

@@ -1,59 +1,61 @@
-"""`litheseg fit`: from a model file and a budget to the most accurate deployable model within it, proven by timing.
+"""`litheseg fit`: from a model file and a budget to the most accurate deployable network within it, proven by timing.
 
-This module puts the parts together: what there is to choose among (`candidates`), how it is made to run (`workbench`),
-timed (`bench`), scored (`scores`), chosen and proven (`search`), or chosen from measurements of another machine
-(`measured`); and it writes what came of it (`account`).
+`fit` goes straight through the room: candidates and limits (`candidates`), how they are made to run, timed and scored
+(`measure`), which one is best (`choose`), and what is written of it.
 
 Usage:
-    >>> job = Fit(load_bundle("model.safetensors"), Limits(parse_budget("20ms")), data="data/camvid")
-    >>> account = job.run()
-    >>> job.deliver(account, Path("deployed"))
+    >>> result = fit("model.safetensors", budget="20ms", output="deployed", data="data/camvid")
+    >>> result.deployed, result.promise["milliseconds"]
+    (PosixPath('deployed/export'), 14.2)
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from litheseg.budget.account import Account
-from litheseg.budget.bench import Bench, Timer
-from litheseg.budget.candidates import Candidate, Network, default_sizes, grid, paper_costs
-from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
-from litheseg.budget.measured import choose_measured
-from litheseg.budget.plan import Plan, load_plan
-from litheseg.budget.scores import MeasuredScores, open_scores
-from litheseg.budget.search import Search
-from litheseg.budget.store import Store, store_folder
-from litheseg.budget.target import read_measurements
-from litheseg.budget.workbench import Workbench
-from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice, file_digest
-from litheseg.data import open_source
-from litheseg.data.source import Source
-from litheseg.deploy.export import CHECK_IMAGES
-from litheseg.deploy.quantize import Quantizer, calibration_samples
-from litheseg.errors import LithesegError
-from litheseg.files import atomic_path
+from litheseg.budget.candidates import (
+    Choices,
+    Limits,
+    Variant,
+    paper_costs,
+    parse_budget,
+    parse_bytes,
+    parse_quantity,
+)
+from litheseg.budget.choose import Found, Point, Search, choose_measured
+from litheseg.budget.dense_layers import DensePlan
+from litheseg.budget.kit import read_measurements
+from litheseg.budget.measure import Accuracy, Bench, Exports, Store, store_folder
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice
+from litheseg.errors import DataError, LithesegError
+from litheseg.evaluation.bundle import open_bundle_data
+from litheseg.files import write_text
 from litheseg.locks import folder_lock
-from litheseg.machine import cores
 from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.surgery import grouped_layers
-from litheseg.runtime.engines import Engine, available_runtimes
-from litheseg.runtime.latency import Latency, Scope, street_frames
+from litheseg.report.plots import FrontierPoint, frontier
+from litheseg.runtime.latency import street_frames
+from litheseg.tables import Table
 
-__all__ = ["FIT_FILE", "Choices", "Fit", "default_threads", "fit"]
+if TYPE_CHECKING:
+    from litheseg.data.datamodule import SegmentationData
 
-FIT_FILE, FIGURE_FILE, PLAN_FILE, MODEL_FILE = "fit.json", "frontier.png", "plan.json", "model.safetensors"
+__all__ = ["FIT_FILE", "FitResult", "fit", "pareto"]
 
-Progress = Callable[[str], None]
+FIT_FILE = "fit.json"
+_VERSION = 1
+_FRAMES = 4  # images that are timed
+_MOST_ROWS = 12
 
 
 def fit(
@@ -83,8 +85,8 @@ def fit(
     cache: Path | None = None,
     force: bool = False,
     command: str = "",
-    progress: Progress = lambda _: None,
-) -> tuple[Account, Path]:
+    progress: Callable[[str], None] = lambda _: None,
+) -> FitResult:
     """Find the most accurate deployable network of a model within a budget, and write it.
 
     Args:
@@ -116,13 +118,15 @@ def fit(
         progress: called with what is being done.
 
     Returns:
-        What was found, and what to deploy: the folder of the export, or the model file.
+        What was found, and the folder or file to deploy.
 
     Raises:
         BudgetError: nothing is within the limits; names the nearest network.
         LithesegError: an argument, a file or data that cannot be used.
     """
     output = Path(output)
+    if measured and plan:
+        raise LithesegError("--plan does not go with --measured: a kit's networks were timed without one")
     if (output / FIT_FILE).exists() and not force:
         raise LithesegError(f"{output} holds a fit already; give another --output, or --force to replace it")
     limits = Limits(
@@ -135,17 +139,37 @@ def fit(
         min_miou=min_miou,
         fps=fps,
     )
-    choices = Choices(
-        widths, sizes, _known(runtime, RUNTIMES, "runtime"), _known(precision, PRECISIONS, "precision"), threads
-    )
-    opened = data if data is None or source == "auto" else open_source(source, data)
+    runtimes, precisions = _known(runtime, RUNTIMES, "runtime"), _known(precision, PRECISIONS, "precision")
+    choices = Choices(widths, sizes, runtimes, precisions, threads)
     bundle = load_bundle(model)
-    options: dict[str, Any] = {"split": split, "image": image, "plan": plan, "measured": measured, "fresh": fresh}
     # Two fits of one model would also disturb each other's timings.
     with folder_lock(output), folder_lock(store_folder(bundle, cache)):
-        job = Fit(bundle, limits, choices, data=opened, cache=cache, progress=progress, **options)
-        account = job.run()
-        return account, job.deliver(account, output, command=command)
+        store = Store.of(bundle, cache, fresh=fresh)
+        dense = None if measured else _dense_plan(bundle, plan, store)
+        labelled = _labelled(bundle, data, source, split)
+        exports = Exports(bundle, store.exports, plan=dense, data=labelled, split=split, progress=progress)
+        accuracy = Accuracy(exports, store, progress=progress)
+        costs = partial(paper_costs, bundle.model())
+        facts = {"model": model_digest(bundle), "bundle": str(model), "command": command}
+        if measured is not None:
+            timings = read_measurements(measured, facts["model"])
+            limits = timings.limits(limits)
+            allowed = [candidate for candidate in timings.samples if choices.allow(candidate)]
+            found = choose_measured(timings, limits, accuracy, costs, allowed)
+            camera, host = None, timings.host
+            facts["measured"] = str(measured)
+        else:
+            frames = _frames(bundle, labelled, split, image)
+            camera, host = (frames[0].shape[0], frames[0].shape[1]), store.host
+            bench = Bench(exports.engine, frames, store, fps=fps, plan=plan, progress=progress)
+            int8 = _wants_int8(choices) and exports.calibrates
+            search = Search(limits, bench, accuracy, costs, refine=widths is None, int8=int8, progress=progress)
+            size = bundle.header.size if bundle.header.resizes else camera
+            found = search.run(choices.candidates(bundle.header.available_widths, size))
+        result = FitResult(found, limits, accuracy.origin, camera, host, output, facts)
+        progress("writing")
+        result.write(exports, dense)
+    return result
 
 
 def _known(names: tuple[str, ...] | None, known: Sequence[str], what: str) -> tuple[str, ...] | None:
@@ -157,259 +181,221 @@ def _known(names: tuple[str, ...] | None, known: Sequence[str], what: str) -> tu
     return names
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What a fit may choose among; None leaves it to litheseg.
-
-    Attributes:
-        widths: those to try; None for those of the bundle, and between them where that may pay.
-        sizes: heights and widths of the network's input; None for the training size, 3/4 and 1/2 of it.
-        runtimes: None for all that are installed.
-        precisions: None for fp32, and int8 where it can be made.
-        threads: numbers of CPU threads; None for all cores and one.
-    """
-
-    widths: tuple[float, ...] | None = None
-    sizes: tuple[tuple[int, int], ...] | None = None
-    runtimes: tuple[str, ...] | None = None
-    precisions: tuple[str, ...] | None = None
-    threads: tuple[int, ...] | None = None
-
-    def allows(self, candidate: Candidate) -> bool:
-        """Whether a candidate is among them."""
-        network = candidate.network
-        pairs = (
-            (self.widths, network.width),
-            (self.sizes, network.size),
-            (self.precisions, network.precision),
-            (self.runtimes, candidate.runtime),
-            (self.threads, candidate.threads),
-        )
-        return all(allowed is None or value in allowed for allowed, value in pairs)
+def _dense_plan(bundle: Bundle, file: Path | None, store: Store) -> DensePlan | None:
+    """The plan of a model with grouped convolutions: the one given, that of earlier fits, or an empty one."""
+    if not grouped_layers(extract(bundle.model(), bundle.header.available_widths[0])):
+        return None
+    digest = model_digest(bundle)
+    if file is not None:
+        return DensePlan.load(file, digest)
+    try:
+        return DensePlan.load(store.plan_file, digest, file=store.plan_file)
+    except LithesegError:  # none yet
+        return DensePlan(digest, file=store.plan_file)
 
 
-class Fit:
-    """One fit.
-
-    Args:
-        bundle: a loaded one.
-        limits: what has to hold.
-        choices: what there is to choose among.
-        data: labelled images to score and calibrate on: a folder or a source; None for what the bundle was trained on.
-        split: that is scored.
-        image: height and width of the camera's images; None for that of the data, or of the model's training.
-        plan: a file of `litheseg.budget.plan`; None to measure one where the model has grouped convolutions.
-        measured: what `litheseg measure` brought back from the target; None to time here.
-        cache: folder of what is remembered between fits; None for the user's own.
-        fresh: forget earlier timings.
-        progress: told what is being done.
+def _labelled(bundle: Bundle, data: str | Path | None, source: str, split: str) -> SegmentationData | None:
+    """Labelled images; None where no folder is named and the model's own data is not here.
 
     Raises:
-        DataError: data that cannot be used, or none and no scores in the bundle.
-        LithesegError: a plan or measurements of another model.
+        DataError: data that was named and cannot be used.
+    """
+    try:
+        opened = open_bundle_data(bundle, data, source=source, split=split)
+        opened.source.samples(split)
+    except DataError:
+        if data is not None or source != "auto":
+            raise
+        return None
+    return opened
+
+
+def _frames(
+    bundle: Bundle, labelled: SegmentationData | None, split: str, image: tuple[int, int] | None
+) -> list[np.ndarray]:
+    """Images as the camera gives them: some that are scored, all of one size; or rendered streets."""
+    if labelled is None or image is not None:
+        return street_frames(image or bundle.header.size)
+    samples = labelled.source.samples(split)
+    images = [labelled.source.read_image(sample) for sample in samples[:: max(1, len(samples) // _FRAMES)][:_FRAMES]]
+    return [frame for frame in images if frame.shape == images[0].shape]
+
+
+def _wants_int8(choices: Choices) -> bool:
+    wanted = choices.precisions is None or "int8" in choices.precisions
+    return wanted and importlib.util.find_spec("nncf") is not None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fit that succeeded.
+
+    Attributes:
+        found: the choice and everything else.
+        limits: what had to hold.
+        scored: where accuracies are from.
+        image: height and width of the images that were timed; None where only the network was.
+        host: facts of the machine that was timed.
+        folder: where it is written.
+        facts: further ones, for JSON: digest of the model, its file, the command.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        limits: Limits,
-        choices: Choices | None = None,
-        *,
-        data: str | Path | Source | None = None,
-        split: str = "val",
-        image: tuple[int, int] | None = None,
-        plan: Path | None = None,
-        measured: Path | None = None,
-        cache: Path | None = None,
-        fresh: bool = False,
-        progress: Progress = lambda _: None,
-    ) -> None:
-        self.bundle, self.limits, self.choices, self.progress = bundle, limits, choices or Choices(), progress
-        self._load, self._known = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, 0
-        self._model, self._digest, self._split = bundle.model(), model_digest(bundle), split
-        self._measured = read_measurements(measured, self._digest) if measured else None
-        if self._measured is not None:
-            self.limits = self._measured.limits(limits)
-        self.store = Store.of(bundle, cache, fresh=fresh)
-        self._plan, self._plan_tag = self._opened_plan(plan)
-        self.scores = open_scores(bundle, data, self.store, split=split, engine=self._engine, progress=progress)
-        self.frames = self._frames(image)
-        self.workbench = Workbench(
-            bundle,
-            self.store.exports,
-            plan=self._plan,
-            calibrated=self._calibrated,
-            quantise=self._twins if self._has_int8 else None,
-            progress=progress,
+    found: Found
+    limits: Limits
+    scored: str
+    image: tuple[int, int] | None
+    host: Mapping[str, Any]
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def deployed(self) -> Path:
+        """What to deploy: the folder of an export, or the model file where PyTorch was chosen."""
+        return self.folder / ("model.safetensors" if self.found.chosen.candidate.runtime == "torch" else "export")
+
+    @property
+    def promise(self) -> dict[str, Any]:
+        """What is promised of the choice."""
+        chosen, percentile = self.found.chosen, self.limits.percentile
+        times = chosen.times.to_dict(percentile)
+        return {
+            **chosen.candidate.to_dict(),
+            "scope": times["scope"],
+            "percentile": percentile,
+            "fps": self.limits.fps,
+            "milliseconds": times[f"p{percentile:g}_ms"],
+            "upper_bound_ms": times["upper_bound_ms"],
+            "p50_ms": times["p50_ms"],
+            "repeats": times["repeats"],
+            "miou": chosen.miou,
+        }
+
+    def sentence(self) -> str:
+        """The promise in words."""
+        promise, name = self.promise, f"p{self.limits.percentile:g}"
+        bound = f", with 95 % confidence below {promise['upper_bound_ms']:.2f}" if promise["upper_bound_ms"] else ""
+        scope = f"{promise['scope']} at {promise['fps']:g} images a second" if promise["fps"] else promise["scope"]
+        threads = f"{promise['threads']} thread{'s' * (promise['threads'] > 1)}"
+        return (
+            f"width {promise['width']:g} at {_by(promise['size'])}, {promise['precision']} in {promise['runtime']}, "
+            f"{threads}: mIoU {_percent(promise['miou'])} %, {scope}, {name} {promise['milliseconds']:.2f} ms{bound} "
+            f"({promise['repeats']} images timed)"
         )
 
-    def run(self) -> Account:
-        """Choose, and prove it where the timing is done here.
+    def table(self) -> Table:
+        """The frontier that was seen, around the choice: what is faster or more accurate than all others."""
+        name = f"p{self.limits.percentile:g} ms"
+        head = ("", "width", "input", "precision", "runtime", "threads", "mIoU (%)", "p50 ms", name, "repeats", "MACs")
+        points = pareto(self._latest(), self.limits.percentile)
+        names = [point.candidate for point in points]
+        chosen = self.found.chosen.candidate
+        middle = names.index(chosen) if chosen in names else len(points) // 2
+        first = max(0, min(middle - _MOST_ROWS // 2, len(points) - _MOST_ROWS))
+        return Table(head, tuple(self._row(point) for point in points[first : first + _MOST_ROWS]))
+
+    def draw(self, path: Path) -> None:
+        """The frontier as a figure, one line per input size and precision, the budget as a dashed line.
 
         Raises:
-            BudgetError: nothing is within the limits; names the nearest point.
-            LithesegError: nothing to choose among.
+            LithesegError: the file cannot be written.
         """
-        costs = partial(paper_costs, self._model)
-        facts: dict[str, Any] = {"model": self._digest, "bundle": str(self.bundle.path or "")}
-        if self._measured is not None:
-            found = choose_measured(self._measured, self.limits, self.scores, costs, among=self.choices.allows)
-            host, facts["measured"] = self._measured.host, str(self._measured.path)
-            return Account(found, self.limits, self.scores.told, None, host, facts)
-        bench = Bench(self.workbench.engine, self.frames, fps=self.limits.fps, progress=self.progress)
-        timer = _Remembering(bench, self.store, self._key)
-        search = Search(
-            self.limits,
-            timer,
-            self.scores,
-            costs,
-            recall=self._recalled,
-            refine=self.choices.widths is None,
-            quantise=self._has_int8,
-            progress=self.progress,
+        frontier(
+            path,
+            self._curves(),
+            cost_label=f"{self.found.chosen.times.scope}, p{self.limits.percentile:g} in milliseconds",
+            score_label="mIoU (%)",
+            title=f"chosen: {self.found.chosen.candidate.name}",
+            limit=(self.limits.available, f"budget {self.limits.available:g} ms"),
         )
-        try:
-            found = search.run(self._candidates())
-        finally:
-            if self._plan is not None:
-                self._plan.save(self.store.plan_file)
-        found = replace(found, notes=(*found.notes, *self._warnings()))
-        return Account(found, self.limits, self.scores.told, self._image, self.store.host, facts)
 
-    def deliver(self, account: Account, folder: Path, *, command: str = "") -> Path:
-        """Write the choice and what led to it.
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        percentile = self.limits.percentile
+        return {
+            "litheseg": "fit",
+            "version": _VERSION,
+            **self.facts,
+            "deploy": self.deployed.name,
+            "limits": self.limits.to_dict(),
+            "promise": self.promise,
+            "image": self.image,
+            "scored": self.scored,
+            "host": dict(self.host),
+            "verified": [point.to_dict(percentile) for point in self.found.verified],
+            "points": [point.to_dict(percentile) for point in self.found.points],
+            "notes": list(self.found.notes),
+        }
+
+    def write(self, exports: Exports, plan: DensePlan | None) -> None:
+        """Write what to deploy, frontier.png, plan.json of a model with grouped convolutions, and last fit.json.
 
         Args:
-            account: what `run` returned.
-            folder: for ``export/`` (or, for PyTorch, ``model.safetensors``), fit.json, frontier.png and, where the
-                model has grouped convolutions, plan.json.
-            command: for fit.json.
-
-        Returns:
-            What to deploy: the export's folder, or the bundle's file.
+            exports: of the model.
+            plan: which layers stay dense.
 
         Raises:
-            LithesegError: the folder cannot be written to.
+            LithesegError: the folder cannot be written to, or the export disagrees with PyTorch.
         """
-        chosen = account.found.chosen.candidate
-        self.progress("writing")
-        bundle = self.workbench.planned(chosen, self._calibrated(chosen.network.width))
+        chosen = self.found.chosen.candidate
+        bundle = exports.planned(chosen, exports.calibrated(chosen.network.width))
         if chosen.runtime == "torch":
-            result = save_bundle(folder / MODEL_FILE, bundle.model(), bundle.header).path
-            assert result is not None
+            save_bundle(self.deployed, bundle.model(), bundle.header)
         else:
-            data = self.scores.source if isinstance(self.scores, MeasuredScores) else None
-            result = self.workbench.write(bundle, chosen, folder / "export", data=data).path
-        if self._plan is not None:
-            self._plan.save(folder / PLAN_FILE)
-        account.draw(folder / FIGURE_FILE)
-        content = replace(account, facts={**account.facts, "command": command, "deploy": result.name}).to_dict()
-        with atomic_path(folder / FIT_FILE) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        return result
+            exports.write(bundle, chosen, self.deployed, check=True)
+        if plan is not None:
+            plan.save(self.folder / "plan.json")
+        self.draw(self.folder / "frontier.png")
+        write_text(self.folder / FIT_FILE, json.dumps(self.to_dict(), indent=1) + "\n")
 
-    def _opened_plan(self, path: Path | None) -> tuple[Plan | None, str]:
-        """The plan of a model with grouped convolutions, and what its timings are remembered by."""
-        if self._measured is not None:
-            if path is not None:
-                raise LithesegError("--plan does not go with --measured: a kit's networks were timed without one")
-            return None, ""
-        if not grouped_layers(extract(self._model, self.bundle.header.available_widths[0])):
-            return None, ""
-        if path is not None:
-            return load_plan(path, self._digest), file_digest(path)[:8]
-        try:
-            return load_plan(self.store.plan_file, self._digest), ""
-        except LithesegError:  # none yet
-            return Plan(self._digest), ""
+    def _latest(self) -> list[Point]:
+        """All points; those that were verified with their fresh timings."""
+        fresh = {point.candidate: point for point in self.found.verified}
+        return [fresh.get(point.candidate, point) for point in self.found.points]
 
-    def _candidates(self) -> Sequence[Candidate]:
-        choices, header = self.choices, self.bundle.header
-        base = header.size if header.resizes else self._image
-        return tuple(
-            grid(
-                choices.widths or header.available_widths,
-                choices.sizes or default_sizes(base),
-                runtimes=choices.runtimes or available_runtimes(),
-                precisions=self._first_precisions(),
-                threads=choices.threads or default_threads(),
-            )
+    def _row(self, point: Point) -> tuple[str, ...]:
+        network, percentile = point.candidate.network, self.limits.percentile
+        chosen = point.candidate == self.found.chosen.candidate
+        over = point.times.percentile(percentile) > self.limits.available
+        return (
+            "chosen" if chosen else "too slow" if over else "",
+            f"{network.width:g}",
+            _by(network.size),
+            network.precision,
+            point.candidate.runtime,
+            str(point.candidate.threads),
+            _percent(point.miou),
+            f"{point.times.percentile(50):.2f}",
+            f"{point.times.percentile(percentile):.2f}",
+            str(len(point.times)),
+            f"{point.costs['macs'] / 1e9:.2f} G" if "macs" in point.costs else "–",
         )
 
-    def _first_precisions(self) -> tuple[str, ...]:
-        """Those of all candidates; int8 is tried later, of some, unless nothing else is wanted."""
-        chosen = self.choices.precisions or ("fp32",)
-        return tuple(precision for precision in chosen if precision != "int8") or chosen
-
-    @property
-    def _has_int8(self) -> bool:
-        """Whether int8 is wanted, and images to calibrate on and a quantizer are there."""
-        wanted = self.choices.precisions is None or "int8" in self.choices.precisions
-        able = isinstance(self.scores, MeasuredScores) and "train" in self.scores.source.splits()
-        return wanted and able and importlib.util.find_spec("nncf") is not None
-
-    def _twins(self, bundle: Bundle) -> Quantizer:
-        assert isinstance(self.scores, MeasuredScores)
-        calibration, check = calibration_samples(bundle, self.scores.source, split=self._split)
-        return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), progress=self.progress)
-
-    @property
-    def _image(self) -> tuple[int, int]:
-        height, width = self.frames[0].shape[:2]
-        return (height, width)
-
-    def _frames(self, image: tuple[int, int] | None) -> list[np.ndarray]:
-        """Images as the camera gives them."""
-        frames = self.scores.frames() if isinstance(self.scores, MeasuredScores) else []
-        if frames and image is None:
-            return frames
-        return street_frames(image or self.bundle.header.size)
-
-    def _engine(self, bundle: Bundle, network: Network) -> Engine:
-        """For scoring: a network that is not fp32."""
-        return self.workbench.engine_of(network, self.choices.runtimes or available_runtimes(), cores())
-
-    def _calibrated(self, width: float) -> Bundle:
-        return self.scores.with_width(width) if isinstance(self.scores, MeasuredScores) else self.bundle
-
-    def _key(self, candidate: Candidate) -> str:
-        pace = f" {self.limits.fps:g}fps" if self.limits.fps else ""
-        return f"{candidate.name} {self._image[0]}x{self._image[1]}{pace} {self._plan_tag}".strip()
-
-    def _recalled(self, candidate: Candidate) -> Latency:
-        known = self.store.samples.get(self._key(candidate))
-        self._known += known is not None
-        return Latency(Scope.END_TO_END, list(known.ms) if known else [])
-
-    def _warnings(self) -> Iterator[str]:
-        """What may be wrong with the timings."""
-        if self._known:
-            yield f"{self._known} candidates have timings from an earlier fit; --fresh forgets them"
-        if self._load > cores() / 2:
-            yield (
-                f"the machine was busy at the start (load average {self._load:.1f} on {cores()} cores): "
-                "the promise is one for a machine as busy as that"
-            )
+    def _curves(self) -> dict[str, list[FrontierPoint]]:
+        """Each network in the fastest of its runtimes, by input size and precision."""
+        percentile, fastest = self.limits.percentile, dict[Variant, Point]()
+        for point in sorted(self._latest(), key=lambda point: point.times.percentile(percentile)):
+            if point.miou is not None:
+                fastest.setdefault(point.candidate.network, point)
+        curves: dict[str, list[FrontierPoint]] = defaultdict(list)
+        for network, point in sorted(fastest.items(), key=lambda item: item[0].size, reverse=True):
+            label = f"{network.width:g}x, chosen" if network == self.found.chosen.candidate.network else ""
+            shown = FrontierPoint(network.width, point.times.percentile(percentile), point.miou or 0.0, label)
+            curves[f"{_by(network.size)} {network.precision}"].append(shown)
+        return curves
 
 
-class _Remembering:
-    """A timer that keeps what it measures, at once: a fit that is stopped goes on where it was."""
-
-    def __init__(self, timer: Timer, store: Store, key: Callable[[Candidate], str]) -> None:
-        self._timer, self._store, self._key = timer, store, key
-
-    def unusable(self, candidates: Iterable[Candidate]) -> dict[Candidate, str]:
-        return self._timer.unusable(candidates)
-
-    def measure(self, candidates: Sequence[Candidate], repeats: int) -> dict[Candidate, list[float]]:
-        times = self._timer.measure(candidates, repeats)
-        for candidate, values in times.items():
-            self._store.samples.setdefault(self._key(candidate), Latency(Scope.END_TO_END)).add(values)
-        self._store.save_samples()
-        return times
+def pareto(points: Sequence[Point], percentile: float) -> list[Point]:
+    """Points than which nothing is both faster and as accurate, the fastest first."""
+    result: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.times.percentile(percentile), -(p.miou or 0))):
+        if point.miou is not None and (not result or point.miou > (result[-1].miou or 0)):
+            result.append(point)
+    return result
 
 
-def default_threads() -> tuple[int, ...]:
-    """All cores, half of them, and one."""
-    count = cores()
-    return tuple(dict.fromkeys((count, max(1, count // 2), 1)))
+def _by(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

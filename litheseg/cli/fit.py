@@ -18,7 +18,7 @@ from litheseg.cli.options import (
     parse_sizes,
     widths_option,
 )
-from litheseg.cli.printing import console, print_json, say
+from litheseg.cli.printing import print_json, print_table, say
 
 __all__ = ["add", "run"]
 
@@ -89,14 +89,14 @@ def run(args: Namespace) -> None:
         *("cache", "force"),
     )
     options = {name: getattr(args, name) for name in names}
-    account, deployed = fit(args.bundle, **options, command=args.line, progress=say)
+    result = fit(args.bundle, **options, command=args.line, progress=say)
     if args.json:
         return print_json(json.loads((args.output / FIT_FILE).read_text()))
-    console().print(account.table())
-    for note in account.found.notes:
+    print_table(result.table(), f"the frontier ({result.scored})")
+    for note in result.found.notes:
         print(f"note: {note}")
-    print(f"\nchosen  {account.sentence()}")
-    print(f"deploy  {deployed}\nplot    {args.output / 'frontier.png'}\nall     {args.output / FIT_FILE}")
+    print(f"\nchosen  {result.sentence()}")
+    print(f"deploy  {result.deployed}\nplot    {args.output / 'frontier.png'}\nall     {args.output / FIT_FILE}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def run(args: Namespace) -> None:
 
 
 def _write_kit(args: Namespace) -> None:
-    from litheseg.budget.target import SCRIPT, write_kit
+    from litheseg.budget.kit import SCRIPT, write_kit
 
     if args.output is None:
         raise LithesegError("a kit is a folder: name it with --output")

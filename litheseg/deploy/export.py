@@ -40,7 +40,6 @@ from litheseg.bundle.exported import (
     load_export,
 )
 from litheseg.data.source import Source
-from litheseg.deploy.markdown import fenced
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import save_openvino
@@ -55,6 +54,7 @@ from litheseg.locks import folder_lock
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
+from litheseg.tables import fenced
 
 __all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from litheseg.bundle.exported import Artefact, Export
-from litheseg.deploy.markdown import escaped, fenced, table
 from litheseg.deploy.parity import Certificate
+from litheseg.tables import escaped, fenced, markdown_table
 
 __all__ = ["export_readme"]
 
@@ -33,13 +33,13 @@ def export_readme(export: Export, certificates: Certificates) -> str:
             f"# {escaped(header.architecture['name'])}, {len(header.classes)} classes, exported by litheseg",
             _what(export),
             "## Networks",
-            table(("file", "width", "precision", "input", "MB", "runs in"), _network_rows(export)),
+            markdown_table(("file", "width", "precision", "input", "MB", "runs in"), _network_rows(export)),
             "## Certificate",
             _certificate(export, certificates),
             "## Use",
             _use(export),
             "## Classes",
-            table(("index", "class", "colour (RGB)"), _class_rows(export)),
+            markdown_table(("index", "class", "colour (RGB)"), _class_rows(export)),
             "## Origin",
             _origin(export),
         )
@@ -90,7 +90,7 @@ def _certificate(export: Export, certificates: Certificates) -> str:
         *("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "class that moved most"),
         *("worst image", "logits differ by"),
     )
-    return f"{origin}\n\n{table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
+    return f"{origin}\n\n{markdown_table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
 
 
 def _certificate_row(artefact: Artefact, found: Mapping[str, Any]) -> tuple[str, ...]:

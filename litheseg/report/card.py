@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from litheseg.deploy.markdown import escaped, fenced, table
 from litheseg.files import atomic_path
 from litheseg.runtime.latency import Scope
 from litheseg.runtime.profiling import Profile
-from litheseg.tables import Table
+from litheseg.tables import Table, escaped, fenced, markdown_table
 
 if TYPE_CHECKING:
     from litheseg.cost.widths import WidthCost
@@ -180,7 +179,7 @@ def _markdown(block: str | Bullets | Code | Table) -> str:
             return fenced(text, language)
         case Table(head, rows):
             cells = [[escaped(cell) for cell in line] for line in (head, *rows)]
-            return table(cells[0], cells[1:], ["---", *("---:" for _ in head[1:])])
+            return markdown_table(cells[0], cells[1:], ["---", *("---:" for _ in head[1:])])
     return escaped(block)
 
 

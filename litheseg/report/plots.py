@@ -33,6 +33,7 @@ from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_path
 from litheseg.masks.classes import Classes
 from litheseg.report.pixels import ERROR_COLORS, error_map, overlay
+from litheseg.tables import short_number
 
 __all__ = [
     "FrontierPoint",
@@ -141,7 +142,7 @@ def frontier(
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.margins(x=0.08, y=0.14)
     if len(curves) > 1 or limit is not None:
         axes.legend(frameon=False, loc="lower right" if limit is None else "best")
@@ -368,14 +369,6 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _short(value: float) -> str:
-    """A tick label: 4.7e9 -> '4.7G'."""
-    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g}{letter}"
-    return f"{value:.3g}"
 
 
 def _save(figure: Figure, path: str | Path, dpi: int = 144) -> None:

@@ -12,23 +12,23 @@ import onnx
 import pytest
 from tiny_budget import CLASSES
 
-from litheseg.budget import workbench as room
-from litheseg.budget.bench import Bench
-from litheseg.budget.candidates import Candidate, Network, grid
-from litheseg.budget.plan import LayerTimes, Plan, Spot
-from litheseg.budget.workbench import Workbench
+from litheseg.budget import measure as room
+from litheseg.budget.candidates import Candidate, Choices, Variant
+from litheseg.budget.dense_layers import DensePlan, LayerTimes
+from litheseg.budget.measure import Accuracy, Bench, Exports, Store
 from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import LithesegError, WidthError
+from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.surgery import grouped_layers
 from litheseg.runtime.engines import Engine
 
-NETWORK = Network(0.5, (32, 48), "fp32")
+NETWORK = Variant(0.5, (32, 48), "fp32")
 ONNX = Candidate(NETWORK, "onnxruntime", 1)
 
 
@@ -41,35 +41,46 @@ class Blank(Engine):
         return np.zeros((2, 4, 4), np.float32)
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
 def frames() -> list[np.ndarray]:
     return [np.zeros((32, 48, 3), np.uint8)]
 
 
-def test_a_bench_measures_what_it_is_given() -> None:
+def candidates(
+    widths: Iterable[float], runtimes: tuple[str, ...] = ("torch",), precision: str = "fp32", threads: Any = (1,)
+) -> list[Candidate]:
+    return list(Choices(tuple(widths), ((32, 48),), runtimes, (precision,), threads).candidates((), (0, 0)))
+
+
+def test_a_bench_measures_what_it_is_given(store: Store) -> None:
     opened: list[Candidate] = []
 
     def engine(candidate: Candidate) -> Engine:
         opened.append(candidate)
         return Blank()
 
-    some = list(grid((1.0, 0.5), ((32, 48),), runtimes=("torch",), precisions=("fp32",), threads=(1, 2)))
-    bench = Bench(engine, frames())
+    some = candidates((1.0, 0.5), threads=(1, 2))
+    bench = Bench(engine, frames(), store)
     assert bench.unusable(some) == {} and opened == some
     times = bench.measure(some, 4)
     assert {candidate: len(values) for candidate, values in times.items()} == dict.fromkeys(some, 4)
     assert opened == some, "opened once"
 
 
-def test_a_bench_keeps_the_pace_of_a_camera() -> None:
+def test_a_bench_keeps_the_frame_rate_of_a_camera(store: Store) -> None:
     told: list[str] = []
-    [one] = grid((1.0,), ((32, 48),), runtimes=("torch",), precisions=("fp32",), threads=(1,))
+    [one] = candidates((1.0,))
     began = time.monotonic()
-    Bench(lambda _: Blank(), frames(), fps=50, progress=told.append).measure([one], 6)
+    Bench(lambda _: Blank(), frames(), store, fps=50, progress=told.append).measure([one], 6)
     assert time.monotonic() - began >= 6 / 50, "two turns of an untimed pass and three"
     assert told == ["timing 1 candidate, 6 repeats at 50 images a second"]
 
 
-def test_very_many_are_not_open_at_once() -> None:
+def test_very_many_are_not_open_at_once(store: Store) -> None:
     alive: set[int] = set()
 
     class Counted(Blank):
@@ -80,8 +91,8 @@ def test_very_many_are_not_open_at_once() -> None:
             alive.discard(id(self))
 
     widths = [1 - index / 200 for index in range(100)]
-    many = list(grid(widths, ((32, 48),), runtimes=("torch",), precisions=("fp32",), threads=(1,)))
-    bench, most = Bench(lambda _: Counted(), frames()), 0
+    many = candidates(widths)
+    bench, most = Bench(lambda _: Counted(), frames(), store), 0
     for candidate in many:
         bench.unusable([candidate])
         most = max(most, len(alive))
@@ -89,7 +100,7 @@ def test_very_many_are_not_open_at_once() -> None:
     assert len(bench.measure(many, 1)) == 100
 
 
-def test_what_cannot_run_is_a_reason_and_asked_once_per_kind() -> None:
+def test_what_cannot_run_is_a_reason_and_asked_once_per_kind(store: Store) -> None:
     asked: list[Candidate] = []
 
     def engine(candidate: Candidate) -> Engine:
@@ -98,26 +109,27 @@ def test_what_cannot_run_is_a_reason_and_asked_once_per_kind() -> None:
             raise LithesegError(f"no {candidate.runtime}")
         return Blank()
 
-    way: dict[str, Any] = {"runtimes": ("torch", "openvino"), "threads": (1,)}
-    fp32 = list(grid((1.0, 0.5), ((32, 48),), precisions=("fp32",), **way))
-    reasons = Bench(engine, frames()).unusable(fp32)
+    fp32 = candidates((1.0, 0.5), runtimes=("torch", "openvino"))
+    reasons = Bench(engine, frames(), store).unusable(fp32)
     assert reasons == {c: "no openvino" for c in fp32 if c.runtime == "openvino"} and len(asked) == 3
-    int8 = list(grid((1.0, 0.5), ((32, 48),), precisions=("int8",), **way))
-    assert set(Bench(engine, frames()).unusable(int8)) == set(int8) and len(asked) == 7, "each may or may not bear it"
+    int8 = candidates((1.0, 0.5), runtimes=("torch", "openvino"), precision="int8")
+    assert set(Bench(engine, frames(), store).unusable(int8)) == set(int8) and len(asked) == 7, (
+        "each may or may not bear it"
+    )
 
 
-def test_a_wrong_width_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
-    bench = Bench(Workbench(bundle, tmp_path).engine, frames())
+def test_a_wrong_width_is_an_error(bundle: Bundle, store: Store, tmp_path: Path) -> None:
+    bench = Bench(Exports(bundle, tmp_path).engine, frames(), store)
     with pytest.raises(WidthError):
         bench.unusable([Candidate(NETWORK._replace(width=0.1), "torch", 1)])
 
 
-# --- the workbench ---------------------------------------------------------------------------------------------------
+# --- exports ---------------------------------------------------------------------------------------------------------
 
 
 def test_pytorch_needs_no_export(bundle: Bundle, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    made = Workbench(bundle, tmp_path).engine(Candidate(NETWORK, "torch", 1))(image)
+    made = Exports(bundle, tmp_path).engine(Candidate(NETWORK, "torch", 1))(image)
     np.testing.assert_allclose(made, bundle_engine(bundle, 0.5, "torch")(image), atol=1e-5)
     assert list(tmp_path.iterdir()) == []
 
@@ -133,9 +145,9 @@ def original(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Export
 
 @pytest.fixture
 def exported(
-    original: Export, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Workbench, Path, list[str]]:
-    """A workbench whose exports are copies of the original; what it says; and where they are."""
+    original: Export, bundle: Bundle, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Exports, Path, list[str]]:
+    """A exports whose exports are copies of the original; what it says; and where they are."""
 
     def copied(_: Bundle, output: Path, *, further: Any = None, **__: Any) -> Export:
         shutil.copytree(original.path, output, dirs_exist_ok=True)
@@ -147,9 +159,10 @@ def exported(
 
     told: list[str] = []
     monkeypatch.setattr(room, "export_bundle", copied)
-    workbench = Workbench(bundle, tmp_path, quantise=lambda _: _pretend, progress=told.append)
-    workbench.engine(ONNX)
-    return workbench, tmp_path, told
+    monkeypatch.setattr(room, "Quantizer", lambda *_, **__: _pretend)
+    exports = Exports(bundle, tmp_path, data=open_bundle_data(bundle, labelled), progress=told.append)
+    exports.engine(ONNX)
+    return exports, tmp_path, told
 
 
 def _pretend(export: Export) -> Iterable[tuple[Artefact, Mapping[str, Any]]]:
@@ -161,38 +174,41 @@ def _pretend(export: Export) -> Iterable[tuple[Artefact, Mapping[str, Any]]]:
         yield replace(twin, files={twin.path: file_digest(export.file(twin))}), {}
 
 
-def test_an_export_is_made_once(exported: tuple[Workbench, Path, list[str]], bundle: Bundle) -> None:
-    workbench, _, told = exported
+def test_an_export_is_made_once(exported: tuple[Exports, Path, list[str]], bundle: Bundle) -> None:
+    exports, _, told = exported
     before = list(told)
-    engine = workbench.engine(replace(ONNX, threads=2))
+    engine = exports.engine(replace(ONNX, threads=2))
     assert told == before == ["exporting w0.5-32x48-fp32"]
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     np.testing.assert_allclose(engine(image), bundle_engine(bundle, 0.5, "torch")(image), atol=1e-4)
 
 
-def test_a_damaged_export_is_made_again(exported: tuple[Workbench, Path, list[str]]) -> None:
-    workbench, folder, told = exported
+def test_a_damaged_export_is_made_again(exported: tuple[Exports, Path, list[str]]) -> None:
+    exports, folder, told = exported
     [file] = folder.rglob("*fp32*.onnx")
     file.write_bytes(b"damaged")
-    workbench.engine(ONNX)
+    exports.engine(ONNX)
     assert told[-1] == "exporting w0.5-32x48-fp32"
     load_export(file.parent)
 
 
-def test_int8_lies_beside_fp32_and_is_scored_where_it_ran(exported: tuple[Workbench, Path, list[str]]) -> None:
-    workbench, _, told = exported
+def test_int8_lies_beside_fp32_and_is_scored_where_it_runs(
+    exported: tuple[Exports, Path, list[str]], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exports, _, told = exported
     int8 = replace(ONNX, network=NETWORK._replace(precision="int8"))
-    assert workbench.engine(int8).precision == "int8"
+    assert exports.engine(int8).precision == "int8"
     assert "quantizing w0.5-32x48-int8, which takes minutes" in told
-    assert workbench.engine_of(int8.network, ("torch",), 1).runtime == "onnxruntime"
+    scored: list[str] = []
+    monkeypatch.setattr(room, "score", lambda pipeline, *_: scored.append(pipeline.engine.runtime) or 0.5)
+    assert Accuracy(exports, store).miou(int8) == 0.5 and scored == ["onnxruntime"]
     with pytest.raises(LithesegError, match="int8"):
-        workbench.engine(replace(int8, runtime="torch"))
-    assert workbench.engine_of(NETWORK._replace(size=(16, 24)), ("torch", "onnxruntime"), 1).runtime == "torch"
+        exports.engine(replace(int8, runtime="torch"))
 
 
 def test_int8_without_images_says_what_it_needs(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(LithesegError, match="--data"):
-        Workbench(bundle, tmp_path).engine(replace(ONNX, network=NETWORK._replace(precision="int8")))
+        Exports(bundle, tmp_path).engine(replace(ONNX, network=NETWORK._replace(precision="int8")))
 
 
 def test_a_plan_makes_layers_dense_in_files_only(tmp_path: Path) -> None:
@@ -205,16 +221,14 @@ def test_a_plan_makes_layers_dense_in_files_only(tmp_path: Path) -> None:
     model = build_model("ddrnet", 5, efficient=efficient, **arguments).eval()
     bundle = save_bundle(tmp_path / "m.safetensors", model, BundleHeader(architecture, CLASSES, size=(32, 48)))
     names = list(grouped_layers(bundle.plain(1.0)))
-    candidate = Candidate(Network(1.0, (32, 48), "fp32"), "onnxruntime", 1)
+    candidate = Candidate(Variant(1.0, (32, 48), "fp32"), "onnxruntime", 1)
     slow = {name: LayerTimes(2.0, 1.0 if index < 3 else 3.0) for index, name in enumerate(names)}
-    plan = Plan(entries={Spot(1.0, (32, 48), "onnxruntime", 1): slow})
-    workbench = Workbench(bundle, tmp_path / "exports", plan=plan)
-    assert workbench.planned(candidate, bundle).dense == tuple(names[:3])
-    assert workbench.planned(replace(candidate, runtime="torch"), bundle).dense == ()
+    plan = DensePlan(entries={candidate: slow})
+    exports = Exports(bundle, tmp_path / "exports", plan=plan)
+    assert exports.planned(candidate, bundle).dense == tuple(names[:3])
+    assert exports.planned(replace(candidate, runtime="torch"), bundle).dense == ()
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    np.testing.assert_allclose(
-        workbench.engine(candidate)(image), bundle_engine(bundle, 1.0, "torch")(image), atol=1e-3
-    )
+    np.testing.assert_allclose(exports.engine(candidate)(image), bundle_engine(bundle, 1.0, "torch")(image), atol=1e-3)
     [file] = (tmp_path / "exports").rglob("*.onnx")
     groups = [
         a.i

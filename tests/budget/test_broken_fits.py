@@ -12,26 +12,26 @@ from pathlib import Path
 import pytest
 import tiny_training
 
-from litheseg.budget import search
-from litheseg.budget.store import store_folder
+from litheseg.budget import choose
+from litheseg.budget.measure import store_folder
 from litheseg.cli import main
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle
 
 KILLED = """
 import os, signal, sys
-from litheseg.budget import account, search, store
+from litheseg.budget import choose, fit, measure
 from litheseg.cli import main
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-search.PROOF_MS = 1
-where, save = sys.argv[1], store.Store.save_samples
+choose.PROOF_MS = 1
+where, save = sys.argv[1], measure.Store.save_samples
 if where == "timing":
-    store.Store.save_samples = lambda self: (save(self), die())
+    measure.Store.save_samples = lambda self: (save(self), die())
 else:
-    account.Account.draw = die
+    fit.FitResult.draw = die
 main(sys.argv[2:])
 """
 
@@ -58,7 +58,7 @@ def words(bundle: Bundle, tmp_path: Path) -> list[str]:
 def test_a_killed_fit_goes_on_with_the_same_command(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(search, "PROOF_MS", 1)
+    monkeypatch.setattr(choose, "PROOF_MS", 1)
     command = words(bundle, tmp_path)
     script = [sys.executable, "-c", KILLED, where, *command]
     killed = subprocess.run(script, capture_output=True, text=True, timeout=300, env=tiny_training.environment())

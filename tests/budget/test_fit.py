@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 from litheseg.budget import fit as room
-from litheseg.budget import target
-from litheseg.budget.account import pareto
-from litheseg.budget.candidates import Candidate, Network
-from litheseg.budget.fit import Choices, Fit
-from litheseg.budget.limits import Limits
-from litheseg.budget.measured import choose_measured
-from litheseg.budget.scores import MeasuredScores
-from litheseg.budget.search import BudgetError, Point
-from litheseg.budget.target import Measurements, read_measurements
+from litheseg.budget import kit
+from litheseg.budget.candidates import Candidate, Choices, Limits, Variant
+from litheseg.budget.choose import BudgetError, Point, choose_measured
+from litheseg.budget.fit import FitResult, fit, pareto
+from litheseg.budget.kit import Measurements, read_measurements
+from litheseg.budget.measure import Accuracy, Exports
 from litheseg.bundle.exported import load_export
 from litheseg.cli import build_parser, main
-from litheseg.errors import LithesegError
+from litheseg.errors import DataError, LithesegError
+from litheseg.evaluation.bundle import calibrate, open_bundle_data
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
+from litheseg.runtime import latency
 from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.pipeline import Pipeline
 from litheseg.runtime.predictor import Predictor
 
-FEW = Choices(sizes=((32, 48),), runtimes=("torch",), threads=(1,))
+FEW: dict[str, Any] = {"sizes": ((32, 48),), "runtime": ("torch",), "threads": (1,)}
 
 
 def cost(candidate: Candidate) -> float:
@@ -36,108 +36,122 @@ def cost(candidate: Candidate) -> float:
     return 2 + 18 * network.width * network.size[0] / 32 + 10 * (candidate.runtime == "torch")
 
 
-class FakeBench:
-    """In the place of `Bench`."""
-
-    calls: ClassVar[list[tuple[int, int]]] = []
-
-    def __init__(self, engine: Callable[[Candidate], Any], frames: Sequence[np.ndarray], **_: Any) -> None:
-        self.frames = frames
-
-    def unusable(self, candidates: Iterable[Candidate]) -> dict[Candidate, str]:
-        return {}
-
-    def measure(self, candidates: Sequence[Candidate], repeats: int) -> dict[Candidate, list[float]]:
-        FakeBench.calls.append((len(candidates), repeats))
-        return {c: [cost(c)] * repeats for c in candidates}
-
-
 @pytest.fixture(autouse=True)
-def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "Bench", FakeBench)
-    monkeypatch.setattr(FakeBench, "calls", [])
-    monkeypatch.setattr(MeasuredScores, "miou", lambda _, network: round(0.7 * network.width, 4))
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Puts a formula in the place of the clock; how many candidates were timed together, and how often."""
+    calls: list[tuple[int, int]] = []
+
+    def measure(
+        pipelines: Mapping[Candidate, Pipeline], _: Any, *, repeats: int, **__: Any
+    ) -> dict[Candidate, dict[Scope, Latency]]:
+        calls.append((len(pipelines), repeats))
+        return {c: {Scope.END_TO_END: Latency(Scope.END_TO_END, [cost(c)] * repeats)} for c in pipelines}
+
+    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(Exports, "engine", lambda *_: None)
+    monkeypatch.setattr(Accuracy, "miou", lambda _, candidate: round(0.7 * candidate.network.width, 4))
+    return calls
 
 
-def test_a_fit_from_model_to_bundle(bundle: Bundle, labelled: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def run(bundle: Bundle, tmp_path: Path) -> Callable[..., FitResult]:
+    """`fit` of the bundle in a few places, with a cache of the test's own."""
+
+    def run(budget: str, **options: Any) -> FitResult:
+        assert bundle.path is not None
+        return fit(bundle.path, budget=budget, cache=tmp_path / "cache", output=tmp_path / "out", force=True, **options)
+
+    return run
+
+
+def test_a_fit_from_model_to_bundle(run: Any, labelled: Path, tmp_path: Path) -> None:
     """Width 1 takes 30 ms, 0.5 takes 21: 0.875, 0.75 and so on are between."""
-    fit = Fit(bundle, Limits(26.0), FEW, data=labelled, cache=tmp_path / "cache")
-    account = fit.run()
-    promise = account.promise
+    result = run("26ms", data=labelled, command="litheseg fit ...", **FEW)
+    promise = result.promise
     assert promise["runtime"] == "torch" and promise["milliseconds"] <= 26.0
-    points = {point.candidate.network.width for point in account.found.points}
+    points = {point.candidate.network.width for point in result.found.points}
     assert {1.0, 0.5} < points, "widths between the trained ones were tried"
-    best = max((p.miou or 0) for p in account.found.points if cost(p.candidate) <= 26.0)
-    assert account.found.chosen.miou == best
-    model = fit.deliver(account, tmp_path / "out", command="litheseg fit ...")
-    width = account.found.chosen.candidate.network.width
-    assert Predictor(load_bundle(model), width=width)(np.zeros((40, 60, 3), np.uint8)).shape == (40, 60)
+    best = max((p.miou or 0) for p in result.found.points if cost(p.candidate) <= 26.0)
+    assert result.found.chosen.miou == best
+    width = result.found.chosen.candidate.network.width
+    assert Predictor(load_bundle(result.deployed), width=width)(np.zeros((40, 60, 3), np.uint8)).shape == (40, 60)
     assert (tmp_path / "out" / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     content = json.loads((tmp_path / "out" / "fit.json").read_text())
     assert content["promise"] == json.loads(json.dumps(promise)) and content["image"] == [48, 64]
-    assert content["host"]["cpu"] and content["scored"] == account.scored and content["command"] == "litheseg fit ..."
+    assert content["host"]["cpu"] and content["scored"] == result.scored and content["command"] == "litheseg fit ..."
     assert len(content["points"]) == len(points) and content["limits"]["milliseconds"] == 26.0
     assert not (tmp_path / "out" / "plan.json").exists(), "nothing is grouped"
 
 
-def test_the_second_fit_only_verifies(bundle: Bundle, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"cache": tmp_path / "cache"}
-    first = Fit(bundle, Limits(26.0), FEW, **options).run()
-    FakeBench.calls.clear()
-    again = Fit(bundle, Limits(26.0), FEW, **options).run()
+def test_the_second_fit_only_verifies(run: Any, timed: list[tuple[int, int]]) -> None:
+    first = run("26ms", **FEW)
+    timed.clear()
+    again = run("26ms", **FEW)
     assert again.found.chosen.candidate == first.found.chosen.candidate
-    assert FakeBench.calls == [(1, 953)], "one proof, of 20 s: 953 times 21 ms"
-    FakeBench.calls.clear()
-    Fit(bundle, Limits(26.0), FEW, fresh=True, **options).run()
-    assert FakeBench.calls[0][1] == 6
+    assert timed == [(1, 953)], "one proof, of 20 s: 953 times 21 ms"
+    assert any("2 candidates have timings from an earlier fit" in note for note in again.found.notes)
+    timed.clear()
+    run("26ms", fresh=True, **FEW)
+    assert timed[0][1] == 6
 
 
-def test_a_pace_is_part_of_the_promise_and_of_what_is_remembered(bundle: Bundle, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"cache": tmp_path / "cache"}
-    Fit(bundle, Limits(26.0), FEW, **options).run()
-    FakeBench.calls.clear()
-    account = Fit(bundle, Limits(26.0, fps=20), FEW, **options).run()
-    assert FakeBench.calls[0] == (2, 6), "timed anew"
-    assert FakeBench.calls[-1] == (1, 400), "20 s are 400 images"
-    assert "end to end at 20 images a second, p95 21.00 ms" in account.sentence()
-    assert account.promise["fps"] == account.to_dict()["limits"]["fps"] == 20
-    FakeBench.calls.clear()
-    Fit(bundle, Limits(26.0, fps=20), FEW, **options).run()
-    assert FakeBench.calls == [(1, 400)]
+def test_a_frame_rate_is_part_of_the_promise_and_of_what_is_remembered(run: Any, timed: list[tuple[int, int]]) -> None:
+    run("26ms", **FEW)
+    timed.clear()
+    result = run("26ms", fps=20, **FEW)
+    assert timed[0] == (2, 6), "timed anew"
+    assert timed[-1] == (1, 400), "20 s are 400 images"
+    assert "end to end at 20 images a second, p95 21.00 ms" in result.sentence()
+    assert result.promise["fps"] == result.to_dict()["limits"]["fps"] == 20
+    timed.clear()
+    run("26ms", fps=20, **FEW)
+    assert timed == [(1, 400)]
 
 
-def test_the_chosen_network_is_exported(bundle: Bundle, labelled: Path, tmp_path: Path) -> None:
+def test_the_chosen_network_is_exported(run: Any, bundle: Bundle, labelled: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    choices = Choices((0.7,), ((32, 48),), ("onnxruntime",), ("fp32",), (1,))
-    fit = Fit(bundle, Limits(20.0), choices, data=labelled, cache=tmp_path / "cache")
-    export = load_export(fit.deliver(fit.run(), tmp_path / "out"))
+    choices = {**FEW, "widths": (0.7,), "runtime": ("onnxruntime",), "precision": ("fp32",)}
+    export = load_export(run("20ms", data=labelled, **choices).deployed)
     assert export.path == tmp_path / "out" / "export" and export.widths == (0.7,)
     assert export.find(runtime="onnxruntime").size == (32, 48)
-    picture = fit.frames[0]
-    calibrated = Predictor(fit._calibrated(0.7), width=0.7)
+    data = open_bundle_data(bundle, labelled)
+    picture = data.source.read_image(data.source.samples("val")[0])
+    calibrated = Predictor(calibrate(bundle, data, (0.7,)), width=0.7)
     assert np.mean(Predictor(export)(picture) == calibrated(picture)) > 0.99
 
 
-def test_without_data_trained_widths_count(bundle: Bundle, tmp_path: Path) -> None:
-    account = Fit(bundle, Limits(26.0), Choices(runtimes=("torch",), threads=(1,)), cache=tmp_path).run()
-    assert account.found.chosen.candidate.network == Network(0.5, (32, 48), "fp32")
-    assert account.found.chosen.miou == 0.6 and "no labelled data" in account.scored
-    table = account.table()
-    assert table.row_count == 2
-    assert list(table.columns[0].cells) == ["chosen", "too slow"]
-    assert "width 0.5 at 32x48, fp32 in torch, 1 thread: mIoU 60.0 %, end to end, p95 21.00 ms" in account.sentence()
+def test_images_of_the_data_are_timed(labelled: Path, bundle: Bundle) -> None:
+    data = open_bundle_data(bundle, labelled)
+    frames = room._frames(bundle, data, "val", None)
+    first = data.source.read_image(data.source.samples("val")[0])
+    assert np.array_equal(frames[0], first) and len(frames) == 2
+    assert room._frames(bundle, data, "val", (24, 32))[0].shape == room._frames(bundle, None, "val", (24, 32))[0].shape
 
 
-def test_too_little_names_the_nearest(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"nearest is w0\.5-32x48-fp32 torch 1t: p95 21\.00 ms, mIoU 60\.0 %"):
-        Fit(bundle, Limits(1.0), FEW, cache=tmp_path).run()
+def test_without_data_trained_widths_count(run: Any) -> None:
+    result = run("26ms", runtime=("torch",), threads=(1,))
+    assert result.found.chosen.candidate.network == Variant(0.5, (32, 48), "fp32")
+    assert result.found.chosen.miou == 0.35 and "no labelled data" in result.scored
+    table = result.table()
+    assert [row[0] for row in table.rows] == ["chosen", "too slow"]
+    assert "width 0.5 at 32x48, fp32 in torch, 1 thread: mIoU 35.0 %, end to end, p95 21.00 ms" in result.sentence()
+
+
+def test_data_that_is_named_and_missing_is_an_error(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        run("26ms", data=tmp_path / "nowhere", **FEW)
+
+
+def test_too_little_names_the_nearest(run: Any) -> None:
+    with pytest.raises(BudgetError, match=r"nearest is w0\.5-32x48-fp32 torch 1t: p95 21\.00 ms, mIoU 35\.0 %"):
+        run("1ms", **FEW)
 
 
 def test_pareto() -> None:
     def point(width: float, milliseconds: float, miou: float | None) -> Point:
         return Point(
-            Candidate(Network(width, (8, 8), "fp32"), "torch", 1), Latency(Scope.END_TO_END, [milliseconds]), miou
+            Candidate(Variant(width, (8, 8), "fp32"), "torch", 1), Latency(Scope.END_TO_END, [milliseconds]), miou
         )
 
     points = [point(1.0, 9, 0.7), point(0.5, 5, 0.6), point(0.6, 6, 0.55), point(0.7, 9, 0.65), point(0.4, 1, None)]
@@ -152,7 +166,7 @@ def measurements(path: Path, model: str, fps: float | None = None) -> Path:
         {**c.to_dict(), "ms": [cost(c) / c.threads] * 90}
         for width in (1.0, 0.75, 0.5)
         for count in (1, 4)
-        for c in [Candidate(Network(width, (32, 48), "fp32"), "openvino", count)]
+        for c in [Candidate(Variant(width, (32, 48), "fp32"), "openvino", count)]
     ]
     content = {"litheseg": "measurements", "schema": 1, "model": model, "host": {"cpu": "a small box"}, "fps": fps}
     path.write_text(json.dumps({**content, "rows": rows}))
@@ -160,16 +174,14 @@ def measurements(path: Path, model: str, fps: float | None = None) -> Path:
 
 
 class Flat:
-    told = "a formula"
-
-    def known(self, network: Network) -> bool:
+    def known(self, network: Variant) -> bool:
         return True
 
-    def miou(self, network: Network) -> float:
-        return network.width
+    def miou(self, candidate: Candidate) -> float:
+        return candidate.network.width
 
 
-def no_costs(networks: Iterable[Network]) -> dict[Network, dict[str, float]]:
+def no_costs(networks: Iterable[Variant]) -> dict[Variant, dict[str, float]]:
     return {network: {"macs": 1e9 * network.width} for network in networks}
 
 
@@ -178,58 +190,68 @@ def measured(tmp_path: Path) -> Measurements:
     return read_measurements(measurements(tmp_path / "measurements.json", "mine"), "mine")
 
 
+def chosen(measured: Measurements, limits: Limits, **choices: Any) -> Candidate:
+    allowed = [candidate for candidate in measured.samples if Choices(**choices).allow(candidate)]
+    return choose_measured(measured, limits, Flat(), no_costs, allowed).chosen.candidate  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("budget", "width", "threads"), [(6.0, 1.0, 4), (4.0, 0.75, 4), (30.0, 1.0, 4)])
 def test_the_choice_from_measurements(measured: Measurements, budget: float, width: float, threads: int) -> None:
-    chosen = choose_measured(measured, Limits(budget), Flat(), no_costs).chosen
-    assert (chosen.candidate.network.width, chosen.candidate.threads) == (width, threads)
+    candidate = chosen(measured, Limits(budget))
+    assert (candidate.network.width, candidate.threads) == (width, threads)
 
 
 def test_choices_and_limits_hold_for_measurements_too(measured: Measurements) -> None:
-    one = Choices(threads=(1,))
-    assert (
-        choose_measured(measured, Limits(18.0), Flat(), no_costs, among=one.allows).chosen.candidate.network.width
-        == 0.75
-    )
-    assert choose_measured(measured, Limits(6.0, reserve=2.0), Flat(), no_costs).chosen.candidate.network.width == 0.75
-    assert choose_measured(measured, Limits(6.0, macs=6e8), Flat(), no_costs).chosen.candidate.network.width == 0.5
+    assert chosen(measured, Limits(18.0), threads=(1,)).network.width == 0.75
+    assert chosen(measured, Limits(6.0, reserve=2.0)).network.width == 0.75
+    assert chosen(measured, Limits(6.0, macs=6e8)).network.width == 0.5
     with pytest.raises(BudgetError, match=r"nearest is w0\.5-.* openvino 4t"):
-        choose_measured(measured, Limits(0.1), Flat(), no_costs)
+        chosen(measured, Limits(0.1))
     with pytest.raises(LithesegError, match="that were measured: w1-32x48-fp32 openvino 1t"):
-        choose_measured(measured, Limits(9.0), Flat(), no_costs, among=Choices(runtimes=("torch",)).allows)
+        chosen(measured, Limits(9.0), runtimes=("torch",))
 
 
 def test_too_few_repeats_for_the_percentile(measured: Measurements) -> None:
     with pytest.raises(LithesegError, match=r"has 90 repeats, and the 99th percentile takes 299; run `python measure"):
-        choose_measured(measured, Limits(9.0, percentile=99), Flat(), no_costs)
+        chosen(measured, Limits(9.0, percentile=99))
 
 
-def test_a_fit_for_another_machine_promises_the_network_alone(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is exported."""
+    monkeypatch.setattr(Exports, "write", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_fit_for_another_machine_promises_the_network_alone(
+    run: Any, bundle: Bundle, tmp_path: Path, timed: list[tuple[int, int]]
+) -> None:
     path = measurements(tmp_path / "measurements.json", model_digest(bundle))
-    account = Fit(bundle, Limits(4.0), measured=path, cache=tmp_path).run()
-    assert account.promise["scope"] == "network" and account.host == {"cpu": "a small box"}
-    assert account.found.chosen.candidate == Candidate(Network(0.5, (32, 48), "fp32"), "openvino", 4)
-    assert FakeBench.calls == [], "nothing is timed here"
+    result = run("4ms", measured=path)
+    assert result.promise["scope"] == "network" and result.host == {"cpu": "a small box"}
+    assert result.found.chosen.candidate == Candidate(Variant(0.5, (32, 48), "fp32"), "openvino", 4)
+    assert timed == [], "nothing is timed here"
+    with pytest.raises(LithesegError, match="--plan does not go with --measured"):
+        run("4ms", measured=path, plan=tmp_path / "plan.json")
 
 
-def test_measurements_at_a_pace_promise_that_pace(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("exported")
+def test_measurements_at_a_frame_rate_promise_that_rate(run: Any, bundle: Bundle, tmp_path: Path) -> None:
     path = measurements(tmp_path / "measurements.json", model_digest(bundle), fps=15)
-    options: dict[str, Any] = {"measured": path, "cache": tmp_path}
     for fps in (None, 15):
-        account = Fit(bundle, Limits(4.0, fps=fps), **options).run()
-        assert "network at 15 images a second, p95" in account.sentence()
+        assert "network at 15 images a second, p95" in run("4ms", fps=fps, measured=path).sentence()
     with pytest.raises(LithesegError, match=r"at 15 images a second, not at 30; run `python measure\.py --fps 30`"):
-        Fit(bundle, Limits(4.0, fps=30), **options)
+        run("4ms", fps=30, measured=path)
     with pytest.raises(LithesegError, match="--fps 15 does not go with a budget of 100 ms"):
-        Fit(bundle, Limits(100.0), **options)
+        run("100ms", measured=path)
     path = measurements(tmp_path / "measurements.json", model_digest(bundle))
-    with pytest.raises(LithesegError, match="holds timings without a pace, not at 30"):
-        Fit(bundle, Limits(4.0, fps=30), **options)
+    with pytest.raises(LithesegError, match="holds timings one image after the other, not at 30"):
+        run("4ms", fps=30, measured=path)
 
 
-def test_measurements_of_another_model_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    path = measurements(tmp_path / "measurements.json", "other")
+def test_measurements_of_another_model_are_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(LithesegError, match="of another model"):
-        Fit(bundle, Limits(4.0), measured=path, cache=tmp_path)
+        run("4ms", measured=measurements(tmp_path / "measurements.json", "other"))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -289,8 +311,8 @@ def test_two_kits_do_not_go_to_one_folder(bundle: Bundle, tmp_path: Path, capsys
 def test_a_kit_holds_every_width_at_every_size(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[Network] = []
-    monkeypatch.setattr(target, "_exported", lambda _, network, folder: written.append(network))
+    written: list[Variant] = []
+    monkeypatch.setattr(kit, "_exported", lambda _, network, folder: written.append(network))
     words = ["measure", str(bundle.path), "--widths", "1,.5", "--sizes", "32x48,16x24"]
     assert main([*words, "--output", str(tmp_path / "kit")]) == 0
     assert "4 networks and measure.py" in capsys.readouterr().out

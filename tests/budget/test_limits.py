@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from litheseg.budget.limits import Limits, parse_budget, parse_bytes, parse_quantity
+from litheseg.budget.candidates import Limits, parse_budget, parse_bytes, parse_quantity
 from litheseg.errors import LithesegError
 
 
@@ -45,7 +45,7 @@ def test_quantities() -> None:
 
 def test_limits_on_paper() -> None:
     limits = Limits(20, macs=1e9, model_size=1e6)
-    costs = {"macs": 2e9, "model_size": 5e5, "memory": 1e12, "params": 1e12}
+    costs = {"macs": 2e9, "model_size": 5e5, "memory": 1e12}
     assert limits.broken_on_paper(costs) == ("macs",)
     assert limits.to_dict() == {"milliseconds": 20, "percentile": 95.0, "macs": 1e9, "model_size": 1e6}
 

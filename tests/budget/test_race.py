@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from litheseg.budget.race import FIRST_REPEATS, Race
+from litheseg.budget.choose import FIRST_REPEATS, Race
 from litheseg.runtime.latency import Latency, Scope, needed_repeats
 
 
@@ -82,7 +82,7 @@ def test_nothing_that_fits_is_ever_ruled_out() -> None:
         plant = Plant(seed, noise=0.2)
         race = Race(plant.measure, plant.accuracy, budget=18.0)
         race.run(range(40))
-        fitting = [c for c in race.pool if plant.p95(c) <= 18.0]
+        fitting = [c for c in race.samples if plant.p95(c) <= 18.0]
         lost += sum(not race.possible(c) for c in fitting)
         total += len(fitting)
     assert total > 800 and lost <= total * 0.002

@@ -12,8 +12,8 @@ import pytest
 from tiny_budget import untrained
 
 from litheseg import machine
-from litheseg.budget.candidates import Candidate, Network
-from litheseg.budget.target import SCRIPT, kit_networks, read_measurements, write_kit
+from litheseg.budget.candidates import Candidate, Variant
+from litheseg.budget.kit import SCRIPT, kit_networks, read_measurements, write_kit
 from litheseg.errors import LithesegError
 from litheseg.machine import host_facts, interleave, settle
 from litheseg.models.bundle import Bundle, model_digest
@@ -175,7 +175,7 @@ def test_the_script_is_this_module_and_runs_without_litheseg(kit: Path, bundle: 
     content = json.loads((kit / "measurements.json").read_text())
     assert content["scope"] == "network" and content["host"]["cpu"] and RUNTIME in content["host"]["versions"]
     found = read_measurements(kit / "measurements.json", model_digest(bundle))
-    wide, between = (Candidate(Network(width, (32, 48), "fp32"), RUNTIME, 1) for width in (1.0, 0.8))
+    wide, between = (Candidate(Variant(width, (32, 48), "fp32"), RUNTIME, 1) for width in (1.0, 0.8))
     assert set(found.samples) == {wide, between} and all(len(times) == 4 for times in found.samples.values())
     for row in content["rows"]:
         assert row["p50"] == pytest.approx(np.percentile(row["ms"], 50), abs=1e-3)

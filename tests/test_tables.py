@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from litheseg.deploy.markdown import escaped, fenced, table
+from litheseg.tables import escaped, fenced, markdown_table
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -55,4 +55,4 @@ def test_markdown_libraries_agree() -> None:
 def test_lines_become_one_and_code_is_never_ended() -> None:
     assert escaped("a\n\n# b") == "a # b"
     assert fenced("x\n`````\ny") == "``````\nx\n`````\ny\n``````"
-    assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert markdown_table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

@@ -1,10 +1,10 @@
-"""Measuring on a machine without litheseg: a folder to copy there, and what it brings back.
+"""Benchmark kits: measuring on a machine without litheseg, and what is brought back from there.
 
-A kit holds networks as ONNX files, an account of them, and a script (`litheseg.runtime.kit`, copied as measure.py) that
-needs Python, NumPy and a runtime. It times the networks alone: what reads, resizes and paints on the target is the
-target's own, and upsampling in NumPy would say nothing of the compiled kernel here. Batch-norm statistics do not change
-time, so widths between the trained ones need no calibration. Networks and measurements carry the digest of their model:
-those of another one are refused. It does not choose (`measured` does).
+A kit is a folder of networks as ONNX files with a script (`litheseg.runtime.kit`, copied as measure.py) that needs
+Python, NumPy and a runtime. It times the networks alone: what reads, resizes and paints on the target is the target's
+own, and upsampling in NumPy would say nothing of the compiled kernel here. Batch-norm statistics do not change time, so
+widths between the trained ones need no calibration. Kit and measurements carry the digest of their model: those of
+another one are refused.
 
 Usage:
     >>> write_kit("model.safetensors", "kit", widths=[0.5], sizes=[(180, 240)])
@@ -23,15 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from litheseg import machine
-from litheseg.budget.candidates import Candidate, Network, default_sizes
-from litheseg.budget.limits import Limits
+from litheseg.budget.candidates import Candidate, Limits, Variant, default_sizes
 from litheseg.cost.widths import with_widths
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError
-from litheseg.files import atomic_path
+from litheseg.files import atomic_path, write_text
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
-from litheseg.runtime import kit
+from litheseg.runtime import kit as script
 from litheseg.runtime.latency import Latency, Scope
 
 __all__ = ["SCRIPT", "Measurements", "kit_networks", "read_measurements", "write_kit"]
@@ -48,7 +47,7 @@ class Measurements:
         path: the file.
         host: facts of the machine.
         samples: timings of the network alone, by candidate.
-        fps: images a second that came; None where one followed the other at once.
+        fps: frame rate at which images came; None where one followed the other at once.
     """
 
     path: Path
@@ -57,13 +56,13 @@ class Measurements:
     fps: float | None = None
 
     def limits(self, asked: Limits) -> Limits:
-        """Limits at the pace of these timings.
+        """Limits at the frame rate of these timings.
 
         Raises:
-            LithesegError: another pace is asked for, or a budget longer than from one image to the next.
+            LithesegError: another one is asked for, or a budget longer than from one image to the next.
         """
         if asked.fps not in (None, self.fps):
-            how = f"at {self.fps:g} images a second" if self.fps else "without a pace"
+            how = f"at {self.fps:g} images a second" if self.fps else "one image after the other"
             raise LithesegError(
                 f"{self.path} holds timings {how}, not at {asked.fps:g}; run `python {SCRIPT} --fps {asked.fps:g}` on "
                 "the target, or leave out --fps"
@@ -73,10 +72,14 @@ class Measurements:
 
 def kit_networks(
     bundle: Bundle, widths: Sequence[float] | None, sizes: Sequence[tuple[int, int]]
-) -> tuple[Network, ...]:
+) -> tuple[Variant, ...]:
     """What a kit holds: the widths given, or the bundle's with two in between each pair, at every size, in fp32."""
-    chosen = tuple(widths or _with_between(bundle.header.available_widths))
-    return tuple(Network(width, size, "fp32") for size in sizes for width in chosen)
+    if not widths:
+        trained = sorted(bundle.header.available_widths, reverse=True)
+        steps = [(wide, (wide - narrow) / (_BETWEEN + 1)) for wide, narrow in itertools.pairwise(trained)]
+        between = [round(wide - step * part, 4) for wide, step in steps for part in range(1, _BETWEEN + 1)]
+        widths = sorted({*trained, *between}, reverse=True)
+    return tuple(Variant(width, size, "fp32") for size in sizes for width in widths)
 
 
 def write_kit(
@@ -118,10 +121,9 @@ def write_kit(
                 progress(f"exporting {network.name}")
             entries.append(_exported(bundle, network, folder))
         name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
-        content = {"litheseg": "kit", "schema": kit.SCHEMA, "model": model_digest(bundle), "name": name}
-        with atomic_path(folder / kit.KIT_FILE) as temporary:
-            temporary.write_text(json.dumps({**content, "networks": entries}, indent=1) + "\n", encoding="utf-8")
-        for module, file in ((kit, SCRIPT), (machine, "machine.py")):
+        content = {"litheseg": "kit", "schema": script.SCHEMA, "model": model_digest(bundle), "name": name}
+        write_text(folder / script.KIT_FILE, json.dumps({**content, "networks": entries}, indent=1) + "\n")
+        for module, file in ((script, SCRIPT), (machine, "machine.py")):
             with atomic_path(folder / file) as temporary:
                 shutil.copyfile(str(module.__file__), temporary)
     return len(networks)
@@ -139,7 +141,7 @@ def read_measurements(path: Path, model: str) -> Measurements:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["litheseg"], content["schema"]) != ("measurements", kit.SCHEMA):
+        if (content["litheseg"], content["schema"]) != ("measurements", script.SCHEMA):
             raise ValueError(f"it is '{content['litheseg']}' of schema {content['schema']}")
         samples = {Candidate.from_dict(row): _samples(row["ms"]) for row in content["rows"]}
         fps = None if content["fps"] is None else float(content["fps"])
@@ -163,17 +165,7 @@ def _samples(values: Sequence[Any]) -> Latency:
     return Latency(Scope.NETWORK, times)
 
 
-def _with_between(widths: Sequence[float]) -> list[float]:
-    """The widths, and some at equal distances between neighbours, the widest first."""
-    ordered = sorted(widths, reverse=True)
-    result = [ordered[0]]
-    for wide, narrow in itertools.pairwise(ordered):
-        steps = ((wide - narrow) * part / (_BETWEEN + 1) for part in range(1, _BETWEEN + 1))
-        result += [round(wide - step, 4) for step in steps] + [narrow]
-    return result
-
-
-def _exported(bundle: Bundle, network: Network, folder: Path) -> dict[str, Any]:
+def _exported(bundle: Bundle, network: Variant, folder: Path) -> dict[str, Any]:
     """Export one network into the kit; returns its entry."""
     sub = folder / "networks" / network.name
     options: dict[str, Any] = {"formats": ("onnx",), "widths": (network.width,), "size": network.size}

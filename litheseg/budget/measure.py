@@ -1,0 +1,465 @@
+"""Candidates made to run on this machine, timed and scored, and what earlier fits remember of them.
+
+Each class builds on those before it: `Store` keeps timings, scores and exports on disk; `Exports` turns a candidate
+into an engine; `Accuracy` runs it over labelled images; `Bench` times it.
+
+Usage:
+    >>> exports = Exports(bundle, store.exports)
+    >>> bench = Bench(exports.engine, frames, store)
+    >>> bench.measure([candidate], repeats=6)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from litheseg.budget.candidates import Candidate, Variant
+from litheseg.budget.dense_layers import DensePlan
+from litheseg.bundle.exported import Export, file_digest, load_export
+from litheseg.cost.widths import with_widths
+from litheseg.data.source import Sample, Source
+from litheseg.deploy.export import CHECK_IMAGES, export_bundle
+from litheseg.deploy.quantize import Quantizer, calibration_samples
+from litheseg.deploy.torch_engine import bundle_engine
+from litheseg.errors import BundleError, DataError, LithesegError, WidthError
+from litheseg.evaluation.bundle import calibrate
+from litheseg.evaluation.metrics import confusion_matrix, mean_iou
+from litheseg.files import write_text
+from litheseg.machine import cores, host_facts
+from litheseg.models.bundle import Bundle, model_digest
+from litheseg.runtime import latency
+from litheseg.runtime.engines import Engine, open_engine
+from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from litheseg.data.datamodule import SegmentationData
+
+__all__ = ["Accuracy", "Bench", "Exports", "Store", "data_digest", "default_cache", "score", "store_folder"]
+
+_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
+_MOST_SAMPLES = 400  # of a candidate; older ones are forgotten
+_TOGETHER = 32  # pipelines open at once: a small network in a runtime takes tens of megabytes
+_WARMUP = 3
+
+Progress = Callable[[str], None]
+
+
+def _silent(what: str) -> None:
+    """Progress that nobody asked for."""
+
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Store:
+    """What fits of one model remember on one machine: timings, scores, exports; all of it may be deleted at any time.
+
+    Timings are kept per processor, number of cores and versions of the runtimes; scores per data set. A file that
+    cannot be read counts as empty: what it held is measured again.
+
+    Attributes:
+        folder: where it lies; made when something is kept.
+        host: `litheseg.machine.host_facts` of this machine.
+        samples: timings, by a text that names candidate and circumstances.
+        scores: likewise: name -> value.
+    """
+
+    folder: Path
+    host: Mapping[str, Any] = field(default_factory=host_facts)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bundle: Bundle, cache: Path | None = None, *, fresh: bool = False) -> Store:
+        """What is known of a bundle.
+
+        Args:
+            bundle: a loaded one.
+            cache: the folder of all models; None for `default_cache()`.
+            fresh: forget the timings.
+        """
+        store = cls(store_folder(bundle, cache))
+        store.scores = _entries(store.folder / "scores.json")
+        if not fresh:
+            store.samples = {key: list(map(float, ms)) for key, ms in _entries(store._timings_file).items()}
+        return store
+
+    @property
+    def exports(self) -> Path:
+        """The folder for exports."""
+        return self.folder / "exports"
+
+    @property
+    def plan_file(self) -> Path:
+        """Where this machine's plan of dense layers is kept."""
+        return self.folder / f"plan-{self._host_digest}.json"
+
+    def save_samples(self) -> None:
+        """Write the timings.
+
+        Raises:
+            LithesegError: the folder cannot be written to.
+        """
+        kept = {key: [round(value, 4) for value in ms[-_MOST_SAMPLES:]] for key, ms in self.samples.items()}
+        write_text(self._timings_file, json.dumps({"host": dict(self.host), "entries": kept}) + "\n")
+
+    def save_scores(self) -> None:
+        """Write the scores.
+
+        Raises:
+            LithesegError: the folder cannot be written to.
+        """
+        write_text(self.folder / "scores.json", json.dumps({"entries": self.scores}) + "\n")
+
+    @property
+    def _host_digest(self) -> str:
+        lasting = {name: self.host[name] for name in ("cpu", "cores", "machine", "versions")}
+        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def _timings_file(self) -> Path:
+        return self.folder / f"timings-{self._host_digest}.json"
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def default_cache() -> Path:
+    """``~/.cache/litheseg/budget``, or below ``$XDG_CACHE_HOME``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litheseg" / "budget"
+
+
+def store_folder(bundle: Bundle, cache: Path | None = None) -> Path:
+    """Where what is known of a bundle lies: a folder named by a digest of its weights; `cache` as of `Store.of`."""
+    return (cache or default_cache()) / model_digest(bundle)[:16]
+
+
+def data_digest(source: Source, *splits: str) -> str:
+    """SHA-256 of which samples the splits hold, and of their files' sizes and times."""
+    result = hashlib.sha256(json.dumps([source.name, source.classes.names]).encode())
+    for split in splits:
+        for sample in source.samples(split):
+            facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (sample.image, sample.mask) if path]
+            result.update(json.dumps([split, sample.id, facts]).encode())
+    return result.hexdigest()
+
+
+# --- how a candidate is made to run ----------------------------------------------------------------------------------
+
+
+class Exports:
+    """Makes candidates run: PyTorch straight from the model, other runtimes from exports, which are kept.
+
+    Args:
+        bundle: the model.
+        folder: where exports are kept.
+        plan: which grouped layers stay dense; measured where a candidate is not in it. None leaves all grouped.
+        data: labelled images: those for training give batch-norm statistics of widths that were not trained, and int8
+            its ranges. None where there are none.
+        split: of the data, images that accuracy is measured and int8 checked on.
+        progress: called with what is being done where it takes time.
+
+    Attributes:
+        bundle: the model, with all widths that were calibrated so far.
+        data: as given.
+        split: as given.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        folder: Path,
+        *,
+        plan: DensePlan | None = None,
+        data: SegmentationData | None = None,
+        split: str = "val",
+        progress: Progress = _silent,
+    ) -> None:
+        self.bundle, self.data, self.split = bundle, data, split
+        self._folder, self._plan, self._progress = folder, plan, progress
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there are training images."""
+        return self.data is not None and "train" in self.data.source.splits()
+
+    def calibrated(self, width: float) -> Bundle:
+        """The model with this width, whose batch norm is measured on training images if it was not trained."""
+        if self.data is not None and width not in self.bundle.header.available_widths:
+            self._progress(f"batch norm of width {width:g} on training images")
+            self.bundle = calibrate(self.bundle, self.data, (width,))
+        return self.bundle
+
+    def engine(self, candidate: Candidate) -> Engine:
+        """The candidate, ready to run.
+
+        Labels of a width between the trained ones are of no use in fp32, where its batch norm is not measured: timing
+        needs none of that.
+
+        Raises:
+            WidthError: a width outside the trained range.
+            MissingExtraError: its runtime is not installed.
+            LithesegError: what this machine, or the runtime, cannot do.
+        """
+        width, _, precision = candidate.network
+        bundle = self.calibrated(width) if precision != "fp32" else self.bundle
+        bundle = with_widths(bundle, [width])
+        if candidate.runtime == "torch":
+            return bundle_engine(bundle, width, "torch", precision=precision, threads=candidate.threads)
+        export = self._export(self.planned(candidate, bundle), candidate)
+        return open_engine(
+            export, width=width, runtime=candidate.runtime, precision=precision, threads=candidate.threads
+        )
+
+    def _export(self, bundle: Bundle, candidate: Candidate) -> Export:
+        """From the cache, or made now."""
+        name = f"{candidate.network.name}-{candidate.runtime}"
+        if bundle.dense:
+            name += "-dense-" + hashlib.sha256("\n".join(bundle.dense).encode()).hexdigest()[:8]
+        try:
+            return load_export(self._folder / name)
+        except BundleError:  # none yet, or a damaged one
+            self._progress(f"exporting {candidate.network.name}")
+            return self.write(bundle, candidate, self._folder / name, check=False)
+
+    def write(self, bundle: Bundle, candidate: Candidate, folder: Path, *, check: bool) -> Export:
+        """Export a candidate's network to a folder, replacing what is there.
+
+        Args:
+            bundle: that has the width.
+            candidate: which.
+            folder: where.
+            check: compare it with PyTorch on the images, if there are any.
+
+        Raises:
+            LithesegError: as `export_bundle`; int8 without images.
+        """
+        width, size, precision = candidate.network
+        further = None
+        if precision == "int8":
+            if self.data is None:
+                raise LithesegError("int8 needs images to calibrate on: name the folder of the data with --data")
+            self._progress(f"quantizing {candidate.network.name}, which takes minutes")
+            calibration, checked = calibration_samples(bundle, self.data.source, split=self.split)
+            further = Quantizer(bundle, calibration, checked.thinned(CHECK_IMAGES), progress=self._progress)
+        source = self.data.source if check and self.data is not None else None
+        options: dict[str, Any] = {"formats": (_FORMATS[candidate.runtime],), "widths": (width,), "size": size}
+        return export_bundle(
+            bundle, folder, check=source is not None, data=source, further=further, force=True, **options
+        )
+
+    def planned(self, candidate: Candidate, bundle: Bundle) -> Bundle:
+        """The bundle with those layers dense that are faster so where the candidate runs."""
+        if self._plan is None or candidate.runtime == "torch":  # a model file's layers are as they were trained
+            return bundle
+        if not self._plan.knows(candidate):
+            self._progress(f"timing the grouped layers of {candidate.name}")
+            width = candidate.network.width
+            self._plan.measure(with_widths(bundle, [width]).plain(width), candidate)
+        return replace(bundle, dense=self._plan.dense(candidate))
+
+
+# --- how accurate it is ----------------------------------------------------------------------------------------------
+
+
+class Accuracy:
+    """Mean IoU of networks as they will be deployed: images resized, engine, labels at their own size.
+
+    It depends on width, input size and precision, not on runtime or threads, so it is measured once for each and
+    remembered. Without labelled images only the model file's own scores are known: trained widths, in float32, at the
+    size of training.
+
+    Args:
+        exports: of the model, and its data.
+        store: remembers what was measured.
+        progress: called with each network that takes time.
+
+    Attributes:
+        origin: where accuracies are from, in words.
+
+    Raises:
+        DataError: no data, and no scores in the model file either.
+    """
+
+    def __init__(self, exports: Exports, store: Store, *, progress: Progress = _silent) -> None:
+        self._exports, self._store, self._progress = exports, store, progress
+        self._header = exports.bundle.header
+        if exports.data is not None:
+            self._digest = data_digest(exports.data.source, exports.split)[:16]
+            self.origin = f"mIoU on {exports.data.source.name} {exports.split}"
+        elif any("miou" in scores for scores in self._header.metrics.values()):
+            self.origin = "the model file's own scores (no labelled data: trained widths at the training size only)"
+        else:
+            raise DataError(
+                "there is no labelled data to measure accuracy on, and the model file has no scores; "
+                "name the data's folder with --data"
+            )
+
+    def known(self, network: Variant) -> bool:
+        """Whether the accuracy of a network is recorded or can be measured."""
+        if self._exports.data is not None:
+            return network.width in self._header.available_widths or self._exports.calibrates
+        trained = (network.size, network.precision) == (self._header.size, "fp32")
+        return trained and self._recorded(network.width) is not None
+
+    def miou(self, candidate: Candidate) -> float:
+        """Mean IoU of a candidate's network, in [0, 1]; fp32 is run in PyTorch, others where the candidate runs.
+
+        Raises:
+            WidthError: a width outside the trained range.
+            DataError: images or labels that cannot be read.
+        """
+        network, data = candidate.network, self._exports.data
+        if data is None:
+            recorded = self._recorded(network.width)
+            assert recorded is not None, "only known networks are asked for"
+            return recorded
+        key = f"{network.name} {self._digest}"
+        if key not in self._store.scores:
+            self._progress(f"accuracy of {network.name}")
+            if network.precision == "fp32":
+                engine = bundle_engine(self._exports.calibrated(network.width), network.width, "torch")
+            else:
+                engine = self._exports.engine(candidate)
+            samples = data.source.samples(self._exports.split)
+            self._store.scores[key] = {"miou": score(Pipeline(engine, network.size), data.source, samples)}
+            self._store.save_scores()
+        return self._store.scores[key]["miou"]
+
+    def _recorded(self, width: float) -> float | None:
+        value = self._header.metrics.get(f"{width:g}", {}).get("miou")
+        return None if value is None else float(value)
+
+
+def score(pipeline: Pipeline, source: Source, samples: tuple[Sample, ...]) -> float:
+    """Mean IoU of a pipeline's masks, over the classes that the labels hold.
+
+    Raises:
+        DataError: images or labels that cannot be read, or labels without any class.
+    """
+    classes = len(source.classes)
+    total = torch.zeros(classes, classes, dtype=torch.int64)
+    for sample in samples:
+        labels = torch.from_numpy(pipeline(source.read_image(sample)).astype(np.int64))
+        total += confusion_matrix(labels, torch.from_numpy(source.read_mask(sample).astype(np.int64)), classes)
+    result = mean_iou(total.numpy())
+    if math.isnan(result):
+        raise DataError("the labels hold no class at all: every pixel is ignored; score on other data with --data")
+    return result
+
+
+# --- how long it takes -----------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Times candidates on this machine, end to end, in turns, and remembers what it measured at once.
+
+    Args:
+        engine: makes a candidate run; raises a `LithesegError` where it cannot.
+        frames: images of the camera's size, uint8 H x W x 3, that each candidate takes in turn.
+        store: remembers timings, so that a fit that is stopped goes on where it was.
+        fps: frame rate at which images come; None for one after the other.
+        plan: file of a plan that was given: timings with another one are of other networks.
+        progress: called with what is being done.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[Candidate], Engine],
+        frames: Sequence[np.ndarray],
+        store: Store,
+        *,
+        fps: float | None = None,
+        plan: Path | None = None,
+        progress: Progress = _silent,
+    ) -> None:
+        self._engine, self._frames, self._store, self._fps, self._progress = engine, frames, store, fps, progress
+        height, width = frames[0].shape[:2]
+        circumstances = (f"{height}x{width}", f"{fps:g}fps" if fps else "", file_digest(plan)[:8] if plan else "")
+        self._suffix = " ".join(filter(None, circumstances))
+        self._earlier = frozenset(store.samples)
+        self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        self._open: dict[Candidate, Pipeline] = {}
+
+    def unusable(self, candidates: Iterable[Candidate]) -> dict[Candidate, str]:
+        """Those that cannot run here (a runtime is not installed, the processor lacks a precision), and why.
+
+        Each is opened, which exports what is not exported yet.
+        """
+        reasons: dict[Candidate, str] = {}
+        failed: dict[tuple[str, Variant | str], str] = {}
+        for candidate in candidates:
+            network = candidate.network
+            # What is not installed fails alike for all networks; int8 of each network may succeed or not.
+            kind = (candidate.runtime, network if network.precision == "int8" else network.precision)
+            if kind not in failed:
+                try:
+                    self._pipeline(candidate)
+                    continue
+                except WidthError:
+                    raise
+                except LithesegError as error:
+                    failed[kind] = str(error)
+            reasons[candidate] = failed[kind]
+        return reasons
+
+    def measure(self, candidates: Sequence[Candidate], repeats: int) -> dict[Candidate, list[float]]:
+        """Milliseconds of each, measured side by side."""
+        result: dict[Candidate, list[float]] = {}
+        for first in range(0, len(candidates), _TOGETHER):
+            some = candidates[first : first + _TOGETHER]
+            pipelines = {candidate: self._pipeline(candidate) for candidate in some}
+            rate = f" at {self._fps:g} images a second" if self._fps else ""
+            self._progress(f"timing {len(some)} candidate{'s' * (len(some) > 1)}, {repeats} repeats{rate}")
+            times = latency.measure(pipelines, self._frames, repeats=repeats, warmup=_WARMUP, fps=self._fps)
+            result |= {candidate: stages[Scope.END_TO_END].ms for candidate, stages in times.items()}
+        for candidate, ms in result.items():
+            self._store.samples.setdefault(self._key(candidate), []).extend(ms)
+        self._store.save_samples()
+        return result
+
+    def recall(self, candidate: Candidate) -> Latency:
+        """What was measured of a candidate so far, under the same circumstances."""
+        return Latency(Scope.END_TO_END, list(self._store.samples.get(self._key(candidate), ())))
+
+    def warnings(self, candidates: Iterable[Candidate]) -> tuple[str, ...]:
+        """What may be wrong with the timings of these candidates."""
+        result = []
+        if remembered := sum(self._key(candidate) in self._earlier for candidate in candidates):
+            result.append(f"{remembered} candidates have timings from an earlier fit; --fresh forgets them")
+        if self._load > cores() / 2:
+            result.append(
+                f"the machine was busy at the start (load average {self._load:.1f} on {cores()} cores): "
+                "the promise is one for a machine as busy as that"
+            )
+        return tuple(result)
+
+    def _key(self, candidate: Candidate) -> str:
+        return f"{candidate.name} {self._suffix}"
+
+    def _pipeline(self, candidate: Candidate) -> Pipeline:
+        if candidate not in self._open:
+            while len(self._open) >= _TOGETHER:
+                del self._open[next(iter(self._open))]
+            engine = self._engine(candidate)
+            self._open[candidate] = Pipeline(engine, candidate.network.size, candidate.threads)
+        pipeline = self._open.pop(candidate)
+        self._open[candidate] = pipeline  # the one used last is closed last
+        return pipeline
