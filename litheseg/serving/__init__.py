@@ -24,7 +24,7 @@ from litheseg.serving.settings import ServerSettings, read_api_key
 if TYPE_CHECKING:
     from litheseg.serving.service import Service
 
-__all__ = ["check_extra", "serve"]
+__all__ = ["announce", "check_extra", "serve"]
 
 _PACKAGES = {
     "fastapi": "fastapi",
@@ -106,17 +106,13 @@ def serve(
         allow_hosts=tuple(allow_host),
     )
     if settings.api_key is None and not is_loopback(host):
-        print(
-            f"warning: anyone who reaches {host} can use this server; set --api-key-file, and put a proxy with TLS "
-            "in front of it",
-            file=sys.stderr,
-        )
+        _warn(f"anyone who reaches {host} can use this server; set --api-key-file, and put a proxy with TLS before it")
     predictor = Predictor(model, device=device, runtime=runtime, precision=precision, threads=threads)
     path = Path(model).expanduser().resolve()
     # Training calls every model file model.safetensors: there the folder says more.
     name = path.parent.name if path.stem == "model" and path.parent.name else path.stem
     service = Service(predictor, settings, name)
-    run_until_stopped(service, host, port, grace=grace, announce=partial(_announce, service))
+    run_until_stopped(service, host, port, grace=grace, announce=partial(announce, service))
 
 
 def check_extra() -> None:
@@ -132,34 +128,31 @@ def check_extra() -> None:
             raise MissingExtraError(package, "serve", "the server") from error
 
 
-def _announce(service: Service, url: str) -> None:
-    pace, widths, (height, width) = service.pace, service.pace.widths, service.sample_size
-    within = f"{pace.target_ms:g} ms"
-    timings = {width: timing.p50 for width in widths if (timing := pace.timing(width))}
-    holds = {width: held for width in widths if (held := service.capacity(width))}
-    start = f"{pace.width:g}" if pace.fixed else f"{pace.width:g} to begin with, for 95% of answers within {within}"
-    print(f"width    {start}")
+def announce(service: Service, url: str) -> None:
+    """Print the address, what each width takes and can serve, and a warning where the target cannot be held."""
+    chooser, widths, (height, width) = service.chooser, service.chooser.widths, service.sample_size
+    target, workers = f"{chooser.target_ms:g} ms", service.workers.workers
+    timings = {width: timing.p50 for width in widths if (timing := chooser.timing(width))}
+    loads = {width: load for width in widths if (load := service.sustained(width))}
+    to_begin_with = "" if chooser.fixed else f" to begin with, for 95% of answers within {target}"
+    print(f"width    {chooser.width:g}{to_begin_with}")
     print("ms      ", ", ".join(f"{width:g}: {ms:.0f}" for width, ms in timings.items()))
-    print(
-        "clients ", ", ".join(f"{width:g}: {held.clients}" for width, held in holds.items()), f"at once within {within}"
-    )
-    rates = ", ".join(f"{width:g}: {held.per_second:.0f}" for width, held in holds.items())
+    clients = ", ".join(f"{width:g}: {load.clients}" for width, load in loads.items())
+    print(f"clients  {clients} at once within {target}")
+    rates = ", ".join(f"{width:g}: {load.per_second:.0f}" for width, load in loads.items())
     print(f"images   {rates} a second, of {height}x{width} pixels, with so many clients")
     print(f"page     {url}\napi      {url}/openapi.json\nmetrics  {url}/metrics", flush=True)
-    _warn_if_too_slow(service)
-
-
-def _warn_if_too_slow(service: Service) -> None:
-    """Where even the narrowest width misses the target once all workers are busy."""
-    width, workers = service.pace.widths[-1], service.workers.workers
-    held, target = service.capacity(width), service.pace.target_ms
-    if service.pace.fixed or held is None or held.clients >= workers:
+    narrowest = loads.get(widths[-1])
+    if chooser.fixed or narrowest is None or narrowest.clients >= workers:
         return
-    enough = math.ceil(held.enough_ms)
-    at_once, fewer = (f" with {workers} images at once", f"--workers {held.clients}, ") if held.clients else ("", "")
-    print(
-        f"warning: the target of {target:g} ms cannot be held: even width {width:g} takes {enough} ms{at_once}; "
-        f"give {fewer}--target-ms {enough} or more, or an export in int8 or for smaller images",
-        file=sys.stderr,
-        flush=True,
+    enough, at_once, fewer = math.ceil(narrowest.enough_ms), "", ""
+    if narrowest.clients:
+        at_once, fewer = f" with {workers} images at once", f"--workers {narrowest.clients}, "
+    _warn(
+        f"the target of {target} cannot be held: even width {widths[-1]:g} takes {enough} ms{at_once}; "
+        f"give {fewer}--target-ms {enough} or more, or an export in int8 or for smaller images"
     )
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

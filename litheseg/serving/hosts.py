@@ -2,7 +2,7 @@
 
 A page whose name an attacker points at 127.0.0.1 (DNS rebinding) sends its own name as `Host`; a page that posts to
 another site sends its own address as `Origin`. Both are refused. Numeric addresses cannot be rebound. What comes
-without an `Origin`, as from curl, comes from no page. It knows no routes.
+without an `Origin`, as from curl, comes from no page.
 
 Usage:
     >>> hosts = Hosts("127.0.0.1", ["seg.example.com"])
@@ -22,11 +22,9 @@ from urllib.parse import urlsplit
 from litheseg.errors import LithesegError
 from litheseg.serving.problems import Problem
 
-__all__ = ["ANY_HOST", "Hosts", "is_loopback"]
+__all__ = ["Hosts", "is_loopback"]
 
-ANY_HOST = "*"
-"""Allows every name."""
-
+_ANY = "*"  # allows every name
 _READING = ("GET", "HEAD", "OPTIONS")
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9a-f:.%]+\]|[^\[\]:/@\s]+)(:(?P<port>\d{0,5}))?", re.IGNORECASE)
@@ -39,14 +37,20 @@ class Hosts:
     Args:
         bound: the address that it listens on: loopback's names are answered to always, an address or a name by itself,
             and every numeric address where the server listens on all of them.
-        allowed: further names, without scheme and port; `ANY_HOST` for all.
+        allowed: further names, without scheme and port; "*" for all.
 
     Raises:
         LithesegError: an allowed name that is none.
     """
 
     def __init__(self, bound: str = "127.0.0.1", allowed: Iterable[str] = ()) -> None:
-        self._allowed = {_checked(name) for name in allowed}
+        self._allowed = {_plain(name) for name in allowed}
+        for name in self._allowed - {_ANY}:
+            if not (_NAME.fullmatch(name) or _address(name)):
+                raise LithesegError(
+                    f"--allow-host {name!r} is no host name; give one such as seg.example.com, without scheme, port "
+                    f"and path, or '{_ANY}' for any"
+                )
         self._bound = _plain(bound)
         address = _address(self._bound)
         self._any_address = bound == "" or (address is not None and address.is_unspecified)
@@ -62,43 +66,35 @@ class Hosts:
         Raises:
             Problem: "unknown-host" or "foreign-origin".
         """
-        if ANY_HOST in self._allowed:
+        if _ANY in self._allowed:
             return
-        if host is not None and not self._answers_to(host):
-            match = _AUTHORITY.fullmatch(host.strip())
-            name = _shown(match["host"] if match else host)
+        match = _AUTHORITY.fullmatch((host or "").strip())
+        own, port = (_plain(match["host"]), int(match["port"] or 0)) if match else ("", 0)
+        if host is not None and not self._answers_to(own):
+            name = _printable(match["host"] if match else host)
             detail = f"this server does not answer to the name '{name}'; start it with --allow-host {name} if it should"
             raise Problem("unknown-host", detail)
-        if origin is not None and method not in _READING and not self._is_own(origin, host):
-            name = _shown(origin)
+        if origin is not None and method not in _READING and not self._is_own(origin, own, port):
             detail = (
-                f"a page of '{name}' may not send images here; start the server with --allow-host and the page's name, "
-                f"or '{ANY_HOST}' for any"
+                f"a page of '{_printable(origin)}' may not send images here; start the server with --allow-host and "
+                f"the page's name, or '{_ANY}' for any"
             )
             raise Problem("foreign-origin", detail)
 
-    def _answers_to(self, host: str) -> bool:
-        match = _AUTHORITY.fullmatch(host.strip())
-        if match is None:
-            return False
-        name = _plain(match["host"])
-        if name in self._allowed or name == self._bound or is_loopback(name):
+    def _answers_to(self, name: str) -> bool:
+        if name and (name in self._allowed or name == self._bound or is_loopback(name)):
             return True
         return self._any_address and _address(name) is not None
 
-    def _is_own(self, origin: str, host: str | None) -> bool:
+    def _is_own(self, origin: str, own: str, own_port: int) -> bool:
         try:
             parts = urlsplit(origin.strip())
             name, port = _plain(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme)
         except ValueError:
             return False
-        if name in self._allowed:
-            return True
-        match = _AUTHORITY.fullmatch((host or "").strip())
-        if match is None or not name:
-            return False
         # The scheme is not compared: a proxy may have taken TLS away.
-        return (name, port) == (_plain(match["host"]), int(match["port"] or 0) or _PORTS.get(parts.scheme))
+        same = bool(name) and (name, port) == (own, own_port or _PORTS.get(parts.scheme))
+        return same or name in self._allowed
 
 
 def is_loopback(name: str) -> bool:
@@ -123,15 +119,5 @@ def _address(name: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _checked(name: str) -> str:
-    plain = _plain(name)
-    if name != ANY_HOST and not (_NAME.fullmatch(plain) or _address(plain)):
-        raise LithesegError(
-            f"--allow-host {name!r} is no host name; give one such as seg.example.com, without scheme, port and path, "
-            f"or '{ANY_HOST}' for any"
-        )
-    return plain
-
-
-def _shown(value: str) -> str:
+def _printable(value: str) -> str:
     return re.sub(r"[^\x21-\x7e]", "?", value[:120])

@@ -1,10 +1,10 @@
 """What a server counts, for Prometheus: in a registry of its own, so that several servers may live in one process.
 
-Labels have few values: paths are those of the routes, widths those of the model. It knows no framework.
+Labels have few values: paths are those of the routes, widths those of the model.
 
 Usage:
     >>> metrics = Metrics(waiting=lambda: 0, running=lambda: 0, width=lambda: 1.0)
-    >>> metrics.request("/v1/segment/mask", 200)
+    >>> metrics.requests.labels("/v1/segment/mask", "200").inc()
     >>> text = metrics.text()
 """
 
@@ -29,46 +29,31 @@ class Metrics:
         waiting: requests in the queue.
         running: requests at work.
         width: what a request gets now that names none.
+
+    Attributes:
+        requests: answers, by path and status.
+        refused: refusals, by a code of `PROBLEMS`.
+        abandoned: clients that left before the answer.
+        latency: seconds from a received upload to its answer, by width.
+        queued: seconds in the queue.
     """
 
     def __init__(
         self, *, waiting: Callable[[], float], running: Callable[[], float], width: Callable[[], float]
     ) -> None:
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter("litheseg_requests", "Answers by status", ["path", "status"], registry=registry)
-        self._refused = Counter("litheseg_refused", "Refusals by reason", ["reason"], registry=registry)
-        self._abandoned = Counter("litheseg_abandoned", "Clients that left before the answer", registry=registry)
-        self._latency = Histogram(
-            "litheseg_request_seconds",
-            "From a received upload to its answer, by width",
-            ["width"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._queue = Histogram("litheseg_queue_seconds", "Time in the queue", buckets=_SECONDS, registry=registry)
+        self.requests = Counter("litheseg_requests", "Answers by status", ["path", "status"], registry=registry)
+        self.refused = Counter("litheseg_refused", "Refusals by reason", ["reason"], registry=registry)
+        self.abandoned = Counter("litheseg_abandoned", "Clients that left before the answer", registry=registry)
+        meaning = "From a received upload to its answer, by width"
+        self.latency = Histogram("litheseg_request_seconds", meaning, ["width"], buckets=_SECONDS, registry=registry)
+        self.queued = Histogram("litheseg_queue_seconds", "Time in the queue", buckets=_SECONDS, registry=registry)
         for name, meaning, value in (
             ("litheseg_queue_depth", "Requests in the queue", waiting),
             ("litheseg_running", "Requests at work", running),
             ("litheseg_width", "Width of a request that names none", width),
         ):
             Gauge(name, meaning, registry=registry).set_function(value)
-
-    def request(self, path: str, status: int) -> None:
-        """An answer was sent."""
-        self._requests.labels(path, str(status)).inc()
-
-    def refused(self, reason: str) -> None:
-        """A request was refused, with a code of `PROBLEMS`."""
-        self._refused.labels(reason).inc()
-
-    def abandoned(self) -> None:
-        """A client left."""
-        self._abandoned.inc()
-
-    def answered(self, width: float, queue_ms: float, total_ms: float) -> None:
-        """An image was segmented."""
-        self._latency.labels(f"{width:g}").observe(total_ms / 1e3)
-        self._queue.observe(queue_ms / 1e3)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""

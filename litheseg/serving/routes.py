@@ -1,7 +1,7 @@
 """The paths of the server: segmentation in four forms, the model, and what operators ask for.
 
 They read parameters, hand images to the `Service` and dress its answers; options stand in the query, the image is the
-only field of the form. The page's files are in `site`. It knows nothing of queues and widths.
+only field of the form.
 
 Usage:
     >>> app.include_router(api)
@@ -21,8 +21,8 @@ from pydantic.json_schema import SkipJsonSchema
 from litheseg import __version__
 from litheseg.serving import encodings
 from litheseg.serving.encodings import OVERLAY_TYPES, Encode
+from litheseg.serving.images import FIELD, read_upload
 from litheseg.serving.metrics import METRICS_TYPE
-from litheseg.serving.pace import Ask
 from litheseg.serving.problems import PROBLEMS, Problem, documented
 from litheseg.serving.schemas import (
     Health,
@@ -35,8 +35,8 @@ from litheseg.serving.schemas import (
     RunLengths,
     Status,
 )
-from litheseg.serving.service import EncodedMask, Service
-from litheseg.serving.uploads import FORM, read_upload
+from litheseg.serving.service import Service
+from litheseg.serving.widths import WidthRequest
 
 __all__ = ["api", "check_key", "health", "metrics"]
 
@@ -52,20 +52,35 @@ _HEADERS = {
     "Litheseg-Queue-Milliseconds": {"description": "Waiting before that.", "schema": {"type": "number"}},
     "Server-Timing": {"description": "The same, part by part.", "schema": {"type": "string"}},
 }
-
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": [FIELD],
+                "properties": {FIELD: {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, ..."}},
+                "additionalProperties": False,
+            },
+            "encoding": {FIELD: {"contentType": "image/png, image/jpeg, image/webp"}},
+        }
+    },
+}
 
 Width = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=600_000, allow_inf_nan=False)]
 
 
-async def service_of(request: Request) -> Service:
-    """The service that the application was made for."""
+async def _service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-async def ask_of(
-    service: Annotated[Service, Depends(service_of)],
+Services = Annotated[Service, Depends(_service_of)]
+
+
+async def _width_request(
+    service: Services,
     width: Annotated[
         Width | SkipJsonSchema[None], Query(description="One of the model's; default: what the load allows.")
     ] = None,
@@ -73,14 +88,15 @@ async def ask_of(
         Milliseconds | SkipJsonSchema[None],
         Query(description="The widest that should answer within this time, waiting included; not with width."),
     ] = None,
-) -> Ask:
-    """The width that a request names, or its budget."""
-    return service.check(Ask(width, budget_ms))
+) -> WidthRequest:
+    return service.check(WidthRequest(width, budget_ms))
+
+
+WidthRequests = Annotated[WidthRequest, Depends(_width_request)]
 
 
 async def check_key(
-    service: Annotated[Service, Depends(service_of)],
-    given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    service: Services, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> None:
     """Refuse who does not send the key."""
     expected, sent = service.settings.api_key or "", given.credentials if given else ""
@@ -90,10 +106,6 @@ async def check_key(
         raise Problem("unauthorised", detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-Services = Annotated[Service, Depends(service_of)]
-Asks = Annotated[Ask, Depends(ask_of)]
-
-
 def _segmenting(name: str, content: dict[str, Any], **options: Any) -> dict[str, Any]:
     """What the four segmenting operations have in common."""
     codes = _SEGMENT + (["mask-too-detailed"] if name == "polygons" else [])
@@ -101,7 +113,7 @@ def _segmenting(name: str, content: dict[str, Any], **options: Any) -> dict[str,
     return {
         "path": f"/segment/{name}",
         "tags": ["segment"],
-        "openapi_extra": {"requestBody": FORM},
+        "openapi_extra": {"requestBody": _FORM},
         "responses": {200: success | options, **documented(codes)},
         "response_class": Response,
     }
@@ -112,27 +124,27 @@ def _binary(*types: str) -> dict[str, Any]:
 
 
 @api.post(summary="Mask as a palette PNG", **_segmenting("mask", _binary("image/png")))
-async def segment_mask(request: Request, ask: Asks) -> Response:
+async def segment_mask(request: Request, width: WidthRequests) -> Response:
     """Pixel values are class indices, the palette holds their colours; the size is the (upright) image's."""
-    return await _answer(request, ask, encodings.mask_png, "image/png")
+    return await _segment(request, width, encodings.mask_png, "image/png")
 
 
 @api.post(summary="Image under class colours", **_segmenting("overlay", _binary(*OVERLAY_TYPES.values())))
 async def segment_overlay(
     request: Request,
-    ask: Asks,
+    width: WidthRequests,
     format: Annotated[Literal["png", "jpeg", "webp"], Query(description="Of the answer.")] = "png",
     alpha: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, description="Weight of the colours.")] = 0.5,
 ) -> Response:
     """The image with its classes painted over it."""
     encode = partial(encodings.overlay_picture, format=format, alpha=alpha)
-    return await _answer(request, ask, encode, OVERLAY_TYPES[format])
+    return await _segment(request, width, encode, OVERLAY_TYPES[format])
 
 
 @api.post(summary="Polygons", **_segmenting("polygons", {}, model=Polygons))
 async def segment_polygons(
     request: Request,
-    ask: Asks,
+    width: WidthRequests,
     tolerance: Annotated[
         float, Query(ge=0, le=100, allow_inf_nan=False, description="Pixels by which outlines are simplified.")
     ] = 1.0,
@@ -140,43 +152,74 @@ async def segment_polygons(
 ) -> Response:
     """The parts of each class, with holes, along pixel edges."""
     encode = partial(encodings.polygons_json, tolerance=tolerance, min_area=min_area)
-    return await _answer(request, ask, encode, "application/json")
+    return await _segment(request, width, encode, "application/json")
 
 
 @api.post(summary="COCO run lengths", **_segmenting("rle", {}, model=RunLengths))
 async def segment_rle(
     request: Request,
-    ask: Asks,
+    width: WidthRequests,
     compressed: Annotated[bool, Query(description="Counts as COCO's string; otherwise as a list.")] = True,
 ) -> Response:
     """One segmentation a class, as COCO's tools read it."""
-    return await _answer(request, ask, partial(encodings.rle_json, compressed=compressed), "application/json")
+    return await _segment(request, width, partial(encodings.rle_json, compressed=compressed), "application/json")
+
+
+async def _segment(request: Request, width: WidthRequest, encode: Encode, media_type: str) -> Response:
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    service: Service = request.app.state.service
+    limits = service.settings
+    with service.receiving():
+        data = await read_upload(request, max_bytes=limits.max_upload, seconds=limits.upload_timeout)
+    answer = await service.segment(data, width, encode, disconnected)
+    parts = ("queue", "decode", "predict", "encode")
+    headers = {
+        "Cache-Control": "no-store",
+        "Litheseg-Width": f"{answer.width:g}",
+        "Litheseg-Milliseconds": f"{answer.work_ms:.2f}",
+        "Litheseg-Queue-Milliseconds": f"{answer.queue_ms:.2f}",
+        "Server-Timing": ", ".join(f"{part};dur={getattr(answer, part + '_ms'):.2f}" for part in parts),
+    }
+    return Response(answer.body, media_type=media_type, headers=headers)
 
 
 @api.get("/model", tags=["model"], summary="The model", responses=documented(_READ))
 async def model(service: Services) -> ModelInfo:
     """Classes and colours, widths and what each takes on this machine, and what is allowed."""
-    header, settings = service.predictor.header, service.settings
-    colors = ("#" + bytes(color).hex() for color in header.classes.colors)
-    named = zip(header.classes.names, colors, strict=True)
-    size, (height, wide) = service.predictor.size, service.sample_size
+    predictor, limits, sample = service.predictor, service.settings, service.sample_size
+    classes = predictor.classes
+    named = enumerate(zip(classes.names, classes.colors, strict=True))
     return ModelInfo(
         name=service.name,
         version=__version__,
-        runtime=service.predictor.runtime,
-        classes=[ModelClass(index=k, name=name, color=color) for k, (name, color) in enumerate(named)],
-        widths=[_width(service, width) for width in service.predictor.widths],
-        sample=ImageSize(height=height, width=wide),
-        input=ImageSize(height=size[0], width=size[1]) if size else None,
-        fixed_width=service.pace.fixed,
-        target_ms=settings.target_ms,
+        runtime=predictor.runtime,
+        classes=[ModelClass(index=k, name=name, color="#" + bytes(color).hex()) for k, (name, color) in named],
+        widths=[_model_width(service, width) for width in predictor.widths],
+        sample=ImageSize(height=sample[0], width=sample[1]),
+        input=ImageSize(height=predictor.size[0], width=predictor.size[1]) if predictor.size else None,
+        fixed_width=service.chooser.fixed,
+        target_ms=limits.target_ms,
         limits=LimitsInfo(
-            max_upload=settings.max_upload,
-            max_pixels=settings.max_pixels,
-            timeout=settings.timeout,
-            queue=settings.queue,
+            max_upload=limits.max_upload, max_pixels=limits.max_pixels, timeout=limits.timeout, queue=limits.queue
         ),
         example=service.has_example,
+    )
+
+
+def _model_width(service: Service, width: float) -> ModelWidth:
+    timing, load = service.chooser.timing(width), service.sustained(width)
+    scores = service.predictor.header.metrics.get(f"{width:g}", {})
+    return ModelWidth(
+        width=width,
+        p50_ms=timing.p50 if timing else None,
+        p95_ms=timing.p95 if timing else None,
+        measured=timing.count if timing else 0,
+        clients=load.clients if load else None,
+        images_per_second=load.per_second if load else None,
+        miou=scores.get("miou") if isinstance(scores, dict) else None,
     )
 
 
@@ -184,7 +227,7 @@ async def model(service: Services) -> ModelInfo:
 async def status(service: Services) -> Status:
     """How busy the server is, and the width that it gives now."""
     workers = service.workers
-    return Status(ready=service.ready, width=service.pace.width, waiting=workers.waiting, running=workers.running)
+    return Status(ready=service.ready, width=service.chooser.width, waiting=workers.waiting, running=workers.running)
 
 
 @api.get(
@@ -229,42 +272,3 @@ async def readyz(service: Services) -> Health:
 async def prometheus(service: Services) -> Response:
     """Requests by status, latency by width, queue and width."""
     return Response(service.metrics.text(), media_type=METRICS_TYPE)
-
-
-async def _answer(request: Request, ask: Ask, encode: Encode, media_type: str) -> Response:
-    service: Service = request.app.state.service
-    settings = service.settings
-    with service.receiving():
-        data = await read_upload(request, max_bytes=settings.max_upload, seconds=settings.upload_timeout)
-    outcome = await service.segment(data, ask, encode, gone=partial(_gone, request))
-    return Response(outcome.body, media_type=media_type, headers=_timing(outcome))
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _timing(outcome: EncodedMask) -> dict[str, str]:
-    parts = ("queue", "decode", "predict", "encode")
-    return {
-        "Cache-Control": "no-store",
-        "Litheseg-Width": f"{outcome.width:g}",
-        "Litheseg-Milliseconds": f"{outcome.work_ms:.2f}",
-        "Litheseg-Queue-Milliseconds": f"{outcome.queue_ms:.2f}",
-        "Server-Timing": ", ".join(f"{part};dur={getattr(outcome, part + '_ms'):.2f}" for part in parts),
-    }
-
-
-def _width(service: Service, width: float) -> ModelWidth:
-    timing, holds = service.pace.timing(width), service.capacity(width)
-    scores = service.predictor.header.metrics.get(f"{width:g}", {})
-    return ModelWidth(
-        width=width,
-        p50_ms=timing.p50 if timing else None,
-        p95_ms=timing.p95 if timing else None,
-        measured=timing.count if timing else 0,
-        clients=holds.clients if holds else None,
-        images_per_second=holds.per_second if holds else None,
-        miou=scores.get("miou") if isinstance(scores, dict) else None,
-    )

@@ -1,8 +1,8 @@
-"""A server in a thread, and a process that runs one until it is told to stop.
+"""A server in a thread, and a process that runs one until it is stopped by a signal.
 
 On SIGTERM or Ctrl-C new requests are refused with 503, those that were taken are finished, then connections are
 closed. A second signal does not wait. Connections that idle are kept longer than clients keep them, so that the client
-is the one to close: were it the server, a request on its way would meet a closed connection. It knows no routes.
+is the one to close: were it the server, a request on its way would meet a closed connection.
 
 Usage:
     >>> with Server(create_app(service), port=0) as server:
@@ -30,7 +30,6 @@ from litheseg.serving.service import Service
 
 __all__ = ["Server", "run_until_stopped"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 512
 _START_SECONDS = 30.0
 _KEEP_ALIVE = 75  # seconds; httpx keeps idle connections for 5, aiohttp for 15, proxies for 60
@@ -62,7 +61,13 @@ class Server:
     """
 
     def __init__(self, app: ASGIApp, host: str = "127.0.0.1", port: int = 0, grace: float = 10.0) -> None:
-        self._socket = _listen(host, port)
+        try:
+            resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = resolved[0]
+            self._socket = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        except OSError as error:
+            reason = error.strerror or error
+            raise LithesegError(f"cannot listen on {host}:{port} ({reason}); choose another --port") from error
         self.host, self.port = host, int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             app,
@@ -78,8 +83,8 @@ class Server:
             timeout_graceful_shutdown=max(1, round(grace)),
         )
         self._server = uvicorn.Server(config)
-        serve = partial(self._server.run, [self._socket])
-        self._thread = threading.Thread(target=serve, name="litheseg-http", daemon=True)
+        run = partial(self._server.run, [self._socket])
+        self._thread = threading.Thread(target=run, name="litheseg-http", daemon=True)
 
     @property
     def url(self) -> str:
@@ -114,13 +119,19 @@ def run_until_stopped(service: Service, host: str, port: int, *, grace: float, a
         host: address to listen on.
         port: likewise.
         grace: seconds that requests which were taken get to finish.
-        announce: told the URL when requests are taken.
+        announce: called with the URL when requests are taken.
 
     Raises:
         LithesegError: the address cannot be listened on, or the model cannot be run.
     """
     stop = threading.Event()
-    before = {number: signal.signal(number, _stopper(stop)) for number in _SIGNALS}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with Server(create_app(service, host), host, port, grace) as server:
             service.prepare()
@@ -132,21 +143,3 @@ def run_until_stopped(service: Service, host: str, port: int, *, grace: float, a
         service.workers.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stopper(stop: threading.Event) -> Callable[[int, FrameType | None], None]:
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    return handle
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
-        reason = error.strerror or error
-        raise LithesegError(f"cannot listen on {host}:{port} ({reason}); choose another --port") from error

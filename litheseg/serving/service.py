@@ -1,12 +1,12 @@
-"""Images in, encoded masks out: the queue, the workers, the width and the clock of one model.
+"""Images in, encoded masks out: one model at work for many clients.
 
-It lives on an event loop but leaves it alone: decoding, the network and encoding run in worker threads. It knows
-neither HTTP nor where images come from.
+It joins the worker threads, the choice of widths and the counters. It lives on an event loop but leaves it alone:
+decoding, the network and encoding run in worker threads. It knows nothing of HTTP.
 
 Usage:
     >>> service = Service(Predictor("model.safetensors"), ServerSettings(), name="model")
     >>> service.prepare()
-    >>> outcome = await service.segment(data, Ask(width=0.5), mask_png)
+    >>> answer = await service.segment(data, WidthRequest(width=0.5), mask_png)
 """
 
 from __future__ import annotations
@@ -17,32 +17,28 @@ import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from litheseg.errors import WidthError
+from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.runtime.predictor import Predictor
-from litheseg.serving.capacity import Capacity, Measured, capacity, measure
 from litheseg.serving.encodings import Encode, mask_png
-from litheseg.serving.example import draw, example_size, fits, photo
-from litheseg.serving.images import decode_image
+from litheseg.serving.images import decode_image, draw_street, sample_photo
 from litheseg.serving.metrics import Metrics
-from litheseg.serving.pace import Ask, Pace
 from litheseg.serving.problems import Problem
 from litheseg.serving.settings import ServerSettings
-from litheseg.serving.workers import Turn, Workers
+from litheseg.serving.widths import WidthChooser, WidthRequest
+from litheseg.serving.workers import LoadTimes, SustainedLoad, Workers, measure_load, sustained_load
 
 __all__ = ["Abandoned", "EncodedMask", "Service"]
 
 _log = logging.getLogger(__name__)
 
 _UPLOADS = 64  # that may arrive at once
-_EXAMPLE = (480, 640)  # pixels, where the model does not say
-
-
-Gone = Callable[[], Coroutine[Any, Any, object]]
+_SAMPLE_SIZE = (480, 640)  # pixels, where the model does not say
+_EXAMPLE_SIDE = 960  # pixels of the longer side of an example
 
 
 class Abandoned(Exception):
@@ -51,7 +47,7 @@ class Abandoned(Exception):
 
 @dataclass(frozen=True)
 class EncodedMask:
-    """A mask, encoded, and where its time went, in milliseconds."""
+    """An answer, and where its time went, in milliseconds."""
 
     body: bytes
     width: float
@@ -81,21 +77,21 @@ class Service:
     def __init__(self, predictor: Predictor, settings: ServerSettings, name: str) -> None:
         self.predictor, self.settings, self.name = predictor, settings, name
         fixed = None if settings.width is None else predictor.check_width(settings.width)
-        self.pace = Pace(predictor.widths, target_ms=settings.target_ms, fixed=fixed)
+        self.chooser = WidthChooser(predictor.widths, target_ms=settings.target_ms, fixed=fixed)
         self.workers = Workers(settings.workers, settings.queue)
         self.metrics = Metrics(
             waiting=lambda: self.workers.waiting,
             running=lambda: self.workers.running,
-            width=lambda: self.pace.width,
+            width=lambda: self.chooser.width,
         )
         self._ready = threading.Event()
         self._receiving = 0
-        self._measured: dict[float, Measured] = {}
+        self._load_times: dict[float, LoadTimes] = {}
 
     @property
     def sample_size(self) -> tuple[int, int]:
         """Height and width of the images that the widths are measured with; no more pixels than requests may have."""
-        height, width = self.predictor.size or _EXAMPLE
+        height, width = self.predictor.size or _SAMPLE_SIZE
         share = min(1.0, math.sqrt(self.settings.max_pixels / (height * width)))
         return max(1, int(height * share)), max(1, int(width * share))
 
@@ -104,37 +100,41 @@ class Service:
         """Whether it is warm and takes requests."""
         return self._ready.is_set() and not self.workers.stopping
 
+    @property
+    def has_example(self) -> bool:
+        """Whether drawn streets are what the model knows."""
+        return self.predictor.classes.names == CAMVID_CLASSES.names
+
     def prepare(self) -> None:
         """Load and measure every width; requests are refused until this is done. A second call does nothing."""
         if self._ready.is_set():
             return
         self.predictor.prepare()
-        data = photo(self.sample_size)
-        widths = self.predictor.widths
-        self._measured = measure(lambda width: self._outcome(data, width, mask_png, 0.0), widths, self.workers)
-        self.pace.measured({width: times.alone for width, times in self._measured.items()})
+        data, widths = sample_photo(self.sample_size), self.predictor.widths
+        self._load_times = measure_load(lambda width: self._encoded(data, width, mask_png, 0.0), widths, self.workers)
+        self.chooser.start_from({width: times.alone for width, times in self._load_times.items()})
         self._ready.set()
-        _log.info("%s is ready at widths %s", self.name, ", ".join(f"{w:g}" for w in self.predictor.widths))
+        _log.info("%s is ready at widths %s", self.name, ", ".join(f"{width:g}" for width in widths))
 
-    def capacity(self, width: float) -> Capacity | None:
-        """What a width can hold within the target; None until it was measured."""
-        limits = self.settings
-        if (times := self._measured.get(width)) is None:
+    def sustained(self, width: float) -> SustainedLoad | None:
+        """What a width can serve within the target; None until it was measured."""
+        times, limits = self._load_times.get(width), self.settings
+        if times is None:
             return None
-        return capacity(times, workers=limits.workers, queue=limits.queue, target_ms=limits.target_ms)
+        return sustained_load(times, workers=limits.workers, queue=limits.queue, target_ms=limits.target_ms)
 
-    def check(self, ask: Ask) -> Ask:
-        """The ask with the model's own number for its width.
+    def check(self, request: WidthRequest) -> WidthRequest:
+        """The request with the model's own number for its width.
 
         Raises:
             Problem: "invalid-parameter".
         """
-        if ask.width is None:
-            return ask
+        if request.width is None:
+            return request
         where, message = "query.budget_ms", "give width or budget_ms, not both"
-        if ask.budget_ms is None:
+        if request.budget_ms is None:
             try:
-                return Ask(self.predictor.check_width(ask.width))
+                return WidthRequest(self.predictor.check_width(request.width))
             except WidthError as error:
                 where, message = "query.width", str(error)
         raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
@@ -165,73 +165,72 @@ class Service:
         finally:
             self._receiving -= 1
 
-    async def segment(self, data: bytes, ask: Ask, encode: Encode, gone: Gone | None = None) -> EncodedMask:
+    async def segment(
+        self,
+        data: bytes,
+        request: WidthRequest,
+        encode: Encode,
+        disconnected: Callable[[], Coroutine[Any, Any, None]],
+    ) -> EncodedMask:
         """Label one image.
 
         Args:
             data: an image file.
-            ask: as `check` returned it.
+            request: as `check` returned it.
             encode: what to make of the mask.
-            gone: returns when nobody waits for the answer any more.
+            disconnected: returns when nobody waits for the answer any more.
 
         Raises:
             Problem: refused, or an image that cannot be used.
-            Abandoned: `gone` returned first; work that had not begun is dropped.
+            Abandoned: `disconnected` returned first; work that had not begun is dropped.
         """
-        self.check_open()
-        future = self.workers.submit(lambda turn: self._work(data, ask, encode, turn))
-        outcome = await self._await(future, gone)
-        self.metrics.answered(outcome.width, outcome.queue_ms, outcome.queue_ms + outcome.work_ms)
-        return outcome
 
-    @property
-    def has_example(self) -> bool:
-        """Whether drawn streets are what the model knows."""
-        return fits(self.predictor.classes)
+        def work(waited_ms: float, crowded: bool) -> EncodedMask:
+            width = self.chooser.choose(request, waited_ms=waited_ms, crowded=crowded)
+            answer = self._encoded(data, width, encode, waited_ms)
+            self.chooser.observe(request, width, waited_ms=waited_ms, work_ms=answer.work_ms)
+            return answer
+
+        self.check_open()
+        seconds = self.settings.timeout
+        answer = asyncio.wrap_future(self.workers.submit(work))  # cancelled with it
+        left = asyncio.ensure_future(disconnected())
+        try:
+            await asyncio.wait({answer, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                if left.done():
+                    raise Abandoned
+                detail = f"no answer within {seconds:g} s; send a smaller image, or ask for a narrower width"
+                raise Problem("too-slow", detail, retry_after=1)
+        finally:
+            answer.cancel()
+            left.cancel()
+        mask = answer.result()
+        self.metrics.latency.labels(f"{mask.width:g}").observe((mask.queue_ms + mask.work_ms) / 1e3)
+        self.metrics.queued.observe(mask.queue_ms / 1e3)
+        return mask
 
     async def example(self, seed: int) -> bytes:
-        """A street scene as PNG.
+        """A street scene as PNG: of the training images' shape, larger where the model makes images small for itself.
 
         Raises:
             Problem: "not-found" for a model of other classes, "busy" or "stopping".
         """
         if not self.has_example:
             raise Problem("not-found", "this model does not label street scenes; send an image of your own")
-        size = example_size(self.predictor.header)
-        return await asyncio.wrap_future(self.workers.submit(lambda turn: draw(seed, size)))
+        header = self.predictor.header
+        times = max(1, _EXAMPLE_SIDE // max(header.size)) if header.resizes else 1
+        size = (header.size[0] * times, header.size[1] * times)
+        return await asyncio.wrap_future(self.workers.submit(lambda *_: draw_street(seed, size)))
 
-    async def _await(self, future: Future[EncodedMask], gone: Gone | None) -> EncodedMask:
-        answer = asyncio.wrap_future(future)
-        left = None if gone is None else asyncio.ensure_future(gone())
-        try:
-            both: set[asyncio.Future[Any]] = {answer} if left is None else {answer, left}
-            await asyncio.wait(both, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            if left is not None and left.done():
-                raise Abandoned
-            seconds = self.settings.timeout
-            detail = f"no answer within {seconds:g} s; send a smaller image, or ask for a narrower width"
-            raise Problem("too-slow", detail, retry_after=1)
-        finally:
-            future.cancel()
-            answer.cancel()
-            if left is not None:
-                left.cancel()
-
-    def _work(self, data: bytes, ask: Ask, encode: Encode, turn: Turn) -> EncodedMask:
-        width = self.pace.choose(ask, waited_ms=turn.waited_ms, crowded=turn.crowded)
-        outcome = self._outcome(data, width, encode, turn.waited_ms)
-        self.pace.observe(ask, width, waited_ms=turn.waited_ms, work_ms=outcome.work_ms)
-        return outcome
-
-    def _outcome(self, data: bytes, width: float, encode: Encode, waited_ms: float) -> EncodedMask:
+    def _encoded(self, data: bytes, width: float, encode: Encode, waited_ms: float) -> EncodedMask:
         started = time.perf_counter()
         image = decode_image(data, self.settings.max_pixels)
         decoded = time.perf_counter()
         mask = self.predictor.predict_rgb(image, width=width)
         predicted = time.perf_counter()
         body = encode(image, mask, self.predictor.classes)
-        encoded = time.perf_counter()
-        milliseconds = [1e3 * part for part in (decoded - started, predicted - decoded, encoded - predicted)]
+        milliseconds = [
+            1e3 * part for part in (decoded - started, predicted - decoded, time.perf_counter() - predicted)
+        ]
         return EncodedMask(body, width, waited_ms, *milliseconds)

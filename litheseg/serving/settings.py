@@ -1,10 +1,8 @@
-"""What a server allows: sizes, times, and how much may wait.
-
-It knows no framework and no model.
+"""What a server allows: sizes, times, how much may wait, and the key that clients send.
 
 Usage:
-    >>> ServerSettings(max_upload=5_000_000, target_ms=100).workers
-    2
+    >>> ServerSettings(max_upload=5_000_000, target_ms=100).queue
+    16
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from litheseg.machine import cores
 __all__ = ["ServerSettings", "read_api_key"]
 
 _SHORTEST_KEY = 16  # characters
+_KEY_VARIABLE = "LITHESEG_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,20 @@ class ServerSettings:
             raise LithesegError(f"an API key of {len(self.api_key)} characters; use {_SHORTEST_KEY} or more")
 
 
-def read_api_key(path: str | Path | None, environment: str = "LITHESEG_API_KEY") -> str | None:
-    """The key from a file, or else from an environment variable; None where there is neither.
+def read_api_key(path: str | Path | None) -> str | None:
+    """The key from a file, or else from the environment variable LITHESEG_API_KEY; None where there is neither.
 
     Raises:
         LithesegError: a file that cannot be read, or a key that is empty or not printable ASCII.
     """
-    if path is None:
-        where, key = f"the environment variable {environment}", os.environ.get(environment)
-    else:
-        where, key = str(path), _read(Path(path))
+    where = f"the environment variable {_KEY_VARIABLE}" if path is None else str(path)
+    try:
+        key = os.environ.get(_KEY_VARIABLE) if path is None else Path(path).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LithesegError(f"cannot read the API key from {path} ({error}); give a text file that holds it") from error
     if key is None:
         return None
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise LithesegError(f"the API key in {where} is empty or not plain ASCII; make one with `openssl rand -hex 32`")
     return key
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LithesegError(f"cannot read the API key from {path} ({error}); give a text file that holds it") from error

@@ -250,7 +250,7 @@ def test_the_keyboard_is_enough(page: Any, made: Service, tmp_path: Path) -> Non
 
 def test_the_server_may_choose(page: Any, made: Service, tmp_path: Path) -> None:
     pick(page, photo(tmp_path))
-    made.pace._controller = type("Fixed", (), {"width": 0.5, "observe": lambda *_: 0.5})()  # type: ignore[assignment]
+    made.chooser._controller = type("Fixed", (), {"width": 0.5, "observe": lambda *_: 0.5})()  # type: ignore[assignment]
     page.check("#auto")
     shows(page, "0.50")
     assert page.text_content("#figure-left") == "0.50"

@@ -25,8 +25,7 @@ from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
 from litheseg.runtime.predictor import Predictor
-from litheseg.serving import service as service_room
-from litheseg.serving import site
+from litheseg.serving import service as service_module
 from litheseg.serving.app import create_app
 from litheseg.serving.running import Server
 from litheseg.serving.schemas import ModelInfo, Polygons, ProblemDetails, RunLengths, Status
@@ -364,7 +363,7 @@ def test_health_answers_while_all_workers_are_busy(predictor: FakePredictor) -> 
 
 
 def test_so_many_uploads_at_once(predictor: FakePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_room, "_UPLOADS", 2)
+    monkeypatch.setattr(service_module, "_UPLOADS", 2)
     with client_of(service(predictor)) as client:
         address = urlsplit(str(client.base_url))
         slow = [socket.create_connection((address.hostname, address.port)) for _ in range(2)]
@@ -430,7 +429,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
     page = client.get("/")
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
-    names = [file.name for file in (Path(site.__file__).parent / "page").iterdir()]
+    names = [file.name for file in (Path(service_module.__file__).parent / "page").iterdir()]
     assert {"index.html", "style.css", "app.js", "mark.svg"} <= set(names)
     for name in names:
         response = client.get(f"/page/{name}")

@@ -15,7 +15,8 @@ import httpx
 import pytest
 from tiny_server import FakePredictor, client_of, encoded, picture, send, service
 
-from litheseg.serving import gate, running
+from litheseg.serving import app as app_module
+from litheseg.serving import running
 from litheseg.serving.app import create_app
 from litheseg.serving.running import Server
 
@@ -112,7 +113,7 @@ def test_who_asked_first_and_is_refused_has_to_connect_anew() -> None:
 
 
 def test_a_refusal_arrives_whole_while_the_client_goes_on_sending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "_LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(app_module, "_LINGER_SECONDS", 0.3)
     with client_of(service(upload_timeout=0.2)) as client:
         for length in (10_000_000, 50_000_000):  # refused as too slow; at once as too large
             with connected(str(client.base_url)) as connection, ThreadPoolExecutor(1) as pool:

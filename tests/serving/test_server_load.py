@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from tiny_server import FakePredictor, client_of, service
 
-from litheseg.serving import _announce
-from litheseg.serving import capacity as room
-from litheseg.serving.capacity import Capacity, Measured, capacity, measure
+from litheseg.serving import announce
+from litheseg.serving import workers as workers_module
 from litheseg.serving.schemas import ModelInfo
-from litheseg.serving.workers import Workers
+from litheseg.serving.workers import LoadTimes, SustainedLoad, Workers, measure_load, sustained_load
 
 
 def played(clients: int, workers: int, work: Callable[[], float], answers: int = 4000) -> tuple[float, float]:
@@ -33,14 +32,14 @@ def played(clients: int, workers: int, work: Callable[[], float], answers: int =
 @pytest.fixture
 def no_http(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is added for it."""
-    monkeypatch.setattr(room, "_MORE", 1.0)
+    monkeypatch.setattr(workers_module, "_HTTP_FACTOR", 1.0)
 
 
 @pytest.mark.usefixtures("no_http")
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("ms", [9.0, 30.0, 70.0, 99.0])
 def test_where_every_image_takes_the_same_the_number_of_clients_is_exact(workers: int, ms: float) -> None:
-    held = capacity(Measured((ms,) * 5, (ms,) * 5), workers=workers, queue=100, target_ms=100)
+    held = sustained_load(LoadTimes((ms,) * 5, (ms,) * 5), workers=workers, queue=100, target_ms=100)
     late, rate = played(held.clients, workers, lambda: ms)
     assert late <= 100 and held.per_second == pytest.approx(rate, rel=0.02)
     assert played(held.clients + 1, workers, lambda: ms)[0] > 100
@@ -56,7 +55,7 @@ def test_where_times_vary_the_target_is_held(workers: int, seed: int) -> None:
         return float(20 * rng.lognormal(0, 0.3))
 
     sample = tuple(work() for _ in range(500))
-    held = capacity(Measured(sample, sample), workers=workers, queue=100, target_ms=200)
+    held = sustained_load(LoadTimes(sample, sample), workers=workers, queue=100, target_ms=200)
     late, rate = played(held.clients, workers, work)
     assert late <= 200 and held.clients >= 4 * workers
     assert held.per_second == pytest.approx(rate, rel=0.1)
@@ -64,25 +63,26 @@ def test_where_times_vary_the_target_is_held(workers: int, seed: int) -> None:
 
 def test_http_takes_from_the_same_cores() -> None:
     """Three workers' images and an event loop that needs a quarter of a core for each, on three cores."""
-    held = capacity(Measured((20.0,) * 5, (20.0,) * 5), workers=3, queue=100, target_ms=200)
+    held = sustained_load(LoadTimes((20.0,) * 5, (20.0,) * 5), workers=3, queue=100, target_ms=200)
     late, rate = played(held.clients, 3, lambda: 20.0 + 5.0)
     assert late <= 200 and held.per_second == pytest.approx(rate, rel=0.02)
 
 
 @pytest.mark.usefixtures("no_http")
 def test_fewer_clients_than_workers_where_all_at_once_are_too_slow() -> None:
-    measured = Measured(alone=(100.0,) * 5, busy=(220.0,) * 5)
+    measured = LoadTimes(alone=(100.0,) * 5, busy=(220.0,) * 5)
     held = {
-        target: capacity(measured, workers=4, queue=8, target_ms=target) for target in (90, 100, 150, 200, 219, 220)
+        target: sustained_load(measured, workers=4, queue=8, target_ms=target)
+        for target in (90, 100, 150, 200, 219, 220)
     }
     assert {target: entry.clients for target, entry in held.items()} == {90: 0, 100: 1, 150: 2, 200: 3, 219: 3, 220: 4}
-    assert held[90] == Capacity(0, 0.0, enough_ms=100) and held[100].per_second == pytest.approx(10)
+    assert held[90] == SustainedLoad(0, 0.0, enough_ms=100) and held[100].per_second == pytest.approx(10)
     assert held[100].enough_ms == held[220].enough_ms == 220
     assert held[150].per_second == pytest.approx(2 / 0.140) and held[220].per_second == pytest.approx(4 / 0.220)
 
 
 def test_more_clients_than_the_queue_holds_would_be_refused() -> None:
-    assert capacity(Measured((1.0,), (1.0,)), workers=2, queue=3, target_ms=1000).clients == 5
+    assert sustained_load(LoadTimes((1.0,), (1.0,)), workers=2, queue=3, target_ms=1000).clients == 5
 
 
 def test_measuring_keeps_all_workers_busy_at_every_width() -> None:
@@ -94,7 +94,7 @@ def test_measuring_keeps_all_workers_busy_at_every_width() -> None:
         time.sleep(0.02 * width)
         now[width] -= 1
 
-    measured = measure(work, (1.0, 0.5), workers)
+    measured = measure_load(work, (1.0, 0.5), workers)
     assert most == {1.0: 3, 0.5: 3}
     for width, times in measured.items():
         assert len(times.busy) == 3 * len(times.alone) >= 6
@@ -117,7 +117,7 @@ def test_what_cannot_be_held_is_warned_of(capsys: pytest.CaptureFixture[str]) ->
     def printed(seconds: float, **settings: float) -> tuple[str, str]:
         made = service(FakePredictor(dict.fromkeys((1.0, 0.5, 0.25), seconds)), **settings)
         made.workers.close()
-        _announce(made, "http://here")
+        announce(made, "http://here")
         return capsys.readouterr()
 
     out, error = printed(0.05, workers=2, target_ms=300, queue=2)
@@ -131,8 +131,8 @@ def test_what_cannot_be_held_is_warned_of(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_target_that_only_fewer_workers_can_hold(capsys: pytest.CaptureFixture[str]) -> None:
     made = service(workers=2, target_ms=50)
-    made._measured = dict.fromkeys((1.0, 0.5, 0.25), Measured(alone=(30.0,) * 5, busy=(80.0,) * 5))
+    made._load_times = dict.fromkeys((1.0, 0.5, 0.25), LoadTimes(alone=(30.0,) * 5, busy=(80.0,) * 5))
     made.workers.close()
-    _announce(made, "http://here")
+    announce(made, "http://here")
     error = capsys.readouterr().err
     assert "even width 0.25 takes 100 ms with 2 images at once; give --workers 1, --target-ms 100 or more" in error

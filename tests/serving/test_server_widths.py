@@ -9,102 +9,102 @@ import pytest
 from tiny_server import FakePredictor, service
 
 from litheseg.errors import LithesegError, WidthError
-from litheseg.serving.pace import Ask, Pace
 from litheseg.serving.problems import Problem
 from litheseg.serving.settings import ServerSettings, read_api_key
-from litheseg.serving.workers import Turn, Workers
+from litheseg.serving.widths import WidthChooser, WidthRequest
+from litheseg.serving.workers import Workers
 
 WIDTHS = (1.0, 0.5, 0.25)
 COSTS = {1.0: 60.0, 0.5: 30.0, 0.25: 10.0}
 
 
-def measured(**options: float) -> Pace:
-    pace = Pace(WIDTHS, **{"target_ms": 100.0, **options})
-    pace.measured({width: [cost] * 5 for width, cost in COSTS.items()})
-    return pace
+def measured(**options: float) -> WidthChooser:
+    chooser = WidthChooser(WIDTHS, **{"target_ms": 100.0, **options})
+    chooser.start_from({width: [cost] * 5 for width, cost in COSTS.items()})
+    return chooser
 
 
-def choose(pace: Pace, waited: float = 0.0, *, crowded: bool = False, **ask: float) -> float:
-    return pace.choose(Ask(**ask), waited_ms=waited, crowded=crowded)
+def choose(chooser: WidthChooser, waited: float = 0.0, *, crowded: bool = False, **request: float) -> float:
+    return chooser.choose(WidthRequest(**request), waited_ms=waited, crowded=crowded)
 
 
 def test_a_request_gets_the_width_that_it_names() -> None:
-    pace = measured()
-    assert [choose(pace, 1e6, crowded=True, width=width) for width in WIDTHS] == list(WIDTHS)
+    chooser = measured()
+    assert [choose(chooser, 1e6, crowded=True, width=width) for width in WIDTHS] == list(WIDTHS)
 
 
 def test_a_budget_gets_the_widest_that_fits_after_waiting() -> None:
-    pace = measured()
-    assert [choose(pace, budget_ms=ms) for ms in (60, 59, 30, 29, 5)] == [1.0, 0.5, 0.5, 0.25, 0.25]
-    assert [choose(pace, waited, budget_ms=70) for waited in (10, 11, 41)] == [1.0, 0.5, 0.25]
+    chooser = measured()
+    assert [choose(chooser, budget_ms=ms) for ms in (60, 59, 30, 29, 5)] == [1.0, 0.5, 0.5, 0.25, 0.25]
+    assert [choose(chooser, waited, budget_ms=70) for waited in (10, 11, 41)] == [1.0, 0.5, 0.25]
 
 
 def test_a_load_on_one_width_is_expected_of_all() -> None:
-    pace = measured()
+    chooser = measured()
     for _ in range(64):
-        pace.observe(Ask(width=0.5), 0.5, waited_ms=0, work_ms=60)  # twice its cost
-    assert choose(pace, budget_ms=100) == 0.5
-    assert choose(pace, budget_ms=120) == 1.0
+        chooser.observe(WidthRequest(width=0.5), 0.5, waited_ms=0, work_ms=60)  # twice its cost
+    assert choose(chooser, budget_ms=100) == 0.5
+    assert choose(chooser, budget_ms=120) == 1.0
 
 
 def test_who_waited_long_gets_what_fits_into_the_target() -> None:
-    pace = measured()
-    assert [choose(pace, waited) for waited in (0, 40, 41, 71, 500)] == [1.0, 1.0, 0.5, 0.25, 0.25]
+    chooser = measured()
+    assert [choose(chooser, waited) for waited in (0, 40, 41, 71, 500)] == [1.0, 1.0, 0.5, 0.25, 0.25]
 
 
 def test_the_controller_narrows_what_names_nothing() -> None:
-    pace = measured()
+    chooser = measured()
     for _ in range(40):
-        pace.observe(Ask(), choose(pace), waited_ms=80, work_ms=60)
-    assert pace.width < 1.0
-    assert choose(pace) == pace.width
-    assert choose(pace, budget_ms=1000) == 1.0, "a budget is the client's own"
+        chooser.observe(WidthRequest(), choose(chooser), waited_ms=80, work_ms=60)
+    assert chooser.width < 1.0
+    assert choose(chooser) == chooser.width
+    assert choose(chooser, budget_ms=1000) == 1.0, "a budget is the client's own"
 
 
 def test_a_queue_that_forces_narrow_widths_moves_the_controller() -> None:
-    pace = measured()
+    chooser = measured()
     for _ in range(40):  # in time, but only because the width that was due would not have been
-        assert choose(pace, 85) == 0.25
-        pace.observe(Ask(), 0.25, waited_ms=85, work_ms=10)
-    assert pace.width < 1.0
+        assert choose(chooser, 85) == 0.25
+        chooser.observe(WidthRequest(), 0.25, waited_ms=85, work_ms=10)
+    assert chooser.width < 1.0
 
 
 def test_requests_that_name_a_width_do_not_move_it() -> None:
-    pace = measured()
+    chooser = measured()
     for _ in range(100):
-        pace.observe(Ask(width=1.0), 1.0, waited_ms=500, work_ms=60)
-    assert pace.width == 1.0
+        chooser.observe(WidthRequest(width=1.0), 1.0, waited_ms=500, work_ms=60)
+    assert chooser.width == 1.0
 
 
 def test_a_crowded_queue_runs_at_the_narrowest() -> None:
-    pace = measured()
-    assert choose(pace, crowded=True) == 0.25
-    assert choose(pace, crowded=True, budget_ms=1e6) == 0.25
+    chooser = measured()
+    assert choose(chooser, crowded=True) == 0.25
+    assert choose(chooser, crowded=True, budget_ms=1e6) == 0.25
 
 
 def test_a_fixed_width_stays() -> None:
-    pace = measured(fixed=0.5)
+    chooser = measured(fixed=0.5)
     for _ in range(100):
-        pace.observe(Ask(), 0.5, waited_ms=500, work_ms=60)
-    assert (choose(pace, 500, crowded=True), pace.width) == (0.5, 0.5)
-    assert choose(pace, budget_ms=5) == 0.25
+        chooser.observe(WidthRequest(), 0.5, waited_ms=500, work_ms=60)
+    assert (choose(chooser, 500, crowded=True), chooser.width) == (0.5, 0.5)
+    assert choose(chooser, budget_ms=5) == 0.25
 
 
 def test_timings_are_of_the_latest_requests() -> None:
-    pace = measured()
+    chooser = measured()
     for _ in range(300):
-        pace.observe(Ask(width=0.25), 0.25, waited_ms=0, work_ms=20)
-    timing = pace.timing(0.25)
+        chooser.observe(WidthRequest(width=0.25), 0.25, waited_ms=0, work_ms=20)
+    timing = chooser.timing(0.25)
     assert timing is not None and (timing.p50, timing.p95, timing.count) == (20, 20, 256)
-    assert Pace(WIDTHS, target_ms=1).timing(1.0) is None
+    assert WidthChooser(WIDTHS, target_ms=1).timing(1.0) is None
 
 
 def test_the_queue_takes_so_many_and_no_more() -> None:
     workers, go = Workers(workers=1, queue=4), threading.Event()
 
-    def work(turn: Turn) -> Turn:
+    def work(waited_ms: float, crowded: bool) -> bool:
         go.wait(10)
-        return turn
+        return crowded
 
     taken = [workers.submit(work) for _ in range(5)]
     with pytest.raises(Problem, match="4 requests wait") as caught:
@@ -117,7 +117,7 @@ def test_the_queue_takes_so_many_and_no_more() -> None:
     assert (workers.waiting, workers.running) == (4, 1)
     go.set()
     # The first begins while the queue fills; behind the second three wait, which is more than half.
-    assert [future.result(5).crowded for future in taken][1:] == [True, True, False, False]
+    assert [future.result(5) for future in taken][1:] == [True, True, False, False]
     assert workers.join(5) and workers.waiting == workers.running == 0
     workers.close()
 
@@ -125,11 +125,11 @@ def test_the_queue_takes_so_many_and_no_more() -> None:
 def test_work_that_fails_leaves_its_place() -> None:
     workers = Workers(workers=2, queue=1)
 
-    def fail(turn: Turn) -> None:
-        raise OSError("No space left on device")
+    def fail(waited_ms: float, crowded: bool) -> None:
+        raise OSError("No schooser left on device")
 
     for _ in range(10):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="No schooser"):
             workers.submit(fail).result(5)
     assert workers.join(5)
     workers.close()
@@ -137,10 +137,10 @@ def test_work_that_fails_leaves_its_place() -> None:
 
 def test_stopping_finishes_what_was_taken() -> None:
     workers = Workers(workers=1, queue=4)
-    taken = [workers.submit(lambda turn: time.sleep(0.02)) for _ in range(3)]
+    taken = [workers.submit(lambda *_: time.sleep(0.02)) for _ in range(3)]
     workers.stop()
     with pytest.raises(Problem) as caught:
-        workers.submit(lambda turn: None)
+        workers.submit(lambda *_: None)
     assert caught.value.code == "stopping"
     assert workers.join(5) and all(future.done() for future in taken)
     workers.close()
