@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from litheseg.errors import WidthError
 from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.runtime.predictor import Predictor
@@ -196,7 +198,8 @@ class Service:
         answer = asyncio.wrap_future(self.workers.submit(work))  # cancelled with it
         left = asyncio.ensure_future(disconnected())
         try:
-            await asyncio.wait({answer, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {answer, left}
+            await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 if left.done():
                     raise Abandoned
@@ -230,7 +233,5 @@ class Service:
         mask = self.predictor.predict_rgb(image, width=width)
         predicted = time.perf_counter()
         body = encode(image, mask, self.predictor.classes)
-        milliseconds = [
-            1e3 * part for part in (decoded - started, predicted - decoded, time.perf_counter() - predicted)
-        ]
-        return EncodedMask(body, width, waited_ms, *milliseconds)
+        times = np.diff([started, decoded, predicted, time.perf_counter()])
+        return EncodedMask(body, width, waited_ms, *(1e3 * times).tolist())

@@ -71,10 +71,8 @@ def test_http_takes_from_the_same_cores() -> None:
 @pytest.mark.usefixtures("no_http")
 def test_fewer_clients_than_workers_where_all_at_once_are_too_slow() -> None:
     measured = LoadTimes(alone=(100.0,) * 5, busy=(220.0,) * 5)
-    held = {
-        target: sustained_load(measured, workers=4, queue=8, target_ms=target)
-        for target in (90, 100, 150, 200, 219, 220)
-    }
+    targets = (90, 100, 150, 200, 219, 220)
+    held = {target: sustained_load(measured, workers=4, queue=8, target_ms=target) for target in targets}
     assert {target: entry.clients for target, entry in held.items()} == {90: 0, 100: 1, 150: 2, 200: 3, 219: 3, 220: 4}
     assert held[90] == SustainedLoad(0, 0.0, enough_ms=100) and held[100].per_second == pytest.approx(10)
     assert held[100].enough_ms == held[220].enough_ms == 220
