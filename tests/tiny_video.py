@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tiny_colours import BLUE, GREEN, RED
 
-from litheseg.runtime.video.frames import Troubles, VideoFrame
+from litheseg.runtime.video.sources import Troubles, VideoFrame
 
 COLORS = (RED, GREEN, BLUE)
 

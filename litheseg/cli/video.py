@@ -14,7 +14,7 @@ from litheseg.bundle.exported import PRECISIONS, RUNTIMES
 from litheseg.cli.options import device_option, json_option, max_pixels_option, parse_width
 from litheseg.cli.printing import complain, print_json, show
 from litheseg.cli.stopping import sigterm_stops
-from litheseg.runtime.video import VIDEO_KINDS, Patience, VideoProgress, VideoSummary, annotate_video
+from litheseg.runtime.video import VIDEO_KINDS, VideoProgress, VideoSummary, annotate_video
 
 __all__ = ["add", "run"]
 
@@ -62,9 +62,7 @@ def _pace_options(parser: ArgumentParser) -> None:
     pace.add_argument("--drop", action="store_true", help="of a file, too, drop frames to keep its own pace")
     pace.add_argument("--limit", type=int, metavar="N", help="stop after so many frames")
     pace.add_argument("--fps", type=float, metavar="FPS", help="frames per second of an image sequence [25]")
-    pace.add_argument(
-        "--attempts", type=int, default=Patience.attempts, metavar="N", help="to find a stream that was lost [8]"
-    )
+    pace.add_argument("--attempts", type=int, default=8, metavar="N", help="to find a stream that was lost [8]")
 
 
 def run(args: Namespace) -> int:

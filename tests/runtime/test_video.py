@@ -20,12 +20,10 @@ from tiny_video import FakeSource, frame, numbers, read_video, write_images, wri
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.models import MODELS
 from litheseg.runtime.predictor import Predictor
-from litheseg.runtime.video import Patience, VideoProgress, annotate_video, open_frames
-from litheseg.runtime.video import writing as writing_room
-from litheseg.runtime.video.feed import Feed
-from litheseg.runtime.video.frames import VideoFrame
-from litheseg.runtime.video.reading import LiveStream
-from litheseg.runtime.video.writing import Behind
+from litheseg.runtime.video import VideoProgress, annotate_video, open_frames, retry_pauses
+from litheseg.runtime.video import writing as writing_module
+from litheseg.runtime.video.sources import LiveStream, VideoFrame
+from litheseg.runtime.video.threads import ReadAhead, WriteBehind
 
 av = pytest.importorskip("av")
 
@@ -120,7 +118,7 @@ def test_times_and_rate_are_kept(predictor: Predictor, tmp_path: Path) -> None:
 
 
 def test_without_h264_mpeg4_is_written(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing_room, "_can_encode", lambda _, name: name == "mpeg4")
+    monkeypatch.setattr(writing_module, "_can_encode", lambda _, name: name == "mpeg4")
     summary = annotate_video(predictor, write_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", kind="mask")
     assert summary.encoder == "mpeg4"
     assert numbers(read_video(tmp_path / "out.mp4")) == [number % 3 for number in range(30)]
@@ -272,15 +270,15 @@ def test_of_a_file_frames_are_dropped_only_if_asked(
 
 def test_reading_ahead_keeps_every_frame_and_its_order() -> None:
     source = FakeSource(50, live=False)
-    with Feed(source) as feed:
-        seen = [found.seconds for found in feed]
-    assert seen == [number / 25 for number in range(50)] and feed.dropped == 0 and source.closed
+    with ReadAhead(source) as frames_read:
+        seen = [found.seconds for found in frames_read]
+    assert seen == [number / 25 for number in range(50)] and frames_read.dropped == 0 and source.closed
 
 
 def test_leaving_early_stops_the_reader() -> None:
     source = FakeSource(10_000, live=True, pause=0.001)
-    with Feed(source, newest=True) as feed:
-        next(iter(feed))
+    with ReadAhead(source, newest=True) as frames_read:
+        next(iter(frames_read))
     assert source.stopped and source.closed
     assert not any(thread.name == "frames" for thread in threading.enumerate())
 
@@ -292,8 +290,8 @@ def test_an_error_while_reading_is_raised_where_frames_are_used() -> None:
             raise DataError("the cable fell out")
 
     seen = []
-    with pytest.raises(DataError, match="cable"), Feed(Broken(3, live=False)) as feed:
-        seen.extend(feed)
+    with pytest.raises(DataError, match="cable"), ReadAhead(Broken(3, live=False)) as frames_read:
+        seen.extend(frames_read)
     assert len(seen) == 3
 
 
@@ -317,7 +315,7 @@ def masks() -> Iterator[np.ndarray]:
 
 def test_writing_behind_keeps_every_picture_and_its_order() -> None:
     writer = SlowWriter()
-    with Behind(writer) as behind:
+    with WriteBehind(writer.write) as behind:
         for mask in masks():
             behind.write(VideoFrame(mask, 0.0), mask, mask)
     assert writer.written == [*range(30)]
@@ -326,7 +324,7 @@ def test_writing_behind_keeps_every_picture_and_its_order() -> None:
 def test_an_error_of_the_writer_is_raised_and_nobody_waits_for_it() -> None:
     for fails_at in (0, 3, 29):
         writer, offered = SlowWriter(fails_at), 0
-        with pytest.raises(LithesegError, match="no space"), Behind(writer) as behind:
+        with pytest.raises(LithesegError, match="no space"), WriteBehind(writer.write) as behind:
             for mask in masks():
                 behind.write(VideoFrame(mask, 0.0), mask, mask)
                 offered += 1
@@ -335,7 +333,7 @@ def test_an_error_of_the_writer_is_raised_and_nobody_waits_for_it() -> None:
 
 def test_after_an_error_pictures_that_wait_are_not_written() -> None:
     writer = SlowWriter()
-    with pytest.raises(ValueError), Behind(writer) as behind:
+    with pytest.raises(ValueError), WriteBehind(writer.write) as behind:
         for mask in masks():
             behind.write(VideoFrame(mask, 0.0), mask, mask)
         raise ValueError
@@ -344,7 +342,7 @@ def test_after_an_error_pictures_that_wait_are_not_written() -> None:
 
 @pytest.mark.parametrize("pauses", [(0.5, 1, 2, 4, 4), ()])
 def test_pauses_double_up_to_a_limit(pauses: tuple[float, ...]) -> None:
-    assert tuple(Patience(attempts=len(pauses), first=0.5, longest=4).pauses()) == pauses
+    assert retry_pauses(attempts=len(pauses), first=0.5, longest=4) == pauses
 
 
 def test_a_lost_stream_is_opened_again_and_given_up_in_the_end(predictor: Predictor, tmp_path: Path) -> None:
@@ -363,9 +361,9 @@ def test_a_lost_stream_is_opened_again_and_given_up_in_the_end(predictor: Predic
             raise answer
         return av.open(answer)
 
-    source = LiveStream("camera 3", connect, Patience(attempts=2, first=0.01), av.open(clip))
-    with Feed(source) as feed:
-        frames = list(feed)
+    source = LiveStream("camera 3", connect, retry_pauses(attempts=2, first=0.01), av.open(clip))
+    with ReadAhead(source) as frames_read:
+        frames = list(frames_read)
     assert len(frames) == 30 and not answers
     assert source.problem == "camera 3 was lost after 30 frames (it ended), and not found in 2 attempts"
     assert source.troubles.named[0] == "camera 3 was lost after 10 frames (it ended)" and source.troubles.count == 3
@@ -405,7 +403,7 @@ def http_server(content: bytes, *, connections: int) -> Iterator[str]:
 def test_a_stream_over_http_that_breaks_off(predictor: Predictor, tmp_path: Path) -> None:
     content = write_video(tmp_path / "clip.ts", 20, codec="mpeg4").read_bytes()
     with http_server(content, connections=3) as url:
-        source = open_frames(url, patience=Patience(attempts=2, first=0.01))
+        source = open_frames(url, pauses=retry_pauses(attempts=2, first=0.01))
         summary = annotate_video(predictor, source, tmp_path / "out.mp4", kind="mask")
     assert summary.problem is not None and "/live.ts was lost after" in summary.problem
     assert summary.frames + summary.dropped >= 30
@@ -414,9 +412,9 @@ def test_a_stream_over_http_that_breaks_off(predictor: Predictor, tmp_path: Path
 
 def test_a_camera_that_speaks_rtsp_and_goes_away_twice(predictor: Predictor, tmp_path: Path) -> None:
     with RtspCamera(30, 20) as camera:
-        source = open_frames(camera.url, patience=Patience(attempts=2, first=0.01))
-        with Feed(source) as feed:
-            frames = list(feed)
+        source = open_frames(camera.url, pauses=retry_pauses(attempts=2, first=0.01))
+        with ReadAhead(source) as frames_read:
+            frames = list(frames_read)
     assert source.live and source.total is None and source.rate == RATE
     assert 45 <= len(frames) <= 50, "the last frame of a connection may be in part"
     assert numbers([found.pixels for found in frames[:25]]) == [number % 3 for number in range(25)]
@@ -478,7 +476,7 @@ def test_an_error_leaves_nothing_behind(
     assert not (tmp_path / out).exists() and not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize(("out", "method"), [("out.mp4", "_Video.write"), ("out", "_Folder.write")])
+@pytest.mark.parametrize(("out", "method"), [("out.mp4", "VideoWriter.write"), ("out", "FolderWriter.write")])
 def test_a_full_disk_is_said_and_leaves_nothing_behind(
     predictor: Predictor, tmp_path: Path, out: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,10 @@
-"""From frames to a labelled video: read ahead, label, paint, write behind, and hold a pace by turning the width.
+"""From frames to an annotated video: read ahead, predict, paint, write behind, and hold a target by changing the width.
 
 A file gives every frame; a live source gives the newest one, and the others are dropped. What could not be read is in
-the summary. Ctrl-C ends the video where it is: the file is finished and plays. It knows the parts, and none of their
-work.
+the summary. Ctrl-C ends the video where it is: the file is finished and plays.
 
 Usage:
-    >>> summary = annotate_video("model.safetensors", "drive.mp4", "labelled.mp4", target_fps=15)
+    >>> summary = annotate_video("model.safetensors", "drive.mp4", "annotated.mp4", target_fps=15)
     >>> summary.frames, summary.widths
     (312, {1.0: 40, 0.5: 272})
 """
@@ -15,25 +14,28 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 
 from litheseg.bundle.exported import Export
-from litheseg.errors import DataError
+from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.controller import Controller, Decision
 from litheseg.runtime.predictor import Model, Predictor
-from litheseg.runtime.video.feed import Feed
-from litheseg.runtime.video.frames import FrameSource
-from litheseg.runtime.video.painting import FramePainter, VideoKind
-from litheseg.runtime.video.reading import Patience, open_frames
-from litheseg.runtime.video.writing import Behind, Writer, open_writer
+from litheseg.runtime.video.sources import FrameSource, open_frames, retry_pauses
+from litheseg.runtime.video.threads import ReadAhead, WriteBehind
+from litheseg.runtime.video.writing import open_writer
 
-__all__ = ["VideoProgress", "VideoSummary", "annotate_video"]
+__all__ = ["VIDEO_KINDS", "VideoKind", "VideoProgress", "VideoSummary", "annotate_video"]
 
-_RECENT = 30  # frames over which the pace is told
+VideoKind = Literal["overlay", "mask", "side-by-side"]
+VIDEO_KINDS: tuple[str, ...] = get_args(VideoKind)
+
+_RECENT = 30  # frames over which the frame rate is shown
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class VideoProgress:
         total: frames in all; None if nobody knows.
         fps: frames per second, lately.
         width: in use.
-        dropped: frames that nobody had time for.
+        dropped: frames for which there was no time.
         corrupt: frames that could not be read, or not wholly; of a stream, also how often it was lost.
     """
 
@@ -63,7 +65,7 @@ class VideoSummary:
 
     Attributes:
         frames: labelled and written.
-        dropped: of a live source, or with `drop`: frames that nobody had time for.
+        dropped: of a live source, or with `drop`: frames for which there was no time.
         corrupt: frames that could not be read, or not wholly; of a stream, also how often it was lost.
         troubles: the first fifty of these by name.
         problem: why it ended early: truncated, lost, or stopped; None if it did not.
@@ -106,7 +108,7 @@ def annotate_video(
     drop: bool = False,
     limit: int | None = None,
     fps: float | None = None,
-    attempts: int = Patience.attempts,
+    attempts: int = 8,
     runtime: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
@@ -146,91 +148,103 @@ def annotate_video(
         MissingExtraError: PyAV is not installed.
         LithesegError: the output cannot be written.
     """
+    if kind not in VIDEO_KINDS:
+        raise DataError(f"unknown kind '{kind}'.{did_you_mean(kind, VIDEO_KINDS)}")
+    if not 0 <= alpha <= 1:
+        raise DataError(f"alpha {alpha} is outside [0, 1]; 0 shows the image, 1 the colours")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit {limit} is no number of frames; give 1 or more")
     predictor = model
     if not isinstance(predictor, Predictor):
         predictor = Predictor(
             predictor, device=device, runtime=runtime, precision=precision, threads=threads, tile=tile
         )
-    painter = FramePainter(predictor.classes, kind, alpha)
-    if limit is not None and limit < 1:
-        raise DataError(f"limit {limit} is no number of frames; give 1 or more")
     first = predictor.width if width is None else predictor.check_width(width)
     controller = None
     if target_ms is not None or target_fps is not None:
         controller = Controller(predictor.widths, target_ms=target_ms, target_fps=target_fps, start=first)
     if isinstance(source, (str, Path, int)):
-        source = open_frames(source, fps=fps, patience=Patience(attempts), max_pixels=max_pixels)
-    feed = Feed(source, newest=source.live or drop, paced=drop and not source.live)
+        source = open_frames(source, fps=fps, pauses=retry_pauses(attempts), max_pixels=max_pixels)
+    frames = ReadAhead(source, newest=source.live or drop, in_time=drop and not source.live)
+    annotation = _Annotation(predictor, source, frames, controller, first, kind, alpha)
     with open_writer(output, source.rate, predictor.classes, kind, force=force) as writer:
         predictor.prepare(*(predictor.widths if controller else (first,)))
-        with feed, Behind(writer) as behind:
-            run = _Run(predictor, painter, behind, controller, first)
-            run.go(source, feed, limit, progress)
-        if not run.times:
-            raise DataError(_nothing(source))
-    return run.summary(source, feed)
+        with frames, WriteBehind(writer.write) as behind:
+            annotation.run(behind, limit, progress)
+        if not annotation.times:
+            why = source.problem or "; ".join(source.troubles.named[:1]) or "it is empty"
+            raise DataError(f"{source.name}: no frame could be decoded ({why}); check that it plays elsewhere")
+    return annotation.summary(writer.encoder)
 
 
-def _nothing(source: FrameSource) -> str:
-    why = source.problem or "; ".join(source.troubles.named[:1]) or "it is empty"
-    return f"{source.name}: no frame could be decoded ({why}); check that it plays elsewhere"
+class _Annotation:
+    """The loop over the frames, and what it counts."""
 
+    def __init__(
+        self,
+        predictor: Predictor,
+        source: FrameSource,
+        frames: ReadAhead,
+        controller: Controller | None,
+        width: float,
+        kind: VideoKind,
+        alpha: float,
+    ) -> None:
+        self.predictor, self.source, self.frames, self.controller = predictor, source, frames, controller
+        self.width, self.kind, self.alpha = width, kind, alpha
+        self.palette = predictor.classes.palette()
+        self.times: list[float] = []  # milliseconds by frame
+        self.widths: Counter[float] = Counter()
+        self.stopped = ""
+        self.began = 0.0
 
-@dataclass
-class _Run:
-    """The loop, and what it counts."""
-
-    predictor: Predictor
-    painter: FramePainter
-    writer: Writer
-    controller: Controller | None
-    width: float
-    times: list[float] = field(default_factory=list)
-    widths: Counter[float] = field(default_factory=Counter)
-    stopped: str = ""
-    began: float = field(default_factory=time.perf_counter)
-
-    def go(self, source: FrameSource, feed: Feed, limit: int | None, progress: Callable[[VideoProgress], None]) -> None:
+    def run(self, writer: WriteBehind, limit: int | None, progress: Callable[[VideoProgress], None]) -> None:
         """Until the end, the limit or Ctrl-C."""
-        recent: deque[float] = deque([time.perf_counter()], maxlen=_RECENT + 1)
+        self.began = time.perf_counter()
+        recent = deque([self.began], maxlen=_RECENT + 1)
         try:
-            for frame in feed:
+            for frame in self.frames:
                 started = time.perf_counter()
                 mask = self.predictor.predict_rgb(frame.pixels, width=self.width)
-                self.writer.write(frame, self.painter(frame.pixels, mask), mask)
-                self._note(started)
-                recent.append(time.perf_counter())
-                pace = (len(recent) - 1) / max(recent[-1] - recent[0], 1e-9)
-                done = len(self.times)
-                progress(VideoProgress(done, source.total, pace, self.width, feed.dropped, source.troubles.count))
-                if limit is not None and done >= limit:
+                writer.write(frame, self.painted(frame.pixels, mask), mask)
+                recent.append(now := time.perf_counter())
+                self.times.append(1e3 * (now - started))
+                self.widths[self.width] += 1
+                if self.controller is not None:
+                    self.width = self.controller.observe(self.times[-1], now - self.began)
+                done, fps = len(self.times), (len(recent) - 1) / max(now - recent[0], 1e-9)
+                corrupt = self.source.troubles.count
+                progress(VideoProgress(done, self.source.total, fps, self.width, self.frames.dropped, corrupt))
+                if done == limit:
                     break
         except KeyboardInterrupt as stop:
             self.stopped = str(stop) or "Ctrl-C"
 
-    def _note(self, started: float) -> None:
-        now = time.perf_counter()
-        self.times.append(1e3 * (now - started))
-        self.widths[self.width] += 1
-        if self.controller is not None:
-            self.width = self.controller.observe(self.times[-1], now - self.began)
+    def painted(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The picture to show, uint8 H W 3, or H 2W 3 side by side, of a frame and its labels, uint8 H W."""
+        colours = self.palette[mask]
+        if self.kind == "mask":
+            return colours
+        # Pillow blends several times as fast as NumPy.
+        mixed = np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colours), self.alpha))
+        return np.concatenate([image, mixed], axis=1) if self.kind == "side-by-side" else mixed
 
-    def summary(self, source: FrameSource, feed: Feed) -> VideoSummary:
+    def summary(self, encoder: str) -> VideoSummary:
         """What came of it."""
-        seconds = time.perf_counter() - self.began
-        p50, p95, p99 = np.percentile(self.times, [50, 95, 99]).tolist()
+        seconds, times, controller = time.perf_counter() - self.began, np.array(self.times), self.controller
+        p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
         return VideoSummary(
-            frames=len(self.times),
-            dropped=feed.dropped,
-            corrupt=source.troubles.count,
-            troubles=tuple(source.troubles.named),
-            problem=f"stopped by {self.stopped}" if self.stopped else source.problem,
+            frames=len(times),
+            dropped=self.frames.dropped,
+            corrupt=self.source.troubles.count,
+            troubles=tuple(self.source.troubles.named),
+            problem=f"stopped by {self.stopped}" if self.stopped else self.source.problem,
             stopped=bool(self.stopped),
             seconds=seconds,
-            fps=len(self.times) / seconds,
+            fps=len(times) / seconds,
             latency={"p50": p50, "p95": p95, "p99": p99},
-            late=float(np.mean(np.array(self.times) > self.controller.target_ms)) if self.controller else None,
+            late=float(np.mean(times > controller.target_ms)) if controller else None,
             widths=dict(sorted(self.widths.items(), reverse=True)),
-            decisions=tuple(self.controller.decisions) if self.controller else (),
-            encoder=self.writer.encoder,
+            decisions=tuple(controller.decisions) if controller else (),
+            encoder=encoder,
         )

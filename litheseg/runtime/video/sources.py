@@ -1,8 +1,7 @@
-"""Video files, image sequences, cameras and streams -> frames.
+"""Video files, image sequences, cameras and streams as sources of frames.
 
-What cannot be decoded is counted and named, and the rest goes on: a corrupt frame, a picture of a sequence that is no
-picture, a file that was cut off. A live stream that is lost is opened again and again, with pauses that double, up to a
-limit. It does not know models, and drops nothing: see `feed`.
+What cannot be decoded is counted and named, and the rest goes on: a corrupt frame, a damaged image of a sequence, a
+file that was cut off. A live stream that is lost is opened again and again, with pauses that double, up to a limit.
 
 Usage:
     >>> source = open_frames("drive.mp4")  # or "frames/", "frames/*.png", "0" (a camera), "rtsp://camera/stream"
@@ -16,52 +15,109 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from litheseg.errors import DataError, MissingExtraError
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.runtime.rgb import frame_to_rgb
-from litheseg.runtime.video.frames import FrameSource, Troubles, VideoFrame
 
-__all__ = ["ImageSequence", "LiveStream", "Patience", "VideoFile", "open_frames", "require_av"]
+__all__ = [
+    "FrameSource",
+    "ImageSequence",
+    "LiveStream",
+    "Troubles",
+    "VideoFile",
+    "VideoFrame",
+    "open_frames",
+    "require_av",
+    "retry_pauses",
+]
 
 _IMAGES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _RATE = Fraction(25)
-_ABOUT = 2  # frames by which a length in seconds may be wrong
+_TOLERANCE = 2  # frames by which a length in seconds may be wrong
 _TIMEOUT = (10.0, 10.0)  # seconds to open a stream, and to wait for its next packet
 _CAMERAS = {"Linux": ("v4l2", "/dev/video{}"), "Darwin": ("avfoundation", "{}"), "Windows": ("dshow", "video={}")}
+_NAMED = 50  # troubles that are kept by name
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a lost stream is waited for.
+class VideoFrame:
+    """One picture.
 
     Attributes:
-        attempts: to open it again, in a row; 0 gives up at once.
-        first: pause before the first attempt, in seconds; each further one is twice as long.
-        longest: pause, in seconds.
+        pixels: uint8 H x W x 3, RGB, upright.
+        seconds: when it is shown, from the first frame on.
+        name: of the file it is from, without its ending; None in a video.
     """
 
-    attempts: int = 8
-    first: float = 0.5
-    longest: float = 30.0
+    pixels: np.ndarray
+    seconds: float
+    name: str | None = None
 
-    def pauses(self) -> Iterator[float]:
-        """Before each attempt."""
-        return (min(self.first * 2**attempt, self.longest) for attempt in range(self.attempts))
+
+@dataclass
+class Troubles:
+    """What could not be read, counted; the first fifty by name."""
+
+    count: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def add(self, what: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.named) < _NAMED:
+            self.named.append(what)
+
+
+class FrameSource:
+    """Where frames come from; gone through once.
+
+    Attributes:
+        name: for messages.
+        live: whether frames come when they come, wanted or not.
+        rate: frames per second, as far as is known.
+        total: how many there will be; None if nobody knows.
+        troubles: frames that could not be read, or not wholly.
+        problem: after the last frame, why it was the last one although more were promised; None if all came.
+    """
+
+    name: str
+    live: bool = False
+    rate: Fraction
+    total: int | None = None
+    troubles: Troubles
+    problem: str | None = None
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Wait no longer for frames; from any thread."""
+
+    def close(self) -> None:
+        """Let go of files and connections; in the thread that reads."""
+
+
+def retry_pauses(attempts: int = 8, first: float = 0.5, longest: float = 30.0) -> tuple[float, ...]:
+    """Seconds to wait before each attempt to open a lost stream again: each twice the one before, up to a limit."""
+    return tuple(min(first * 2**attempt, longest) for attempt in range(attempts))
 
 
 def open_frames(
     address: str | Path | int,
     *,
     fps: float | None = None,
-    patience: Patience | None = None,
+    pauses: Sequence[float] = retry_pauses(),
     max_pixels: int = MAX_PIXELS,
 ) -> FrameSource:
     """Open whatever frames come from.
@@ -70,7 +126,7 @@ def open_frames(
         address: a video file; a folder of images, or a pattern such as ``frames/*.png`` or ``frames/%04d.png``; the
             number or device of a camera; or a URL. A URL that promises a length is a file, any other is live.
         fps: of an image sequence; None for 25.
-        patience: with streams that are lost.
+        pauses: as from `retry_pauses`, before each attempt to open a lost stream again.
         max_pixels: of one frame, width times height: a video of larger ones is refused, and an image left out.
 
     Raises:
@@ -80,18 +136,20 @@ def open_frames(
     text = str(address)
     path = Path(text).expanduser()
     if path.is_dir() or (not path.exists() and re.search(r"[*?\[]|%\d*d", text) and "://" not in text):
-        rate = _RATE if fps is None else Fraction(fps).limit_denominator(1001)
-        return ImageSequence(text, _images(path), rate, max_pixels)
-    if re.fullmatch(r"\d+", text) and not path.exists():
-        kind, device = _CAMERAS.get(platform.system(), _CAMERAS["Linux"])
-        return _camera(f"camera {text}", device.format(text), kind, patience, max_pixels)
-    if text.startswith("/dev/"):
-        return _camera(text, text, _CAMERAS["Linux"][0], patience, max_pixels)
+        return ImageSequence(text, path, _RATE if fps is None else Fraction(fps).limit_denominator(1001), max_pixels)
     if "://" in text:
-        return _remote(text, patience, max_pixels)
+        return _open_url(text, pauses, max_pixels)
+    if text.startswith("/dev/") or (re.fullmatch(r"\d+", text) and not path.exists()):
+        driver, device = _CAMERAS.get(platform.system(), _CAMERAS["Linux"])
+        if text.startswith("/dev/"):
+            name, driver, device = text, _CAMERAS["Linux"][0], text
+        else:
+            name, device = f"camera {text}", device.format(text)
+        connect = partial(require_av().open, device, format=driver)
+        return LiveStream(name, connect, pauses, _connected(name, connect, max_pixels))
     if not path.exists():
         raise DataError(f"{text} does not exist; give a video, a folder of images, a camera's number or a URL")
-    return VideoFile(text, _first(text, lambda: require_av().open(str(path)), max_pixels))
+    return VideoFile(text, _connected(text, partial(require_av().open, str(path)), max_pixels))
 
 
 def require_av() -> ModuleType:
@@ -109,16 +167,30 @@ def require_av() -> ModuleType:
     return av
 
 
-class ImageSequence:
-    """Images as the frames of a video; one that cannot be read is left out, and counted."""
+class ImageSequence(FrameSource):
+    """The images of a folder or pattern as the frames of a video; one that cannot be read is left out, and counted.
 
-    live = False
-    problem: str | None = None
-    total: int | None
+    Args:
+        name: for messages.
+        path: the folder or pattern.
+        rate: frames per second.
+        max_pixels: of one image.
 
-    def __init__(self, name: str, files: list[Path], rate: Fraction, max_pixels: int = MAX_PIXELS) -> None:
-        self.name, self.rate, self.total, self.troubles = name, rate, len(files), Troubles()
-        self._files, self._max_pixels = files, max_pixels
+    Raises:
+        DataError: no images.
+    """
+
+    def __init__(self, name: str, path: Path, rate: Fraction, max_pixels: int = MAX_PIXELS) -> None:
+        if path.is_dir():
+            found = [file for file in path.iterdir() if not file.name.startswith(".")]
+        else:
+            found = [Path(match) for match in glob.glob(re.sub(r"%\d*d", "[0-9]*", str(path)))]
+        images = (file for file in found if file.suffix.lower() in _IMAGES and file.is_file())
+        self._files = sorted(images, key=_counting_order)
+        if not self._files:
+            raise DataError(f"no images in {path}; give a video, or a folder or pattern of images such as frames/*.png")
+        self.name, self.rate, self.total, self.troubles = name, rate, len(self._files), Troubles()
+        self._max_pixels = max_pixels
 
     def __iter__(self) -> Iterator[VideoFrame]:
         for index, file in enumerate(self._files):
@@ -129,23 +201,30 @@ class ImageSequence:
                 continue
             yield VideoFrame(pixels, float(index / self.rate), file.stem)
 
-    def stop(self) -> None:
-        """Nothing is waited for."""
 
-    def close(self) -> None:
-        """Nothing is open."""
+def _counting_order(file: Path) -> list[tuple[int, int, str]]:
+    """frame_2 before frame_10."""
+    parts = re.findall(r"\d+|\D+", file.name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
-class VideoFile:
-    """A video with an end."""
+class VideoFile(FrameSource):
+    """A video with an end.
 
-    live = False
+    Args:
+        name: for messages.
+        container: of PyAV, open.
+    """
 
     def __init__(self, name: str, container: Any) -> None:
         self.name, self.troubles = name, Troubles()
-        self.problem: str | None = None
-        self._decoder = _Decoder(name, container, self.troubles)
-        self.rate, self.total, self._exact = self._decoder.rate, *self._decoder.promised()
+        self._decoder = decoder = _Decoder(name, container, self.troubles)
+        self.rate, stream = decoder.rate, decoder.stream
+        self._exact = bool(stream.frames)
+        if self._exact:
+            self.total = int(stream.frames)
+        elif len(container.streams) == 1 and container.duration:  # else another stream may be the longer one
+            self.total = round(container.duration / 1e6 * self.rate)
 
     def __iter__(self) -> Iterator[VideoFrame]:
         reason = ""
@@ -154,58 +233,51 @@ class VideoFile:
         except _errors() as error:
             reason = f" ({_reason(error)})"
         read = self._decoder.packets
-        if self.total is not None and read < self.total - (0 if self._exact else _ABOUT):
+        if self.total is not None and read < self.total - (0 if self._exact else _TOLERANCE):
             self.problem = f"{self.name} is truncated or damaged{reason}: {read} of {self.total} frames are there"
         elif reason:
             self.problem = f"{self.name} cannot be read to its end{reason}"
-
-    def stop(self) -> None:
-        """Nothing is waited for."""
 
     def close(self) -> None:
         """Close the file."""
         self._decoder.container.close()
 
 
-class LiveStream:
+class LiveStream(FrameSource):
     """A camera or a stream: frames come in their own time, and the connection may be lost.
 
     Args:
         name: for messages.
         connect: opens it; called again when it is lost.
-        patience: how long to wait for it then.
+        pauses: before each attempt to open it again, in seconds.
         container: the first connection.
     """
 
     live = True
-    total: int | None = None
 
-    def __init__(self, name: str, connect: Callable[[], Any], patience: Patience, container: Any) -> None:
+    def __init__(self, name: str, connect: Callable[[], Any], pauses: Sequence[float], container: Any) -> None:
         self.name, self.troubles = name, Troubles()
-        self.problem: str | None = None
-        self._connect, self._patience, self._container = connect, patience, container
+        self._connect, self._pauses, self._container = connect, pauses, container
         self.rate = _Decoder(name, container, self.troubles).rate
         self._stop = threading.Event()
 
     def __iter__(self) -> Iterator[VideoFrame]:
-        began, frames, pauses = 0.0, 0, self._patience.pauses()
+        began, frames, pauses = 0.0, 0, iter(self._pauses)
         while not self._stop.is_set():
             reason = "it ended"
             try:
                 for frame in _Decoder(self.name, self._container, self.troubles):
                     now = time.monotonic()
-                    began, frames, pauses = began or now, frames + 1, self._patience.pauses()
+                    began, frames, pauses = began or now, frames + 1, iter(self._pauses)
                     yield VideoFrame(frame.pixels, now - began)
                     if self._stop.is_set():
                         return
             except _errors() as error:
                 reason = _reason(error)
-            self.troubles.add(f"{self.name} was lost after {frames} frames ({reason})")
+            lost = f"{self.name} was lost after {frames} frames ({reason})"
+            self.troubles.add(lost)
             if not self._connected_again(pauses):
-                tries = self._patience.attempts
-                self.problem = (
-                    f"{self.name} was lost after {frames} frames ({reason}), and not found in {tries} attempts"
-                )
+                self.problem = f"{lost}, and not found in {len(self._pauses)} attempts"
                 return
 
     def stop(self) -> None:
@@ -234,23 +306,15 @@ class _Decoder:
     def __init__(self, name: str, container: Any, troubles: Troubles) -> None:
         if not container.streams.video:
             raise DataError(f"{name} has no pictures, only sound or data; give a video")
-        self.container, self.packets = container, 0
-        self._stream, self._troubles = container.streams.video[0], troubles
-        rate = self._stream.average_rate or self._stream.guessed_rate or _RATE
+        self.container, self.stream, self.packets = container, container.streams.video[0], 0
+        self._troubles = troubles
+        rate = self.stream.average_rate or self.stream.guessed_rate or _RATE
         self.rate = Fraction(rate) if 0 < rate <= 1000 else _RATE
-
-    def promised(self) -> tuple[int | None, bool]:
-        """Frames that the container says it has, None if it does not; whether it counted them."""
-        if self._stream.frames:
-            return int(self._stream.frames), True
-        if len(self.container.streams) > 1 or not self.container.duration:  # another one may be longer
-            return None, False
-        return round(self.container.duration / 1e6 * self.rate), False
 
     def __iter__(self) -> Iterator[VideoFrame]:
         step = float(1 / self.rate)
         seconds, first = -step, None
-        for packet in self.container.demux(self._stream):
+        for packet in self.container.demux(self.stream):
             self.packets += packet.size > 0
             try:
                 frames = packet.decode()
@@ -268,28 +332,16 @@ class _Decoder:
                 yield VideoFrame(frame_to_rgb(frame), seconds)
 
 
-def _camera(name: str, device: str, kind: str, patience: Patience | None, max_pixels: int) -> LiveStream:
-    def connect() -> Any:
-        return require_av().open(device, format=kind)
-
-    return LiveStream(name, connect, patience or Patience(), _first(name, connect, max_pixels))
-
-
-def _remote(url: str, patience: Patience | None, max_pixels: int) -> LiveStream | VideoFile:
+def _open_url(url: str, pauses: Sequence[float], max_pixels: int) -> LiveStream | VideoFile:
     name = re.sub(r"(://[^/:@]+):[^/@]+@", r"\1:***@", url)  # no password in a message
-
-    def connect() -> Any:
-        options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
-        return require_av().open(url, timeout=_TIMEOUT, options=options)
-
-    container = _first(name, connect, max_pixels)
-    if container.duration:
-        return VideoFile(name, container)
-    return LiveStream(name, connect, patience or Patience(), container)
+    options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+    connect = partial(require_av().open, url, timeout=_TIMEOUT, options=options)
+    container = _connected(name, connect, max_pixels)
+    return VideoFile(name, container) if container.duration else LiveStream(name, connect, pauses, container)
 
 
-def _first(name: str, connect: Callable[[], Any], max_pixels: int) -> Any:
-    """Open it, or say what is wrong; a stream that was never there is not waited for."""
+def _connected(name: str, connect: Callable[[], Any], max_pixels: int) -> Any:
+    """The open container; a stream that was never there is not waited for."""
     try:
         container = connect()
     except require_av().error.InvalidDataError as error:
@@ -314,20 +366,3 @@ def _errors() -> tuple[type[Exception], ...]:
 def _reason(error: BaseException) -> str:
     text = str(getattr(error, "strerror", None) or error or type(error).__name__)
     return text[:1].lower() + text[1:]
-
-
-def _images(path: Path) -> list[Path]:
-    """The images of a folder or pattern, numbers in the order of counting."""
-    if path.is_dir():
-        found = [file for file in path.iterdir() if not file.name.startswith(".")]
-    else:
-        found = [Path(name) for name in glob.glob(re.sub(r"%\d*d", "[0-9]*", str(path)))]
-    files = sorted((file for file in found if file.suffix.lower() in _IMAGES and file.is_file()), key=_counting)
-    if not files:
-        raise DataError(f"no images in {path}; give a video, or a folder or pattern of images such as frames/*.png")
-    return files
-
-
-def _counting(file: Path) -> list[tuple[int, int, str]]:
-    parts = re.findall(r"\d+|\D+", file.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
