@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["announce", "check_extra", "serve"]
 
-_PACKAGES = {
-    "fastapi": "fastapi",
-    "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus-client",
-    "uvicorn": "uvicorn",
-}
+_MODULES = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")  # of the extra
 
 
 def serve(
@@ -121,11 +116,11 @@ def check_extra() -> None:
     Raises:
         MissingExtraError: naming the one that is not.
     """
-    for module, package in _PACKAGES.items():
+    for module in _MODULES:
         try:
             import_module(module)
         except ImportError as error:
-            raise MissingExtraError(package, "serve", "the server") from error
+            raise MissingExtraError(module.replace("_", "-"), "serve", "the server") from error
 
 
 def announce(service: Service, url: str) -> None:

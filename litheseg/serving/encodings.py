@@ -45,14 +45,7 @@ def mask_png(image: np.ndarray, mask: np.ndarray, classes: Classes) -> bytes:
 
 
 def overlay_picture(image: np.ndarray, mask: np.ndarray, classes: Classes, *, format: str, alpha: float) -> bytes:
-    """The image under the colours of its classes.
-
-    Args:
-        image: uint8 H W 3.
-        mask: uint8 H W.
-        classes: their colours.
-        format: a key of `OVERLAY_TYPES`.
-        alpha: weight of the colours, in [0, 1].
+    """The image under the colours of its classes, whose weight is `alpha`, in [0, 1]; formats as in `OVERLAY_TYPES`.
 
     Raises:
         Problem: "invalid-parameter" for a side that the format cannot hold.
@@ -69,12 +62,7 @@ def overlay_picture(image: np.ndarray, mask: np.ndarray, classes: Classes, *, fo
 def polygons_json(image: np.ndarray, mask: np.ndarray, classes: Classes, *, tolerance: float, min_area: int) -> bytes:
     """`schemas.Polygons`: the parts of every class.
 
-    Args:
-        image: not used.
-        mask: uint8 H W.
-        classes: their names.
-        tolerance: pixels by which an outline may be simplified; 0 for exact ones.
-        min_area: parts and holes of fewer pixels are left out.
+    Outlines may be simplified by `tolerance` pixels, and parts and holes of fewer than `min_area` pixels are left out.
 
     Raises:
         Problem: "mask-too-detailed".
@@ -99,14 +87,7 @@ def polygons_json(image: np.ndarray, mask: np.ndarray, classes: Classes, *, tole
 
 
 def rle_json(image: np.ndarray, mask: np.ndarray, classes: Classes, *, compressed: bool) -> bytes:
-    """`schemas.RunLengths`: one COCO segmentation a class.
-
-    Args:
-        image: not used.
-        mask: uint8 H W.
-        classes: their names.
-        compressed: counts as COCO's string instead of a list of numbers.
-    """
+    """`schemas.RunLengths`: one COCO segmentation a class, with counts as COCO's string or as a list of numbers."""
 
     def segment(k: int, runs: np.ndarray) -> dict[str, Any]:
         inside = mask == k

@@ -58,10 +58,7 @@ class Hosts:
     def check(self, method: str, *, host: str | None, origin: str | None) -> None:
         """Refuse a request that is addressed to another name, or that another site's page sends to change something.
 
-        Args:
-            method: of HTTP.
-            host: the header; None where there is none, as in HTTP/1.0.
-            origin: the header; None for clients that are no browsers.
+        Host and origin are the headers of these names; None where there are none, as from clients that are no browsers.
 
         Raises:
             Problem: "unknown-host" or "foreign-origin".

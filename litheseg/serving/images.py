@@ -41,12 +41,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, st
 
 
 async def read_upload(request: Request, *, max_bytes: int, seconds: float) -> bytes:
-    """Receive the form's one file.
-
-    Args:
-        request: with its body not yet read.
-        max_bytes: of the file.
-        seconds: until all of it must be here.
+    """Receive the form's one file, of at most `max_bytes`, within so many seconds.
 
     Raises:
         Problem: "not-a-form", "malformed-upload", "upload-too-large" or "upload-too-slow".
@@ -101,11 +96,7 @@ def _too_large(what: str, max_bytes: int) -> Problem:
 
 
 def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode one image: uint8 H W 3, RGB, upright.
-
-    Args:
-        data: a whole file.
-        max_pixels: the largest width times height.
+    """Decode an image file of at most `max_pixels` (width times height): uint8 H W 3, RGB, upright.
 
     Raises:
         Problem: "not-an-image", "too-many-pixels", "animated-image" or "damaged-image".

@@ -23,17 +23,9 @@ _KEY_VARIABLE = "LITHESEG_API_KEY"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Limits of one server.
+    """Limits of one server; they mean what the arguments of the same names mean to `serve`.
 
     Attributes:
-        width: what requests that name no width get, always; None to let the controller choose.
-        target_ms: milliseconds that 95 of 100 such requests are to stay below, waiting included; it chooses the width.
-        queue: requests that may wait while all workers are busy; one more is refused.
-        workers: images at work at once.
-        max_upload: bytes of one upload.
-        max_pixels: of one image, width times height.
-        timeout: seconds from a received upload to its answer.
-        upload_timeout: seconds that an upload may take to arrive.
         api_key: what clients have to send; None for an open server.
         allow_hosts: names that the server answers to, besides its own (see `hosts`); "*" for all.
 

@@ -83,13 +83,7 @@ class WidthChooser:
             self._controller = Controller(self.widths, target_ms=self.target_ms, costs=self._costs)
 
     def choose(self, request: WidthRequest, *, waited_ms: float, crowded: bool) -> float:
-        """The width of a request that is about to be worked on.
-
-        Args:
-            request: what it says.
-            waited_ms: that it spent in the queue.
-            crowded: whether the queue is half full.
-        """
+        """The width of a request that waited so long in the queue; `crowded`: whether the queue is half full."""
         if request.width is not None:
             return request.width
         if self.fixed is not None and request.budget_ms is None:

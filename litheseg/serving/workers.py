@@ -144,13 +144,7 @@ class SustainedLoad:
 
 
 def measure_load(work: Callable[[float], object], widths: Iterable[float], workers: Workers) -> dict[float, LoadTimes]:
-    """Time the work for an image at every width.
-
-    Args:
-        work: what is done for one image at a width.
-        widths: those to measure.
-        workers: open, and with nothing else to do.
-    """
+    """Time the work for an image at every width, with workers that have nothing else to do."""
 
     def timed(width: float, passes: int) -> list[float]:
         times = [time.perf_counter()]
@@ -175,14 +169,7 @@ def measure_load(work: Callable[[float], object], widths: Iterable[float], worke
 
 
 def sustained_load(times: LoadTimes, *, workers: int, queue: int, target_ms: float) -> SustainedLoad:
-    """The most clients that still get 95 of 100 answers within the target.
-
-    Args:
-        times: at the width.
-        workers: images at work at once.
-        queue: images that may wait besides; more clients would be refused.
-        target_ms: from a received upload to its answer, waiting included.
-    """
+    """The most clients that still get 95 of 100 answers within the target, and are not refused by a full queue."""
     typical, late = (_by_concurrency(times, workers, percentile) for percentile in (50, 95))
     clients = sum(ms <= target_ms for ms in late)  # which rise
     if clients < workers:
