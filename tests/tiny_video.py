@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tiny_colours import BLUE, GREEN, RED
 
-from litheseg.runtime.video.sources import Troubles, VideoFrame
+from litheseg.runtime.video.sources import TimedFrame, Troubles
 
 COLORS = (RED, GREEN, BLUE)
 
@@ -76,14 +76,14 @@ class FakeSource:
         self._count, self._pause, self._problem = count, pause, problem
         self.stopped = self.closed = False
 
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         import time
 
         for number in range(self._count):
             if self.stopped:
                 return
             time.sleep(self._pause)
-            yield VideoFrame(frame(number), number / 25)
+            yield TimedFrame(frame(number), number / 25)
         self.problem = self._problem
 
     def stop(self) -> None:

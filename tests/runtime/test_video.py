@@ -22,7 +22,7 @@ from litheseg.models import MODELS
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.video import VideoProgress, annotate_video, open_frames, retry_pauses
 from litheseg.runtime.video import writing as writing_module
-from litheseg.runtime.video.sources import LiveStream, VideoFrame
+from litheseg.runtime.video.sources import LiveStream, TimedFrame
 from litheseg.runtime.video.threads import ReadAhead, WriteBehind
 
 av = pytest.importorskip("av")
@@ -302,7 +302,7 @@ class SlowWriter:
         self.written: list[int] = []
         self._fails_at = fails_at
 
-    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: TimedFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         time.sleep(0.005)
         if len(self.written) == self._fails_at:
             raise LithesegError("no space")
@@ -317,7 +317,7 @@ def test_writing_behind_keeps_every_picture_and_its_order() -> None:
     writer = SlowWriter()
     with WriteBehind(writer.write) as behind:
         for mask in masks():
-            behind.write(VideoFrame(mask, 0.0), mask, mask)
+            behind.write(TimedFrame(mask, 0.0), mask, mask)
     assert writer.written == [*range(30)]
 
 
@@ -326,7 +326,7 @@ def test_an_error_of_the_writer_is_raised_and_nobody_waits_for_it() -> None:
         writer, offered = SlowWriter(fails_at), 0
         with pytest.raises(LithesegError, match="no space"), WriteBehind(writer.write) as behind:
             for mask in masks():
-                behind.write(VideoFrame(mask, 0.0), mask, mask)
+                behind.write(TimedFrame(mask, 0.0), mask, mask)
                 offered += 1
         assert writer.written == [*range(fails_at)] and offered >= fails_at
 
@@ -335,7 +335,7 @@ def test_after_an_error_pictures_that_wait_are_not_written() -> None:
     writer = SlowWriter()
     with pytest.raises(ValueError), WriteBehind(writer.write) as behind:
         for mask in masks():
-            behind.write(VideoFrame(mask, 0.0), mask, mask)
+            behind.write(TimedFrame(mask, 0.0), mask, mask)
         raise ValueError
     assert 20 < len(writer.written) < 30
 

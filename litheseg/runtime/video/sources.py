@@ -34,9 +34,9 @@ __all__ = [
     "FrameSource",
     "ImageSequence",
     "LiveStream",
+    "TimedFrame",
     "Troubles",
     "VideoFile",
-    "VideoFrame",
     "open_frames",
     "require_av",
     "retry_pauses",
@@ -51,7 +51,7 @@ _NAMED = 50  # troubles that are kept by name
 
 
 @dataclass(frozen=True)
-class VideoFrame:
+class TimedFrame:
     """One picture.
 
     Attributes:
@@ -98,7 +98,7 @@ class FrameSource:
     troubles: Troubles
     problem: str | None = None
 
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -192,14 +192,14 @@ class ImageSequence(FrameSource):
         self.name, self.rate, self.total, self.troubles = name, rate, len(self._files), Troubles()
         self._max_pixels = max_pixels
 
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         for index, file in enumerate(self._files):
             try:
                 pixels = read_image(file, max_pixels=self._max_pixels)
             except DataError as error:
                 self.troubles.add(str(error))
                 continue
-            yield VideoFrame(pixels, float(index / self.rate), file.stem)
+            yield TimedFrame(pixels, float(index / self.rate), file.stem)
 
 
 def _counting_order(file: Path) -> list[tuple[int, int, str]]:
@@ -226,7 +226,7 @@ class VideoFile(FrameSource):
         elif len(container.streams) == 1 and container.duration:  # else another stream may be the longer one
             self.total = round(container.duration / 1e6 * self.rate)
 
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         reason = ""
         try:
             yield from self._decoder
@@ -261,7 +261,7 @@ class LiveStream(FrameSource):
         self.rate = _Decoder(name, container, self.troubles).rate
         self._stop = threading.Event()
 
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         began, frames, pauses = 0.0, 0, iter(self._pauses)
         while not self._stop.is_set():
             reason = "it ended"
@@ -269,7 +269,7 @@ class LiveStream(FrameSource):
                 for frame in _Decoder(self.name, self._container, self.troubles):
                     now = time.monotonic()
                     began, frames, pauses = began or now, frames + 1, iter(self._pauses)
-                    yield VideoFrame(frame.pixels, now - began)
+                    yield TimedFrame(frame.pixels, now - began)
                     if self._stop.is_set():
                         return
             except _errors() as error:
@@ -311,7 +311,7 @@ class _Decoder:
         rate = self.stream.average_rate or self.stream.guessed_rate or _RATE
         self.rate = Fraction(rate) if 0 < rate <= 1000 else _RATE
 
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         step = float(1 / self.rate)
         seconds, first = -step, None
         for packet in self.container.demux(self.stream):
@@ -329,7 +329,7 @@ class _Decoder:
                 seconds = max(float(frame.time) - (first or 0.0), 0.0) if known else seconds + step
                 if frame.is_corrupt:
                     self._troubles.add(f"frame at {seconds:.2f} s is damaged; what could be decoded of it was used")
-                yield VideoFrame(frame_to_rgb(frame), seconds)
+                yield TimedFrame(frame_to_rgb(frame), seconds)
 
 
 def _open_url(url: str, pauses: Sequence[float], max_pixels: int) -> LiveStream | VideoFile:

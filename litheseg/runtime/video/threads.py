@@ -18,7 +18,7 @@ from typing import cast
 
 import numpy as np
 
-from litheseg.runtime.video.sources import FrameSource, VideoFrame
+from litheseg.runtime.video.sources import FrameSource, TimedFrame
 
 __all__ = ["ReadAhead", "WriteBehind"]
 
@@ -39,7 +39,7 @@ class ReadAhead:
     def __init__(self, source: FrameSource, *, newest: bool = False, in_time: bool = False) -> None:
         self.dropped = 0
         self._source, self._newest, self._in_time = source, newest, in_time
-        self._waiting: deque[VideoFrame] = deque()
+        self._waiting: deque[TimedFrame] = deque()
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._finished, self._error = False, cast(BaseException | None, None)
@@ -58,7 +58,7 @@ class ReadAhead:
             self._changed.notify_all()
         self._thread.join(_LEAVE_SECONDS)
 
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._finished)
@@ -88,7 +88,7 @@ class ReadAhead:
                 self._finished = True
                 self._changed.notify_all()
 
-    def _put(self, frame: VideoFrame) -> None:
+    def _put(self, frame: TimedFrame) -> None:
         with self._changed:
             if self._newest:
                 self.dropped += len(self._waiting)
@@ -109,7 +109,7 @@ class WriteBehind:
         write: what to do with each picture: its frame, uint8 H W 3, and the labels that it shows, uint8 H W.
     """
 
-    def __init__(self, write: Callable[[VideoFrame, np.ndarray, np.ndarray], None]) -> None:
+    def __init__(self, write: Callable[[TimedFrame, np.ndarray, np.ndarray], None]) -> None:
         self._write, self._waiting = write, deque[Future[None]]()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
@@ -125,7 +125,7 @@ class WriteBehind:
         finally:
             self._thread.shutdown(cancel_futures=True)
 
-    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: TimedFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         """Take a picture; waits while too many pictures do."""
         while self._waiting and (len(self._waiting) > _BEHIND or self._waiting[0].done()):
             self._waiting.popleft().result()

@@ -25,7 +25,7 @@ from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_folder, atomic_path
 from litheseg.masks.classes import Classes
 from litheseg.masks.pictures import encode_mask
-from litheseg.runtime.video.sources import VideoFrame, require_av
+from litheseg.runtime.video.sources import TimedFrame, require_av
 
 __all__ = ["FolderWriter", "VideoWriter", "open_writer"]
 
@@ -82,7 +82,7 @@ class FolderWriter:
     def __init__(self, folder: Path, classes: Classes, kind: str) -> None:
         self._folder, self._classes, self._kind, self._count = folder, classes, kind, 0
 
-    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: TimedFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         """The next picture, uint8 H W 3, and the labels that it shows, uint8 H W."""
         path = self._folder / f"{frame.name or format(self._count, '06d')}.png"
         if path.exists():  # a.jpg beside a.png
@@ -104,7 +104,7 @@ class VideoWriter:
             self._container = av.open(str(temporary), "w", options={"movflags": "faststart"})
         self._stream: Any = None
 
-    def write(self, frame: VideoFrame, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write(self, frame: TimedFrame, picture: np.ndarray, mask: np.ndarray) -> None:
         """The next picture, uint8 H W 3; one of another size than the first is resized."""
         with self._explained():
             if self._stream is None:
