@@ -20,13 +20,12 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from reports import commit, hardware
-from rows import Row, append, finished, read_rows, results_file
+from records import append, commit, hardware, results, versions
+from rows import Row, finished, read_rows
 
 from litheseg.data import open_source
 from litheseg.errors import Interrupted
@@ -55,7 +54,9 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
         result = train(recipe, folder, resume=True)
     finally:
         alarm.cancel()
-        spent = _add_minutes(folder, (time.monotonic() - start) / 60)
+        kept = folder / "minutes.txt"  # over all parts of a row
+        spent = (time.monotonic() - start) / 60 + (float(kept.read_text()) if kept.exists() else 0.0)
+        kept.write_text(f"{spent:.3f}")
     bundle = load_bundle(result.bundle)
     metrics = {**bundle.header.metrics}
     beside = {"train_ce": last_cross_entropy(folder / "metrics.csv")}
@@ -69,8 +70,7 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
 
 def _require_teachers(recipe: Recipe) -> None:
     """Refuse a row that learns from another row's model which is not there."""
-    tutors = [tutor.bundle for tutor in recipe.mgd.tutors.values()]
-    for bundle in filter(None, [recipe.teacher.bundle, *tutors]):
+    for bundle in filter(None, [recipe.teacher.bundle, *(teacher.bundle for teacher in recipe.mgd.tutors.values())]):
         if not Path(bundle).exists():
             raise SystemExit(f"{bundle} is missing: run that row first (with --again if its results are kept already)")
 
@@ -93,14 +93,6 @@ def published_val(recipe: Recipe, bundle: Bundle) -> dict[str, float]:
     return {f"{width:g}": found.miou for width, found in scores.items()}
 
 
-def _add_minutes(folder: Path, minutes: float) -> float:
-    """Training time over all parts of a row, kept beside it."""
-    path = folder / "minutes.txt"
-    total = minutes + (float(path.read_text()) if path.exists() else 0.0)
-    path.write_text(f"{total:.3f}")
-    return total
-
-
 def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str, Any]:
     few = {"network": row.network, "labelled": row.labelled, "steps": recipe.trainer.epochs * recipe.data.steps}
     return {
@@ -118,7 +110,7 @@ def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str,
         "command": row.command,
         "commit": commit() or "",
         "hardware": hardware("cuda" if torch.cuda.is_available() else "cpu"),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "lightning", "timm")},
+        "versions": versions("torch", "torchvision", "lightning", "timm"),
         "minutes": round(minutes, 1),
         **({"processes": int(os.environ["BENCHMARK_PROCESSES"])} if "BENCHMARK_PROCESSES" in os.environ else {}),
         "date": time.strftime("%Y-%m-%d"),
@@ -148,16 +140,10 @@ def main() -> None:
     end = time.monotonic() + 60 * arguments.minutes
     if arguments.tiny and not arguments.results:
         parser.error("--tiny needs --results: such rows must not be among the real ones")
-    results = arguments.results or results_file(arguments.table)
-    done = finished(results, arguments.table)
-    rows = read_rows(
-        arguments.table,
-        arguments.protocol,
-        arguments.model,
-        arguments.seeds,
-        arguments.labelled,
-        arguments.folds,
-    )
+    path = arguments.results or results(arguments.table)
+    done = finished(path, arguments.table)
+    names = ("table", "protocol", "model", "seeds", "labelled", "folds")
+    rows = read_rows(*(getattr(arguments, name) for name in names))
     for row in (replace(row, tiny=arguments.tiny) for row in rows):
         if arguments.only and row.id not in arguments.only:
             continue
@@ -168,7 +154,7 @@ def main() -> None:
         if left <= 0:
             sys.exit("out of time; the next call goes on")
         try:
-            append(results, run_row(row, arguments.data, arguments.work, left))
+            append(path, run_row(row, arguments.data, arguments.work, left))
         except Interrupted as stop:
             sys.exit(f"out of time: {stop}")
 

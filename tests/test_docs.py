@@ -17,7 +17,7 @@ from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PLACEHOLDERS = ("COMMAND", "TABLE", "DATA")
 
@@ -33,7 +33,7 @@ def prose(page: Path) -> str:
 def commands(page: Path) -> list[str]:
     """Every `litheseg ...` in shell blocks and between backticks."""
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    inline = re.findall(r"`([^`\n]+)`", prose(page)) if page.name != "results.md" else []
+    inline = re.findall(r"`([^`\n]+)`", prose(page)) if page.parent.name != "results" else []
     return [line.strip() for line in [*lines, *inline] if re.match(r"\s*litheseg\s", line)]
 
 

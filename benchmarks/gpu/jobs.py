@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rows import Row, finished, read_rows, results_file
+from records import results
+from rows import Row, finished, read_rows
 
 __all__ = ["Job", "Place", "read_jobs"]
 
@@ -113,7 +114,7 @@ def _jobs_of(wish: Mapping[str, Any], place: Place) -> Iterator[Job]:
         raise SystemExit(f"wishes: table {table} has no row '{unknown[0]}'")
     done = finished(place.rows, table)
     if not place.tiny:
-        done |= finished(results_file(table), table)
+        done |= finished(results(table), table)
     if only:
         groups = list(dict.fromkeys((row.seed, row.labelled, row.fold) for row in rows))
         rows = [row for row in rows if row.id in only]

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import records
 import rows
 
 from gpu.models import restore
@@ -48,11 +49,11 @@ def merge(folder: Path, *, models: Path | None = None, again: bool = False) -> i
             refused += 1
             continue
         assert record is not None
-        target = rows.results_file(record["table"])
+        target = records.results(record["table"])
         if record["key"] in rows.finished(target, record["table"]) and (not again or _holds(target, record)):
             known += 1
             continue
-        rows.append(target, record)
+        records.append(target, record)
         added += 1
     print(f"{added} rows added, {known} there already, {refused} refused")
     for half in sorted(folder.glob("*.half.safetensors")) if models else ():

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from reports import commit
+from records import commit
 
 from litheseg.files import atomic_folder
 
@@ -100,7 +100,7 @@ def _copy_encoders(packages: Path, target: Path) -> None:
     """The weights that tables name below `runs/pretrained/`, in half precision: they begin a training, no more."""
     import torch
 
-    named = _encoder_paths((ROOT / "benchmarks/mgd.yaml").read_text())
+    named = _encoder_paths((ROOT / "benchmarks/rows/mgd.yaml").read_text())
     for path in named:
         source = packages / path
         if not source.exists():

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import fold_tables
 import numpy as np
 import pytest
+import records
 import run
 import torch
 import torch.nn.functional as F
-import yaml
+from pages import folds as fold_pages
+from pages.studies import Study
 from PIL import Image
-from protocols import read_protocols
+from rows import read_protocols
 from scipy import stats
 from tiny_camvid import SEQUENCES, make_camvid
 
@@ -27,9 +27,7 @@ from litheseg.masks.resizing import resize_image
 from litheseg.models.bundle import load_bundle
 from litheseg.training.recipe import load_recipe
 
-REPOSITORY = Path(__file__).parents[2]
-BENCHMARKS = REPOSITORY / "benchmarks"
-FOLDED = [name for name, protocol in read_protocols(BENCHMARKS / "protocols.yaml").items() if protocol.folds]
+FOLDED = [name for name, protocol in read_protocols().items() if protocol.folds]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -89,7 +87,7 @@ def test_what_has_no_such_fold_is_refused() -> None:
 
 
 def test_folds_take_equally_many_steps() -> None:
-    protocols = read_protocols(BENCHMARKS / "protocols.yaml")
+    protocols = read_protocols()
     for name in ("camvid-seq", "camvid-half-seq"):
         assert any(argument.startswith("--data.steps=") for argument in protocols[name].arguments)
     half, whole = (set(protocols[name].arguments) for name in ("camvid-half-seq", "camvid-half"))
@@ -148,8 +146,11 @@ def record(label: str, miou: dict[str, float], fold: str, seed: int = 0, **more:
     return content | more
 
 
-def folds(*records: dict[str, Any]) -> Any:
-    return fold_tables.Folds("slimseg", "camvid-seq", "ddrnet", None, SEQUENCES, ["(a) alone", "(e) band"], records)
+ALONE = "(a) independent"
+
+
+def folds(*rows: dict[str, Any]) -> Study:
+    return Study("camvid-seq", "ddrnet", rows, SEQUENCES)
 
 
 BASE = {"0001TP": 40.0, "0006R0": 45.0, "0016E5": 50.0}
@@ -164,42 +165,42 @@ def rows(label: str, gains: tuple[float, ...] = (0, 0, 0), seed: int = 0) -> lis
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [0.3, -0.2], [1.0, 1.5, 0.2, 0.9, -0.4, 2.0]])
 def test_intervals_are_those_of_a_paired_t_test(values: list[float]) -> None:
-    found = fold_tables.difference(values)
+    found = fold_pages.difference(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
     assert found.pairs == len(values) and found.mean == pytest.approx(np.mean(values))
 
 
 def test_one_pair_has_no_interval() -> None:
-    assert str(fold_tables.difference([1.5])) == "+1.50" and fold_tables.difference([]) is None
+    assert str(fold_pages.difference([1.5])) == "+1.50" and fold_pages.difference([]) is None
 
 
 def test_every_fold_their_mean_and_published_val() -> None:
-    text = fold_tables.score_table(folds(*rows("(a) alone"), *rows("(e) band", (1, 2, 3))))
+    text = fold_pages.score_table(folds(*rows(ALONE), *rows("(e) band", (1, 2, 3))))
     assert text.splitlines() == [
         "|  | widths | 0001TP | 0006R0 | 0016E5 | mean | published val | seeds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| (a) alone | average | 35.00 | 40.00 | 45.00 | 40.00 | 50.00 | 0 |",
+        "| (a) independent | average | 35.00 | 40.00 | 45.00 | 40.00 | 50.00 | 0 |",
         "| (e) band | average | 36.00 | 42.00 | 48.00 | 42.00 | 52.00 | 0 |",
     ]
-    every = fold_tables.score_table(folds(*rows("(a) alone")), every_width=True)
-    assert "| (a) alone | 0.5 | 30.00 | 35.00 | 40.00 | 35.00 | 45.00 | 0 |" in every
+    every = fold_pages.score_table(folds(*rows(ALONE)), every_width=True)
+    assert "| (a) independent | 0.5 | 30.00 | 35.00 | 40.00 | 35.00 | 45.00 | 0 |" in every
 
 
 def test_a_mean_needs_every_fold() -> None:
-    text = fold_tables.score_table(folds(*rows("(a) alone")[:2]))
-    assert "| (a) alone | average | 35.00 | 40.00 | – | – | 47.50 | 0 |" in text
+    text = fold_pages.score_table(folds(*rows(ALONE)[:2]))
+    assert "| (a) independent | average | 35.00 | 40.00 | – | – | 47.50 | 0 |" in text
 
 
 def test_seeds_of_a_fold_are_averaged_before_the_folds_are() -> None:
-    more = record("(a) alone", {"1": 50.0, "0.5": 40.0}, "0001TP", seed=1)
-    assert folds(*rows("(a) alone"), more).average("(a) alone", "1") == pytest.approx((45 + 45 + 50) / 3)
+    more = record(ALONE, {"1": 50.0, "0.5": 40.0}, "0001TP", seed=1)
+    assert fold_pages.average(folds(*rows(ALONE), more), ALONE, "1") == pytest.approx((45 + 45 + 50) / 3)
 
 
 def test_differences_are_paired_by_fold_and_seed() -> None:
-    study = folds(*rows("(a) alone"), *rows("(e) band", (1, 2, 3)), record("(e) band", {"1": 99.0}, "0001TP", seed=1))
+    study = folds(*rows(ALONE), *rows("(e) band", (1, 2, 3)), record("(e) band", {"1": 99.0}, "0001TP", seed=1))
     interval = "+2.00 [-0.48, +4.48]"  # 4.303 / sqrt(3)
-    assert fold_tables.difference_table(study).splitlines()[2:] == [
+    assert fold_pages.difference_table(study, ALONE).splitlines()[2:] == [
         f"| (e) band | {interval} | {interval} | {interval} | 3 |"
     ]
 
@@ -209,22 +210,23 @@ def test_differences_are_paired_by_fold_and_seed() -> None:
 )
 def test_targets(gains: tuple[float, ...], state: str) -> None:
     taught = [row for row, _ in zip(rows("(e) band", (*gains, 0)[:3]), gains, strict=False)]
-    text = fold_tables._verdicts(folds(*rows("(a) alone"), *taught))
-    assert f"(e) band: at or above (a) at every width, and at least +1.0 mIoU on average: **{state}**" in text
+    text = str(fold_pages.target(folds(*rows(ALONE), *taught), ALONE, "(e) band"))
+    assert (
+        f"(e) band: at or above separate networks at every width, and at least +1.0 mIoU on average: **{state}**"
+        in text
+    )
 
 
-def test_the_section_says_what_published_val_is(tmp_path: Path) -> None:
-    results = tmp_path / "benchmarks/results"
-    results.mkdir(parents=True)
-    for name in ("slimseg.yaml", "protocols.yaml"):
-        shutil.copy(BENCHMARKS / name, tmp_path / "benchmarks" / name)
-    assert fold_tables.fold_sections(tmp_path) == []
-    labels = [row["label"] for row in yaml.safe_load((BENCHMARKS / "slimseg.yaml").read_text())["rows"]]
-    written = [*rows("(a) independent"), *rows(labels[0], (1, 1, 1)), record("(a) independent", {"1": 1.0}, "x")]
+def test_the_section_says_what_published_val_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    assert fold_pages.fold_sections("slimseg") == []
+    band = run.read_rows("slimseg", "camvid-seq", None, [0])[0].label
+    written = [*rows(ALONE), *rows(band, (1, 1, 1)), record(ALONE, {"1": 1.0}, "x", protocol="camvid")]
     del written[-1]["fold"]  # of a protocol without folds
-    results.joinpath("slimseg.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
-    [section] = fold_tables.fold_sections(tmp_path)
+    (tmp_path / "slimseg.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    [section] = map(str, fold_pages.fold_sections("slimseg"))
     assert section.startswith("## Left-out sequences: slimseg, `ddrnet`, protocol `camvid-seq`")
     for part in ("for comparison with other tables only", "95 % intervals", "Every width", "n is the number of pairs"):
         assert part in section
-    assert labels[0].startswith("(e)") and section.index("| (a) independent |") < section.index(f"| {labels[0]} |")
+    assert band == "(e) + boundary band"
+    assert section.index("| separate networks |") < section.index("| next wider teaches, boundary band |")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import grouped_latency
-import latency_tables
 import pytest
+import records
 import torch
+from measure import grouped_latency
+from pages import latency
 
 LAYER = {"kernel": "1x1", "channels": 64, "stride": 8, "size": [45, 60]}
 CONTENT: dict[str, Any] = {
@@ -53,7 +53,7 @@ CONTENT: dict[str, Any] = {
 
 
 def test_layers_show_macs_beside_time() -> None:
-    assert latency_tables.layers_table(CONTENT).splitlines() == [
+    assert latency.layers_table(CONTENT).splitlines() == [
         "| layer | input | dense, ms | 4 groups | depthwise |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| 1x1, 64 | 45x60 | 1.30 | 4x, 1.3x | 64x, 0.50x |",
@@ -62,30 +62,30 @@ def test_layers_show_macs_beside_time() -> None:
 
 
 def test_networks_are_compared_with_the_dense_one() -> None:
-    assert latency_tables.family_table(CONTENT).splitlines()[2:] == [
+    assert latency.family_table(CONTENT).splitlines()[2:] == [
         "| erfnet-d\\* | 0.421 | 5.49 (1.00x) | 100.0 (1.00x) | contiguous | 50.0 (1.00x) |",
         "| erfnet-dg4\\* | 0.194 | 2.88 (1.91x) | 80.0 (1.25x) | channels_last | – |",
     ]
 
 
-def test_the_section(tmp_path: Path) -> None:
-    assert latency_tables.latency_section(tmp_path) == ""
-    (tmp_path / "benchmarks/results").mkdir(parents=True)
-    (tmp_path / "benchmarks/results/grouped_latency.json").write_text(json.dumps(CONTENT))
-    text = latency_tables.latency_section(tmp_path)
-    assert text.startswith("## What grouping saves in time\n\nBatch 1, 1 thread, processor time")
+def test_the_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "report", lambda path: {})
+    assert latency.latency_sections() == []
+    monkeypatch.setattr(latency, "report", lambda path: CONTENT)
+    text = str(latency.latency_sections()[0])
+    assert text.startswith("## Time\n\nBatch 1, 1 thread, processor time")
     assert "within 1.0% of its median" in text and "of 360x480." in text and "for this test" in text
     assert "- commit: `abc`" in text and "- layers:" not in text
 
 
 def test_a_quick_run_writes_a_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, path = torch.get_num_threads(), tmp_path / "report.json"
-    monkeypatch.setattr(sys, "argv", ["grouped_latency.py", "--quick", "--output", str(path)])
+    threads, path = torch.get_num_threads(), tmp_path / "report.jsonl"
+    monkeypatch.setattr(sys, "argv", ["grouped_latency", "--quick", "--output", str(path)])
     try:
         grouped_latency.main()
     finally:
         torch.set_num_threads(threads)
-    report = json.loads(path.read_text())
+    report = records.report(path)
     pointwise, spatial = report["layers"]
     macs = {name: variant["macs"] for name, variant in spatial["variants"].items()}
     whole, depthwise, pixels = 64 * 64 * 9, 64 * 9, 5 * 6
@@ -100,7 +100,7 @@ def test_a_quick_run_writes_a_whole_report(tmp_path: Path, monkeypatch: pytest.M
     assert family == {"erfnet-d*": (421_056, 5_494_407_168), "erfnet-dg4*": (193_728, 2_877_161_472)}
     assert report["notes"] == ["ONNX Runtime was left out: --no-onnx"]
     assert report["clock"] == "processor time" and report["versions"]["torch"] and "--quick" in report["command"]
-    assert latency_tables.layers_table(report).count("\n") == 3
+    assert latency.layers_table(report).count("\n") == 3
 
 
 def report_formats() -> set[str]:

@@ -10,15 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rows as table_rows
+import records
 import run
-import yaml
 
 from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-TABLE = yaml.safe_load((FOLDER / "mgd.yaml").read_text())
 STUDENTS = {"ddrnet": ("ddrnet", {"base": 16}), "resnet18": ("deeplabv3plus", {"encoder": "resnet18d"})}
 STUDENTS |= {"mobilenetv2": ("deeplabv3plus", {"encoder": "mobilenetv2_100"})}
 PROBES = ("teacher-deep-all", "teacher-wide-all")  # these alone see all labels
@@ -176,9 +173,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         folders.append(folder.name)
         return SimpleNamespace(bundle=folder / "model.safetensors")
 
-    for name in ("mgd.yaml", "protocols.yaml"):
-        (tmp_path / name).write_text((FOLDER / name).read_text())
-    monkeypatch.setattr(table_rows, "HERE", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(run, "train", train)
     header = SimpleNamespace(metrics={"1": {"miou": 0.5}})
     monkeypatch.setattr(run, "load_bundle", lambda path: SimpleNamespace(header=header))

@@ -1,26 +1,18 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rows
+import records
+import run
 
 from litheseg.errors import Interrupted
 from litheseg.training.config import Recipe
 from litheseg.training.recipe import load_recipe
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-spec = importlib.util.spec_from_file_location("benchmarks_run", FOLDER / "run.py")
-assert spec is not None and spec.loader is not None
-run = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = run
-spec.loader.exec_module(run)
 
 
 class FakeTraining:
@@ -41,10 +33,8 @@ class FakeTraining:
 
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
-    for name in ("slimseg.yaml", "protocols.yaml"):
-        shutil.copy(FOLDER / name, tmp_path / name)
     fake = FakeTraining()
-    monkeypatch.setattr(rows, "HERE", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(run, "train", fake)
     metrics = {"1": {"miou": 0.5}}
     monkeypatch.setattr(run, "load_bundle", lambda path: SimpleNamespace(header=SimpleNamespace(metrics=metrics)))

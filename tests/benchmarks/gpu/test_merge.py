@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import records
 import rows
 import torch
 from gpu import merge as gpu_merge
@@ -28,10 +28,8 @@ _registered = registered(tiny=build_tiny)
 
 @pytest.fixture(autouse=True)
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tables in a folder of their own, with no results yet."""
-    for path in BENCHMARKS.glob("*.yaml"):
-        shutil.copy(path, tmp_path / path.name)
-    monkeypatch.setattr(rows, "HERE", tmp_path)
+    """A folder of their own, with no results yet."""
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
     return tmp_path / "results"
 
 

@@ -89,7 +89,7 @@ def test_a_pack_whose_rows_could_not_begin_is_refused(tmp_path: Path, left_out: 
 def test_encoders_are_packed_in_half_precision_where_tables_look_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = gpu_pack._encoder_paths((gpu_pack.ROOT / "benchmarks/mgd.yaml").read_text())
+    paths = gpu_pack._encoder_paths((gpu_pack.ROOT / "benchmarks/rows/mgd.yaml").read_text())
     assert len(paths) == 2 and all(path.endswith(".pth") for path in paths)
     state = {
         "conv.weight": torch.rand(4, 3, 3, 3),

@@ -146,7 +146,7 @@ def wanted(tmp_path: Path, *wishes: Any) -> list[Any]:
 
 def test_the_committed_wishes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # in which there are no runs
-    monkeypatch.setattr(gpu_jobs, "results_file", lambda table: tmp_path / table)  # nor results
+    monkeypatch.setattr(gpu_jobs, "results", lambda table: tmp_path / table)  # nor results
     jobs = gpu_jobs.read_jobs(WISHES, gpu_jobs.Place("/data", Path("runs/gpu")))
     assert len({job.name for job in jobs}) == len(jobs) > 60
     assert jobs[0].name == "cuda-tests"
@@ -164,8 +164,8 @@ def test_done_rows_are_left_out_and_others_wanted_once(tmp_path: Path, monkeypat
     jobs = wanted(tmp_path, *twice)
     assert [(job.name.split("-")[-2], job.keep) for job in jobs] == [("0016E5", True), ("0001TP", False)]
     results = tmp_path / "slimseg.jsonl"
-    results.write_text(json.dumps({"key": jobs[0].name}) + "\n")
-    monkeypatch.setattr(gpu_jobs, "results_file", lambda table: tmp_path / f"{table}.jsonl")
+    results.write_text(json.dumps({"table": "slimseg", "key": jobs[0].name}) + "\n")
+    monkeypatch.setattr(gpu_jobs, "results", lambda table: tmp_path / f"{table}.jsonl")
     assert [job.name for job in wanted(tmp_path, *twice)] == [jobs[1].name]
 
 
@@ -197,6 +197,6 @@ def test_a_wish_that_cannot_be_is_refused(tmp_path: Path, change: Any, message: 
 
 def test_planning_loads_no_pytorch() -> None:
     code = "import gpu.session, sys; print([name for name in ('torch', 'lightning', 'scipy') if name in sys.modules])"
-    folder = Path(rows.__file__).parent
+    folder = Path(rows.__file__).parents[1]
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
     assert answer.stdout.strip() == "[]", answer.stderr
