@@ -2,7 +2,7 @@
 
 Around every request: foreign names are refused, answers counted, security headers set. A client that is refused while
 it still sends gets some of its bytes read and thrown away first: else the connection would be reset and the refusal
-lost. Anything that nobody foresaw is logged with a number and becomes a 500 with that number and nothing else.
+lost. An unexpected error is logged with a number and becomes a 500 with that number and nothing else.
 
 The page is a handful of static files out of the package; its content security policy lets it load these and talk to its
 own server, and no more. There is no interactive documentation page: the usual ones load scripts from elsewhere.

@@ -1,7 +1,7 @@
 """The paths of the server: segmentation in four forms, the model, and what operators ask for.
 
-They read parameters, hand images to the `Service` and dress its answers; options stand in the query, the image is the
-only field of the form.
+They read parameters, hand images to the `Service` and make responses of its answers; options stand in the query, the
+image is the only field of the form.
 
 Usage:
     >>> app.include_router(api)
@@ -19,6 +19,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from litheseg import __version__
+from litheseg.errors import WidthError
 from litheseg.serving import encodings
 from litheseg.serving.encodings import OVERLAY_TYPES, Encode
 from litheseg.serving.images import FIELD, read_upload
@@ -89,7 +90,13 @@ async def _width_request(
         Query(description="The widest that should answer within this time, waiting included; not with width."),
     ] = None,
 ) -> WidthRequest:
-    return service.check(WidthRequest(width, budget_ms))
+    where, message = "query.budget_ms", "give width or budget_ms, not both"
+    if width is None or budget_ms is None:
+        try:
+            return WidthRequest(None if width is None else service.predictor.check_width(width), budget_ms)
+        except WidthError as error:
+            where, message = "query.width", str(error)
+    raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
 
 
 WidthRequests = Annotated[WidthRequest, Depends(_width_request)]
@@ -98,7 +105,7 @@ WidthRequests = Annotated[WidthRequest, Depends(_width_request)]
 async def check_key(
     service: Services, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> None:
-    """Refuse who does not send the key."""
+    """Refuse requests without the server's key."""
     expected, sent = service.settings.api_key or "", given.credentials if given else ""
     # The comparison takes as long wherever the first difference is.
     if not hmac.compare_digest(sent.encode(), expected.encode()):
@@ -271,4 +278,6 @@ async def readyz(service: Services) -> Health:
 )
 async def prometheus(service: Services) -> Response:
     """Requests by status, latency by width, queue and width."""
-    return Response(service.metrics.text(), media_type=METRICS_TYPE)
+    workers = service.workers
+    text = service.metrics.text(waiting=workers.waiting, running=workers.running, width=service.chooser.width)
+    return Response(text, media_type=METRICS_TYPE)

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.errors import WidthError
 from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.runtime.predictor import Predictor
 from litheseg.serving.encodings import Encode, mask_png
@@ -81,11 +80,7 @@ class Service:
         fixed = None if settings.width is None else predictor.check_width(settings.width)
         self.chooser = WidthChooser(predictor.widths, target_ms=settings.target_ms, fixed=fixed)
         self.workers = Workers(settings.workers, settings.queue)
-        self.metrics = Metrics(
-            waiting=lambda: self.workers.waiting,
-            running=lambda: self.workers.running,
-            width=lambda: self.chooser.width,
-        )
+        self.metrics = Metrics()
         self._ready = threading.Event()
         self._receiving = 0
         self._load_times: dict[float, LoadTimes] = {}
@@ -125,22 +120,6 @@ class Service:
             return None
         return sustained_load(times, workers=limits.workers, queue=limits.queue, target_ms=limits.target_ms)
 
-    def check(self, request: WidthRequest) -> WidthRequest:
-        """The request with the model's own number for its width.
-
-        Raises:
-            Problem: "invalid-parameter".
-        """
-        if request.width is None:
-            return request
-        where, message = "query.budget_ms", "give width or budget_ms, not both"
-        if request.budget_ms is None:
-            try:
-                return WidthRequest(self.predictor.check_width(request.width))
-            except WidthError as error:
-                where, message = "query.width", str(error)
-        raise Problem("invalid-parameter", message, errors=[{"where": where, "message": message}])
-
     def check_open(self) -> None:
         """Refuse while the model is loaded, and during shutdown.
 
@@ -178,8 +157,8 @@ class Service:
 
         Args:
             data: an image file.
-            request: as `check` returned it.
-            encode: what to make of the mask.
+            request: its width is one of the model's.
+            encode: makes the answer's body of the mask.
             disconnected: returns when nobody waits for the answer any more.
 
         Raises:
