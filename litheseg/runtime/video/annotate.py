@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -177,36 +177,31 @@ def annotate_video(
     return annotation.summary(writer.encoder)
 
 
+@dataclass
 class _Annotation:
     """The loop over the frames, and what it counts."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        source: FrameSource,
-        frames: ReadAhead,
-        controller: Controller | None,
-        width: float,
-        kind: VideoKind,
-        alpha: float,
-    ) -> None:
-        self.predictor, self.source, self.frames, self.controller = predictor, source, frames, controller
-        self.width, self.kind, self.alpha = width, kind, alpha
-        self.palette = predictor.classes.palette()
-        self.times: list[float] = []  # milliseconds by frame
-        self.widths: Counter[float] = Counter()
-        self.stopped = ""
-        self.began = 0.0
+    predictor: Predictor
+    source: FrameSource
+    frames: ReadAhead
+    controller: Controller | None
+    width: float
+    kind: VideoKind
+    alpha: float
+    times: list[float] = field(default_factory=list)  # milliseconds by frame
+    widths: Counter[float] = field(default_factory=Counter)
+    stopped: str = ""
+    began: float = 0.0
 
     def run(self, writer: WriteBehind, limit: int | None, progress: Callable[[VideoProgress], None]) -> None:
         """Until the end, the limit or Ctrl-C."""
         self.began = time.perf_counter()
-        recent = deque([self.began], maxlen=_RECENT + 1)
+        recent, palette = deque([self.began], maxlen=_RECENT + 1), self.predictor.classes.palette()
         try:
             for frame in self.frames:
                 started = time.perf_counter()
                 mask = self.predictor.predict_rgb(frame.pixels, width=self.width)
-                writer.write(frame, self.painted(frame.pixels, mask), mask)
+                writer.write(frame, self.painted(frame.pixels, palette[mask]), mask)
                 recent.append(now := time.perf_counter())
                 self.times.append(1e3 * (now - started))
                 self.widths[self.width] += 1
@@ -220,9 +215,8 @@ class _Annotation:
         except KeyboardInterrupt as stop:
             self.stopped = str(stop) or "Ctrl-C"
 
-    def painted(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """The picture to show, uint8 H W 3, or H 2W 3 side by side, of a frame and its labels, uint8 H W."""
-        colours = self.palette[mask]
+    def painted(self, image: np.ndarray, colours: np.ndarray) -> np.ndarray:
+        """The picture to show, uint8 H W 3, or H 2W 3 side by side, of a frame and the colours of its labels."""
         if self.kind == "mask":
             return colours
         # Pillow blends several times as fast as NumPy.
