@@ -1,18 +1,23 @@
-"""Which samples make up a batch, and by which chance they are augmented: functions of (seed, epoch, index) only.
+"""Which samples make up a batch, and by which random numbers they are augmented.
 
-No state runs along with the training: any batch can be asked for at any time, in any worker or process, and is the
-same. Hence a resumed run repeats exactly, and the ranks of a distributed run each make their own slice of one global
-batch. The data loaders here only enumerate batches; they neither know files nor the device.
+Everything is a function of (seed, epoch, index): no state runs along with the training, and any batch can be asked for
+at any time, in any worker or process, and is the same. Hence a resumed run repeats exactly, and the ranks of a
+distributed run each make their own slice of one global batch. The loaders only enumerate batches.
+
+An unlabelled image's partner in CutMix is the next one of the global batch, the first for the last. So a rank holds one
+image more than its share, which serves as partner only; alone it has the whole ring.
 
 Usage:
-    >>> batches = TrainBatches(samples, batch_size=8, augment=Augment(), crop=(360, 480), seed=0)
-    >>> batch = batches[3, 0]  # epoch 3, first batch: uint8 images and masks, parameters of their views
+    >>> plan = BatchPlan(batch_size=8, crop=(360, 480))
+    >>> batch = TrainBatches(samples, plan)[3, 0]  # epoch 3, first batch: images, masks, parameters of their views
+    >>> batch = TrainBatches(samples, plan, UnlabelledBatches(images, UnlabelledViews(), plan))[3, 0]
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,12 +25,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from litheseg.data.cache import DecodedImages, DecodedSamples
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views, image_views, normalise
+from litheseg.data.cache import DecodedImages, DecodedSamples, SampleSize
+from litheseg.data.transforms import Augment, Normalisation, apply_views, image_views, normalise
+from litheseg.data.views import UnlabelledViews, draw_boxes
 
-__all__ = ["CalibrationBatches", "EvalBatches", "ShuffledPasses", "TrainBatches", "make_loader", "stateless_generator"]
+__all__ = [
+    "BatchPlan",
+    "CalibrationBatches",
+    "EvalBatches",
+    "TrainBatches",
+    "UnlabelledBatches",
+    "make_loader",
+    "stateless_generator",
+]
 
-_ORDER, _VIEWS = 0, 1  # streams of chance: the order must not change because the augmentation draws more numbers
+# Streams of random numbers: the order of samples must not change because the augmentation draws more of them.
+_ORDER, _VIEWS = 0, 1
+_UNLABELLED_ORDER, _GEOMETRY, _COLOURS, _BOXES = 3, 4, 5, 6
+
+_Key = tuple[int, int] | int  # (epoch, index); an index alone is one of epoch 0 (Lightning's `overfit_batches` asks so)
 
 
 def stateless_generator(*key: int) -> torch.Generator:
@@ -34,159 +52,234 @@ def stateless_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(state >> 1)
 
 
-class ShuffledPasses:
-    """Global batches out of pass after pass over all samples, each pass in an order of its own.
+@dataclass(frozen=True)
+class BatchPlan:
+    """What labelled and unlabelled training batches have in common.
 
-    Args:
-        count: of the samples, at least `batch_size`.
-        batch_size: samples per batch; the last, smaller batch of a pass is dropped.
-        seed: >= 0.
-        stream: of chance: a number that nothing else uses with this seed.
+    Attributes:
+        batch_size: of the global batch, over all ranks.
+        crop: (H, W) of the views.
+        augment: how views differ from images; of unlabelled images its colours do not count.
+        seed: random seed, >= 0.
+        rank: of this process.
+        world: number of processes; divides `batch_size`.
+        gather: False gives indices in place of the pixels, for a cache on the device.
+        steps: batches per epoch; None for one pass over the samples. Passes follow each other regardless of epochs.
+        normalisation: of the images; used only where views must be made here.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, stream: int) -> None:
-        self.length = count // batch_size
-        self._count, self._batch_size, self._seed, self._stream = count, batch_size, seed, stream
+    batch_size: int
+    crop: tuple[int, int]
+    augment: Augment = field(default_factory=Augment)
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    gather: bool = True
+    steps: int | None = None
+    normalisation: Normalisation = Normalisation()  # noqa: RUF009 - a tuple
+
+    @property
+    def rows(self) -> list[int]:
+        """This rank's rows of the global batch."""
+        return list(range(self.rank * self.batch_size // self.world, (self.rank + 1) * self.batch_size // self.world))
+
+    def generator(self, *key: int) -> torch.Generator:
+        """A generator for this seed and key."""
+        return stateless_generator(self.seed, *key)
+
+
+class _ShuffledPasses:
+    """Global batches out of pass after pass over all samples, each pass in an order of its own.
+
+    The last, smaller batch of a pass is dropped.
+    """
+
+    def __init__(self, count: int, plan: BatchPlan, stream: int) -> None:
+        self._count, self._plan, self._stream = count, plan, stream
+        self._in_a_pass = count // plan.batch_size
+        self.per_epoch = self._in_a_pass if plan.steps is None else plan.steps
         self._order: tuple[int, Tensor] | None = None
 
-    def batch(self, position: int) -> list[int]:
-        """The samples of a batch by its position, which counts from the start of training and has no end."""
-        turn, index = divmod(position, self.length)
+    def batch(self, epoch: int, index: int) -> list[int]:
+        """The samples of a global batch."""
+        turn, place = divmod(epoch * self.per_epoch + index, self._in_a_pass)
         if self._order is None or self._order[0] != turn:
-            generator = stateless_generator(self._seed, turn, self._stream)
-            self._order = (turn, torch.randperm(self._count, generator=generator))
-        return self._order[1][index * self._batch_size : (index + 1) * self._batch_size].tolist()
+            order = torch.randperm(self._count, generator=self._plan.generator(turn, self._stream))
+            self._order = (turn, order)
+        size = self._plan.batch_size
+        return self._order[1][place * size : (place + 1) * size].tolist()
 
 
 class TrainBatches(Dataset[dict[str, Tensor]]):
     """Training batches by (epoch, index); this rank's slice of each global batch.
 
-    Args:
-        samples: the training samples; of any sizes if a crop is given.
-        batch_size: of the global batch, over all ranks.
-        augment: how views differ from images.
-        crop: (H, W) of the views.
-        seed: >= 0.
-        rank: of this process.
-        world: number of processes; divides `batch_size`.
-        gather: False leaves the pixels out and gives {"index": int64 N} in their place, for a cache on the device.
-        steps: batches per epoch; None for one pass over the samples. Passes follow each other regardless of epochs.
-        mean: per channel, for values in [0, 1]; used only where views must be made here (see below).
-        std: likewise.
-
     A batch is {"image": uint8 N3HW, "mask": uint8 NHW, "parameters": int32 N x 16}, to be viewed on the device
-    (with the parameters' `.view(torch.float32)`: Lightning's half-precision plugins round floats, but not integers).
-    Samples of unequal sizes cannot be stacked before they are cropped: then it is {"image": float32 N3hw, "mask": int64
-    Nhw}, viewed already.
+    (with the parameters' `.view(torch.float32)`: Lightning's half-precision plugins round floats, but not integers);
+    without `gather` {"index": int64 N} takes the place of the pixels. Samples of unequal sizes cannot be stacked before
+    they are cropped: then it is {"image": float32 N3hw, "mask": int64 Nhw}, viewed already. The entries of unlabelled
+    images come beside them.
+
+    Args:
+        samples: the training samples; of any sizes if they are cropped.
+        plan: how batches are made.
+        unlabelled: images without labels, whose number decides how long an epoch is; None for none.
     """
 
-    def __init__(
-        self,
-        samples: DecodedSamples,
-        *,
-        batch_size: int,
-        augment: Augment,
-        crop: tuple[int, int],
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        gather: bool = True,
-        steps: int | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-    ) -> None:
-        self._samples, self._batch_size, self._augment = samples, batch_size, augment
-        self._crop, self._seed, self._gather, self._mean, self._std = crop, seed, gather, mean, std
-        self._slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+    def __init__(self, samples: DecodedSamples, plan: BatchPlan, unlabelled: UnlabelledBatches | None = None) -> None:
+        self._samples, self._plan, self._unlabelled = samples, plan, unlabelled
         self._sizes = [size.image for size in samples.sizes()]
         self._same_size = len(set(self._sizes)) == 1
-        self._passes = ShuffledPasses(len(samples), batch_size, seed=seed, stream=_ORDER)
-        self._steps = self._passes.length if steps is None else steps
+        self._passes = _ShuffledPasses(len(samples), plan, _ORDER)
+        if unlabelled is not None:
+            self._passes.per_epoch = len(unlabelled)
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return self._steps
+        return self._passes.per_epoch
 
-    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Tensor]:
-        """The batch of (epoch, index); an index alone is one of epoch 0 (Lightning's `overfit_batches` asks so)."""
+    def __getitem__(self, key: _Key) -> dict[str, Tensor]:
+        """The batch of (epoch, index)."""
         epoch, index = (0, key) if isinstance(key, int) else key
-        chosen = self._passes.batch(epoch * len(self) + index)[self._slice]
+        batch = self._labelled(epoch, index)
+        return batch if self._unlabelled is None else batch | self._unlabelled[epoch, index]
+
+    def _labelled(self, epoch: int, index: int) -> dict[str, Tensor]:
+        plan, batch = self._plan, self._passes.batch(epoch, index)
         # Drawn for the global batch and cut afterwards: the global batch is the same for any number of ranks.
-        generator = stateless_generator(self._seed, epoch, index, _VIEWS)
-        draws = self._augment.draw(self._batch_size, generator)[self._slice]
+        draws = plan.augment.draw(plan.batch_size, plan.generator(epoch, index, _VIEWS))[plan.rows]
+        chosen = [batch[row] for row in plan.rows]
         if not self._same_size:
-            return self._viewed(chosen, draws)
-        parameters = self._augment.resolve(draws, source=self._sizes[0], crop=self._crop).view(torch.int32)
-        if not self._gather:
+            views = [self._viewed(i, draw[None]) for i, draw in zip(chosen, draws, strict=True)]
+            return {"image": torch.cat([image for image, _ in views]), "mask": torch.cat([mask for _, mask in views])}
+        parameters = plan.augment.resolve(draws, source=self._sizes[0], crop=plan.crop).view(torch.int32)
+        if not plan.gather:
             return {"index": torch.tensor(chosen), "parameters": parameters}
         images, masks = zip(*(self._samples[i] for i in chosen), strict=True)
         return {"image": torch.stack(images), "mask": torch.stack(masks), "parameters": parameters}
 
-    def _viewed(self, chosen: list[int], draws: Tensor) -> dict[str, Tensor]:
-        views = []
-        for i, draw in zip(chosen, draws, strict=True):
-            image, mask = self._samples[i]
-            parameters = self._augment.resolve(draw[None], source=self._sizes[i], crop=self._crop)
-            views.append(
-                apply_views(image[None], mask[None], parameters, crop=self._crop, mean=self._mean, std=self._std)
-            )
-        images, masks = zip(*views, strict=True)
-        return {"image": torch.cat(images), "mask": torch.cat(masks)}
+    def _viewed(self, chosen: int, draws: Tensor) -> tuple[Tensor, Tensor]:
+        (image, mask), plan = self._samples[chosen], self._plan
+        parameters = plan.augment.resolve(draws, source=self._sizes[chosen], crop=plan.crop)
+        return apply_views(image[None], mask[None], parameters, crop=plan.crop, normalisation=plan.normalisation)
+
+
+class UnlabelledBatches(Dataset[dict[str, Tensor]]):
+    """The unlabelled part of training batches by (epoch, index): this rank's n images and the last one's partner.
+
+    A batch has M = n rows where the rank is alone and n + 1 otherwise: {"unlabelled": uint8 M3HW, "geometry": int32
+    M x 16}, without `gather` {"unlabelled_index": int64 M, "geometry"}, or for images of unequal sizes, viewed here,
+    {"weak": float32 M3hw, "inside": bool Mhw}. Beside them "strong", int32 V x M x 13 (`UnlabelledViews.resolve` for V
+    strong views), and "boxes", int32 V x n x K x 4. Parameters are floats to be had by `.view(torch.float32)`.
+
+    Args:
+        images: the unlabelled images; of any sizes if they are cropped.
+        views: how strong views differ from weak ones.
+        plan: how batches are made.
+    """
+
+    def __init__(self, images: DecodedImages, views: UnlabelledViews, plan: BatchPlan) -> None:
+        self._images, self._views, self._plan = images, views, plan
+        self._augment = plan.augment.geometry_only()
+        self._rows = plan.rows if plan.world == 1 else [*plan.rows, (plan.rows[-1] + 1) % plan.batch_size]
+        self._sizes = images.sizes()
+        self._same_size = len(set(self._sizes)) == 1
+        self._passes = _ShuffledPasses(len(images), plan, _UNLABELLED_ORDER)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self._passes.per_epoch
+
+    def __getitem__(self, key: _Key) -> dict[str, Tensor]:
+        """The part of the batch of (epoch, index)."""
+        epoch, index = (0, key) if isinstance(key, int) else key
+        batch, plan = self._passes.batch(epoch, index), self._plan
+        draws = self._augment.draw(plan.batch_size, plan.generator(epoch, index, _GEOMETRY))[self._rows]
+        return self._weak([batch[row] for row in self._rows], draws) | self._strong(epoch, index)
+
+    def _weak(self, chosen: list[int], draws: Tensor) -> dict[str, Tensor]:
+        """Pixels and geometry of the images, or their weak views."""
+        if not self._same_size:
+            views = [self._viewed(i, draw[None]) for i, draw in zip(chosen, draws, strict=True)]
+            return {"weak": torch.cat([view for view, _ in views]), "inside": torch.cat([seen for _, seen in views])}
+        parameters = self._augment.resolve(draws, source=self._sizes[0], crop=self._plan.crop).view(torch.int32)
+        if not self._plan.gather:
+            return {"unlabelled_index": torch.tensor(chosen), "geometry": parameters}
+        return {"unlabelled": torch.stack([self._images[i] for i in chosen]), "geometry": parameters}
+
+    def _viewed(self, chosen: int, draws: Tensor) -> tuple[Tensor, Tensor]:
+        plan = self._plan
+        parameters = self._augment.resolve(draws, source=self._sizes[chosen], crop=plan.crop)
+        return image_views(self._images[chosen][None], parameters, crop=plan.crop, normalisation=plan.normalisation)
+
+    def _strong(self, epoch: int, index: int) -> dict[str, Tensor]:
+        """Colours and boxes of the strong views: drawn for the global batch, cut to this rank's rows."""
+        views, plan = self._views, self._plan
+        total = views.count * plan.batch_size
+        colours = views.resolve(views.draw(total, plan.generator(epoch, index, _COLOURS)))
+        boxes = draw_boxes(
+            total, plan.generator(epoch, index, _BOXES), size=plan.crop, boxes=views.boxes, area=views.area
+        )
+        return {
+            "strong": colours.view(views.count, plan.batch_size, -1)[:, self._rows].view(torch.int32),
+            "boxes": boxes.view(views.count, plan.batch_size, views.boxes, 4)[:, plan.rows].int(),
+        }
 
 
 class EvalBatches(Dataset[dict[str, Tensor]]):
     """Evaluation batches by index: every sample in exactly one batch of one rank, only equal sizes side by side.
 
-    A batch is {"image": float32 N3hw normalised, "mask": int64 NHW}; see `TrainBatches` for the arguments. Batches of
-    one sample need no sizes beforehand, hence no pass over files that are not kept.
+    A batch is {"image": float32 N3hw normalised, "mask": int64 NHW}. Batches of one sample need no sizes beforehand,
+    hence no pass over files that are not kept.
     """
 
     def __init__(
-        self,
-        samples: DecodedSamples,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        self, samples: DecodedSamples, *, batch_size: int, rank: int = 0, world: int = 1, normalisation: Normalisation
     ) -> None:
-        self._samples, self._mean, self._std = samples, mean, std
-        self._batches = self._deal(batch_size, rank, world)
+        self._samples, self._normalisation = samples, normalisation
+        self._batches = [[i] for i in range(rank, len(samples), world)]
+        if batch_size > 1:
+            sizes = samples.sizes()
+            # Dealt one by one, so that ranks differ by one sample at most; sorted by size, so that batches are full.
+            groups: dict[SampleSize, list[int]] = defaultdict(list)
+            for i in sorted(range(len(sizes)), key=lambda i: sizes[i])[rank::world]:
+                groups[sizes[i]].append(i)
+            self._batches = [
+                group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)
+            ]
 
     def __len__(self) -> int:
         """Batches of this rank."""
         return len(self._batches)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Tensor]:
+    def __getitem__(self, key: _Key) -> dict[str, Tensor]:
         """The batch at an index; the epoch of a key (epoch, index) does not matter."""
         chosen = self._batches[key if isinstance(key, int) else key[1]]
         images, masks = zip(*(self._samples[i] for i in chosen), strict=True)
-        return {"image": normalise(torch.stack(images), self._mean, self._std), "mask": torch.stack(masks).long()}
-
-    def _deal(self, batch_size: int, rank: int, world: int) -> list[list[int]]:
-        if batch_size == 1:
-            return [[i] for i in range(rank, len(self._samples), world)]
-        sizes = self._samples.sizes()
-        # Dealt one by one, so that ranks differ by one sample at most; sorted by size, so that batches are full.
-        mine = sorted(range(len(sizes)), key=lambda i: sizes[i])[rank::world]
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for i in mine:
-            groups[sizes[i]].append(i)
-        return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+        return {"image": normalise(torch.stack(images), *self._normalisation), "mask": torch.stack(masks).long()}
 
 
 class CalibrationBatches(Sequence[Tensor]):
     """Normalised training images without augmentation, float32 N3HW each; a fixed choice, made when it is read.
 
-    The numbers in a batch count through the samples, and then through the others: images without labels. Images of
-    unequal sizes are cut (or padded with the mean colour) to the middle `crop`.
+    Args:
+        batches: numbers of images, which count through the samples, and then through the others.
+        samples: labelled images.
+        others: images without labels.
+        crop: (H, W); images of unequal sizes are cut (or padded with the mean colour) to their middle of that size.
+        normalisation: of the images.
     """
 
     def __init__(
-        self, batches: Sequence[list[int]], samples: DecodedSamples, others: DecodedImages | None = None, **view: Any
+        self,
+        batches: Sequence[list[int]],
+        samples: DecodedSamples,
+        others: DecodedImages | None,
+        *,
+        crop: tuple[int, int],
+        normalisation: Normalisation,
     ) -> None:
-        self._batches, self._samples, self._others, self._view = batches, samples, others, view
+        self._batches, self._samples, self._others = batches, samples, others
+        self._crop, self._normalisation = crop, normalisation
         sizes = {size.image for size in samples.sizes()}
         self._same_size = len(sizes.union(others.sizes() if others is not None else ())) == 1
 
@@ -200,7 +293,7 @@ class CalibrationBatches(Sequence[Tensor]):
             return [self[i] for i in range(*index.indices(len(self)))]
         images = [self._image(i) for i in self._batches[index]]
         if self._same_size:
-            return normalise(torch.stack(images), self._view["mean"], self._view["std"])
+            return normalise(torch.stack(images), *self._normalisation)
         return torch.cat([self._centre(image) for image in images])
 
     def _image(self, index: int) -> Tensor:
@@ -211,9 +304,8 @@ class CalibrationBatches(Sequence[Tensor]):
 
     def _centre(self, image: Tensor) -> Tensor:
         middle = torch.full((1, 8), 0.5, dtype=torch.float64)
-        source = (image.shape[-2], image.shape[-1])
-        parameters = Augment.none().resolve(middle, source=source, crop=self._view["crop"])
-        return image_views(image[None], parameters, **self._view)[0]
+        parameters = Augment.none().resolve(middle, source=(image.shape[-2], image.shape[-1]), crop=self._crop)
+        return image_views(image[None], parameters, crop=self._crop, normalisation=self._normalisation)[0]
 
 
 def make_loader(

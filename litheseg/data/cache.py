@@ -1,8 +1,7 @@
 """Samples decoded once, in parallel threads, and kept in RAM as uint8 tensors (or decoded again each time).
 
-It does not know batches, epochs or devices. Besides the tensors it learns, from the same pass over the files, what
-later needs every mask: their sizes and the label histogram. Images without labels come from anywhere and in numbers:
-of them, those that cannot be read are left out (`DecodedImages`).
+The same pass over the files also finds what later needs every mask: their sizes and the label histogram. Images
+without labels come from anywhere and in numbers: of them, those that cannot be read are left out (`DecodedImages`).
 
 Usage:
     >>> samples = DecodedSamples(source, source.samples("train"), size=(360, 480), resize_masks=True)
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -70,10 +69,10 @@ class DecodedSamples:
     ) -> None:
         self.samples = tuple(samples)
         self._source, self._size, self._resize_masks = source, size, resize_masks
-        self._keep, self._quiet = keep, quiet
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
-        self._sizes: list[SampleSize] | None = None
-        self._histogram: np.ndarray | None = None
+        self._keep, self._quiet, self._surveyed = keep, quiet, False
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._sizes: list[SampleSize] = []
+        self._histogram = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -83,60 +82,50 @@ class DecodedSamples:
         """The pair at `index`; kept tensors are handed out themselves and must not be written to."""
         if not self._keep:
             return self._decode(self.samples[index])[:2]
-        if self._kept is None:
-            self._survey()
-        assert self._kept is not None
+        self._survey()
         return self._kept[index]
 
     def load(self) -> None:
         """Decode now instead of at the first access; nothing to do where nothing is kept."""
-        if self._keep and self._kept is None:
+        if self._keep:
             self._survey()
 
     def sizes(self) -> list[SampleSize]:
         """The size of each sample; reads every file once, unless `size` says it all."""
-        if self._sizes is None and self._size is not None and self._resize_masks:
+        if not self._surveyed and self._size is not None and self._resize_masks:
             return [SampleSize(self._size, self._size)] * len(self)
-        if self._sizes is None:
-            self._survey()
-        assert self._sizes is not None
+        self._survey()
         return self._sizes
 
     def histogram(self) -> np.ndarray:
         """int64 [K]: pixels per class over all masks at their own resolution, ignored pixels left out."""
-        if self._histogram is None:
-            self._survey()
-        assert self._histogram is not None
+        self._survey()
         return self._histogram
 
     def _survey(self) -> None:
-        """One pass over all samples, which fills everything that is known about them."""
+        """One pass over all samples, at the first call, which finds everything that is to be known about them."""
+        if self._surveyed:
+            return
         histogram = np.zeros(256, np.int64)
-        sizes, kept = [], []
         for image, mask, counts in _parallel(self._decode, self.samples, quiet=self._quiet):
             histogram += counts
-            sizes.append(SampleSize((image.shape[-2], image.shape[-1]), (mask.shape[-2], mask.shape[-1])))
+            self._sizes.append(SampleSize(_size(image), _size(mask)))
             if self._keep:
-                kept.append((image, mask))
-        self._sizes, self._histogram = sizes, histogram[: len(self._source.classes)]
-        self._kept = kept if self._keep else None
+                self._kept.append((image, mask))
+        self._histogram, self._surveyed = histogram[: len(self._source.classes)], True
 
     def _decode(self, sample: Sample) -> tuple[Tensor, Tensor, np.ndarray]:
         """Image, mask, and the label counts [256] of the mask before it was resized."""
-        image, mask = _owned(self._source.read_image(sample)), _owned(self._source.read_mask(sample))
-        counts = np.bincount(mask.ravel(), minlength=256)
-        self._check_labels(sample, counts)
-        if self._size is not None and self._resize_masks:
-            mask = resize_mask(mask, self._size)
-        return _image_tensor(image, self._size), torch.from_numpy(mask), counts
-
-    def _check_labels(self, sample: Sample, counts: np.ndarray) -> None:
-        known = len(self._source.classes)
+        image, mask = self._source.read_image(sample), _owned(self._source.read_mask(sample))
+        counts, known = np.bincount(mask.ravel(), minlength=256), len(self._source.classes)
         if counts[known:255].any():
             label = known + int(np.flatnonzero(counts[known:255])[0])
             raise DataError(
                 f"{sample.mask or sample.id}: label {label} is outside the {known} classes; map it to a class or to 255"
             )
+        if self._size is not None and self._resize_masks:
+            mask = resize_mask(mask, self._size)
+        return _image_tensor(image, self._size), torch.from_numpy(mask), counts
 
 
 class DecodedImages:
@@ -191,10 +180,11 @@ class DecodedImages:
                 if isinstance(image, DataError):
                     broken.append((sample, image))
                     continue
-                readable.append((sample, (image.shape[-2], image.shape[-1])))
+                readable.append((sample, _size(image)))
                 if self._keep:
                     kept.append(image)
-            self._report(broken)
+            if broken:
+                self._leave_out(broken)
             self._readable, self._kept = readable, kept
         return self._readable
 
@@ -205,12 +195,10 @@ class DecodedImages:
             return error
 
     def _decode(self, sample: Sample) -> Tensor:
-        return _image_tensor(_owned(self._unlabelled.read_image(sample)), self._size)
+        return _image_tensor(self._unlabelled.read_image(sample), self._size)
 
-    def _report(self, broken: Sequence[tuple[Sample, DataError]]) -> None:
+    def _leave_out(self, broken: Sequence[tuple[Sample, DataError]]) -> None:
         """Warn of files that cannot be read, or refuse to go on without them."""
-        if not broken:
-            return
         total = len(self._unlabelled)
         names = listed([sample.image or sample.id for sample, _ in broken], _MOST_NAMES)
         message = f"{len(broken)} of {total} unlabelled images cannot be read ({names}; the first: {broken[0][1]})"
@@ -225,24 +213,23 @@ class DecodedImages:
 def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quiet: bool) -> Iterator[_T]:
     """Decode in threads (Pillow and the resize free the interpreter), in order, with a bar for many samples."""
     pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    silent, console = quiet or len(samples) <= _PROGRESS_FROM, Console(stderr=True)
+    title, total = f"Decoding {len(samples)} images", len(samples)
     try:
-        results: Iterable[_T] = pool.map(decode, samples)
-        if len(samples) > _PROGRESS_FROM and not quiet:
-            results = track(
-                results,
-                f"Decoding {len(samples)} images",
-                total=len(samples),
-                transient=True,
-                console=Console(stderr=True),
-            )
-        yield from results
+        results = pool.map(decode, samples)
+        yield from track(results, title, total=total, transient=True, console=console, disable=silent)
     finally:
         # A broken file is reported at once, not after the thousands that wait behind it.
         pool.shutdown(cancel_futures=True)
 
 
+def _size(tensor: Tensor) -> tuple[int, int]:
+    return tensor.shape[-2], tensor.shape[-1]
+
+
 def _image_tensor(image: np.ndarray, size: tuple[int, int] | None) -> Tensor:
     """uint8 H W 3 to uint8 3HW, resized where a size is asked for."""
+    image = _owned(image)
     resized = image if size is None else resize_image(image, size)
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 

@@ -2,12 +2,10 @@
 
 Everything random depends on (seed, epoch, batch index) alone: a resumed run repeats exactly, also from the middle of an
 epoch. `batch_size` is that of the *global* batch: each of `world` processes gets its own batch_size / world samples of
-it, with the views that a single process would have given them. The global random generators are left alone.
+it, with the views that a single process would have given them. The global random generators are left alone. In a
+distributed run each process decodes its own cache.
 
-Images without labels can come beside the labelled ones, each with weak and strong views of one geometry (see
-`streams`).
-
-It knows neither models nor losses, and does not download. In a distributed run each process decodes its own cache.
+Images without labels can come beside the labelled ones, each with weak and strong views of one geometry (see `views`).
 
 Usage:
     >>> data = SegmentationData(open_source("camvid", "data/camvid"), size=(360, 480), batch_size=8)
@@ -26,18 +24,25 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from litheseg.data.batches import CalibrationBatches, EvalBatches, TrainBatches, make_loader, stateless_generator
+from litheseg.data.batches import (
+    BatchPlan,
+    CalibrationBatches,
+    EvalBatches,
+    TrainBatches,
+    UnlabelledBatches,
+    make_loader,
+    stateless_generator,
+)
 from litheseg.data.cache import DecodedImages, DecodedSamples
 from litheseg.data.source import Sample, Source
-from litheseg.data.streams import SemiSupervisedBatches, UnlabelledBatches, mixed_views
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, apply_views, image_views
+from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, Normalisation, apply_views, image_views
 from litheseg.data.unlabelled import Unlabelled
-from litheseg.data.views import UnlabelledViews
+from litheseg.data.views import UnlabelledViews, mixed_views
 from litheseg.errors import DataError, did_you_mean
 
 __all__ = ["SegmentationData"]
 
-_CALIBRATION = 2  # a stream of chance apart from those in `batches`
+_CALIBRATION = 2  # a stream of random numbers apart from those in `batches`
 
 
 class SegmentationData(L.LightningDataModule):
@@ -48,7 +53,7 @@ class SegmentationData(L.LightningDataModule):
 
     With unlabelled images, as many as labelled ones, a training batch also holds {"weak": float32 M3hw, geometry only,
     "inside": bool Mhw, False in the padding, "mixed": float32 V n 3 h w, V strong views after CutMix, "cut": bool
-    V n h w, True where a pixel is the partner's, "partner": int64 n, rows of "weak"}; see `streams` for M and n. An
+    V n h w, True where a pixel is the partner's, "partner": int64 n, rows of "weak"}; see `batches` for M and n. An
     epoch is then one pass over the unlabelled images, in which the labelled ones come round as often as they must.
 
     Args:
@@ -105,6 +110,7 @@ class SegmentationData(L.LightningDataModule):
         self.size = (size[0], size[1]) if size else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mean, self.std, self.seed = mean, std, seed
+        self._normalisation = Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
         self._crop = (crop[0], crop[1]) if crop else None
         self._cache, self._workers = cache, 0 if cache == "device" else workers
         self._splits, self._train_ids = {"train": train_split, "val": val_split}, train_ids
@@ -162,7 +168,7 @@ class SegmentationData(L.LightningDataModule):
         if len(samples) < world:
             raise DataError(f"{len(samples)} validation images for {world} processes; use at most {len(samples)}")
         batches = EvalBatches(
-            samples, batch_size=self.eval_batch_size, rank=rank, world=world, mean=self.mean, std=self.std
+            samples, batch_size=self.eval_batch_size, rank=rank, world=world, normalisation=self._normalisation
         )
         return make_loader(batches, workers=self._workers, pin_memory=self._on_cuda())
 
@@ -194,7 +200,7 @@ class SegmentationData(L.LightningDataModule):
         order = torch.randperm(total, generator=stateless_generator(self.seed, 0, _CALIBRATION)).tolist()
         last = min(count * self.batch_size, max(total // self.batch_size, 1) * self.batch_size)
         batches = [order[i : i + self.batch_size] for i in range(0, last, self.batch_size)]
-        return CalibrationBatches(batches, samples, others, crop=self.crop, mean=self.mean, std=self.std)
+        return CalibrationBatches(batches, samples, others, crop=self.crop, normalisation=self._normalisation)
 
     def class_histogram(self) -> np.ndarray:
         """int64 [K]: pixels per class over the training masks at their own resolution, ignored ones left out."""
@@ -207,34 +213,25 @@ class SegmentationData(L.LightningDataModule):
     def _samples(self, part: str) -> DecodedSamples:
         """The decoded samples of "train" or "val", made at first use."""
         if part not in self._decoded:
-            samples = self.source.samples(self._splits[part])
+            split = self._splits[part]
+            samples = self.source.samples(split)
             if part == "train" and self._train_ids is not None:
-                samples = _select(samples, self._train_ids, self._splits[part])
+                samples = _select(samples, self._train_ids, split)
             elif part == "train" and self.unlabelled is not None:
                 samples = tuple(sample for sample in samples if sample.labelled)
             if not samples:
-                raise DataError(f"split '{self._splits[part]}' holds no samples; add images or name another split")
-            self._decoded[part] = DecodedSamples(
-                self.source,
-                samples,
-                size=self.size,
-                resize_masks=part == "train",
-                keep=self._cache != "none",
-                quiet=self._quiet(),
-            )
+                raise DataError(f"split '{split}' holds no samples; add images or name another split")
+            how: dict[str, Any] = {"keep": self._cache != "none", "quiet": self._quiet()}
+            decoded = DecodedSamples(self.source, samples, size=self.size, resize_masks=part == "train", **how)
+            self._decoded[part] = decoded
         return self._decoded[part]
 
     def _images(self) -> DecodedImages:
         """The decoded unlabelled images, made at first use."""
         if self._unlabelled_images is None:
             assert self.unlabelled is not None
-            self._unlabelled_images = DecodedImages(
-                self.unlabelled,
-                size=self.size,
-                unreadable=self._unreadable,
-                keep=self._cache != "none",
-                quiet=self._quiet(),
-            )
+            how: dict[str, Any] = {"keep": self._cache != "none", "quiet": self._quiet()}
+            self._unlabelled_images = DecodedImages(self.unlabelled, size=self.size, unreadable=self._unreadable, **how)
         return self._unlabelled_images
 
     def _common_size(self) -> tuple[int, int]:
@@ -248,44 +245,39 @@ class SegmentationData(L.LightningDataModule):
             )
         return next(iter(sizes))
 
-    def _train_batches(self) -> TrainBatches | SemiSupervisedBatches:
+    def _train_batches(self) -> TrainBatches:
         """The batches of this process."""
         samples, (rank, world) = self._samples("train"), self._rank_of_world()
-        self._check_batch("training", len(samples))
+        self._check_fits("training", len(samples), [size.image for size in samples.sizes()])
         if self.batch_size % world:
             raise DataError(
                 f"batch_size {self.batch_size} (of all processes) must be a multiple of the {world} processes"
             )
         _check_pairs(samples)
-        common: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "augment": self.augment,
-            "crop": self.crop,
-            "seed": self.seed,
-            "rank": rank,
-            "world": world,
-            "gather": self._cache != "device",
-            "mean": self.mean,
-            "std": self.std,
-        }
-        self._check_device_cache({size.image for size in samples.sizes()})
+        plan = BatchPlan(
+            self.batch_size,
+            self.crop,
+            self.augment,
+            self.seed,
+            rank=rank,
+            world=world,
+            gather=self._cache != "device",
+            steps=self._steps,
+            normalisation=self._normalisation,
+        )
         if self.unlabelled is None:
-            return TrainBatches(samples, steps=self._steps, **common)
+            return TrainBatches(samples, plan)
         images = self._images()
-        self._check_batch("unlabelled", len(images))
-        self._check_device_cache(set(images.sizes()))
-        unlabelled = UnlabelledBatches(images, views=self.views, steps=self._steps, **common)
-        return SemiSupervisedBatches(TrainBatches(samples, steps=len(unlabelled), **common), unlabelled)
+        self._check_fits("unlabelled", len(images), images.sizes())
+        return TrainBatches(samples, plan, UnlabelledBatches(images, self.views, plan))
 
-    def _check_batch(self, kind: str, count: int) -> None:
+    def _check_fits(self, kind: str, count: int, sizes: Sequence[tuple[int, int]]) -> None:
         if count < self.batch_size:
             raise DataError(
                 f"batch_size is {self.batch_size}, but there are only {count} {kind} images; "
                 f"use a batch_size of at most {count}, or more images"
             )
-
-    def _check_device_cache(self, sizes: set[tuple[int, int]]) -> None:
-        if self._cache == "device" and len(sizes) > 1:
+        if self._cache == "device" and len(set(sizes)) > 1:
             raise DataError("cache='device' needs images of one size; give `size`, or use cache='ram'")
 
     def _labelled_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -297,20 +289,26 @@ class SegmentationData(L.LightningDataModule):
         else:
             image, mask = batch["image"], batch["mask"]
         parameters = batch["parameters"].view(torch.float32)
-        view, labels = apply_views(image, mask, parameters, crop=self.crop, mean=self.mean, std=self.std)
+        view, labels = apply_views(image, mask, parameters, crop=self.crop, normalisation=self._normalisation)
         return {"image": view, "mask": labels}
 
     def _unlabelled_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weak and mixed views of a batch's unlabelled images."""
-        colours = {"mean": self.mean, "std": self.std}
         if "geometry" in batch:
             found = "unlabelled_index" in batch
             image = self._gathered("unlabelled", batch["unlabelled_index"])[0] if found else batch["unlabelled"]
-            weak, inside = image_views(image, batch["geometry"].view(torch.float32), crop=self.crop, **colours)
+            geometry = batch["geometry"].view(torch.float32)
+            weak, inside = image_views(image, geometry, crop=self.crop, normalisation=self._normalisation)
         else:
             weak, inside = batch["weak"], batch["inside"]
-        parameters = batch["strong"].view(torch.float32)
-        return mixed_views(weak, inside, parameters=parameters, boxes=batch["boxes"], views=self.views, **colours)
+        return mixed_views(
+            weak,
+            inside,
+            parameters=batch["strong"].view(torch.float32),
+            boxes=batch["boxes"],
+            views=self.views,
+            normalisation=self._normalisation,
+        )
 
     def _gathered(self, part: str, index: Tensor) -> tuple[Tensor, ...]:
         """Images (and masks) out of the cache on the device of `index`, which is filled at the first call."""
@@ -333,14 +331,9 @@ class SegmentationData(L.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def _check_counts(*, batch_size: int, eval_batch_size: int, steps: int | None, seed: int) -> None:
+def _check_counts(*, seed: int, **counts: int | None) -> None:
     """Refuse numbers that cannot work whatever the source is."""
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("eval_batch_size", eval_batch_size, 1),
-        ("steps", steps, 1),
-        ("seed", seed, 0),
-    ):
+    for name, value, least in (*((name, value, 1) for name, value in counts.items()), ("seed", seed, 0)):
         if value is not None and value < least:
             raise DataError(f"{name} is {value}; give an integer >= {least}")
 

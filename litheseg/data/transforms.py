@@ -1,13 +1,10 @@
 """Training views of a batch, made on the device that holds it: scale, crop, flip and colour in one pass.
 
-All chance is drawn on the CPU beforehand (`Augment.parameters`): sixteen numbers per image, so that a step never waits
+All random numbers are drawn on the CPU beforehand (`Augment.parameters`), sixteen per image, so that a step never waits
 for the device, and so that the same generator gives the same view on any device and in any process. `apply_views` is
 then a pure function of batch and parameters: one `grid_sample` for the images (bilinear), one on the same grid for the
-masks (nearest), and one 3x3 colour matrix per image.
-
-It does not know files, epochs or ranks (see `litheseg.data.datamodule`), nor how to shrink without aliasing: scales
-below about 0.5 skip source pixels, as every bilinear `grid_sample` does. `litheseg.masks.resizing`, used when images
-are decoded, is antialiased.
+masks (nearest), and one 3x3 colour matrix per image. Scales below about 0.5 skip source pixels, as every bilinear
+`grid_sample` does.
 
 The colour steps (brightness, contrast, saturation, hue, in this order) have torchvision's meaning, with two differences
 that let them be one matrix: values are clipped once at the end, and hue turns the chroma plane of YIQ instead of HSV.
@@ -23,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +33,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Augment",
+    "Normalisation",
     "apply_views",
     "channel_constants",
     "colour_matrix",
@@ -45,6 +44,14 @@ __all__ = [
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of each channel (RGB), for values in [0, 1]."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # ITU-R BT.601
 _RGB_TO_YIQ = torch.tensor(
@@ -96,11 +103,11 @@ class Augment:
         return replace(self, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Chance for `count` images: float64 `count` x 8 in [0, 1), on the CPU; it depends on the generator only."""
+        """float64 `count` x 8 random numbers in [0, 1), on the CPU; they depend on the generator only."""
         return torch.rand(count, _DRAWS, generator=generator, dtype=torch.float64)
 
     def resolve(self, draws: Tensor, *, source: tuple[int, int], crop: tuple[int, int]) -> Tensor:
-        """Turn drawn chance into what `apply_views` needs.
+        """Turn drawn numbers into what `apply_views` needs.
 
         Args:
             draws: N x 8 as `draw` gives them.
@@ -111,7 +118,8 @@ class Augment:
             float32 N x 16 on the CPU: 4 numbers of geometry, a 3x3 colour matrix, 3 contrast weights per image.
         """
         geometry = self._geometry(draws, source, crop)
-        matrix, weights = self._colour(draws)
+        strength = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], dtype=torch.float64)
+        matrix, weights = colour_matrix((2 * draws[:, 4:8] - 1) * strength)
         return torch.cat([geometry, matrix.flatten(1), weights], 1).float()
 
     def parameters(
@@ -135,11 +143,6 @@ class Augment:
             columns += [sign * crop[axis] / scaled, sign * ((2 * shift + crop[axis]) / scaled - 1)]
         return torch.stack(columns, 1)
 
-    def _colour(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """The colour matrix N33, and N3 weights whose product with the mean colour is the shift that contrast adds."""
-        strength = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], dtype=torch.float64)
-        return colour_matrix((2 * draws[:, 4:8] - 1) * strength)
-
 
 def apply_views(
     image: Tensor,
@@ -147,8 +150,7 @@ def apply_views(
     parameters: Tensor,
     *,
     crop: tuple[int, int],
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
 ) -> tuple[Tensor, Tensor]:
     """The views of a batch; on CUDA nothing in it waits for the device.
 
@@ -157,8 +159,7 @@ def apply_views(
         mask: uint8 NHW, train ids, 255 = ignore.
         parameters: float32 N x 16 from `Augment.resolve` for this H x W and this crop, on the images' device.
         crop: (H, W) of the views, in pixels.
-        mean: per channel, for values in [0, 1].
-        std: likewise.
+        normalisation: of the images.
 
     Returns:
         float32 N3hw normalised, and int64 Nhw; what lies outside the image is 0 (the mean colour) and 255.
@@ -168,7 +169,7 @@ def apply_views(
         grid, inside = _grid(parameters, crop)
         labels = F.grid_sample(mask[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
         labels = torch.where(inside, labels, float(IGNORE_INDEX)).squeeze(1).long()
-        return _view(image, grid, inside, parameters, mean, std), labels
+        return _view(image, grid, inside, parameters, normalisation), labels
 
 
 def image_views(
@@ -176,8 +177,7 @@ def image_views(
     parameters: Tensor,
     *,
     crop: tuple[int, int],
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
 ) -> tuple[Tensor, Tensor]:
     """The views of images without masks; see `apply_views`.
 
@@ -186,7 +186,7 @@ def image_views(
     """
     with torch.autocast(image.device.type, enabled=False):
         grid, inside = _grid(parameters, crop)
-        return _view(image, grid, inside, parameters, mean, std), inside[:, 0]
+        return _view(image, grid, inside, parameters, normalisation), inside[:, 0]
 
 
 def colour_matrix(jitter: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,17 +255,10 @@ def _centres(length: int, like: Tensor) -> Tensor:
     return (2 * torch.arange(length, device=like.device, dtype=like.dtype) + 1) / length - 1
 
 
-def _view(
-    image: Tensor,
-    grid: Tensor,
-    inside: Tensor,
-    parameters: Tensor,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Tensor:
+def _view(image: Tensor, grid: Tensor, inside: Tensor, parameters: Tensor, normalisation: Normalisation) -> Tensor:
     """Geometry and colour of uint8 N3HW, normalised; 0 outside the image."""
     view = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    centre, gain = channel_constants(tuple(mean), tuple(std), view.device)
+    centre, gain = channel_constants(*normalisation, view.device)
     mixed = mix_colours(view.div_(255), inside, parameters[:, 4:13].view(-1, 3, 3), parameters[:, 13:16])
     return mixed.sub_(centre).mul_(gain).mul_(inside)
 

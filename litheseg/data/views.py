@@ -1,11 +1,9 @@
 """Strong views of unlabelled images: colour jitter, grey, blur, and CutMix with a partner image.
 
-All chance is drawn on the CPU beforehand: thirteen numbers per image for its colours and blur, and the boxes of its
+All random numbers are drawn on the CPU beforehand: thirteen per image for its colours and blur, and the boxes of its
 mix, so that a step never waits for the device. A strong view keeps the geometry of its weak view pixel by pixel, and
-one mask mixes images and predictions alike (`cut_mix`): a teacher looks at weak views, and its answers are mixed as
+one mask mixes images and predictions alike (`cut_mix`): a teacher looks at weak views, and its outputs are mixed as
 the strong views are.
-
-It does not know files, epochs or ranks (see `litheseg.data.streams`).
 
 CutMix with boxes: French et al., "Semi-supervised semantic segmentation needs strong, varied perturbations", 2020,
 Sec. 3.3; three boxes on 25 to 50 % of the area: Qin et al., "Multi-granularity distillation scheme towards lightweight
@@ -25,15 +23,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, channel_constants, colour_matrix, mix_colours
+from litheseg.data.transforms import Normalisation, channel_constants, colour_matrix, mix_colours
 from litheseg.errors import DataError
 
-__all__ = ["UnlabelledViews", "box_mask", "cut_mix", "draw_boxes", "strong_view"]
+__all__ = ["UnlabelledViews", "box_mask", "cut_mix", "draw_boxes", "mixed_views", "strong_view"]
 
 _DRAWS = 8  # jitter?, brightness, contrast, saturation, hue, grey?, blur?, sigma
 _MOST_BOXES = 16
@@ -102,11 +101,11 @@ class UnlabelledViews:
         return math.ceil(3 * self.sigma[1]) if self.blur > 0 else 0
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Chance for `count` images: float64 `count` x 8 in [0, 1), on the CPU; it depends on the generator only."""
+        """float64 `count` x 8 random numbers in [0, 1), on the CPU; they depend on the generator only."""
         return torch.rand(count, _DRAWS, generator=generator, dtype=torch.float64)
 
     def resolve(self, draws: Tensor) -> Tensor:
-        """Turn drawn chance (N x 8) into what `strong_view` needs: float32 N x 13 on the CPU.
+        """Turn drawn numbers (N x 8) into what `strong_view` needs: float32 N x 13 on the CPU.
 
         A 3x3 colour matrix, 3 contrast weights and the blur's standard deviation (0 for none) per image.
         """
@@ -139,16 +138,16 @@ def draw_boxes(
     Returns:
         int64 `count` x `boxes` x 4 on the CPU: top, left, bottom, right in pixels, the latter two exclusive.
     """
-    chance = torch.rand(count, _TRIES, boxes, 4, generator=generator, dtype=torch.float64)
+    numbers = torch.rand(count, _TRIES, boxes, 4, generator=generator, dtype=torch.float64)
     if boxes == 0 or area[1] == 0:
         return torch.zeros(count, boxes, 4, dtype=torch.int64)
     least, most = _pixel_bounds(size, area)
-    found = _boxes_of(chance, size, area)
+    found = _boxes_of(numbers, size, area)
     covered = _union(found.flatten(0, 1)).view(count, _TRIES)
     fits = (covered >= least) & (covered <= most)
     chosen = found[torch.arange(count), fits.int().argmax(1)]
     for row in (~fits.any(1)).nonzero().flatten().tolist():
-        chosen[row] = _made_to_measure(chance[row, -1], size, least, most)
+        chosen[row] = _made_to_measure(numbers[row, -1], size, least, most)
     return chosen
 
 
@@ -182,9 +181,8 @@ def strong_view(
     weak: Tensor,
     parameters: Tensor,
     inside: Tensor,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
     *,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
     reach: int = 0,
 ) -> Tensor:
     """Weak views with other colours and blurred; on CUDA nothing in it waits for the device.
@@ -193,21 +191,53 @@ def strong_view(
         weak: float N3hw, normalised; 0 outside the image.
         parameters: float32 N x 13 from `UnlabelledViews.resolve`, on the views' device.
         inside: bool Nhw, True inside the image.
-        mean: per channel, for values in [0, 1].
-        std: likewise.
+        normalisation: of the views.
         reach: of the blur, see `UnlabelledViews.reach`; 0 for no blur whatever the parameters say.
 
     Returns:
         N3hw in the type of `weak`; 0 outside the image.
     """
     with torch.autocast(weak.device.type, enabled=False):
-        centre, gain = channel_constants(tuple(mean), tuple(std), weak.device)
+        centre, gain = channel_constants(*normalisation, weak.device)
         plain = weak.float() / gain + centre
         matrix, weights = parameters[:, :9].view(-1, 3, 3), parameters[:, 9:12]
         view = mix_colours(plain, inside[:, None], matrix, weights).sub_(centre).mul_(gain).mul_(inside[:, None])
         if reach:
             view = _blur(view, parameters[:, 12], reach).mul_(inside[:, None])
         return view.to(weak.dtype)
+
+
+def mixed_views(
+    weak: Tensor,
+    inside: Tensor,
+    *,
+    parameters: Tensor,
+    boxes: Tensor,
+    views: UnlabelledViews,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
+) -> dict[str, Tensor]:
+    """What a task gets of unlabelled images; on CUDA nothing in it waits for the device.
+
+    Args:
+        weak: float M3hw, normalised; row n is the partner of row n - 1, if M is n + 1.
+        inside: bool Mhw, False in the padding outside the image.
+        parameters: float32 V x M x 13 from `UnlabelledViews.resolve`.
+        boxes: integers V x n x K x 4 from `draw_boxes`.
+        views: whose parameters they are.
+        normalisation: of the views.
+
+    Returns:
+        {"weak": M3hw, "inside": bool Mhw, "mixed": V n 3 h w, strong views mixed with their partners',
+        "cut": bool V n h w, True where a pixel is the partner's, "partner": int64 n, rows of "weak"}.
+    """
+    partner = torch.arange(1, boxes.shape[1] + 1, device=weak.device) % len(weak)
+    cut = box_mask(boxes, (weak.shape[-2], weak.shape[-1]))
+    strong = [weak] * len(parameters)
+    if views.recolours:
+        how: dict[str, Any] = {"normalisation": normalisation, "reach": views.reach}
+        strong = [strong_view(weak, own, inside, **how) for own in parameters]
+    mixed = torch.stack([cut_mix(view, where, partner) for view, where in zip(strong, cut, strict=True)])
+    return {"weak": weak, "inside": inside, "mixed": mixed, "cut": cut, "partner": partner}
 
 
 def _blur(view: Tensor, sigma: Tensor, reach: int) -> Tensor:
@@ -239,16 +269,16 @@ def _pixel_bounds(size: tuple[int, int], area: tuple[float, float]) -> tuple[int
     return math.ceil(low), math.floor(high)
 
 
-def _boxes_of(chance: Tensor, size: tuple[int, int], area: tuple[float, float]) -> Tensor:
-    """Boxes (int64 ... x K x 4) out of chance (... x K x 4: share, aspect, row, column)."""
-    share = (area[0] + chance[..., 0] * (area[1] - area[0])).clamp(min=_LEAST_SHARE)
+def _boxes_of(numbers: Tensor, size: tuple[int, int], area: tuple[float, float]) -> Tensor:
+    """Boxes (int64 ... x K x 4) out of numbers (... x K x 4: share, aspect, row, column)."""
+    share = (area[0] + numbers[..., 0] * (area[1] - area[0])).clamp(min=_LEAST_SHARE)
     # Height and width as shares of the view's: their product is the box's share, their ratio log-uniform.
-    tall = share ** chance[..., 1]
-    smaller = chance.shape[-2] ** -0.5
+    tall = share ** numbers[..., 1]
+    smaller = numbers.shape[-2] ** -0.5
     height = torch.round(tall * smaller * size[0])
     width = torch.round(share / tall * smaller * size[1])
-    top = torch.round((size[0] - height) * chance[..., 2])
-    left = torch.round((size[1] - width) * chance[..., 3])
+    top = torch.round((size[0] - height) * numbers[..., 2])
+    left = torch.round((size[1] - width) * numbers[..., 3])
     return torch.stack([top, left, top + height, left + width], -1).long()
 
 
@@ -267,17 +297,17 @@ def _union(boxes: Tensor) -> Tensor:
     return (cells * lengths[0][:, :, None] * lengths[1][:, None, :]).sum((1, 2))
 
 
-def _made_to_measure(chance: Tensor, size: tuple[int, int], least: int, most: int) -> Tensor:
+def _made_to_measure(numbers: Tensor, size: tuple[int, int], least: int, most: int) -> Tensor:
     """K x 4 boxes with least..most pixels: a rectangle of drawn aspect, and a part of one more column for the rest."""
-    found = torch.zeros(len(chance), 4, dtype=torch.int64)
-    amount, aspect, row, column = chance[0].tolist()
+    found = torch.zeros(len(numbers), 4, dtype=torch.int64)
+    amount, aspect, row, column = numbers[0].tolist()
     pixels = least + int(amount * (most - least + 1))
     if pixels == 0:
         return found
     height = round(size[0] * (pixels / (size[0] * size[1])) ** aspect)
     height = min(max(height, -(-pixels // size[1])), size[0], pixels)
     width, rest = divmod(pixels, height)
-    if len(chance) == 1:
+    if len(numbers) == 1:
         (height, width), rest = _one_box(height, size, least, most), 0
     top = round((size[0] - height) * row)
     left = round((size[1] - width - (rest > 0)) * column)
