@@ -1,8 +1,7 @@
 """A corrected export becomes labelled data: a `folder` data set of images, index masks and a `classes.yaml`.
 
 Everything is read before anything is put in place: an export that cannot be used leaves nothing behind. Several exports
-may go into one folder, as long as they have the same classes and no image twice. It does not know the tools' formats:
-see `cvat` and `label_studio`.
+may go into one folder, as long as they have the same classes and no image twice.
 
 Usage:
     >>> import_labels("job_12.zip", "data/corrected", images="photos", classes="labelled/classes.yaml").images
@@ -22,13 +21,19 @@ import numpy as np
 from litheseg.data.source import existing_folder, find_images
 from litheseg.errors import DataError, did_you_mean
 from litheseg.labelling.cvat import CvatExport
-from litheseg.labelling.export import Export, match_image
 from litheseg.labelling.label_studio import LabelStudioExport
-from litheseg.labelling.placing import image_key
-from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes, LabelScheme, class_file_text, read_class_file
+from litheseg.labelling.tools import CorrectedExport, image_key, match_image
+from litheseg.masks.classes import (
+    CLASS_FILES,
+    IGNORE_INDEX,
+    Classes,
+    LabelScheme,
+    class_file_text,
+    read_class_file,
+)
+from litheseg.masks.pictures import write_mask
 from litheseg.masks.reading import read_image
 from litheseg.models.bundle import load_bundle
-from litheseg.runtime.files import write_mask
 
 __all__ = ["Imported", "import_labels"]
 
@@ -81,27 +86,29 @@ def import_labels(
     if output.exists() and not output.is_dir():
         raise DataError(f"output {output} is a file; give a folder")
     with _open(Path(export).expanduser()) as opened:
-        known = _classes(classes, opened, unlabelled_as)
+        known = classes if isinstance(classes, Classes) else _read_classes(classes, opened, unlabelled_as)
+        if unlabelled_as is not None and unlabelled_as not in known.names:
+            hint = did_you_mean(unlabelled_as, known.names)
+            raise DataError(f"'{unlabelled_as}' for unlabelled pixels is no class.{hint}")
         if not opened.keys:
             raise DataError(f"{opened.path} holds no image that anybody drew on; save the annotations and export again")
         items = _matched(opened, images)
         _check_classes(output, known)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-            try:
+            with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as name:
+                draft = Path(name)
                 for item in items:
                     _write(opened, item, known, unlabelled_as, draft)
-                (draft / _CLASSES).write_text(class_file_text(known, name=output.resolve().name), encoding="utf-8")
+                text = class_file_text(known, name=output.resolve().name)
+                (draft / _CLASSES).write_text(text, encoding="utf-8")
                 _place(draft, output, force)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             raise DataError(f"cannot write {output}: {error.strerror or error}; choose another folder") from error
         return Imported(output, len(items), opened.left_out, known.names)
 
 
-def _open(path: Path) -> Export:
+def _open(path: Path) -> CorrectedExport:
     if not path.exists():
         raise DataError(f"{path} does not exist; give the file that CVAT or Label Studio exported")
     for kind in (CvatExport, LabelStudioExport):
@@ -113,15 +120,7 @@ def _open(path: Path) -> Export:
     )
 
 
-def _classes(given: str | Path | Classes | None, export: Export, unlabelled_as: str | None) -> Classes:
-    classes = given if isinstance(given, Classes) else _read_classes(given, export, unlabelled_as)
-    if unlabelled_as is not None and unlabelled_as not in classes.names:
-        hint = did_you_mean(unlabelled_as, classes.names)
-        raise DataError(f"'{unlabelled_as}' for unlabelled pixels is no class.{hint}")
-    return classes
-
-
-def _read_classes(given: str | Path | None, export: Export, unlabelled_as: str | None) -> Classes:
+def _read_classes(given: str | Path | None, export: CorrectedExport, unlabelled_as: str | None) -> Classes:
     if given is not None:
         path = Path(given).expanduser()
         return (
@@ -146,7 +145,7 @@ class _Item:
     image: Path | None
 
 
-def _matched(export: Export, images: str | Path | None) -> list[_Item]:
+def _matched(export: CorrectedExport, images: str | Path | None) -> list[_Item]:
     found = None if images is None else find_images(existing_folder(images), recursive=True)
     items: dict[str, _Item] = {}
     for theirs in export.keys:
@@ -172,7 +171,7 @@ def _check_classes(output: Path, classes: Classes) -> None:
             raise DataError(f"{path} lists other classes or values; choose another output folder")
 
 
-def _write(export: Export, item: _Item, classes: Classes, unlabelled_as: str | None, folder: Path) -> None:
+def _write(export: CorrectedExport, item: _Item, classes: Classes, unlabelled_as: str | None, folder: Path) -> None:
     """An image and its mask."""
     brought = export.image(item.theirs) if item.image is None else None
     suffix = brought[0] if brought else item.image.suffix if item.image else ""

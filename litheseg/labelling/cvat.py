@@ -6,7 +6,7 @@ colour map; black where nothing was drawn) and, where images come along, ``JPEGI
 mask". A class becomes one object per image. Where nothing is known there is no object, and the label is "background",
 which the format wants to have: CVAT leaves it out where a project has no such label.
 
-It does not know how images were chosen. Nothing is ever unpacked: members are read one by one.
+Nothing is ever unpacked: members are read one by one.
 
 Usage:
     >>> write_cvat(chosen, classes, "labelled/cvat.zip")
@@ -27,9 +27,7 @@ import numpy as np
 from PIL import Image
 
 from litheseg.errors import DataError
-from litheseg.labelling.chosen import Chosen
-from litheseg.labelling.export import Export, class_index
-from litheseg.labelling.placing import image_key, settled
+from litheseg.labelling.tools import Chosen, CorrectedExport, class_index, image_key, write_once
 from litheseg.masks.classes import IGNORE_INDEX, Classes, Color, voc_color
 
 __all__ = ["CvatExport", "write_cvat"]
@@ -69,9 +67,9 @@ def write_cvat(chosen: Sequence[Chosen], classes: Classes, path: str | Path, *, 
         {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colors[name]), "type": "any", "attributes": []}
         for name in classes.names
     ]
-    with settled(path.with_name(f"{path.stem}_labels.json"), force) as draft:
+    with write_once(path.with_name(f"{path.stem}_labels.json"), force) as draft:
         draft.write_text(json.dumps(labels, indent=2) + "\n", encoding="utf-8")
-    with settled(path, force) as draft, zipfile.ZipFile(draft, "w") as archive:
+    with write_once(path, force) as draft, zipfile.ZipFile(draft, "w") as archive:
         lines = [f"{name}:{','.join(map(str, color))}::" for name, color in colors.items()]
         _add(archive, _LABELS, "\n".join(["# label:color_rgb:parts:actions", *lines, ""]).encode())
         _add(archive, f"{_LISTS}default.txt", "".join(f"{item.key}\n" for item in chosen).encode())
@@ -115,7 +113,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(member, content, zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED)
 
 
-class CvatExport(Export):
+class CvatExport(CorrectedExport):
     """A corrected export: a zip, or the folder that it was unpacked to.
 
     Args:
@@ -152,17 +150,17 @@ class CvatExport(Export):
         return path.is_dir() or path.suffix.lower() == ".zip"
 
     def close(self) -> None:
-        """See `Export.close`."""
+        """See `CorrectedExport.close`."""
         if self._zip is not None:
             self._zip.close()
 
     def image(self, key: str) -> tuple[str, bytes] | None:
-        """See `Export.image`."""
+        """See `CorrectedExport.image`."""
         name = self._images.get(key)
         return (PurePosixPath(name).suffix, self._read(name)) if name else None
 
     def labels(self, key: str, classes: Classes, size: tuple[int, int]) -> np.ndarray:
-        """See `Export.labels`."""
+        """See `CorrectedExport.labels`."""
         name = f"{_CLASS}{key}.png"
         where = f"{self.path}: {name}"
         places = self._places(name, size)

@@ -7,7 +7,7 @@ data", "Local storage" and "Label Studio task format". Brush regions are run len
 back exactly; polygons are filled (`masks.polygons`).
 
 Of several annotations of a task the one marked as ground truth counts, else the last one; skipped ones never do. Later
-regions lie over earlier ones. It does not talk to a server.
+regions lie over earlier ones.
 
 Usage:
     >>> write_label_studio(chosen, classes, "labelled/label-studio", version="model.safetensors at width 0.5")
@@ -18,6 +18,7 @@ Usage:
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,9 +28,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from litheseg.errors import DataError
-from litheseg.labelling.chosen import Chosen
-from litheseg.labelling.export import Export, class_index
-from litheseg.labelling.placing import copy_image, settled
+from litheseg.labelling.tools import Chosen, CorrectedExport, class_index, write_once
 from litheseg.masks.classes import IGNORE_INDEX, Classes
 from litheseg.masks.polygons import fill
 from litheseg.masks.run_lengths import decode_brush, encode_brush
@@ -65,12 +64,13 @@ def write_label_studio(
     tasks = []
     for item in chosen:
         name = f"images/{item.key}{item.image.suffix}"
-        copy_image(item.image, folder / name, force)
+        with write_once(folder / name, force) as draft:
+            shutil.copyfile(item.image, draft)
         prediction = {"model_version": version, "result": _regions(item.labels(classes), classes)}
         tasks.append({"data": {"image": _SERVED + quote(name), _KEY: item.key}, "predictions": [prediction]})
-    with settled(folder / "config.xml", force) as draft:
+    with write_once(folder / "config.xml", force) as draft:
         draft.write_text(_config(classes), encoding="utf-8")
-    with settled(folder / "tasks.json", force) as draft:
+    with write_once(folder / "tasks.json", force) as draft:
         draft.write_text(json.dumps(tasks), encoding="utf-8")
     return folder / "tasks.json"
 
@@ -108,7 +108,7 @@ def _regions(labels: np.ndarray, classes: Classes) -> list[dict[str, Any]]:
     ]
 
 
-class LabelStudioExport(Export):
+class LabelStudioExport(CorrectedExport):
     """A project's export as "JSON".
 
     Args:
@@ -141,11 +141,11 @@ class LabelStudioExport(Export):
         return path.suffix.lower() == ".json"
 
     def image(self, key: str) -> tuple[str, bytes] | None:
-        """See `Export.image`; Label Studio's JSON holds none."""
+        """See `CorrectedExport.image`; Label Studio's JSON holds none."""
         return None
 
     def labels(self, key: str, classes: Classes, size: tuple[int, int]) -> np.ndarray:
-        """See `Export.labels`."""
+        """See `CorrectedExport.labels`."""
         result = np.full(size, IGNORE_INDEX, np.uint8)
         for region in self._results[key]:
             where = f"{self.path}: image '{key}', region '{region.get('id', '?')}'"

@@ -10,7 +10,6 @@ What it leaves in the output folder:
 * the chosen images for an annotation tool (see `cvat`, `label_studio`).
 
 Pseudo-labels as in Lee, "Pseudo-label", ICML Workshops 2013; the threshold as in FixMatch (Sohn et al., NeurIPS 2020).
-It does not train on them, and it does not know which images are labelled elsewhere.
 
 Usage:
     >>> result = pseudo_label("model.safetensors", "photos/", "labelled/", choose=20, export="cvat")
@@ -25,28 +24,26 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 
 from litheseg.data.source import existing_folder, find_images
 from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.labelling.certainty import certainty
-from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.cvat import write_cvat
 from litheseg.labelling.label_studio import write_label_studio
-from litheseg.labelling.placing import link_image, settled
 from litheseg.labelling.selection import Ranking, rank
+from litheseg.labelling.tools import Chosen, link_image, write_once
 from litheseg.locks import folder_lock
 from litheseg.masks.classes import IGNORE_INDEX, class_file_text
+from litheseg.masks.pictures import encode_png, write_mask
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.models.bundle import Bundle
-from litheseg.runtime.files import write_mask
 from litheseg.runtime.predictor import Predictor
 
 __all__ = ["EXPORTS", "PseudoLabels", "pseudo_label"]
@@ -83,7 +80,7 @@ class PseudoLabels:
 
 
 def pseudo_label(
-    bundle: Bundle | Predictor | str | Path,
+    model: Bundle | Predictor | str | Path,
     folder: str | Path,
     output: str | Path,
     *,
@@ -102,7 +99,7 @@ def pseudo_label(
     stopped goes on with the same call.
 
     Args:
-        bundle: a bundle, its path, or a predictor (then `device` is its own).
+        model: a bundle, its path, or a predictor (then `device` is its own).
         folder: images, searched recursively; an id is the path below it without its ending.
         output: the folder for the results; made if missing.
         width: None for the widest, or the predictor's.
@@ -111,7 +108,7 @@ def pseudo_label(
         export: one of `EXPORTS`.
         force: label anew and replace results that exist.
         device: where to run.
-        max_pixels: width times height above which an image fails; it is told by the file's header.
+        max_pixels: width times height, by the file's header, above which an image fails.
         progress: called with (done, total, image) after each image.
 
     Raises:
@@ -129,7 +126,7 @@ def pseudo_label(
         raise DataError(f"max_pixels is {max_pixels}; give 1 or more")
     if choose < 0:
         raise DataError(f"cannot choose {choose} images; give 0 or more")
-    predictor = bundle if isinstance(bundle, Predictor) else Predictor(bundle, device=device)
+    predictor = model if isinstance(model, Predictor) else Predictor(model, device=device)
     width = predictor.width if width is None else predictor.check_width(width)
     run = _Run(predictor, Path(output).expanduser(), width, threshold, force, max_pixels)
     images, twice = _find(existing_folder(folder), run.output)
@@ -150,21 +147,30 @@ def pseudo_label(
     return PseudoLabels(len(images), run.written, run.skipped, tuple(run.failed), ids, listed, exported)
 
 
+@dataclass
 class _Run:
     """The output folder while it fills."""
 
-    def __init__(
-        self, predictor: Predictor, output: Path, width: float, threshold: float, force: bool, max_pixels: int
-    ) -> None:
-        self.predictor, self.bundle = predictor, cast(Bundle, predictor.bundle)
-        self.output, self.max_pixels = output, max_pixels
-        self.width, self.threshold, self.force = width, threshold, force
-        self.written = self.skipped = 0
-        self.failed: list[tuple[str, str]] = []
-        self.scores: dict[str, dict[str, Any]] = {}
+    predictor: Predictor
+    output: Path
+    width: float
+    threshold: float
+    force: bool
+    max_pixels: int
+    written: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> Bundle:
+        return cast(Bundle, self.predictor.bundle)
 
     def mask(self, key: str) -> Path:
         return self.output / "masks" / f"{key}.png"
+
+    def confidence(self, key: str) -> Path:
+        return self.output / "confidence" / f"{key}.png"
 
     def begin(self) -> None:
         """Write what is true of the whole folder, and refuse to mix two models' labels."""
@@ -175,21 +181,24 @@ class _Run:
                 f"{self.output} holds labels of another model, width or threshold ({path.name}); choose another output "
                 "folder, or label everything anew with --force"
             )
-        with settled(path, self.force) as draft:
+        with write_once(path, self.force) as draft:
             draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        with settled(self.output / "classes.yaml", self.force) as draft:
+        with write_once(self.output / "classes.yaml", self.force) as draft:
             draft.write_text(class_file_text(self.predictor.classes, name=self.output.resolve().name), encoding="utf-8")
 
     def label(self, key: str, image: Path) -> None:
         """Label one image, or find that it is labelled; what goes wrong with it is kept for the report."""
-        score, confidence = self.output / "scores" / f"{key}.json", self.output / "confidence" / f"{key}.png"
-        results = (self.mask(key), confidence)
+        score, results = self.output / "scores" / f"{key}.json", (self.mask(key), self.confidence(key))
         due = [path for path in results if self.force or not path.exists()]
         try:
-            _check_name(key, image)
+            key.encode()  # the ranking and the annotation tools need UTF-8
             known = None if due or self.force or not score.exists() else _read_json(score)
             if known is None:
                 known = self._label(image, key, due, score)
+        except UnicodeEncodeError:
+            reason = f"{image}: its name is no UTF-8, as annotation tools need it; rename the file"
+            self.failed.append((str(image), reason))
+            return
         except DataError as error:
             self.failed.append((str(image), str(error)))
             return
@@ -215,12 +224,11 @@ class _Run:
             "classes": [names[label] for label in np.unique(labels).tolist() if label != IGNORE_INDEX],
             "features": [round(float(value), 6) for value in sure.features],
         }
-        mask, confidence = self.mask(key), self.output / "confidence" / f"{key}.png"
-        if mask in due:
-            write_mask(mask, labels, self.predictor.classes)
-        if confidence in due:
-            with atomic_path(confidence) as draft:
-                Image.fromarray(np.rint(sure.confidence * 255).astype(np.uint8)).save(draft, format="PNG")
+        if self.mask(key) in due:
+            write_mask(self.mask(key), labels, self.predictor.classes)
+        if self.confidence(key) in due:
+            with atomic_path(self.confidence(key)) as draft:
+                draft.write_bytes(encode_png(np.rint(sure.confidence * 255).astype(np.uint8)))
         link = self.output / "images" / f"{key}{image.suffix}"
         if self.force or not link.exists():
             link_image(image, link)
@@ -243,7 +251,7 @@ class _Run:
             taken = "yes" if place <= ranking.chosen else "no"
             table.writerow([place, keys[index], taken, *figures, ";".join(rows[index]["classes"])])
         path = self.output / "ranking.csv"
-        with settled(path, self.force) as draft:
+        with write_once(path, self.force) as draft:
             draft.write_text(text.getvalue(), encoding="utf-8", newline="")
         return ranking, path
 
@@ -273,14 +281,6 @@ def _find(folder: Path, output: Path) -> tuple[dict[str, Path], list[tuple[Path,
         raise DataError(f"no images in {folder}; give a folder that holds some (.png, .jpg, .tif, ...)")
     kept = set(images.values())
     return images, [pair for pair in twice if pair[1] in kept]
-
-
-def _check_name(key: str, image: Path) -> None:
-    """Refuse a name that neither the ranking nor an annotation tool could hold."""
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{image}: its name is no UTF-8, as annotation tools need it; rename the file") from error
 
 
 def _digest(bundle: Bundle) -> str:

@@ -7,8 +7,6 @@ networks: a core-set approach", ICLR 2018, algorithm 1 (distances between featur
 it is uncertainty sampling (Lewis and Gale, SIGIR 1994). BADGE (Ash et al., ICLR 2020) has the same two aims, but draws
 at random and needs a gradient per image; this is deterministic, and takes n x chosen distances.
 
-It does not know what uncertainty is or where descriptors come from: see `certainty`.
-
 Usage:
     >>> ranking = rank(np.array([0.9, 0.9, 0.4]), np.array([[1, 0], [1, 0], [0, 1]]), count=2)
     >>> ranking.order, ranking.chosen  # the second is a copy of the first

@@ -14,8 +14,8 @@ from tiny_labelling import CLASSES, files, noise, pixels, save
 
 from litheseg.errors import DataError
 from litheseg.labelling import import_labels, pseudo_label
-from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.cvat import CvatExport, write_cvat
+from litheseg.labelling.tools import Chosen
 from litheseg.masks.classes import Classes
 from litheseg.models.bundle import Bundle
 

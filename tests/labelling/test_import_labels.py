@@ -13,9 +13,8 @@ from litheseg import cli
 from litheseg.data.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.labelling import import_labels
-from litheseg.labelling.chosen import Chosen
 from litheseg.labelling.cvat import write_cvat
-from litheseg.labelling.export import match_image
+from litheseg.labelling.tools import Chosen, match_image
 from litheseg.masks.classes import Classes
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
-import litheseg.labelling.placing as placing
+import litheseg.labelling.tools as tools
 from litheseg.data.folder import FolderSource
 from litheseg.errors import DataError, FolderInUseError, WidthError
 from litheseg.labelling import pseudo_label
@@ -104,7 +104,7 @@ def test_images_are_copied_where_there_are_no_links(
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
-    monkeypatch.setattr(placing.Path, "symlink_to", refuse)
+    monkeypatch.setattr(tools.Path, "symlink_to", refuse)
     pseudo_label(bundle, photos, tmp_path / "out")
     copy = tmp_path / "out" / "images" / "a.png"
     assert not copy.is_symlink() and copy.read_bytes() == (photos / "a.png").read_bytes()
