@@ -65,7 +65,6 @@ class SegmentationData(L.LightningDataModule):
         augment: how training views differ from their images.
         cache: "ram": keep samples in RAM; "device": and training samples on the device; "none": decode each time.
         workers: processes that make batches; worth it for cache="none" only.
-        train_split: name of the training split.
         val_split: name of the validation split.
         train_ids: the training samples to use; None: all.
         seed: of order and augmentation, >= 0.
@@ -91,7 +90,6 @@ class SegmentationData(L.LightningDataModule):
         augment: Augment | None = None,
         cache: Literal["ram", "device", "none"] = "ram",
         workers: int = 0,
-        train_split: str = "train",
         val_split: str = "val",
         train_ids: Sequence[str] | None = None,
         seed: int = 0,
@@ -113,7 +111,7 @@ class SegmentationData(L.LightningDataModule):
         self._normalisation = Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
         self._crop = (crop[0], crop[1]) if crop else None
         self._cache, self._workers = cache, 0 if cache == "device" else workers
-        self._splits, self._train_ids = {"train": train_split, "val": val_split}, train_ids
+        self._splits, self._train_ids = {"train": "train", "val": val_split}, train_ids
         self._decoded: dict[str, DecodedSamples] = {}
         self._on_device: dict[str, tuple[Tensor, ...]] = {}
         self.unlabelled, self.views = unlabelled, views or UnlabelledViews()

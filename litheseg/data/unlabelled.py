@@ -75,9 +75,6 @@ def find_unlabelled(
     where: str | Path,
     source: Source,
     labelled_ids: Collection[str] | None = None,
-    *,
-    train_split: str = "train",
-    val_split: str = "val",
 ) -> Unlabelled:
     """Find the unlabelled images of a run.
 
@@ -86,14 +83,12 @@ def find_unlabelled(
             below, those of images/ alone where masks/ lies beside it. Folders of masks are passed over.
         source: the labelled data set.
         labelled_ids: of the labelled training images; None for all that have a mask.
-        train_split: name of the training split.
-        val_split: name of the validation split.
 
     Raises:
         DataError: no images, or some that are labelled too or lie in the validation or test split: the same files, or
             files of the same content.
     """
-    training = source.samples(train_split)
+    training = source.samples("train")
     labelled = [s for s in training if s.labelled and (labelled_ids is None or s.id in labelled_ids)]
     if str(where) == "rest":
         chosen = {sample.id for sample in labelled}
@@ -106,7 +101,7 @@ def find_unlabelled(
     else:
         found = Unlabelled(_images_in(where), max_pixels=getattr(source, "max_pixels", reading.MAX_PIXELS))
     _refuse_shared(found.samples, labelled, "a labelled training image")
-    for split in sorted({val_split, "test"} & set(source.splits()) - {train_split}):
+    for split in sorted({"val", "test"} & set(source.splits())):
         # Also of a split that has no masks.
         others = source.pairing(split).samples if isinstance(source, FileSource) else source.samples(split)
         _refuse_shared(found.samples, others, f"an image of split '{split}', which measures the result")

@@ -1,8 +1,8 @@
 """How sure a network is of an image: confidence pixel by pixel, and the figures by which images are ranked.
 
 Probabilities are the softmax of the logits at the image's own size. Large images are gone through in bands of rows, so
-that all classes of 24 megapixels are never in memory at once. Entropy and margin as in Settles, "Active
-learning literature survey", 2009, section 3.1. In PyTorch, on the device that made the logits, and hence not in `masks`.
+that all classes of 24 megapixels are never in memory at once. Computed by PyTorch on the device that made the logits,
+hence not in `masks`. Entropy and margin as in Settles, "Active learning literature survey", 2009, section 3.1.
 
 Usage:
     >>> outputs = predictor.outputs_rgb(image)

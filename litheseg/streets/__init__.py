@@ -1,7 +1,7 @@
 """Procedural street scenes with exact masks: a stand-in where there is neither a camera nor a data set.
 
 Each picture is a small 3-D world (road, pavement, houses, trees, traffic, people) seen through a pinhole camera under
-random light. The parts: `world` (camera and painter), `scene` (what stands where), `objects` and `cars` (the things),
+random light. The parts: `world` (camera and canvas), `scene` (what stands where), `things` (cars, people, trees, ...),
 `shade` (light and sensor). The data set made of them is `litheseg.data.streets`.
 
 Usage:
@@ -23,7 +23,7 @@ def render_street(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDAr
     """Invent a street and photograph it.
 
     Args:
-        rng: the only source of chance; the same state gives the same street.
+        rng: the only source of random numbers; the same state gives the same street.
         size: (H, W) in pixels.
 
     Returns:
@@ -31,7 +31,7 @@ def render_street(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDAr
     """
     height, width = size
     scene = plan(rng, (2 * height, 2 * width))
-    numbers, overlay, _ = scene.painter.maps()
+    numbers, overlay, _ = scene.canvas.maps()
     # One of the four fine pixels speaks for the pixel: majorities would erase the poles.
-    fine = label_map(numbers[1::2, 1::2], None if overlay is None else overlay[1::2, 1::2], scene.painter.surfaces)
+    fine = label_map(numbers[1::2, 1::2], None if overlay is None else overlay[1::2, 1::2], scene.canvas.surfaces)
     return shade(scene, rng), fine

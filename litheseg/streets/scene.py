@@ -1,7 +1,7 @@
 """The plan of a procedural street: which buildings, trees, cars and people stand where.
 
-`plan(rng, size)` draws all random choices from one generator, paints the scene far to near and returns it. It knows the
-classes and their geometry, and nothing of textures, light or the sensor (`shade` does).
+`plan(rng, size)` draws all random choices from one generator, paints the scene far to near and returns it; textures,
+light and the sensor come later (`shade`).
 
 Usage:
     >>> scene = plan(np.random.default_rng(0), (360, 480))
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from litheseg.streets import cars, objects
-from litheseg.streets.objects import BUILDING, PAVEMENT, ROAD, SKY, TREE, Brush
-from litheseg.streets.world import NEAR, Camera, Facade, Kind, Painter, Rgb
+from litheseg.streets import things
+from litheseg.streets.things import BUILDING, PAVEMENT, ROAD, SKY, TREE, Brush
+from litheseg.streets.world import NEAR, Camera, Canvas, Facade, Rgb, Texture
 
 __all__ = ["FAR", "Layout", "Scene", "Sun", "plan"]
 
@@ -30,6 +31,9 @@ _ROOFS: tuple[Rgb, ...] = ((88, 70, 66), (70, 72, 78), (110, 74, 62), (96, 96, 9
 _GLASS: tuple[Rgb, ...] = ((36, 42, 52), (56, 62, 70), (104, 120, 136), (170, 186, 202), (70, 64, 56))
 
 
+_Jobs = list[tuple[float, Callable[[], None]]]  # depth, and what paints the thing there; far things come first
+
+
 @dataclass(frozen=True)
 class Sun:
     """Light: `across` and `along` are the shadow's metres per metre of height; `direct` is 0 (overcast) to 1."""
@@ -38,7 +42,7 @@ class Sun:
     along: float
     direct: float
 
-    def lit(self, normal_x: float, normal_z: float) -> float:
+    def light(self, normal_x: float, normal_z: float) -> float:
         """Brightness of a wall with the given outward normal, about 0.6 to 1.15."""
         length = (self.across**2 + self.along**2) ** 0.5 or 1.0
         facing = -(self.across * normal_x + self.along * normal_z) / length
@@ -70,7 +74,7 @@ class Layout:
 class Scene:
     """A painted street, ready to be lit."""
 
-    painter: Painter
+    canvas: Canvas
     layout: Layout
     sun: Sun
     haze: float  # 1/m
@@ -80,15 +84,15 @@ def plan(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """Invent a street and paint it.
 
     Args:
-        rng: the only source of chance.
+        rng: the only source of random numbers.
         size: (H, W) of the surface map in pixels.
     """
     layout, sun = _layout(rng), _sun(rng)
-    painter = Painter(_camera(rng, size), size)
-    brush = Brush(painter, rng, sun.lit, lambda x: x - layout.seen_from, (sun.across, sun.along))
-    _ground(painter, layout)
+    canvas = Canvas(_camera(rng, size), size)
+    brush = Brush(canvas, rng, sun.light, lambda x: x - layout.seen_from, (sun.across, sun.along))
+    _ground(canvas, layout)
     _skyline(brush, layout)
-    jobs: list[tuple[float, Callable[[], None]]] = []
+    jobs: _Jobs = []
     for side in (-1, 1):
         _frontage(brush, layout, sun, side, jobs)
         _kerbside(brush, layout, side, jobs)
@@ -97,8 +101,8 @@ def plan(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     _traffic(brush, layout, jobs)
     for _, job in sorted(jobs, key=lambda item: -item[0]):
         job()
-    painter.roughen(_leaves(rng, size))
-    return Scene(painter, layout, sun, haze=float(rng.choice([0.001, 0.003, 0.006, 0.012], p=[0.35, 0.35, 0.2, 0.1])))
+    canvas.roughen(_leaves(rng, size))
+    return Scene(canvas, layout, sun, haze=float(rng.choice([0.001, 0.003, 0.006, 0.012], p=[0.35, 0.35, 0.2, 0.1])))
 
 
 def _camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
@@ -148,20 +152,20 @@ def _leaves(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.int32
     return steps.repeat(2, 0).repeat(2, 1)[: size[0], : size[1]]
 
 
-def _ground(painter: Painter, layout: Layout) -> None:
+def _ground(canvas: Canvas, layout: Layout) -> None:
     """Fill sky, road, pavement and grass by pixel, because they reach from the feet to the horizon."""
-    for label, kind in ((SKY, Kind.SKY), (ROAD, Kind.GROUND), (PAVEMENT, Kind.GROUND), (TREE, Kind.GROUND)):
-        painter.surface(label, (128, 128, 128), FAR * 4, kind)
-    across, down = painter.camera.rays(painter.size)
-    below = down > painter.camera.height / (FAR * 4)
-    depth = painter.camera.height / np.maximum(down, 1e-4)
-    distance = np.abs(across * depth - painter.camera.curve * depth * depth + layout.seen_from)
+    for label, kind in ((SKY, Texture.SKY), (ROAD, Texture.GROUND), (PAVEMENT, Texture.GROUND), (TREE, Texture.GROUND)):
+        canvas.surface(label, (128, 128, 128), FAR * 4, kind)
+    across, down = canvas.camera.rays(canvas.size)
+    below = down > canvas.camera.height / (FAR * 4)
+    depth = canvas.camera.height / np.maximum(down, 1e-4)
+    distance = np.abs(across * depth - canvas.camera.curve * depth * depth + layout.seen_from)
     crossing = (depth > layout.crossing) & (depth < layout.crossing + layout.crossing_width)
     number = 3 - (distance < layout.half_road).astype(np.int32) - (distance < layout.half_road + layout.pavement)
     if not layout.verge:
         number[(number == 3) & (distance < layout.half_road + layout.pavement + 12)] = 2
     number[crossing] = 1
-    painter.fill(np.where(below, number, 0))
+    canvas.fill(np.where(below, number, 0))
 
 
 def _skyline(brush: Brush, layout: Layout) -> None:
@@ -170,12 +174,12 @@ def _skyline(brush: Brush, layout: Layout) -> None:
     while x < 160:
         width, height, z = rng.uniform(6, 28), rng.uniform(3, 14), rng.uniform(FAR, FAR * 1.6)
         if rng.random() < 0.5:
-            number = brush.painter.surface(BUILDING, brush.jitter(_WALLS[rng.integers(len(_WALLS))], 10), z)
+            number = brush.canvas.surface(BUILDING, brush.jitter(_WALLS[rng.integers(len(_WALLS))], 10), z)
             brush.upright(x, x + width, 0, height, z, number)
         else:
             for _ in range(5):
-                number = brush.painter.surface(TREE, brush.jitter(brush.leaf, 12), z, Kind.FOLIAGE)
-                brush.painter.disc((x + rng.uniform(0, width), height * 0.35, z), height * 0.6, number, squash=1.3)
+                number = brush.canvas.surface(TREE, brush.jitter(brush.leaf, 12), z, Texture.FOLIAGE)
+                brush.canvas.disc((x + rng.uniform(0, width), height * 0.35, z), height * 0.6, number, squash=1.3)
         x += width * rng.uniform(0.5, 1.1)
     if rng.random() < 0.2:
         z = float(rng.uniform(50, FAR))
@@ -197,21 +201,21 @@ def _style(brush: Brush) -> dict[str, object]:
         "glass": brush.jitter(_GLASS[rng.integers(len(_GLASS))], 10),
         "trim": brush.jitter((198, 196, 190), 25) if rng.random() < 0.6 else brush.jitter((90, 84, 80), 20),
         "roof": brush.jitter(_ROOFS[rng.integers(len(_ROOFS))], 10),
-        "fascia": brush.jitter(objects.PAINTS[rng.integers(len(objects.PAINTS))], 15),
+        "fascia": brush.jitter(things.PAINTS[rng.integers(len(things.PAINTS))], 15),
     }
 
 
 def _facade(brush: Brush, style: dict[str, object], z: float, light: float, **plane: object) -> int:
     keywords = {key: value for key, value in {**style, **plane}.items() if key != "color"}
     color = tuple(light * channel for channel in style["color"])  # type: ignore[attr-defined]
-    return brush.painter.surface(BUILDING, color, z, Kind.FACADE, Facade(**keywords))  # type: ignore[arg-type]
+    return brush.canvas.surface(BUILDING, color, z, Texture.FACADE, Facade(**keywords))  # type: ignore[arg-type]
 
 
 def _front(
     brush: Brush, left: float, right: float, z: float, height: float, style: dict[str, object], eaves: float = 1e3
 ) -> None:
     """A wall that faces the camera; x as seen from the camera, bend not included in its texture."""
-    wall = _facade(brush, style, z, brush.lit(0, -1), offset=z, slope=0.0, frontal=True, eaves=eaves)
+    wall = _facade(brush, style, z, brush.light(0, -1), offset=z, slope=0.0, frontal=True, eaves=eaves)
     brush.upright(left, right, 0, height, z, wall)
 
 
@@ -221,7 +225,7 @@ def _building(brush: Brush, sun: Sun, side: int, x: float, near: float, far: flo
     `side` is -1 left, 1 right; `x` of the street wall is as seen from the camera, `near` and `far` are the depths of
     its corners, `height` includes the roof; all in metres.
     """
-    rng, camera, style = brush.rng, brush.painter.camera, _style(brush)
+    rng, camera, style = brush.rng, brush.canvas.camera, _style(brush)
     pitched = rng.random() < 0.45
     eaves = height * float(rng.uniform(0.7, 0.85)) if pitched else 1e3
     z0, z1 = max(near, NEAR), far
@@ -233,32 +237,32 @@ def _building(brush: Brush, sun: Sun, side: int, x: float, near: float, far: flo
     if near > NEAR:
         _front(brush, min(x, deep), max(x, deep), near, ridge, style, eaves)
         if pitched:
-            roof = brush.painter.surface(BUILDING, style["roof"], near)  # type: ignore[arg-type]
+            roof = brush.canvas.surface(BUILDING, style["roof"], near)  # type: ignore[arg-type]
             middle = x + side * 2.5
-            brush.painter.polygon(
+            brush.canvas.polygon(
                 [(x, eaves, near), (deep, eaves, near), (deep, height, near), (middle, height, near)], roof
             )
     wall = _facade(
         brush,
         style,
         (z0 + z1) / 2,
-        brush.lit(-side, 0),
+        brush.light(-side, 0),
         offset=x0 - slope * z0,
         slope=slope,
         frontal=False,
         eaves=eaves,
     )
-    brush.painter.polygon([(x, 0, z0), (x, height, z0), (x, height, z1), (x, 0, z1)], wall)
+    brush.canvas.polygon([(x, 0, z0), (x, height, z0), (x, height, z1), (x, 0, z1)], wall)
     if pitched:
         for _ in range(int(rng.integers(0, 3))):
             z = float(rng.uniform(z0, z1))
-            stack = brush.painter.surface(BUILDING, brush.jitter((110, 76, 64), 14), z)
+            stack = brush.canvas.surface(BUILDING, brush.jitter((110, 76, 64), 14), z)
             brush.upright(x, x + side * 0.9, height - 0.3, height + 1.3, z, stack)
     if sun.direct:
         brush.cast([(x, z0), (x, z1), (deep, z1), (deep, z0)], height)
 
 
-def _frontage(brush: Brush, layout: Layout, sun: Sun, side: int, jobs: list[tuple[float, Callable[[], None]]]) -> None:
+def _frontage(brush: Brush, layout: Layout, sun: Sun, side: int, jobs: _Jobs) -> None:
     """What stands behind the pavement of one side: a row of houses, a park, or a wall with trees behind it."""
     rng, kind = brush.rng, layout.sides[0 if side < 0 else 1]
     z, typical = float(rng.uniform(-4, 6)), float(rng.uniform(5, 14))
@@ -276,85 +280,80 @@ def _frontage(brush: Brush, layout: Layout, sun: Sun, side: int, jobs: list[tupl
             x = brush.seen(x_line + side * float(rng.choice([0.0, rng.uniform(0, 2.5)])))
             if kind == "street" and rng.random() < 0.93:
                 height = max(typical * float(rng.uniform(0.7, 1.4)), 4.0)
-                jobs.append((end + 0.5, _later(_building, brush, sun, side, x, near, end, height)))
+                jobs.append((end + 0.5, partial(_building, brush, sun, side, x, near, end, height)))
             else:
                 if kind != "park" or rng.random() < 0.5:
-                    jobs.append((end + 0.3, _later(objects.fence, brush, x, max(near, NEAR), end)))
+                    jobs.append((end + 0.3, partial(things.fence, brush, x, max(near, NEAR), end)))
                 for _ in range(int(rng.integers(1, 5))):
                     depth, beyond = float(rng.uniform(max(near, 2), end)), float(rng.uniform(1, 14))
-                    jobs.append((end + 0.6, _later(objects.tree, brush, x + side * beyond, depth)))
+                    jobs.append((end + 0.6, partial(things.tree, brush, x + side * beyond, depth)))
         gap = float(rng.uniform(1.5, 6)) if rng.random() < 0.2 else 0.0
         z = end + gap
 
 
-def _kerbside(brush: Brush, layout: Layout, side: int, jobs: list[tuple[float, Callable[[], None]]]) -> None:
+def _kerbside(brush: Brush, layout: Layout, side: int, jobs: _Jobs) -> None:
     """Lamps, bollards, signs, lights, trees and railings on one pavement."""
     rng = brush.rng
     edge = brush.seen(side * (layout.half_road + 0.5))
     step, phase = float(rng.uniform(14, 34)), float(rng.uniform(2, 20))
     if rng.random() < 0.8:
         for z in np.arange(phase, FAR, step):
-            jobs.append((float(z), _later(objects.lamp, brush, edge, float(z), -side)))
+            jobs.append((float(z), partial(things.lamp, brush, edge, float(z), -side)))
     for _ in range(int(rng.integers(0, 5))):
         z = float(rng.uniform(4, 45))
-        kind = objects.traffic_light if rng.random() < 0.3 else objects.sign
-        jobs.append((z, _later(kind, brush, edge, z)))
+        kind = things.traffic_light if rng.random() < 0.3 else things.sign
+        jobs.append((z, partial(kind, brush, edge, z)))
     if rng.random() < 0.35:
         middle = brush.seen(side * (layout.half_road + layout.pavement * 0.8 + layout.verge * 0.5))
         for z in np.arange(float(rng.uniform(3, 14)), 80, float(rng.uniform(6, 16))):
-            jobs.append((float(z), _later(objects.tree, brush, middle, float(z))))
+            jobs.append((float(z), partial(things.tree, brush, middle, float(z))))
     if rng.random() < 0.25:
         start = float(rng.uniform(2, 20))
         stop = min(start + float(rng.uniform(6, 30)), max(layout.crossing - 1, start + 2))
-        jobs.append((stop, _later(objects.fence, brush, edge, start, stop, railing=True)))
+        jobs.append((stop, partial(things.fence, brush, edge, start, stop, railing=True)))
     if rng.random() < 0.3:
         for z in np.arange(float(rng.uniform(3, 10)), 40, float(rng.uniform(1.5, 3))):
-            jobs.append((float(z), _later(objects.bollard, brush, edge, float(z))))
+            jobs.append((float(z), partial(things.bollard, brush, edge, float(z))))
 
 
-def _parked(brush: Brush, layout: Layout, side: int, jobs: list[tuple[float, Callable[[], None]]]) -> None:
+def _parked(brush: Brush, layout: Layout, side: int, jobs: _Jobs) -> None:
     rng = brush.rng
     if rng.random() > 0.55:
         return
     x, z = brush.seen(side * (layout.half_road - 1.1)), float(rng.uniform(2.5, 20))
     while z < 90:
         if rng.random() < 0.75 and not layout.crossing - 6 < z < layout.crossing + layout.crossing_width + 2:
-            jobs.append((z, _later(cars.car, brush, x + float(rng.normal(0, 0.1)), z)))
+            jobs.append((z, partial(things.car, brush, x + float(rng.normal(0, 0.1)), z)))
         z += float(rng.uniform(5.2, 8.0))
 
 
-def _traffic(brush: Brush, layout: Layout, jobs: list[tuple[float, Callable[[], None]]]) -> None:
+def _traffic(brush: Brush, layout: Layout, jobs: _Jobs) -> None:
     rng = brush.rng
     for _ in range(int(rng.integers(0, 6))):
         x = brush.seen(float(rng.choice([-0.5, 0.5])) * layout.half_road + float(rng.normal(0, 0.4)))
         z = float(4 + rng.gamma(2.0, 12.0))
-        jobs.append((z, _later(cars.car, brush, x, z)))
+        jobs.append((z, partial(things.car, brush, x, z)))
     if layout.crossing < FAR and rng.random() < 0.6:
         z = layout.crossing + float(rng.uniform(1, layout.crossing_width - 2))
-        jobs.append((z, _later(cars.car, brush, float(rng.uniform(-14, 14)), z, sideways=True)))
+        jobs.append((z, partial(things.car, brush, float(rng.uniform(-14, 14)), z, sideways=True)))
     for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.45, 0.3, 0.15, 0.1]))):
         x = brush.seen(float(rng.uniform(-0.9, 0.9)) * layout.half_road)
         z = float(4 + rng.gamma(2.0, 5.0))
-        jobs.append((z, _later(objects.cyclist, brush, x, z)))
+        jobs.append((z, partial(things.cyclist, brush, x, z)))
     if rng.random() < 0.3:
         z = float(rng.uniform(5, 25))
-        jobs.append((z, _later(objects.pedestrian, brush, brush.seen(float(rng.uniform(-1, 1)) * layout.half_road), z)))
+        jobs.append((z, partial(things.pedestrian, brush, brush.seen(float(rng.uniform(-1, 1)) * layout.half_road), z)))
 
 
-def _walkers(brush: Brush, layout: Layout, side: int, jobs: list[tuple[float, Callable[[], None]]]) -> None:
+def _walkers(brush: Brush, layout: Layout, side: int, jobs: _Jobs) -> None:
     rng = brush.rng
     for _ in range(int(rng.poisson(1.8))):
         z = float(3.5 + rng.gamma(2.0, 6.0))
         x = side * (layout.half_road + float(rng.uniform(0.4, layout.pavement)))
         for _ in range(int(rng.choice([1, 2, 3], p=[0.7, 0.22, 0.08]))):
             x, z = x + float(rng.normal(0, 0.5)), z + float(rng.normal(0, 0.3))
-            jobs.append((z, _later(objects.pedestrian, brush, brush.seen(x), max(z, 2.5))))
+            jobs.append((z, partial(things.pedestrian, brush, brush.seen(x), max(z, 2.5))))
     if rng.random() < 0.12:
         z = float(rng.uniform(4, 20))
         x = side * (layout.half_road + layout.pavement * 0.5)
-        jobs.append((z, _later(objects.cyclist, brush, brush.seen(x), z)))
-
-
-def _later(paint: Callable[..., None], *args: object, **keywords: object) -> Callable[[], None]:
-    """Paint when its turn comes: the far things first."""
-    return lambda: paint(*args, **keywords)
+        jobs.append((z, partial(things.cyclist, brush, brush.seen(x), z)))

@@ -1,7 +1,7 @@
 """Light, texture and sensor of the procedural streets: from surface numbers to a picture.
 
 Textures are computed in world coordinates (metres on the wall, metres on the asphalt), so they shrink with distance as
-real ones do. It does not move a border: the mask was settled by the surface map.
+real ones do. No border moves: the surface map has decided the mask.
 
 Usage:
     >>> image = shade(scene, rng)
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from litheseg.streets.scene import FAR, Layout, Scene
-from litheseg.streets.world import Camera, Facade, Kind, Rgb, Surface
+from litheseg.streets.world import Camera, Facade, Rgb, Surface, Texture
 
 __all__ = ["label_map", "shade"]
 
@@ -41,28 +41,28 @@ def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
 
     Args:
         scene: painted at twice the picture's size.
-        rng: the only source of chance.
+        rng: the only source of random numbers.
 
     Returns:
         uint8 H W 3, half the size of the surface map.
     """
-    surfaces, overlay, shadow = scene.painter.maps()
+    surfaces, overlay, shadow = scene.canvas.maps()
     # Everything is flat, and taken by lists of pixels: several times faster than boolean masks and than brackets.
     numbers, view = surfaces.ravel(), _View.of(scene, surfaces.shape[0], surfaces.shape[1])
     picture, depth = view.colors.take(numbers, axis=0), view.depths.take(numbers)
-    kinds = view.kinds.take(numbers)
-    at = {kind: np.flatnonzero(kinds == kind) for kind in Kind}
+    textures = view.kinds.take(numbers)
+    at = {texture: np.flatnonzero(textures == texture) for texture in Texture}
     sky = _Sky.random(rng)
     offset = rng.integers(_TILE, size=8)
-    _paint_sky(picture, view, at[Kind.SKY], sky, offset)
-    _paint_ground(picture, depth, view, at[Kind.GROUND], numbers, shadow.ravel(), scene, rng)
-    _paint_facades(picture, depth, view, at[Kind.FACADE], numbers, offset)
-    _paint_foliage(picture, at[Kind.FOLIAGE], surfaces.shape[1], offset, rng)
-    _paint_fences(picture, view, at[Kind.FENCE], numbers)
+    _paint_sky(picture, view, at[Texture.SKY], sky, offset)
+    _paint_ground(picture, depth, view, at[Texture.GROUND], numbers, shadow.ravel(), scene, rng)
+    _paint_facades(picture, depth, view, at[Texture.FACADE], numbers, offset)
+    _paint_foliage(picture, at[Texture.FOLIAGE], surfaces.shape[1], offset, rng)
+    _paint_fences(picture, view, at[Texture.FENCE], numbers)
     if overlay is not None:
         _paint_fences(picture, view, np.flatnonzero(overlay), overlay.ravel())
     picture = picture.reshape(*surfaces.shape, 3)
-    depth[at[Kind.SKY]] = 0
+    depth[at[Texture.SKY]] = 0
     depth = depth.reshape(surfaces.shape)[::2, ::2]
     picture = picture[::2] + picture[1::2]
     picture = (picture[:, ::2] + picture[:, 1::2]) * np.float32(0.25)
@@ -110,10 +110,10 @@ class _View:
 
     @staticmethod
     def of(scene: Scene, height: int, width: int) -> _View:
-        surfaces, camera = scene.painter.surfaces, scene.painter.camera
+        surfaces, camera = scene.canvas.surfaces, scene.canvas.camera
         colors = np.array([surface.color for surface in surfaces], dtype=np.float32)
         depths = np.array([surface.z for surface in surfaces], dtype=np.float32)
-        kinds = np.array([surface.kind for surface in surfaces], dtype=np.uint8)
+        kinds = np.array([surface.texture for surface in surfaces], dtype=np.uint8)
         across, down = camera.rays((height, width))
         textured = [i for i, surface in enumerate(surfaces) if surface.facade]
         textures = {}

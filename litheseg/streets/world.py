@@ -1,15 +1,14 @@
-"""The stage of the procedural streets: a pinhole camera and a painter that fills a map of surface numbers.
+"""Camera and canvas of the procedural streets: world polygons become a map of surface numbers.
 
 Everything is painted once, far to near, into one map of *surface numbers* at twice the image size. A table says for
-each number which class, colour, depth and texture it has, so the mask and the picture cannot disagree. It does not
-know what a street is (`scene` does) nor how light falls (`shade` does).
+each number which class, colour, depth and texture it has, so the mask and the picture cannot disagree.
 
 World axes in metres: x right, y up, z away from the camera; the ground is y = 0 and bends sideways by ``curve * z**2``.
 
 Usage:
-    >>> painter = Painter(Camera(focal=400, u0=240, v0=170, height=1.5, roll=0.0, curve=0.0), (360, 480))
-    >>> wall = painter.surface(1, (120, 90, 70), z=20.0)
-    >>> painter.polygon([(-1, 0, 20), (1, 0, 20), (1, 3, 20), (-1, 3, 20)], wall)
+    >>> canvas = Canvas(Camera(focal=400, u0=240, v0=170, height=1.5, roll=0.0, curve=0.0), (360, 480))
+    >>> wall = canvas.surface(1, (120, 90, 70), z=20.0)
+    >>> canvas.polygon([(-1, 0, 20), (1, 0, 20), (1, 3, 20), (-1, 3, 20)], wall)
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["NEAR", "Camera", "Facade", "Kind", "Painter", "Point", "Rgb", "Surface"]
+__all__ = ["NEAR", "Camera", "Canvas", "Facade", "Point", "Rgb", "Surface", "Texture"]
 
 NEAR = 0.9  # metres; whatever is nearer is moved to this plane
 
@@ -31,7 +30,7 @@ Point = tuple[float, float, float]
 Rgb = tuple[float, float, float]
 
 
-class Kind(IntEnum):
+class Texture(IntEnum):
     """How a surface is textured."""
 
     SKY = 0
@@ -110,12 +109,12 @@ class Surface:
     label: int
     color: Rgb
     z: float
-    kind: Kind = Kind.FLAT
+    texture: Texture = Texture.FLAT
     facade: Facade | None = None
 
 
 @dataclass
-class Painter:
+class Canvas:
     """Paints world polygons into a map of surface numbers; the last one painted wins.
 
     Railings go to a second map, `overlay`, because what stands behind them shows between the bars.
@@ -135,9 +134,11 @@ class Painter:
         self._shadow = Image.new("L", (width, height), 0)
         self._shadow_draw = ImageDraw.Draw(self._shadow)
 
-    def surface(self, label: int, color: Rgb, z: float, kind: Kind = Kind.FLAT, facade: Facade | None = None) -> int:
+    def surface(
+        self, label: int, color: Rgb, z: float, texture: Texture = Texture.FLAT, facade: Facade | None = None
+    ) -> int:
         """Add a row to the table and return its number."""
-        self.surfaces.append(Surface(label, color, z, kind, facade))
+        self.surfaces.append(Surface(label, color, z, texture, facade))
         return len(self.surfaces) - 1
 
     def fill(self, numbers: NDArray[np.int32]) -> None:
@@ -192,12 +193,12 @@ class Painter:
             shift: int H W, where in the flattened map each pixel looks for its surface.
         """
         numbers = np.asarray(self._map, dtype=np.int32).ravel()
-        kinds = np.array([surface.kind for surface in self.surfaces], dtype=np.uint8)
-        loose = np.isin(kinds, (Kind.SKY, Kind.FOLIAGE, Kind.FACADE))
+        textures = np.array([surface.texture for surface in self.surfaces], dtype=np.uint8)
+        loose = np.isin(textures, (Texture.SKY, Texture.FOLIAGE, Texture.FACADE))
         where = np.flatnonzero(loose.take(numbers))
         moved = numbers.take(where + shift.ravel().take(where), mode="clip")
-        was, now = kinds.take(numbers.take(where)), kinds.take(moved)
-        frayed = loose.take(moved) & ((was == Kind.FOLIAGE) | (now == Kind.FOLIAGE))
+        was, now = textures.take(numbers.take(where)), textures.take(moved)
+        frayed = loose.take(moved) & ((was == Texture.FOLIAGE) | (now == Texture.FOLIAGE))
         numbers = numbers.copy()
         numbers[where[frayed]] = moved[frayed]
         self.fill(numbers.reshape(self.size))

@@ -13,7 +13,7 @@ from litheseg.data.streets import Streets
 from litheseg.errors import DataError
 from litheseg.streets import render_street
 from litheseg.streets.scene import _leaves
-from litheseg.streets.world import Camera, Kind, Painter
+from litheseg.streets.world import Camera, Canvas, Texture
 
 SIZE = (60, 80)
 
@@ -145,27 +145,27 @@ def test_rays_undo_the_projection():
 
 
 def test_the_nearer_thing_covers_a_railing():
-    painter = Painter(_camera(), (120, 160))
-    painter.surface(0, (0, 0, 0), 1e3, Kind.SKY)
-    rail, wall = painter.surface(7, (9, 9, 9), 9.0, Kind.FENCE), painter.surface(1, (5, 5, 5), 5.0)
-    painter.railing([(-2, 0, 9), (2, 0, 9), (2, 2, 9), (-2, 2, 9)], rail)
-    painter.polygon([(0, 0, 5), (2, 0, 5), (2, 3, 5), (0, 3, 5)], wall)
-    numbers, overlay, _ = painter.maps()
+    canvas = Canvas(_camera(), (120, 160))
+    canvas.surface(0, (0, 0, 0), 1e3, Texture.SKY)
+    rail, wall = canvas.surface(7, (9, 9, 9), 9.0, Texture.FENCE), canvas.surface(1, (5, 5, 5), 5.0)
+    canvas.railing([(-2, 0, 9), (2, 0, 9), (2, 2, 9), (-2, 2, 9)], rail)
+    canvas.polygon([(0, 0, 5), (2, 0, 5), (2, 3, 5), (0, 3, 5)], wall)
+    numbers, overlay, _ = canvas.maps()
     assert overlay is not None
     assert (overlay == rail).any()
     assert not overlay[numbers == wall].any()
 
 
 def test_fraying_leaves_poles_alone():
-    painter = Painter(_camera(), (40, 60))
-    painter.surface(0, (0, 0, 0), 1e3, Kind.SKY)
-    leaf, pole = painter.surface(5, (0, 9, 0), 9.0, Kind.FOLIAGE), painter.surface(2, (9, 9, 9), 5.0)
+    canvas = Canvas(_camera(), (40, 60))
+    canvas.surface(0, (0, 0, 0), 1e3, Texture.SKY)
+    leaf, pole = canvas.surface(5, (0, 9, 0), 9.0, Texture.FOLIAGE), canvas.surface(2, (9, 9, 9), 5.0)
     numbers = np.zeros((40, 60), np.int32)
     numbers[10:30, 10:30] = leaf
     numbers[:, 20] = pole
-    painter.fill(numbers)
-    painter.roughen(np.random.default_rng(0).integers(-2, 3, (40, 60)).astype(np.int32))
-    frayed = painter.maps()[0]
+    canvas.fill(numbers)
+    canvas.roughen(np.random.default_rng(0).integers(-2, 3, (40, 60)).astype(np.int32))
+    frayed = canvas.maps()[0]
     assert np.array_equal(frayed == pole, numbers == pole)
     assert not np.array_equal(frayed, numbers)
 
@@ -173,7 +173,7 @@ def test_fraying_leaves_poles_alone():
 def test_leaves_do_not_wrap_around_the_sides():
     steps = _leaves(np.random.default_rng(0), (180, 61))
     columns = np.arange(61)[None, :]
-    # A step is rows * width + columns with few columns, so its remainder is the way sideways.
+    # A step is rows * width + columns with few columns, so its remainder is the step sideways.
     sideways = (steps + 30) % 61 - 30
     assert ((columns + sideways >= 0) & (columns + sideways < 61)).all()
     assert np.abs(sideways).max() == 2

@@ -1,7 +1,6 @@
-"""The things in a procedural street: trees, lamps, signs, fences, people and bicycles; cars are in `cars`.
+"""The things in a procedural street: trees, lamps, signs, fences, people, bicycles, cars, vans and buses.
 
-Each function paints one thing at (x, z) metres from the camera with random looks. They know its shape and class, not
-why it stands there (`scene` does).
+Each function paints one thing at (x, z) metres from the camera with random looks; `scene` decides where it stands.
 
 Usage:
     >>> tree(brush, x=2.0, z=12.0)
@@ -15,11 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from litheseg.streets.world import Facade, Kind, Painter, Rgb
+from litheseg.streets.world import Canvas, Facade, Rgb, Texture
 
 __all__ = [
     "BICYCLIST", "BUILDING", "CAR", "FENCE", "PAINTS", "PAVEMENT", "PEDESTRIAN", "POLE", "ROAD", "SIGN", "SKY", "TREE",
-    "Brush", "bollard", "cyclist", "fence", "lamp", "pedestrian", "sign", "traffic_light", "tree",
+    "Brush", "bollard", "car", "cyclist", "fence", "lamp", "pedestrian", "sign", "traffic_light", "tree",
 ]  # fmt: skip
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
@@ -41,16 +40,16 @@ class Brush:
     """What all things need to be painted with.
 
     Args:
-        painter: receives the polygons.
-        rng: the only source of chance.
-        lit: brightness of a wall from its normal (x, z).
+        canvas: receives the polygons.
+        rng: the only source of random numbers.
+        light: brightness of a wall from its normal (x, z).
         seen: road x -> x as seen from the camera.
         slant: shadow metres (x, z) per metre of height.
     """
 
-    painter: Painter
+    canvas: Canvas
     rng: np.random.Generator
-    lit: Callable[[float, float], float]
+    light: Callable[[float, float], float]
     seen: Callable[[float], float]
     slant: tuple[float, float]
     leaf: Rgb = field(init=False)
@@ -71,11 +70,11 @@ class Brush:
 
     def flat(self, label: int, color: Rgb, z: float, light: float = 1.0) -> int:
         """A new untextured surface."""
-        return self.painter.surface(label, (color[0] * light, color[1] * light, color[2] * light), z)
+        return self.canvas.surface(label, (color[0] * light, color[1] * light, color[2] * light), z)
 
     def upright(self, left: float, right: float, low: float, high: float, z: float, number: int) -> None:
         """A rectangle that faces the camera."""
-        self.painter.polygon([(left, low, z), (right, low, z), (right, high, z), (left, high, z)], number)
+        self.canvas.polygon([(left, low, z), (right, low, z), (right, high, z), (left, high, z)], number)
 
     def cast(self, footprint: Sequence[tuple[float, float]], height: float, strength: int = 255) -> None:
         """The shadow on the ground of a prism over the footprint [(x, z), ...]."""
@@ -83,8 +82,8 @@ class Brush:
         count = len(footprint)
         for i, (x, z) in enumerate(footprint):
             x1, z1 = footprint[(i + 1) % count]
-            self.painter.shadow([(x, 0, z), (x1, 0, z1), (x1 + dx, 0, z1 + dz), (x + dx, 0, z + dz)], strength)
-        self.painter.shadow([(x + dx, 0, z + dz) for x, z in footprint], strength)
+            self.canvas.shadow([(x, 0, z), (x1, 0, z1), (x1 + dx, 0, z1 + dz), (x + dx, 0, z + dz)], strength)
+        self.canvas.shadow([(x + dx, 0, z + dz) for x, z in footprint], strength)
 
 
 def tree(brush: Brush, x: float, z: float) -> None:
@@ -93,14 +92,14 @@ def tree(brush: Brush, x: float, z: float) -> None:
     height, trunk = float(rng.uniform(4, 11)), float(rng.uniform(0.12, 0.35))
     bark = brush.flat(TREE, brush.jitter((72, 62, 54), 12), z)
     crown = height * float(rng.uniform(0.3, 0.55))
-    brush.painter.line((x, 0, z), (x + float(rng.normal(0, 0.2)), height - crown * 0.8, z), trunk, bark)
+    brush.canvas.line((x, 0, z), (x + float(rng.normal(0, 0.2)), height - crown * 0.8, z), trunk, bark)
     brush.cast(
         [(x - crown * 0.5, z), (x + crown * 0.5, z), (x, z + crown * 0.5)], height, 190 if not brush.bare else 70
     )
     if brush.bare and rng.random() < 0.8:
         _branches(brush, x, height - crown * 1.3, z, crown, trunk, bark)
         return
-    tones = [brush.painter.surface(TREE, brush.jitter(brush.leaf, 14), z, Kind.FOLIAGE) for _ in range(4)]
+    tones = [brush.canvas.surface(TREE, brush.jitter(brush.leaf, 14), z, Texture.FOLIAGE) for _ in range(4)]
     middle, squash = height - crown * 0.7, float(rng.uniform(0.7, 1.2))
     count = 7 if z > 60 else 26
     angle, reach = rng.uniform(0, 2 * np.pi, count), np.sqrt(rng.uniform(0.0, 1.0, count))
@@ -112,7 +111,7 @@ def tree(brush: Brush, x: float, z: float) -> None:
             z,
         )
         # The upper side of a crown is the brighter one.
-        brush.painter.disc(centre, size, tones[i % 4], squash=1.15)
+        brush.canvas.disc(centre, size, tones[i % 4], squash=1.15)
 
 
 def _branches(brush: Brush, x: float, y: float, z: float, crown: float, trunk: float, bark: int) -> None:
@@ -124,22 +123,22 @@ def _branches(brush: Brush, x: float, y: float, z: float, crown: float, trunk: f
             for turn in rng.normal((-0.45, 0.4), 0.25):
                 angle = lean + turn
                 x1, y1 = x0 + length * 0.6 * np.sin(angle), y0 + length * 0.6 * np.cos(angle)
-                brush.painter.line((x0, y0, z), (x1, y1, z), max(width, 0.04), bark)
+                brush.canvas.line((x0, y0, z), (x1, y1, z), max(width, 0.04), bark)
                 grown.append((x1, y1, angle, length * 0.75, width * 0.6))
         tips = grown if depth else [*grown, (x, y + crown * 0.5, 0.0, crown * 0.7, trunk * 0.5)]
     if z < 60:
-        twigs = brush.painter.surface(TREE, brush.jitter((92, 82, 70), 10), z, Kind.FOLIAGE)
+        twigs = brush.canvas.surface(TREE, brush.jitter((92, 82, 70), 10), z, Texture.FOLIAGE)
         for x0, y0, *_ in tips[::3]:
-            brush.painter.disc((x0, y0, z), crown * 0.09, twigs)
+            brush.canvas.disc((x0, y0, z), crown * 0.09, twigs)
 
 
 def lamp(brush: Brush, x: float, z: float, inward: int) -> None:
     """A street lamp; its arm points to `inward` (-1 left, 1 right)."""
     rng, height = brush.rng, float(brush.rng.uniform(5, 9))
     number = brush.flat(POLE, brush.jitter((104, 106, 104), 26), z)
-    brush.painter.line((x, 0, z), (x, height, z), float(rng.uniform(0.12, 0.22)), number)
+    brush.canvas.line((x, 0, z), (x, height, z), float(rng.uniform(0.12, 0.22)), number)
     reach = float(rng.uniform(0.6, 1.8)) * inward
-    brush.painter.line((x, height, z), (x + reach, height + 0.3, z), 0.1, number)
+    brush.canvas.line((x, height, z), (x + reach, height + 0.3, z), 0.1, number)
     brush.upright(x + reach - 0.3, x + reach + 0.3, height + 0.2, height + 0.42, z, number)
     brush.cast([(x - 0.08, z), (x + 0.08, z)], height)
 
@@ -154,22 +153,22 @@ def sign(brush: Brush, x: float, z: float) -> None:
     """A traffic sign or a name board on a post."""
     rng, height = brush.rng, float(brush.rng.uniform(2.2, 3.2))
     post = brush.flat(POLE, brush.jitter((120, 122, 122), 25), z)
-    brush.painter.line((x, 0, z), (x, height, z), 0.09, post)
+    brush.canvas.line((x, 0, z), (x, height, z), 0.09, post)
     brush.cast([(x - 0.05, z), (x + 0.05, z)], height)
     red, white, blue = (188, 34, 40), (228, 228, 224), (30, 70, 150)
     shape = int(rng.integers(5))
     size = float(rng.uniform(0.32, 0.5))
     if shape == 0:
-        brush.painter.disc((x, height, z), size, brush.flat(SIGN, brush.jitter(red, 14), z))
-        brush.painter.disc((x, height, z), size * 0.7, brush.flat(SIGN, brush.jitter(white, 10), z))
+        brush.canvas.disc((x, height, z), size, brush.flat(SIGN, brush.jitter(red, 14), z))
+        brush.canvas.disc((x, height, z), size * 0.7, brush.flat(SIGN, brush.jitter(white, 10), z))
     elif shape == 1:
-        brush.painter.disc((x, height, z), size, brush.flat(SIGN, brush.jitter(blue, 14), z))
-        brush.painter.line((x, height - size * 0.5, z), (x, height + size * 0.5, z), 0.12, brush.flat(SIGN, white, z))
+        brush.canvas.disc((x, height, z), size, brush.flat(SIGN, brush.jitter(blue, 14), z))
+        brush.canvas.line((x, height - size * 0.5, z), (x, height + size * 0.5, z), 0.12, brush.flat(SIGN, white, z))
     elif shape == 2:
         for scale, color in ((1.3, red), (0.8, white)):
             half, low, high = size * scale, height - size * scale * 0.6, height + size * scale
             number = brush.flat(SIGN, brush.jitter(color, 12), z)
-            brush.painter.polygon([(x - half, low, z), (x + half, low, z), (x, high, z)], number)
+            brush.canvas.polygon([(x - half, low, z), (x + half, low, z), (x, high, z)], number)
     else:
         wide, tall = float(rng.uniform(0.35, 1.1)), float(rng.uniform(0.3, 0.7))
         board = brush.pick(((24, 92, 60), (30, 70, 150), (224, 222, 214), (200, 160, 40), (120, 124, 128)), 16)
@@ -185,21 +184,21 @@ def sign(brush: Brush, x: float, z: float) -> None:
 def traffic_light(brush: Brush, x: float, z: float) -> None:
     """A signal head (class sign/symbol) on a pole."""
     height = float(brush.rng.uniform(2.6, 3.6))
-    brush.painter.line((x, 0, z), (x, height, z), 0.13, brush.flat(POLE, brush.jitter((70, 72, 72), 18), z))
+    brush.canvas.line((x, 0, z), (x, height, z), 0.13, brush.flat(POLE, brush.jitter((70, 72, 72), 18), z))
     brush.upright(x - 0.2, x + 0.2, height - 0.4, height + 0.6, z, brush.flat(SIGN, brush.jitter((26, 27, 28), 6), z))
     lamp_on = int(brush.rng.integers(3))
     for i, color in enumerate(((60, 230, 150), (240, 170, 40), (240, 50, 40))):
         light = 1.0 if i == lamp_on else 0.25
-        brush.painter.disc((x, height - 0.2 + 0.32 * i, z), 0.12, brush.flat(SIGN, color, z, light))
+        brush.canvas.disc((x, height - 0.2 + 0.32 * i, z), 0.12, brush.flat(SIGN, color, z, light))
 
 
 def fence(brush: Brush, x: float, near: float, far: float, *, railing: bool = False) -> None:
     """A fence along the street from depth `near` to `far`: planks or a low wall, or a railing one can look through."""
-    rng, camera = brush.rng, brush.painter.camera
+    rng, camera = brush.rng, brush.canvas.camera
     height = 1.1 if railing else float(rng.uniform(0.9, 2.1))
     see_through = railing or rng.random() < 0.3
     color = brush.pick(((110, 92, 72), (136, 132, 124), (70, 74, 70), (150, 110, 84), (190, 190, 186)), 16)
-    light = brush.lit(-1 if x > 0 else 1, 0)
+    light = brush.light(-1 if x > 0 else 1, 0)
     step = 12.0
     # Short pieces follow the bend of the street; far ones first, because a bent fence can hide itself.
     edges = [far - i * step for i in range(int((far - near) / step) + 1) if far - i * step > near + 0.1] + [near]
@@ -208,11 +207,11 @@ def fence(brush: Brush, x: float, near: float, far: float, *, railing: bool = Fa
         slope = (x1 - x0) / (z1 - z0)
         facade = Facade(x0 - slope * z0, slope, frontal=False, eaves=height, storey=1.0 if see_through else 0.0,
                         pitch=0.14 if see_through else float(rng.choice([0.15, 1.8])))  # fmt: skip
-        number = brush.painter.surface(
-            FENCE, (color[0] * light, color[1] * light, color[2] * light), z0, Kind.FENCE, facade
+        number = brush.canvas.surface(
+            FENCE, (color[0] * light, color[1] * light, color[2] * light), z0, Texture.FENCE, facade
         )
         points = [(x, 0.0, z0), (x, height, z0), (x, height, z1), (x, 0.0, z1)]
-        (brush.painter.railing if see_through else brush.painter.polygon)(points, number)
+        (brush.canvas.railing if see_through else brush.canvas.polygon)(points, number)
         if not see_through:
             brush.cast([(x, z0), (x, z1)], height)
 
@@ -224,7 +223,7 @@ def pedestrian(brush: Brush, x: float, z: float) -> None:
     legs = brush.flat(PEDESTRIAN, brush.pick(_CLOTHES, 10), z)
     stride = float(rng.uniform(0.02, 0.3))
     for foot in (-stride, stride):
-        brush.painter.line((x + foot, 0, z), (x + foot * 0.3, height * 0.5, z), 0.15, legs)
+        brush.canvas.line((x + foot, 0, z), (x + foot * 0.3, height * 0.5, z), 0.15, legs)
     _upper_body(brush, PEDESTRIAN, x, z, height * 0.46, height, float(rng.normal(0, 0.04)))
     brush.cast([(x - 0.2, z), (x + 0.2, z)], height, 200)
 
@@ -233,7 +232,7 @@ def _upper_body(brush: Brush, label: int, x: float, z: float, hip: float, height
     rng, head = brush.rng, height * 0.075
     coat = brush.flat(label, brush.pick(_CLOTHES, 14), z)
     shoulder, half = height - head * 2.5, float(rng.uniform(0.19, 0.27))
-    brush.painter.polygon(
+    brush.canvas.polygon(
         [
             (x - half * 0.8, hip, z),
             (x + half * 0.8, hip, z),
@@ -244,14 +243,14 @@ def _upper_body(brush: Brush, label: int, x: float, z: float, hip: float, height
     )
     for side in (-1, 1):
         hand = x + side * (half + float(rng.uniform(0.0, 0.18)))
-        brush.painter.line((x + lean + side * half * 0.9, shoulder, z), (hand, hip + 0.05, z), 0.1, coat)
-    brush.painter.disc(
+        brush.canvas.line((x + lean + side * half * 0.9, shoulder, z), (hand, hip + 0.05, z), 0.1, coat)
+    brush.canvas.disc(
         (x + lean, height - head, z), head * 1.25, brush.flat(label, brush.pick(_SKIN, 10), z), squash=0.8
     )
     hair = brush.flat(
         label, brush.pick(((40, 32, 28), (96, 70, 44), (30, 28, 28), (150, 120, 80), (180, 40, 40)), 10), z
     )
-    brush.painter.disc((x + lean, height - head * 0.4, z), head * 0.8, hair)
+    brush.canvas.disc((x + lean, height - head * 0.4, z), head * 0.8, hair)
 
 
 def cyclist(brush: Brush, x: float, z: float) -> None:
@@ -263,16 +262,16 @@ def cyclist(brush: Brush, x: float, z: float) -> None:
     brush.cast([(x - 0.2, z), (x + 0.2, z)], 1.6, 200)
     if rng.random() < 0.5:
         brush.upright(x - 0.04, x + 0.04, 0, 0.75, z, tyre)
-        brush.painter.line((x - 0.28, 1.02, z), (x + 0.28, 1.02, z), 0.06, frame)
+        brush.canvas.line((x - 0.28, 1.02, z), (x + 0.28, 1.02, z), 0.06, frame)
         for side in (-0.12, 0.12):
-            brush.painter.line((x + side, 0.15 + abs(side + 0.12), z), (x + side, 0.95, z), 0.15, legs)
+            brush.canvas.line((x + side, 0.15 + abs(side + 0.12), z), (x + side, 0.95, z), 0.15, legs)
         _upper_body(brush, BICYCLIST, x, z, 0.88, float(rng.uniform(1.6, 1.8)), 0.0)
         return
     ahead = float(rng.choice([-1, 1]))
     for centre in (x - 0.52, x + 0.52):
         ring = [(centre + 0.34 * np.cos(a), 0.34 + 0.34 * np.sin(a), z) for a in np.arange(13) * np.pi / 6]
         for start, end in itertools.pairwise(ring):
-            brush.painter.line(start, end, 0.05, tyre)
+            brush.canvas.line(start, end, 0.05, tyre)
     saddle, crank, head = (x - 0.2 * ahead, 0.9, z), (x, 0.3, z), (x + 0.42 * ahead, 0.92, z)
     for start, end in (
         (saddle, crank),
@@ -281,8 +280,128 @@ def cyclist(brush: Brush, x: float, z: float) -> None:
         (saddle, (x - 0.52 * ahead, 0.34, z)),
         (head, (x + 0.52 * ahead, 0.34, z)),
     ):
-        brush.painter.line(start, end, 0.06, frame)
+        brush.canvas.line(start, end, 0.06, frame)
     knee = (x + 0.15 * ahead, 0.72, z)
-    brush.painter.line(saddle, knee, 0.16, legs)
-    brush.painter.line(knee, crank, 0.13, legs)
+    brush.canvas.line(saddle, knee, 0.16, legs)
+    brush.canvas.line(knee, crank, 0.13, legs)
     _upper_body(brush, BICYCLIST, x - 0.15 * ahead, z, 0.88, float(rng.uniform(1.55, 1.75)), 0.25 * ahead)
+
+
+def car(brush: Brush, x: float, z: float, *, sideways: bool = False) -> None:
+    """A car, van or bus seen from behind, ahead or (`sideways`) from the side."""
+    rng = brush.rng
+    kind = rng.choice(["car", "van", "bus"], p=[0.8, 0.14, 0.06])
+    length, width, height, floor = {
+        "car": (4.2, 1.72, 1.45, 0.3),
+        "van": (5.0, 1.95, 2.2, 0.35),
+        "bus": (9.5, 2.5, 3.0, 0.4),
+    }[str(kind)]
+    height *= float(rng.uniform(0.94, 1.1))
+    paint = brush.pick(PAINTS, 12)
+    if sideways:
+        # The long side faces the camera: the same box, turned.
+        _body_side(
+            brush, [(x - length / 2, z), (x + length / 2, z)], floor, height, paint, brush.light(0, -1), kind != "car"
+        )
+        brush.cast(
+            [(x - length / 2, z), (x + length / 2, z), (x + length / 2, z + width), (x - length / 2, z + width)], height
+        )
+        return
+    left, right = x - width / 2, x + width / 2
+    brush.cast([(left, z), (right, z), (right, z + length), (left, z + length)], height)
+    # Dark below the floor, whatever the light.
+    brush.canvas.shadow(
+        [(left - 0.1, 0, z - 0.15), (right + 0.1, 0, z - 0.15), (right, 0, z + length), (left, 0, z + length)], 235
+    )
+    for inner in (left, right):
+        if (inner == left and x > width / 2) or (inner == right and x < -width / 2):
+            light = brush.light(-1 if inner == left else 1, 0)
+            _body_side(brush, [(inner, z), (inner, z + length)], floor, height, paint, light, kind != "car")
+    _body_end(brush, left, right, z, floor, height, paint, kind != "car")
+
+
+def _body_side(
+    brush: Brush, ends: list[tuple[float, float]], floor: float, height: float, paint: Rgb, light: float, boxy: bool
+) -> None:
+    """The long side of a car between two ground points [(x, z), (x, z)]."""
+    (x0, z0), (x1, z1) = ends
+
+    def at(share: float, y: float) -> tuple[float, float, float]:
+        return (x0 + (x1 - x0) * share, y, z0 + (z1 - z0) * share)
+
+    canvas, depth = brush.canvas, min(z0, z1)
+    body = brush.flat(CAR, paint, depth, light)
+    lower = brush.flat(CAR, paint, depth, light * 0.8)
+    glass = brush.flat(CAR, brush.jitter((44, 50, 58), 10), depth)
+    waist = floor + (height - floor) * 0.55
+    flip = brush.rng.random() < 0.5 and not boxy
+
+    def shape(points: list[tuple[float, float]], number: int) -> None:
+        canvas.polygon([at(1 - s if flip else s, y) for s, y in points], number)
+
+    top = (
+        [(0.0, height), (0.98, height)]
+        if boxy
+        else [(0.02, waist * 1.02), (0.14, height * 0.97), (0.2, height), (0.55, height), (0.72, waist)]
+    )
+    shape([(0.0, floor), (0.0, waist), *top, (1.0, waist * (1.0 if boxy else 0.88)), (1.0, floor)], body)
+    shape([(0.0, floor), (0.0, floor + 0.25), (1.0, floor + 0.25), (1.0, floor)], lower)
+    if boxy:
+        shape([(0.06, waist), (0.06, height * 0.88), (0.94, height * 0.88), (0.94, waist)], glass)
+    else:
+        shape([(0.1, waist), (0.17, height * 0.94), (0.36, height * 0.94), (0.36, waist)], glass)
+        shape([(0.39, waist), (0.39, height * 0.94), (0.54, height * 0.94), (0.67, waist)], glass)
+    tyre, rim = brush.flat(CAR, (24, 24, 25), depth), brush.flat(CAR, (120, 122, 124), depth)
+    length = abs(x1 - x0) + abs(z1 - z0)
+    for middle in (0.19, 0.8):
+        for radius, number in ((0.32, tyre), (0.17, rim)):
+            ring = [(middle + radius / length * np.cos(a), 0.32 + radius * np.sin(a)) for a in np.arange(8) * np.pi / 4]
+            shape(ring, number)
+
+
+def _body_end(
+    brush: Brush, left: float, right: float, z: float, floor: float, height: float, paint: Rgb, boxy: bool
+) -> None:
+    """Front or back of a car at depth z."""
+    rng, canvas = brush.rng, brush.canvas
+    light, waist, inset = brush.light(0, -1), floor + (height - floor) * 0.55, 0.05 if boxy else 0.17
+    width, back = right - left, rng.random() < 0.5
+    glass_depth = z + (0.0 if boxy else 0.25 if back else 1.3)
+    body = brush.flat(CAR, paint, z, light)
+    glass = brush.flat(CAR, brush.pick(((40, 46, 54), (90, 104, 116)), 10), z)
+    a, b = left + inset * width / 2, right - inset * width / 2
+    top_z = glass_depth + (0.0 if boxy else 0.45)
+    tyre = brush.flat(CAR, (22, 22, 23), z)
+    for side in (left + 0.05, right - 0.27):
+        brush.upright(side, side + 0.22, 0.0, floor + 0.1, z + 0.1, tyre)
+    canvas.polygon(
+        [(left, waist, glass_depth), (right, waist, glass_depth), (b, height, top_z), (a, height, top_z)], body
+    )
+    m, w = 0.06 * width, waist + 0.05
+    canvas.polygon(
+        [
+            (left + m, w, glass_depth),
+            (right - m, w, glass_depth),
+            (b - m, height * 0.95, top_z),
+            (a + m, height * 0.95, top_z),
+        ],
+        glass,
+    )
+    hood = brush.flat(CAR, paint, z, min(light * 1.15, 1.25))
+    canvas.polygon(
+        [(left, waist * 0.95, z), (right, waist * 0.95, z), (right, waist, glass_depth), (left, waist, glass_depth)],
+        hood,
+    )
+    canvas.polygon(
+        [(left + 0.08, floor, z), (left, floor + 0.15, z), (left, waist * 0.9, z), (left + 0.12, waist * 0.97, z),
+         (right - 0.12, waist * 0.97, z), (right, waist * 0.9, z), (right, floor + 0.15, z), (right - 0.08, floor, z)],
+        body,
+    )  # fmt: skip
+    bumper = brush.flat(CAR, paint if rng.random() < 0.5 else (60, 60, 62), z, light * 0.75)
+    brush.upright(left + 0.02, right - 0.02, floor, floor + 0.2, z, bumper)
+    lights = brush.flat(CAR, brush.jitter((170, 30, 30) if back else (226, 226, 214), 16), z)
+    for side in (left + 0.06, right - 0.36):
+        brush.upright(side, side + 0.3, waist * 0.72, waist * 0.88, z, lights)
+    plate = brush.flat(CAR, (214, 196, 90) if back else (220, 220, 214), z)
+    middle = (left + right) / 2
+    brush.upright(middle - 0.26, middle + 0.26, waist * 0.6, waist * 0.7, z, plate)
