@@ -108,7 +108,6 @@ class SegmentationData(L.LightningDataModule):
         self.size = (size[0], size[1]) if size else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mean, self.std, self.seed = mean, std, seed
-        self._normalisation = Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
         self._crop = (crop[0], crop[1]) if crop else None
         self._cache, self._workers = cache, 0 if cache == "device" else workers
         self._splits, self._train_ids = {"train": "train", "val": val_split}, train_ids
@@ -117,6 +116,10 @@ class SegmentationData(L.LightningDataModule):
         self.unlabelled, self.views = unlabelled, views or UnlabelledViews()
         self._steps, self._unreadable = steps, unreadable
         self._unlabelled_images: DecodedImages | None = None
+
+    @property
+    def _normalisation(self) -> Normalisation:
+        return Normalisation(tuple(self.mean), tuple(self.std))  # type: ignore[arg-type]  # a header gives lists
 
     @property
     def classes(self) -> Any:

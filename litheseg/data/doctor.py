@@ -55,7 +55,7 @@ _KNOWN: dict[str, tuple[Severity, str]] = {
         "add the masks, remove the images, or set allow_unlabelled=True to use them unlabelled",
     ),
     "unpaired-mask": ("error", "add the images or remove the masks; stems must be equal"),
-    "same-stem": ("error", "keep one of each, or rename the others: files are told apart by their stems"),
+    "same-stem": ("error", "keep one of each, or rename the others: files are distinguished by their stems"),
     "missing-file": ("error", "restore the files or remove the lines; paths are relative to the data folder"),
     "too-large": ("error", "make them smaller, cut them into tiles, or allow more: --max-pixels, --data.max_pixels"),
     "unreadable-image": ("error", "copy or download the files again, or remove them with their masks"),
@@ -66,7 +66,7 @@ _KNOWN: dict[str, tuple[Severity, str]] = {
     "unknown-label": ("error", "name the values under 'classes' (id), 'remap' or 'ignore' in classes.yaml"),
     "off-by-one": ("error", "labels seem to count from 1: give the classes 'id: 1', 'id: 2', ... in classes.yaml"),
     "nothing-labelled": ("error", "check 'ignore' and 'remap' in classes.yaml: every pixel is ignored"),
-    "no-val": ("warning", "hold out a part of train: without val no result can be told from memorising"),
+    "no-val": ("warning", "hold out a part of train: without val, learning and memorising look the same"),
     "maybe-off-by-one": (
         "warning",
         "compare an overlay with the class list; if labels count from 1, give each class its id",

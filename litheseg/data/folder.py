@@ -3,7 +3,7 @@
 The layouts that are found by themselves, images and masks pairing by stem:
 
 * `images/ masks/`, with or without `train.txt`, `val.txt`, `test.txt` beside them (one stem a line);
-* `images/train/ masks/train/ images/val/ ...`, and the other way round, `train/images/ train/masks/ ...`;
+* `images/train/ masks/train/ images/val/ ...`, and reversed, `train/images/ train/masks/ ...`;
 * `train/ trainannot/ val/ valannot/`;
 * list files alone, one `image mask` pair a line, relative to the folder.
 

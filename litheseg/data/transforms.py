@@ -70,7 +70,7 @@ class Augment:
         brightness: factors are drawn from [1 - brightness, 1 + brightness]; in [0, 1].
         contrast: likewise, around the view's mean grey.
         saturation: likewise, around each pixel's grey.
-        hue: the hue turns by up to this fraction of a full turn either way; in [0, 0.5].
+        hue: the hue turns by up to this fraction of a full turn in either direction; in [0, 0.5].
 
     Raises:
         DataError: a value outside its range.

@@ -52,7 +52,7 @@ class UnlabelledViews:
         brightness: then factors are drawn from [1 - brightness, 1 + brightness]; in [0, 1].
         contrast: likewise, around the view's mean grey.
         saturation: likewise, around each pixel's grey.
-        hue: then the hue turns by up to this fraction of a full turn either way; in [0, 0.5].
+        hue: then the hue turns by up to this fraction of a full turn in either direction; in [0, 0.5].
         grey: the probability that a view loses its colours, in [0, 1].
         blur: the probability that a view is blurred, in [0, 1].
         sigma: the range of the blur's standard deviation in pixels, both > 0.
@@ -261,7 +261,7 @@ def _gaussian(sigma: Tensor, reach: int) -> Tensor:
 
 def _pixel_bounds(size: tuple[int, int], area: tuple[float, float]) -> tuple[int, int]:
     """The least and the most pixels that a share within `area` can be."""
-    # By way of the text: 0.1 means one tenth, not the nearest binary fraction.
+    # By its text: 0.1 means one tenth, not the nearest binary fraction.
     low, high = (Fraction(str(share)) * size[0] * size[1] for share in area)
     if math.ceil(low) > math.floor(high):
         nearest = math.floor((low + high) / 2 + Fraction(1, 2))

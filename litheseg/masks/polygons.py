@@ -34,7 +34,7 @@ class Polygon:
 
     Attributes:
         exterior: corners (N, 2) as x, y; the last joins the first. Clockwise as seen (y points down).
-        holes: likewise, the other way round.
+        holes: likewise, anticlockwise.
         area: pixels.
     """
 

@@ -72,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Scene:
-    """A painted street, ready to be lit."""
+    """A painted street, ready for light and texture (`shade`)."""
 
     canvas: Canvas
     layout: Layout

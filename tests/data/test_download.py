@@ -1,4 +1,4 @@
-"""Downloads from a local server that cuts, lies and refuses as told."""
+"""Downloads from a local server that cuts, lies and refuses on request."""
 
 from __future__ import annotations
 

@@ -85,10 +85,10 @@ def test_masks_are_painted_boxes_and_repeat_with_the_generator() -> None:
     folded = box_mask(boxes.view(2, 6, 3, 4).int(), (31, 17))
     assert np.array_equal(folded.flatten(0, 1).numpy(), oracle)
     assert torch.equal(draw_boxes(12, generator(), size=(31, 17), boxes=3, area=(0.25, 0.5)), boxes)
-    chance = [generator(), generator()]
-    for one, size in zip(chance, ((31, 17), (360, 480)), strict=True):
+    generators = [generator(), generator()]
+    for one, size in zip(generators, ((31, 17), (360, 480)), strict=True):
         draw_boxes(12, one, size=size, boxes=3, area=(0.25, 0.5))
-    assert torch.equal(chance[0].get_state(), chance[1].get_state())
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
 
 
 @pytest.mark.parametrize(("boxes", "area"), [(0, (0.25, 0.5)), (3, (0.0, 0.0))])
@@ -135,11 +135,11 @@ def test_colours_are_those_that_labelled_views_have(crop: tuple[int, int]) -> No
     strength = {"brightness": 0.4, "contrast": 0.5, "saturation": 0.6, "hue": 0.2}
     views = UnlabelledViews(jitter=1.0, **strength)
     draws = views.draw(6, generator(5))
-    augment, chance = Augment(scale=(1.0, 1.0), flip=0.0, **strength), torch.full((6, 8), 0.5, dtype=torch.float64)
-    chance[:, 4:8] = draws[:, 1:5]
-    parameters = augment.resolve(chance, source=(20, 26), crop=crop)
+    augment, numbers = Augment(scale=(1.0, 1.0), flip=0.0, **strength), torch.full((6, 8), 0.5, dtype=torch.float64)
+    numbers[:, 4:8] = draws[:, 1:5]
+    parameters = augment.resolve(numbers, source=(20, 26), crop=crop)
     expected, labels = apply_views(image(), torch.zeros(6, 20, 26, dtype=torch.uint8), parameters, crop=crop)
-    weak, inside = image_views(image(), augment.geometry_only().resolve(chance, source=(20, 26), crop=crop), crop=crop)
+    weak, inside = image_views(image(), augment.geometry_only().resolve(numbers, source=(20, 26), crop=crop), crop=crop)
     assert torch.equal(inside, labels != 255)
     found = strong_view(weak, views.resolve(draws), inside)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
