@@ -6,7 +6,7 @@ What it leaves in the output folder:
 * ``confidence/ID.png``: 8-bit grey, 255 times the probability of the label, before any threshold;
 * ``images/``: links to the images, and ``classes.yaml``: together with the masks a `folder` data set;
 * ``scores/ID.json``: what ranking needs, so that a run that was stopped goes on where it was;
-* ``ranking.csv``: every image, best first (see `selection`);
+* ``ranking.csv``: every image, best first (see `ranking`);
 * the chosen images for an annotation tool (see `cvat`, `label_studio`).
 
 Pseudo-labels as in Lee, "Pseudo-label", ICML Workshops 2013; the threshold as in FixMatch (Sohn et al., NeurIPS 2020).
@@ -34,10 +34,9 @@ import torch
 from litheseg.data.source import existing_folder, find_images
 from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_path
-from litheseg.labelling.certainty import certainty
 from litheseg.labelling.cvat import write_cvat
 from litheseg.labelling.label_studio import write_label_studio
-from litheseg.labelling.selection import Ranking, rank
+from litheseg.labelling.ranking import Ranking, certainty, rank
 from litheseg.labelling.tools import Chosen, link_image, write_once
 from litheseg.locks import folder_lock
 from litheseg.masks.classes import IGNORE_INDEX, class_file_text

@@ -323,32 +323,18 @@ def _table(scheme: LabelScheme) -> np.ndarray:
     return table
 
 
-CAMVID_CLASSES = Classes(
-    names=(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    ),
-    colors=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
+_CAMVID = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign symbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
 )
+CAMVID_CLASSES = Classes(tuple(name for name, _ in _CAMVID), tuple(color for _, color in _CAMVID))
 """The eleven classes of CamVid in their usual order, which the procedural streets have too."""

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Literal
 
 from litheseg.errors import DataError, did_you_mean
-from litheseg.masks.pictures import overlay, write_mask
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.failures import REPORT, FailureLog
 from litheseg.runtime.jobs import Job, WorkPlan, find_items, make_plan
@@ -32,7 +31,7 @@ from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.ray_engine import run_ray
 from litheseg.runtime.storage import OutputFolder, open_folder
 
-__all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "overlay", "predict_files", "write_mask"]
+__all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "predict_files"]
 
 ENGINES = ("local", "ray")
 

@@ -10,7 +10,7 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -186,36 +186,45 @@ def _skyline(brush: Brush, layout: Layout) -> None:
         _front(brush, -40.0, 40.0, z, float(rng.uniform(8, 16)), _style(brush))
 
 
-def _style(brush: Brush) -> dict[str, object]:
-    """Random keyword arguments of `Facade`, and the wall's colour under "color"."""
+@dataclass(frozen=True)
+class _Style:
+    """What the walls of one house have in common; the texture's plane is filled in for each wall."""
+
+    color: Rgb
+    texture: Facade
+
+    def wall(self, brush: Brush, z: float, light: float, **plane: float) -> int:
+        """A new surface at depth z; `plane` holds `offset`, `slope`, `frontal` and `eaves` of its `Facade`."""
+        r, g, b = self.color
+        facade = replace(self.texture, **plane)  # type: ignore[arg-type]
+        return brush.canvas.surface(BUILDING, (light * r, light * g, light * b), z, Texture.FACADE, facade)
+
+
+def _style(brush: Brush) -> _Style:
     rng = brush.rng
-    return {
-        "color": brush.jitter(_WALLS[rng.integers(len(_WALLS))], 16),
-        "storey": float(rng.uniform(2.7, 3.8)),
-        "pitch": float(rng.uniform(1.6, 4.0)),
-        "window_width": float(rng.choice([rng.uniform(0.3, 0.6), rng.uniform(0.75, 0.92)], p=[0.8, 0.2])),
-        "window_height": float(rng.uniform(0.4, 0.75)),
-        "phase": float(rng.uniform(0, 4)),
-        "shop": float(rng.uniform(2.8, 3.8)) if rng.random() < 0.4 else 0.0,
-        "bricks": float(rng.uniform(0.0, 0.16)),
-        "glass": brush.jitter(_GLASS[rng.integers(len(_GLASS))], 10),
-        "trim": brush.jitter((198, 196, 190), 25) if rng.random() < 0.6 else brush.jitter((90, 84, 80), 20),
-        "roof": brush.jitter(_ROOFS[rng.integers(len(_ROOFS))], 10),
-        "fascia": brush.jitter(things.PAINTS[rng.integers(len(things.PAINTS))], 15),
-    }
+    color = brush.jitter(_WALLS[rng.integers(len(_WALLS))], 16)
+    texture = Facade(
+        offset=0.0,
+        slope=0.0,
+        frontal=False,
+        storey=float(rng.uniform(2.7, 3.8)),
+        pitch=float(rng.uniform(1.6, 4.0)),
+        window_width=float(rng.choice([rng.uniform(0.3, 0.6), rng.uniform(0.75, 0.92)], p=[0.8, 0.2])),
+        window_height=float(rng.uniform(0.4, 0.75)),
+        phase=float(rng.uniform(0, 4)),
+        shop=float(rng.uniform(2.8, 3.8)) if rng.random() < 0.4 else 0.0,
+        bricks=float(rng.uniform(0.0, 0.16)),
+        glass=brush.jitter(_GLASS[rng.integers(len(_GLASS))], 10),
+        trim=brush.jitter((198, 196, 190), 25) if rng.random() < 0.6 else brush.jitter((90, 84, 80), 20),
+        roof=brush.jitter(_ROOFS[rng.integers(len(_ROOFS))], 10),
+        fascia=brush.jitter(things.PAINTS[rng.integers(len(things.PAINTS))], 15),
+    )
+    return _Style(color, texture)
 
 
-def _facade(brush: Brush, style: dict[str, object], z: float, light: float, **plane: object) -> int:
-    keywords = {key: value for key, value in {**style, **plane}.items() if key != "color"}
-    color = tuple(light * channel for channel in style["color"])  # type: ignore[attr-defined]
-    return brush.canvas.surface(BUILDING, color, z, Texture.FACADE, Facade(**keywords))  # type: ignore[arg-type]
-
-
-def _front(
-    brush: Brush, left: float, right: float, z: float, height: float, style: dict[str, object], eaves: float = 1e3
-) -> None:
+def _front(brush: Brush, left: float, right: float, z: float, height: float, style: _Style, eaves: float = 1e3) -> None:
     """A wall that faces the camera; x as seen from the camera, bend not included in its texture."""
-    wall = _facade(brush, style, z, brush.light(0, -1), offset=z, slope=0.0, frontal=True, eaves=eaves)
+    wall = style.wall(brush, z, brush.light(0, -1), offset=z, slope=0.0, frontal=True, eaves=eaves)
     brush.upright(left, right, 0, height, z, wall)
 
 
@@ -225,33 +234,21 @@ def _building(brush: Brush, sun: Sun, side: int, x: float, near: float, far: flo
     `side` is -1 left, 1 right; `x` of the street wall is as seen from the camera, `near` and `far` are the depths of
     its corners, `height` includes the roof; all in metres.
     """
-    rng, camera, style = brush.rng, brush.canvas.camera, _style(brush)
+    rng, curve, style = brush.rng, brush.canvas.camera.curve, _style(brush)
     pitched = rng.random() < 0.45
     eaves = height * float(rng.uniform(0.7, 0.85)) if pitched else 1e3
     z0, z1 = max(near, NEAR), far
     # The bend makes the street wall a chord between its bent corners.
-    x0, x1 = x + camera.curve * z0 * z0, x + camera.curve * z1 * z1
+    x0, x1 = x + curve * z0 * z0, x + curve * z1 * z1
     slope = (x1 - x0) / (z1 - z0)
     deep = x + side * rng.uniform(8, 16)
-    ridge = height if not pitched else eaves
     if near > NEAR:
-        _front(brush, min(x, deep), max(x, deep), near, ridge, style, eaves)
+        _front(brush, min(x, deep), max(x, deep), near, eaves if pitched else height, style, eaves)
         if pitched:
-            roof = brush.canvas.surface(BUILDING, style["roof"], near)  # type: ignore[arg-type]
-            middle = x + side * 2.5
-            brush.canvas.polygon(
-                [(x, eaves, near), (deep, eaves, near), (deep, height, near), (middle, height, near)], roof
-            )
-    wall = _facade(
-        brush,
-        style,
-        (z0 + z1) / 2,
-        brush.light(-side, 0),
-        offset=x0 - slope * z0,
-        slope=slope,
-        frontal=False,
-        eaves=eaves,
-    )
+            roof = brush.canvas.surface(BUILDING, style.texture.roof, near)
+            brush.shape([(x, eaves), (deep, eaves), (deep, height), (x + side * 2.5, height)], near, roof)
+    plane = {"offset": x0 - slope * z0, "slope": slope, "frontal": False, "eaves": eaves}
+    wall = style.wall(brush, (z0 + z1) / 2, brush.light(-side, 0), **plane)
     brush.canvas.polygon([(x, 0, z0), (x, height, z0), (x, height, z1), (x, 0, z1)], wall)
     if pitched:
         for _ in range(int(rng.integers(0, 3))):

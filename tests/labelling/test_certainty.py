@@ -7,9 +7,9 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
-import litheseg.labelling.certainty as room
+import litheseg.labelling.ranking as room
 from litheseg.errors import DataError
-from litheseg.labelling.certainty import certainty
+from litheseg.labelling.ranking import certainty
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.predictor import Predictor
 

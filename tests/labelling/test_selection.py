@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from litheseg.errors import DataError
-from litheseg.labelling.selection import rank
+from litheseg.labelling.ranking import rank
 
 
 def _greedy(uncertainty: np.ndarray, descriptors: np.ndarray, count: int) -> list[int]:
