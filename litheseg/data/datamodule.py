@@ -102,7 +102,13 @@ class SegmentationData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         _check_counts(batch_size=batch_size, eval_batch_size=eval_batch_size, steps=steps, seed=seed)
-        _check(size=size, crop=crop, cache=cache, unreadable=unreadable)
+        for name, value in (("size", size), ("crop", crop)):
+            if value is not None and (len(value) != 2 or min(value) < 1):
+                raise DataError(f"{name} is {value}; give (height, width) in pixels, such as (360, 480)")
+        if not 0 <= unreadable <= 1:
+            raise DataError(f"unreadable is {unreadable}; give the share of files that may be left out, in [0, 1]")
+        if cache not in ("ram", "device", "none"):
+            raise DataError(f"cache is '{cache}'.{did_you_mean(cache, ('ram', 'device', 'none'))}")
         self.source, self.augment = source, augment or Augment()
         # A recipe file gives lists.
         self.size = (size[0], size[1]) if size else None
@@ -337,17 +343,6 @@ def _check_counts(*, seed: int, **counts: int | None) -> None:
     for name, value, least in (*((name, value, 1) for name, value in counts.items()), ("seed", seed, 0)):
         if value is not None and value < least:
             raise DataError(f"{name} is {value}; give an integer >= {least}")
-
-
-def _check(*, size: Any, crop: Any, cache: str, unreadable: float) -> None:
-    """The same for the other options."""
-    for name, value in (("size", size), ("crop", crop)):
-        if value is not None and (len(value) != 2 or min(value) < 1):
-            raise DataError(f"{name} is {value}; give (height, width) in pixels, such as (360, 480)")
-    if not 0 <= unreadable <= 1:
-        raise DataError(f"unreadable is {unreadable}; give the share of files that may be left out, in [0, 1]")
-    if cache not in ("ram", "device", "none"):
-        raise DataError(f"cache is '{cache}'.{did_you_mean(cache, ('ram', 'device', 'none'))}")
 
 
 def _select(samples: Sequence[Sample], ids: Sequence[str], split: str) -> tuple[Sample, ...]:

@@ -40,7 +40,7 @@ from litheseg.data.source import (
     pair_up,
 )
 from litheseg.data.splits import partition, read_list
-from litheseg.errors import DataError, LithesegError
+from litheseg.errors import DataError
 from litheseg.files import atomic_folder
 from litheseg.masks.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, class_file_text, read_class_file
 from litheseg.masks.pictures import encode_mask, encode_png
@@ -210,7 +210,8 @@ def write_folder(source: Source, folder: str | Path, *, progress: bool = False) 
         `folder`.
 
     Raises:
-        DataError: the folder holds something already, or cannot be written.
+        DataError: the folder holds something already.
+        LithesegError: it cannot be written.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -218,19 +219,14 @@ def write_folder(source: Source, folder: str | Path, *, progress: bool = False) 
     samples = [sample for split in source.splits() for sample in source.samples(split)]
     title, console = f"Writing {len(samples)} images", Console(stderr=True)
     about = {"name": source.name, "licence": source.licence, "citation": source.citation}
-    try:
-        with atomic_folder(folder) as draft:
-            (draft / "classes.yaml").write_text(class_file_text(source.classes, **about), encoding="utf-8")
-            for sample in track(samples, title, transient=True, console=console, disable=not progress):
-                image, mask = (draft / kind / sample.split / f"{sample.id}.png" for kind in ("images", "masks"))
-                image.parent.mkdir(parents=True, exist_ok=True)
-                mask.parent.mkdir(parents=True, exist_ok=True)
-                image.write_bytes(encode_png(source.read_image(sample)))
-                mask.write_bytes(encode_mask(source.read_mask(sample), source.classes))
-    except DataError:
-        raise
-    except LithesegError as error:
-        raise DataError(str(error)) from error
+    with atomic_folder(folder) as draft:
+        (draft / "classes.yaml").write_text(class_file_text(source.classes, **about), encoding="utf-8")
+        for sample in track(samples, title, transient=True, console=console, disable=not progress):
+            image, mask = (draft / kind / sample.split / f"{sample.id}.png" for kind in ("images", "masks"))
+            image.parent.mkdir(parents=True, exist_ok=True)
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(encode_png(source.read_image(sample)))
+            mask.write_bytes(encode_mask(source.read_mask(sample), source.classes))
     return folder
 
 

@@ -118,6 +118,7 @@ def make_streets(
         `folder`.
 
     Raises:
-        DataError: a value out of range, or a folder that holds something already or cannot be written.
+        DataError: a value out of range, or a folder that holds something already.
+        LithesegError: it cannot be written.
     """
     return write_folder(Streets(train=train, val=val, size=size, seed=seed), folder, progress=progress)

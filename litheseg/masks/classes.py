@@ -11,8 +11,6 @@ values are ignored and which are remapped. A scheme comes from a source (CamVid,
     remap: {12: road, 13: ignore}   # further file values: to a class (its name or id) or to ignore
     encoding: index                 # or rgb: the masks hold the classes' colours
 
-It does not know any mask file: see `masks`.
-
 Usage:
     >>> scheme = LabelScheme.build(Classes.from_names(["road", "car"]), ignore=[11])
     >>> scheme.table()[[0, 1, 11, 255]].tolist()

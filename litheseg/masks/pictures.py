@@ -1,7 +1,5 @@
 """Labels as pictures: palette PNGs whose pixel values are class indices, and photos under the colours of their labels.
 
-It does not know where the files go.
-
 Usage:
     >>> data = encode_mask(mask, classes)                       # bytes of a PNG
     >>> data = encode_overlay(photo, mask, classes, alpha=0.5)

@@ -7,7 +7,7 @@ indices, a 4-bit grey PNG its values, a 16-bit one all of its bits.
 Size is judged by the header, before anything is decompressed: a file of a few kilobytes can claim, and hold, billions
 of pixels. `MAX_PIXELS` is what every reader here takes where nobody says otherwise.
 
-It does not know which images and masks belong together: see `source`. Orientation: EXIF, JEITA CP-3451, tag 0x0112.
+Orientation: EXIF, JEITA CP-3451, tag 0x0112.
 
 Usage:
     >>> image = read_image("images/a.jpg")                       # uint8 H W 3
@@ -80,7 +80,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if image.format in _ANIMATED and getattr(image, "is_animated", False):
             raise DataError(f"{path} is animated; save the frame that is meant, or label it with `litheseg video`")
         orientation = _orientation(image)
-        return np.array(_turn(_to_rgb(image, path), orientation))
+        return _upright(np.array(_to_rgb(image, path)), orientation)
 
 
 def count_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int:
@@ -152,7 +152,7 @@ def read_mask(
         values = _pixels(mask, path)
     if image is not None:
         orientation = _agree(path, image, (values.shape[0], values.shape[1]), orientation, max_pixels)
-    return _turn_array(encode(values, scheme, path), orientation)
+    return _upright(encode(values, scheme, path), orientation)
 
 
 def encode(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> np.ndarray:
@@ -315,9 +315,5 @@ def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (size[1], size[0]) if orientation in _LYING else size
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
-
-
-def _turn_array(labels: np.ndarray, orientation: int) -> np.ndarray:
-    return np.array(_turn(Image.fromarray(labels), orientation)) if orientation in _TRANSPOSE else labels
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return np.array(Image.fromarray(pixels).transpose(_TRANSPOSE[orientation])) if orientation != 1 else pixels

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from litheseg.errors import DataError
+from litheseg.errors import DataError, MissingExtraError
 from litheseg.masks.polygons import fill
-from litheseg.masks.run_lengths import decode_brush, encode_brush
+from litheseg.masks.run_lengths import coco_string, decode_brush, encode_brush
 
 
 def _bar() -> np.ndarray:
@@ -136,3 +138,9 @@ def test_a_square_covers_its_area_and_no_outline() -> None:
     assert np.argwhere(fill([(1, 1), (3, 1), (3, 3), (1, 3)], 4, 5)).tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
     assert fill([(-9, -9), (99, -9), (99, 99), (-9, 99)], 4, 5).all()
     assert not fill([(7, 0), (9, 0), (9, 4)], 4, 5).any()
+
+
+def test_without_pycocotools_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(MissingExtraError, match=r"pycocotools.*litheseg\[serve\]"):
+        coco_string(np.array([1, 3]), (2, 2))
