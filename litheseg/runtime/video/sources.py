@@ -170,12 +170,6 @@ def require_av() -> ModuleType:
 class ImageSequence(FrameSource):
     """The images of a folder or pattern as the frames of a video; one that cannot be read is left out, and counted.
 
-    Args:
-        name: for messages.
-        path: the folder or pattern.
-        rate: frames per second.
-        max_pixels: of one image.
-
     Raises:
         DataError: no images.
     """
@@ -209,12 +203,7 @@ def _counting_order(file: Path) -> list[tuple[int, int, str]]:
 
 
 class VideoFile(FrameSource):
-    """A video with an end.
-
-    Args:
-        name: for messages.
-        container: of PyAV, open.
-    """
+    """A video with an end, of an open container of PyAV."""
 
     def __init__(self, name: str, container: Any) -> None:
         self.name, self.troubles = name, Troubles()

@@ -40,12 +40,7 @@ def open_writer(
 ) -> Iterator[FolderWriter | VideoWriter]:
     """Write to a path: it holds everything written so far when the context ends, and nothing new if that raises.
 
-    Args:
-        target: a video file, or a folder.
-        rate: pictures per second, about.
-        classes: for the palettes of masks.
-        kind: what the pictures show.
-        force: replace a file that is there.
+    A file that is there is replaced with `force` only. `rate`: pictures per second, about; `kind`: what they show.
 
     Raises:
         DataError: an ending that is neither a video's nor a folder's, a file that exists, or a folder that holds files.
