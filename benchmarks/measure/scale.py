@@ -39,7 +39,6 @@ from litheseg.nn import slim
 from litheseg.runtime.files import predict_files
 from litheseg.runtime.jobs import Job, find_items, make_plan
 from litheseg.runtime.labeller import Labeller, PredictionSettings
-from litheseg.runtime.local import run_local
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.storage import open_folder
 from litheseg.streets import render_street
@@ -146,7 +145,7 @@ def ways(
         predictors = settings.predictors(workers)
 
         def run(output: Path) -> float:
-            list(run_local(Labeller(predictors, open_folder(output)), jobs(images, output), workers=workers))
+            list(Labeller(predictors, open_folder(output)).run(jobs(images, output)))
             return 0.0
 
         return run

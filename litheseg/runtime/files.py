@@ -1,10 +1,9 @@
-"""Many images through a model: masks and overlays into a folder, one bad image no reason to stop.
+"""Predict many images: masks and overlays into a folder, one bad image no reason to stop.
 
 Images come from files, folders, manifests and object stores; results are files or objects, each written once and as a
 whole. What exists is kept, so a run that was stopped or killed goes on with the same call. What could not be labelled
 is listed in ``failed.jsonl`` beside the results, as it fails. An engine does the work: threads of this process
-(`local`), or Ray's processes on this machine or many (`ray_engine`); masks are the same, bit for bit. It knows neither
-models nor formats.
+(`labeller`), or Ray's processes on this machine or many (`ray_engine`); masks are the same, bit for bit.
 
 Usage:
     >>> summary = predict_files("model.safetensors", ["photos/"], "labelled/", width=0.5, kind="both")
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Literal
 
 from litheseg.errors import DataError, did_you_mean
+from litheseg.machine import cores
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.failures import REPORT, FailureLog
 from litheseg.runtime.jobs import Job, WorkPlan, find_items, make_plan
 from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings
-from litheseg.runtime.local import default_workers, run_local
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.ray_engine import run_ray
 from litheseg.runtime.storage import OutputFolder, open_folder
@@ -36,8 +35,6 @@ __all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "predict_files"]
 ENGINES = ("local", "ray")
 
 Kind = Literal["mask", "overlay", "both"]
-
-_Outcomes = Generator[JobOutcome, None, None]
 
 _KINDS = {"mask": ("mask",), "overlay": ("overlay",), "both": ("mask", "overlay")}
 
@@ -134,13 +131,13 @@ def predict_files(
         LithesegError: a result cannot be written.
     """
     _check(kind, engine, alpha, workers=workers, threads=threads, max_pixels=max_pixels)
-    workers = workers or default_workers(threads)
+    workers = workers or max(1, cores() // threads)
     folder = open_folder(output)
     path = str(model) if isinstance(model, (str, Path)) else ""
     settings = PredictionSettings(
         path, str(output), width, str(device), size, runtime, precision, threads, alpha, force, max_pixels
     )
-    label = _by_threads(model, settings, folder, workers) if engine == "local" else _by_ray(settings, workers)
+    label = _engine(model, settings, folder, workers, engine)
     items = find_items([inputs] if isinstance(inputs, (str, Path)) else inputs, folder)
     plan = make_plan(items, folder, _KINDS[kind], force=force)
     return _follow(plan, label(plan.jobs), folder, progress or (lambda _: None))
@@ -157,26 +154,29 @@ def _check(kind: str, engine: str, alpha: float, **counts: int | None) -> None:
         raise DataError(f"alpha {alpha} is outside [0, 1]; 0 shows the image, 1 the colours")
 
 
-def _by_threads(
-    model: Model | Predictor | str | Path, settings: PredictionSettings, folder: OutputFolder, workers: int
-) -> Callable[[Sequence[Job]], _Outcomes]:
+def _engine(
+    model: Model | Predictor | str | Path, settings: PredictionSettings, folder: OutputFolder, workers: int, engine: str
+) -> Callable[[Sequence[Job]], Generator[JobOutcome, None, None]]:
+    """What does the jobs; what is wrong with the model or the width is said here."""
+    if engine == "ray":
+        if not settings.model:
+            raise DataError("engine 'ray' needs the path of a model, which its workers load; or take 'local'")
+        settings.predictors(1)
+        return partial(run_ray, settings, workers=workers)
     if isinstance(model, Predictor):
         model.prepare(model.width if settings.width is None else settings.width)
         predictors = [model] * workers
     else:
         predictors = settings.predictors(workers, None if isinstance(model, (str, Path)) else model)
-    labeller = Labeller(predictors, folder, width=settings.width, alpha=settings.alpha, max_pixels=settings.max_pixels)
-    return partial(run_local, labeller, workers=workers)
+    return Labeller(predictors, folder, width=settings.width, alpha=settings.alpha, max_pixels=settings.max_pixels).run
 
 
-def _by_ray(settings: PredictionSettings, workers: int) -> Callable[[Sequence[Job]], _Outcomes]:
-    if not settings.model:
-        raise DataError("engine 'ray' needs the path of a model, which its workers load themselves; or take 'local'")
-    settings.predictors(1)  # what is wrong with the model or the width is said here and not by a worker
-    return partial(run_ray, settings, workers=workers)
-
-
-def _follow(plan: WorkPlan, outcomes: _Outcomes, folder: OutputFolder, progress: Callable[[Progress], None]) -> Summary:
+def _follow(
+    plan: WorkPlan,
+    outcomes: Generator[JobOutcome, None, None],
+    folder: OutputFolder,
+    progress: Callable[[Progress], None],
+) -> Summary:
     """Count outcomes until there are no more; what failed is listed as it fails."""
     due = {job.index: len(job.parts) for job in plan.jobs}
     failed, written, log = dict(plan.refused), 0, FailureLog(folder)

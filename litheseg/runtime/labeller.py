@@ -1,22 +1,25 @@
-"""One image after another: read, label, encode, write; what every engine does with a job, so that all do the same.
+"""One image after another: read, predict, encode, write; what every engine does with a job, so that all do the same.
 
-An image is always labelled alone, and by a predictor of a fixed number of threads: sums of floating-point numbers
-depend on batch size and threads, and with these two the masks could. So they depend on neither engine nor workers, and
-more cores mean more images at once. Reading and writing wait for other machines and are done beside the predictors,
-which are lent to one image at a time. It does not choose which images, and does not count.
+An image always goes through the network alone, and in a fixed number of threads: sums of floating-point numbers depend
+on batch size and threads, and with these two the masks could. So they depend on neither engine nor workers, and more
+cores mean more images at once. Decoding, networks and encoding of different images overlap in threads of one process:
+all three release Python's lock. They share one network where its runtime computes several images at once.
 
 Usage:
     >>> label = Labeller.open(PredictionSettings(model="model.safetensors", output="labelled", width=0.5), workers=2)
-    >>> label(job)
-    JobOutcome(index=0, problem=None)
+    >>> for outcome in label.run(jobs):
+    ...     print(outcome.index, outcome.problem)
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -24,13 +27,13 @@ from litheseg.errors import LithesegError
 from litheseg.masks.pictures import encode_mask, encode_overlay
 from litheseg.masks.reading import MAX_PIXELS, count_pixels, read_image
 from litheseg.runtime.jobs import ENDINGS, Job
-from litheseg.runtime.memory import PixelRoom
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.storage import OutputFolder, fetch, open_folder
 
-__all__ = ["JobOutcome", "Labeller", "PredictionSettings", "UnwritableError"]
+__all__ = ["JobOutcome", "Labeller", "PixelRoom", "PredictionSettings", "UnwritableError"]
 
 _USUAL: Final = 25_000_000  # pixels of an image for which every worker has room; a larger one waits until there is some
+_WAITING = 3  # threads per predictor: one computes, while others read and write
 
 
 class UnwritableError(LithesegError):
@@ -46,9 +49,7 @@ class PredictionSettings:
         output: address of the folder for the results.
         width: None for the widest.
         device: where to run.
-        size: as in `Predictor`.
-        runtime: as in `Predictor`.
-        precision: as in `Predictor`.
+        size: as in `Predictor`, as are `runtime` and `precision`.
         threads: of the CPU, for each image.
         alpha: weight of the class colour in overlays, in [0, 1].
         force: results that exist are replaced.
@@ -102,8 +103,33 @@ class JobOutcome:
     problem: str | None = None
 
 
+class PixelRoom:
+    """Lets images of so many pixels in at the same time; one that is larger than all of it waits until it is alone.
+
+    Args:
+        pixels: of all images together.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels, self._used = pixels, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for an image, and keep it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._pixels)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
 class Labeller:
-    """Does jobs; several threads may call it at once.
+    """Does jobs, one in a call or many in threads.
 
     Args:
         predictors: those that may work at the same time; the same one may stand there several times.
@@ -124,6 +150,7 @@ class Labeller:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._output, self._width, self._alpha, self._max_pixels = output, width, alpha, max_pixels
+        self._threads = _WAITING * len(predictors)
         self._room = PixelRoom(max_pixels + _USUAL * (len(predictors) - 1))
         self._idle: queue.SimpleQueue[Predictor] = queue.SimpleQueue()
         for predictor in predictors:
@@ -140,7 +167,7 @@ class Labeller:
         return cls(predictors, output, alpha=settings.alpha, max_pixels=settings.max_pixels)
 
     def __call__(self, job: Job) -> JobOutcome:
-        """Do a job.
+        """Do a job; several threads may call at once.
 
         Raises:
             UnwritableError: a result cannot be written.
@@ -164,7 +191,29 @@ class Labeller:
     def remaining(self, job: Job) -> Job | None:
         """The job without the results that exist by now; None if that is all of it."""
         parts = tuple(part for part in job.parts if not self._output.exists(job.name + ENDINGS[part]))
-        return Job(job.index, job.image, job.name, parts) if parts else None
+        return replace(job, parts=parts) if parts else None
+
+    def run(self, jobs: Iterable[Job]) -> Generator[JobOutcome, None, None]:
+        """Do all jobs in threads; outcomes come as they are ready.
+
+        Args:
+            jobs: taken as they are needed, a few ahead.
+
+        Raises:
+            UnwritableError: a result cannot be written; what was begun is finished.
+        """
+        source, pending = iter(jobs), set[Future[JobOutcome]]()
+        with ThreadPoolExecutor(self._threads, "labelling") as pool:
+            try:
+                pending = {pool.submit(self, job) for job in islice(source, self._threads)}
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    pending |= {pool.submit(self, job) for job in islice(source, len(done))}
+                    for future in done:
+                        yield future.result()
+            finally:  # also when the caller has had enough: what has not begun does not begin
+                for future in pending:
+                    future.cancel()
 
     def _files(self, predictor: Predictor, source: Path, job: Job) -> Mapping[str, bytes]:
         image = read_image(source, max_pixels=self._max_pixels)

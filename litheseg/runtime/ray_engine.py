@@ -27,7 +27,6 @@ import numpy as np
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.runtime.jobs import Job
 from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings, UnwritableError
-from litheseg.runtime.local import run_local
 from litheseg.runtime.storage import local_path
 
 __all__ = ["run_ray"]
@@ -92,16 +91,14 @@ class _Worker:
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         columns = (block["index"].tolist(), map(_text, block["image"]), map(_text, block["name"]), block["parts"])
         jobs = [Job(i, image, name, tuple(parts.split())) for i, image, name, parts in zip(*columns, strict=True)]
-        outcomes = self._carefully(jobs) if self._note("begin", f"block {jobs[0].index}") else self._all(jobs)
+        begun = self._note("begin", f"block {jobs[0].index}")
+        outcomes = self._carefully(jobs) if begun else self._label.run(jobs)
         try:
             done = list(outcomes)
         except UnwritableError as error:
             done = [JobOutcome(_UNWRITABLE, str(error))]
         problems = [_bytes(outcome.problem or "") for outcome in done]
         return {"index": [outcome.index for outcome in done], "problem": problems}
-
-    def _all(self, jobs: Iterable[Job]) -> Iterator[JobOutcome]:
-        return run_local(self._label, jobs, workers=1)
 
     def _carefully(self, jobs: Iterable[Job]) -> Iterator[JobOutcome]:
         """A worker has died over this block: leave out what it wrote, then one image at a time, to find the culprit."""
@@ -110,7 +107,7 @@ class _Worker:
             if rest is None:
                 yield JobOutcome(job.index)
             elif (deaths := self._note("begin", name)) < _DEATHS:
-                yield from self._all([rest])
+                yield from self._label.run([rest])
                 self._note("end", name)
             else:
                 reason = f"{job.image}: {deaths} workers died over it, for want of memory perhaps; make it smaller"

@@ -23,10 +23,10 @@ from litheseg.masks.classes import Classes
 from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
+from litheseg.runtime import files
 from litheseg.runtime.files import predict_files
 from litheseg.runtime.jobs import Job
 from litheseg.runtime.labeller import JobOutcome, Labeller, UnwritableError
-from litheseg.runtime.local import default_workers, run_local
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.storage import open_folder
 
@@ -118,7 +118,7 @@ def _jobs(photos: Path, taken: list[int]) -> Iterator[Job]:
 def test_workers_are_busy_and_memory_is_bounded(photos: Path, tmp_path: Path) -> None:
     network, taken = _Network(), list[int]()
     done = 0
-    for _ in run_local(_labeller(network, tmp_path, 4), _jobs(photos, taken), workers=4):
+    for _ in _labeller(network, tmp_path, 4).run(_jobs(photos, taken)):
         done += 1
         assert len(taken) - done <= 24
     assert done == 40 and network.most == 4
@@ -126,7 +126,7 @@ def test_workers_are_busy_and_memory_is_bounded(photos: Path, tmp_path: Path) ->
 
 def test_a_caller_who_has_had_enough(photos: Path, tmp_path: Path) -> None:
     taken: list[int] = []
-    outcomes = run_local(_labeller(_Network(), tmp_path, 2), _jobs(photos, taken), workers=2)
+    outcomes = _labeller(_Network(), tmp_path, 2).run(_jobs(photos, taken))
     first = next(outcomes)
     outcomes.close()
     assert first.problem is None and len(_masks(tmp_path)) <= len(taken) < 30
@@ -140,20 +140,26 @@ def test_results_that_cannot_be_written_end_the_run(photos: Path, tmp_path: Path
     (tmp_path / "out").rmdir()
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(UnwritableError, match="cannot write"):
-        list(run_local(labeller, _jobs(photos, taken), workers=2))
+        list(labeller.run(_jobs(photos, taken)))
     assert len(taken) < 30
 
 
 def test_outcomes_name_their_jobs(photos: Path, tmp_path: Path) -> None:
     jobs = [Job(7, str(photos / "00.png"), "x", ("mask", "overlay")), Job(9, "no.png", "y", ("mask",))]
-    outcomes = sorted(run_local(_labeller(_Network(), tmp_path, 1), jobs, workers=1), key=lambda outcome: outcome.index)
+    outcomes = sorted(_labeller(_Network(), tmp_path, 1).run(jobs), key=lambda outcome: outcome.index)
     assert outcomes[0] == JobOutcome(7) and outcomes[1].index == 9 and "no.png" in str(outcomes[1].problem)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x_overlay.png"]
 
 
-def test_default_workers_are_the_cores_of_this_process() -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    assert default_workers() == cores and default_workers(2 * cores) == 1
+def test_default_workers_are_the_cores_of_this_process(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(files, "cores", lambda: 4)
+    monkeypatch.setattr(files, "_engine", lambda *given: (used.append(given[3]), lambda _: (_ for _ in ()))[1])
+    for threads in (1, 2, 8):
+        predict_files("model", photos, tmp_path / "out", threads=threads)
+    assert used == [4, 2, 1]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from litheseg.errors import DataError
-from litheseg.runtime.manifest import Item, read_manifest
+from litheseg.runtime.jobs import Item, read_manifest
 
 
 def _parquet(file: Path, **columns: Any) -> Path:

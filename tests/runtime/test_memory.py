@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from litheseg.runtime.memory import PixelRoom
+from litheseg.runtime.labeller import PixelRoom
 
 
 def test_images_wait_while_there_is_no_room_for_them() -> None:
