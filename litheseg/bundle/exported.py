@@ -39,6 +39,7 @@ __all__ = [
     "check_choice",
     "description",
     "file_digest",
+    "is_export",
     "load_export",
 ]
 
@@ -221,6 +222,12 @@ def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
     """
     if value is not None and value not in tuple(choices):
         raise LithesegError(f"unknown {name} '{value}'.{did_you_mean(value, choices)}")
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a path is that of an export rather than of a model file."""
+    path = Path(path).expanduser()
+    return path.is_dir() or path.suffix.lower() in (".json", ".onnx", ".pt2", ".xml")
 
 
 def load_export(path: str | Path) -> Export:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from litheseg.bundle.exported import RUNTIMES
+from litheseg.bundle.exported import RUNTIMES, is_export
 from litheseg.cli.options import bundle_argument, fps_option, parse_counts, parse_sizes, widths_option
 from litheseg.cli.printing import say
 from litheseg.errors import LithesegError
 from litheseg.runtime.kit import RESULT_FILE, measure_export
-from litheseg.runtime.networks import is_export
 
 __all__ = ["add", "run"]
 

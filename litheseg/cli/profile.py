@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, is_export, load_export
 from litheseg.cli.options import bundle_argument, device_option, fps_option, json_option, parse_size, widths_option
 from litheseg.cli.printing import print_json, print_table
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
-from litheseg.runtime.networks import is_export
 from litheseg.runtime.profiling import Profile, profile, profile_table
 
 __all__ = ["add", "run"]

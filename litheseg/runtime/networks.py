@@ -1,6 +1,8 @@
 """The networks of a model, one per width, opened when they are first asked for and then kept: what a `Predictor` runs.
 
-Several threads may ask at once. It does not know images, nor what becomes of the logits.
+Several threads may ask at once. Of an engine that is faster with several images together (a GPU's), they share the
+passes: whoever gets the engine computes for all who wait for it with images of the same size. Nobody waits for company:
+alone, an image goes through at once.
 
 Usage:
     >>> networks = export_networks(load_export("exports/street"), width=None, runtime=None)
@@ -10,16 +12,19 @@ Usage:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from litheseg.bundle.exported import Export
 from litheseg.bundle.header import BundleHeader
 from litheseg.runtime.engines import Engine, open_engine
 
-__all__ = ["Networks", "export_networks", "is_export"]
+__all__ = ["Networks", "SharedEngine", "export_networks"]
 
 
 class Networks:
@@ -85,29 +90,84 @@ def export_networks(
         LithesegError: the export has no such network, or this machine cannot run it.
     """
     stored = {artefact.precision for artefact in export.artefacts}
-    precision = precision or ("fp32" if "fp32" in stored else "int8")
-    how: dict[str, Any] = {"precision": precision, "threads": threads, "device": device}
-    engine = open_engine(export, width=width, runtime=runtime, **how)
-    fitting = [
+    chosen = precision or ("fp32" if "fp32" in stored else "int8")
+
+    def opened(width: float | None) -> Engine:
+        return open_engine(export, width=width, runtime=runtime, precision=chosen, threads=threads, device=device)
+
+    first = opened(width)  # a runtime of the first network's is the runtime of all
+    runtime, ready = first.runtime, [first]
+    fitting = {
         artefact.width
         for artefact in export.artefacts
-        if engine.runtime in artefact.runtimes and artefact.precision == ("int8" if precision == "int8" else "fp32")
-    ]
-    widths = tuple(sorted(set(fitting), reverse=True))
-    first = widths[0] if width is None else width
-    ready = {first: engine}  # the first one is open already
-
-    def make(width: float) -> Engine:
-        return ready.pop(width, None) or open_engine(export, width=width, runtime=engine.runtime, **how)
-
-    check = partial(_checked_width, export, engine.runtime, precision)
-    return Networks(export.header, widths, check, make, first)
-
-
-def is_export(path: Path) -> bool:
-    """Whether a path is that of an export rather than of a model file."""
-    return path.is_dir() or path.suffix.lower() in (".json", ".onnx", ".pt2", ".xml")
+        if first.runtime in artefact.runtimes and artefact.precision == ("int8" if chosen == "int8" else "fp32")
+    }
+    widths = tuple(sorted(fitting, reverse=True))
+    return Networks(
+        export.header,
+        widths,
+        lambda width: export.find(width, first.runtime, chosen).width,
+        lambda width: ready.pop() if ready else opened(width),  # the first one is open already
+        widths[0] if width is None else width,
+    )
 
 
-def _checked_width(export: Export, runtime: str, precision: str, width: float) -> float:
-    return export.find(width, runtime, precision).width
+@dataclass(eq=False)
+class _Waiting:
+    image: np.ndarray
+    output: Any = None
+
+
+class SharedEngine(Engine):
+    """An engine behind which callers in several threads gather.
+
+    Args:
+        engine: whose `together` says how many images go into one pass at most.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.runtime, self.precision, self.output = engine.runtime, engine.precision, engine.output
+        self.size, self.together = engine.size, engine.together
+        self._engine, self._lock, self._waiting = engine, threading.Lock(), deque[_Waiting]()
+
+    def run(self, image: np.ndarray) -> Any:
+        """See `Engine.run`."""
+        request = _Waiting(image)
+        self._waiting.append(request)
+        with self._lock:
+            if request.output is None:
+                self._compute(request)
+        return request.output
+
+    def run_batch(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """See `Engine.run_batch`."""
+        return self._engine.run_batch(images)
+
+    def array(self, output: Any) -> np.ndarray:
+        """See `Engine.array`."""
+        return self._engine.array(output)
+
+    def labels(self, output: Any, size: tuple[int, int], threads: int | None = None) -> np.ndarray:
+        """See `Engine.labels`."""
+        return self._engine.labels(output, size, threads)
+
+    def wait(self) -> None:
+        """See `Engine.wait`."""
+        self._engine.wait()
+
+    def _compute(self, request: _Waiting) -> None:
+        """One pass for this request and others like it. Where it fails, the others try again when their turn comes."""
+        with suppress(ValueError):  # one whose pass failed has left the queue already
+            self._waiting.remove(request)
+        alike = [other for other in tuple(self._waiting) if other.image.shape == request.image.shape]
+        group = [request, *alike[: self.together - 1]]
+        for other in group[1:]:
+            self._waiting.remove(other)
+        try:
+            outputs = self._engine.run_batch([entry.image for entry in group])
+        except Exception:
+            if len(group) == 1:
+                raise
+            outputs = self._engine.run_batch([request.image])  # too many at once, or another's fault
+        for entry, output in zip(group, outputs, strict=False):
+            entry.output = output

@@ -2,9 +2,11 @@
 
 The model is a bundle or an export. The network of each width is made when it is first used, and kept; turning the width
 is then free, and several threads may predict at once, each with a width of its own. Images are resized as they were for
-training, masks come back at the size of the image. A large image that is taken at its own size is labelled tile by
-tile. It does not know where images come from (see `predict` and `video`) nor which width is worth its milliseconds (see
-`controller`).
+training, masks come back at the size of the image. A large image that is taken at its own size is predicted tile by
+tile.
+
+The walk of an image: `Predictor` chooses the width and reads the image (`rgb`); a `Pipeline` resizes it, runs the
+`Engine` of that width and upsamples its logits to labels.
 
 Usage:
     >>> predictor = Predictor("model.safetensors", width=0.5, runtime="openvino")
@@ -19,13 +21,12 @@ from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 
-from litheseg.bundle.exported import Export, load_export
+from litheseg.bundle.exported import Export, is_export, load_export
 from litheseg.bundle.header import BundleHeader
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.masks.classes import Classes
-from litheseg.runtime.batching import Shared
-from litheseg.runtime.networks import Networks, export_networks, is_export
+from litheseg.runtime.networks import Networks, SharedEngine, export_networks
 from litheseg.runtime.pipeline import Pipeline
 from litheseg.runtime.rgb import ImageLike, to_rgb
 from litheseg.runtime.tiles import predict_tiles, tile_starts
@@ -163,7 +164,7 @@ class Predictor:
         width = self._chosen(width)
         if width not in self._pipelines:
             engine = self._networks.engine(width)
-            shared = Shared(engine) if engine.together > 1 else engine
+            shared = SharedEngine(engine) if engine.together > 1 else engine
             # Of two threads that make one at once, both use the first.
             self._pipelines.setdefault(width, Pipeline(shared, self.size, self._threads))
         return self._pipelines[width]

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, load_export
+from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, is_export, load_export
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope, Stages, measure, street_frames
-from litheseg.runtime.networks import is_export
 from litheseg.runtime.pipeline import STAGES, Pipeline
 from litheseg.tables import Table
 
@@ -143,7 +142,7 @@ def profile(
     """
     if threads is not None and threads < 1:
         raise LithesegError(f"threads is {threads}; give 1 or more")
-    if isinstance(model, (str, Path)) and is_export(Path(model).expanduser()):
+    if isinstance(model, (str, Path)) and is_export(model):
         model = load_export(model)
     if runtimes == "all":
         runtimes = model.runtimes if isinstance(model, Export) else RUNTIMES

@@ -13,9 +13,9 @@ from torch import nn
 
 from litheseg.deploy.torch_engine import ModuleEngine
 from litheseg.errors import LithesegError
-from litheseg.runtime.batching import Shared
 from litheseg.runtime.engines import Engine
 from litheseg.runtime.latency import street_frames
+from litheseg.runtime.networks import SharedEngine
 from litheseg.runtime.pipeline import Pipeline
 
 
@@ -47,7 +47,7 @@ def image(value: int, size: tuple[int, int] = (4, 6)) -> np.ndarray:
 
 def test_those_who_wait_go_through_together() -> None:
     engine = Gpu()
-    shared = Shared(engine)
+    shared = SharedEngine(engine)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(shared.run, image(0))
         assert engine.begun.wait(30)
@@ -62,7 +62,7 @@ def test_those_who_wait_go_through_together() -> None:
 
 def test_an_image_that_fails_fails_alone() -> None:
     engine = Gpu()
-    shared = Shared(engine)
+    shared = SharedEngine(engine)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(shared.run, image(0))
         assert engine.begun.wait(30)
@@ -91,6 +91,6 @@ def test_pytorch_gives_the_masks_of_one_by_one() -> None:
     engine.together = 3  # as on a GPU
     frames = street_frames((24, 32), 4)
     alone = [Pipeline(engine, (16, 24))(frame) for frame in frames]
-    for pipeline in (Pipeline(engine, (16, 24)), Pipeline(Shared(engine), (16, 24))):
+    for pipeline in (Pipeline(engine, (16, 24)), Pipeline(SharedEngine(engine), (16, 24))):
         masks = pipeline.batch(frames)
         assert all(np.mean(mask != other) < 0.002 for mask, other in zip(masks, alone, strict=True))
