@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from litheseg.bundle.widths import check_width
+from litheseg.bundle.header import check_width
 from litheseg.errors import WidthError
 from litheseg.masks.reading import MAX_PIXELS
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from litheseg.bundle.description import KEY
 from litheseg.bundle.header import FORMAT_VERSION, BundleHeader
-from litheseg.bundle.model_file import check_content, content_digest, parse_model_file
+from litheseg.bundle.model_file import parse_model_file
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.models import MODELS, SegmentationModel, build_model
@@ -173,14 +173,14 @@ def load_bundle(path: str | Path) -> Bundle:
     path = Path(path).expanduser()
     try:
         content = path.read_bytes()
-        file = io.BytesIO(content)
-        model = parse_model_file(path, file)
-        check_content(model, file)
+        model = parse_model_file(path, io.BytesIO(content))
         state = load_tensors(content)
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path} is corrupted or truncated ({error}); {_AGAIN}") from error
+    if _digest(model.header_text, state) != model.sha256:
+        raise BundleError(f"{path} is corrupted: its content does not match its checksum; {_AGAIN}")
     _check_name(model.header.architecture["name"], str(path))
     _check_weights(state, path)
     return Bundle(model.header, state, path)
@@ -194,10 +194,7 @@ def model_digest(bundle: Bundle) -> str:
     header = bundle.header
     said = [header.architecture, header.widths, header.divisor, header.mean, header.std, header.resizes, header.size]
     result = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name, tensor in sorted(bundle.state_dict.items()):
-        if ".calibrated." not in name:
-            result.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    _add_tensors(result, {name: tensor for name, tensor in bundle.state_dict.items() if ".calibrated." not in name})
     return result.hexdigest()
 
 
@@ -236,10 +233,16 @@ def _stored(value: Tensor) -> Tensor:
 
 
 def _digest(text: str, state: Mapping[str, Tensor]) -> str:
-    flat = ((name, state[name].contiguous()) for name in sorted(state))
-    return content_digest(
-        text, ((name, str(t.dtype), tuple(t.shape), [t.reshape(-1).view(torch.uint8).numpy().data]) for name, t in flat)
-    )
+    """SHA-256 over a header and every tensor's name, type, shape and bytes: safetensors itself has no checksum."""
+    result = hashlib.sha256(text.encode())
+    _add_tensors(result, state)
+    return result.hexdigest()
+
+
+def _add_tensors(digest: Any, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in sorted(state.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _check_weights(state: Mapping[str, Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from litheseg.bundle.widths import check_width
+from litheseg.bundle.header import check_width
 from litheseg.errors import ModelError, WidthError
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.layers import (

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from litheseg.bundle.widths import check_width
+from litheseg.bundle.header import check_width
 from litheseg.errors import WidthError
 
 __all__ = ["ChannelPart", "Channels", "WidthDial", "round_channels"]

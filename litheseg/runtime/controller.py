@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from statistics import median
 
-from litheseg.bundle.widths import check_width
+from litheseg.bundle.header import check_width
 from litheseg.errors import LithesegError, WidthError
 
 __all__ = ["Controller", "Decision"]

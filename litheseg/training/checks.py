@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from operator import attrgetter
 
-from litheseg.bundle.widths import check_width
+from litheseg.bundle.header import check_width
 from litheseg.errors import RecipeError
 from litheseg.training.config import Recipe, TeacherConfig, WidthConfig
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_onnx import entry, field, tiny_onnx, varint
 
-from litheseg.bundle.description import read_description
-from litheseg.bundle.onnx_file import _MESSAGES, read_onnx
+from litheseg.bundle.description import _MESSAGES, read_description, read_onnx
 from litheseg.errors import BundleError
 
 TEXT = json.dumps({"names": ['a "b" <c> & d', "Straße\n"]})

@@ -1,8 +1,7 @@
-"""What a model file says, read without PyTorch and compared with what safetensors reads."""
+"""What a model file says, read without PyTorch, and model files whose tensors cannot be where they say."""
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Callable
@@ -11,12 +10,13 @@ from typing import Any
 
 import pytest
 from registry import registered
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load
 from tiny_export import build_tiny, tiny_bundle
 
-from litheseg.bundle.model_file import check_content, read_model_file
+from litheseg.bundle.model_file import read_model_file
 from litheseg.errors import BundleError
+from litheseg.models.bundle import load_bundle
 
 _registered = registered(tiny=build_tiny)
 
@@ -37,24 +37,18 @@ def _rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     return path
 
 
-def test_it_says_what_safetensors_says(saved: Path) -> None:
-    model, raw = read_model_file(saved), saved.read_bytes()
+def test_the_header_is_that_of_the_bundle(saved: Path) -> None:
+    model = read_model_file(saved)
     assert model.header.classes.names == ("sky", "road", "car")
-    with safe_open(saved, "pt") as file:
-        assert set(model.tensors) == set(file.keys())
-        for name, tensor in model.tensors.items():
-            expected = file.get_tensor(name)
-            assert (tensor.dtype, tensor.shape) == (str(expected.dtype), tuple(expected.shape))
-            assert raw[tensor.start : tensor.end] == expected.numpy().tobytes()
-    with saved.open("rb") as file:
-        check_content(model, file)
+    assert model.header == load_bundle(saved).header
 
 
-def test_a_flipped_number_is_found_without_pytorch(saved: Path) -> None:
-    model, broken = read_model_file(saved), bytearray(saved.read_bytes())
+def test_a_flipped_number_is_found(saved: Path) -> None:
+    broken = bytearray(saved.read_bytes())
     broken[-1] ^= 1
+    saved.write_bytes(broken)
     with pytest.raises(BundleError, match=r"model\.safetensors is corrupted: .* checksum"):
-        check_content(model, io.BytesIO(broken))
+        load_bundle(saved)
 
 
 def _first(content: dict[str, Any]) -> dict[str, Any]:
@@ -62,40 +56,36 @@ def _first(content: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda c: _first(c).update(shape=[1 << 40]), "does not have"),
-        (lambda c: _first(c).update(shape=[-1]), "in whole numbers"),
-        (lambda c: _first(c).update(shape=[1.5]), "in whole numbers"),
-        (lambda c: _first(c).update(shape=[True]), "in whole numbers"),
-        (lambda c: _first(c).update(data_offsets=[0]), "in whole numbers"),
-        (lambda c: _first(c).update(data_offsets=[8, 4]), "does not have"),
-        (lambda c: _first(c).update(dtype="F4"), "type 'F4'"),
-        (lambda c: _first(c).update(dtype=[]), r"type \[\]"),
-        (lambda c: _first(c).pop("shape"), "lacks its type, shape or place"),
-        (lambda c: c.update(extra=[]), "'extra' lacks its type"),
-        (lambda c: c.update(extra={"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}), "does not lie where"),
-        (
-            lambda c: c.update(extra={"dtype": "U8", "shape": [1 << 9], "data_offsets": [1 << 20, 1049088]}),
-            "does not lie where",
-        ),
-        (lambda c: c.pop(next(name for name, entry in c.items() if entry is _first(c))), "does not lie where"),
+        lambda c: _first(c).update(shape=[1 << 40]),
+        lambda c: _first(c).update(shape=[-1]),
+        lambda c: _first(c).update(shape=[1.5]),
+        lambda c: _first(c).update(shape=[True]),
+        lambda c: _first(c).update(data_offsets=[0]),
+        lambda c: _first(c).update(data_offsets=[8, 4]),
+        lambda c: _first(c).update(dtype="F4"),
+        lambda c: _first(c).update(dtype=[]),
+        lambda c: _first(c).pop("shape"),
+        lambda c: c.update(extra=[]),
+        lambda c: c.update(extra={"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}),
+        lambda c: c.update(extra={"dtype": "U8", "shape": [1 << 9], "data_offsets": [1 << 20, 1049088]}),
+        lambda c: c.pop(next(name for name, entry in c.items() if entry is _first(c))),
     ],
 )
-def test_tensors_that_cannot_be_where_the_file_says(
-    saved: Path, change: Callable[[dict[str, Any]], Any], message: str
-) -> None:
+def test_tensors_that_cannot_be_where_the_file_says(saved: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     _rewritten(saved, change)
-    with pytest.raises(SafetensorError):  # the oracle refuses it as well
+    with pytest.raises(SafetensorError) as refused:
         load(saved.read_bytes())
-    with pytest.raises(BundleError, match=rf"model\.safetensors is corrupted or truncated: .*{message}"):
-        read_model_file(saved)
+    with pytest.raises(BundleError, match=r"model\.safetensors is corrupted or truncated") as error:
+        load_bundle(saved)
+    assert str(refused.value) in str(error.value)
 
 
 def test_a_shape_that_takes_long_to_multiply(saved: Path) -> None:
     _rewritten(saved, lambda content: _first(content).update(shape=[(1 << 62) + 1] * 100_000))
-    with pytest.raises(BundleError, match="in whole numbers"):
-        read_model_file(saved)
+    with pytest.raises(BundleError, match="is corrupted or truncated"):
+        load_bundle(saved)
 
 
 def test_a_name_that_occurs_twice(saved: Path) -> None:

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from litheseg.bundle.widths import check_width
+from litheseg.bundle.header import check_width
 from litheseg.errors import WidthError
 from litheseg.nn import ChannelPart, Channels, WidthDial, round_channels
 
