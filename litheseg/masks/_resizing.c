@@ -10,26 +10,14 @@
 
    Written against the stable ABI of Python 3.11: one file serves all later versions. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_buffers.h"
 
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-
-#if defined(_MSC_VER)
-#define INLINE static __forceinline
-#define RESTRICT __restrict
-#else
-#define INLINE static inline __attribute__((always_inline))
-#define RESTRICT restrict
-#endif
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define X86 1
 #include <immintrin.h>
-
-#include "_buffers.h"
 #endif
 
 #define MARGIN 16 /* bytes after a row that may be read, and overwritten in buffers of our own */
@@ -330,7 +318,8 @@ static int read_axis(Axis *axis, const Py_buffer *starts, const Py_buffer *weigh
    if something is off. */
 static int take_axis(Axis *axis, PyObject *tables, Py_buffer *views, Py_ssize_t old, const char *name)
 {
-    PyObject *starts, *weights;
+    const Wanted wanted[2] = {{name, 1, "il", sizeof(int32_t), READ}, {name, 2, "h", sizeof(int16_t), READ}};
+    PyObject *arrays[2];
     int precision;
     if (tables == Py_None) {
         if (axis->pixels == old)
@@ -342,15 +331,11 @@ static int take_axis(Axis *axis, PyObject *tables, Py_buffer *views, Py_ssize_t 
         PyErr_Format(PyExc_TypeError, "%s: give None or (starts, weights, precision)", name);
         return 0;
     }
-    if (!PyArg_ParseTuple(tables, "OOi", &starts, &weights, &precision) ||
-        !take(starts, &views[0], name, 1, "il", sizeof(int32_t), PyBUF_C_CONTIGUOUS))
+    if (!PyArg_ParseTuple(tables, "OOi", &arrays[0], &arrays[1], &precision) || !take_all(arrays, views, wanted, 2))
         return 0;
-    if (take(weights, &views[1], name, 2, "h", sizeof(int16_t), PyBUF_C_CONTIGUOUS)) {
-        if (read_axis(axis, &views[0], &views[1], precision, old, name))
-            return 1;
-        PyBuffer_Release(&views[1]);
-    }
-    PyBuffer_Release(&views[0]);
+    if (read_axis(axis, &views[0], &views[1], precision, old, name))
+        return 1;
+    release_all(views, 2);
     return 0;
 }
 
@@ -403,29 +388,23 @@ static int run(const Py_buffer *image, const Py_buffer *result, PyObject *column
         }
         free(work);
         if (job.rows.taps)
-            for (int index = 2; index < 4; index++)
-                PyBuffer_Release(&views[index]);
+            release_all(views + 2, 2);
     }
     if (job.columns.taps)
-        for (int index = 0; index < 2; index++)
-            PyBuffer_Release(&views[index]);
+        release_all(views, 2);
     return good;
 }
 
 static PyObject *resize(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *image, *result, *columns, *rows;
-    Py_buffer from, to;
-    if (!PyArg_ParseTuple(args, "OOOO", &image, &result, &columns, &rows) ||
-        !take(image, &from, "image", 3, "B", 1, PyBUF_STRIDES))
+    static const Wanted wanted[2] = {{"image", 3, "B", 1, READ_ANY}, {"result", 3, "B", 1, WRITE}};
+    PyObject *arrays[2], *columns, *rows;
+    Py_buffer views[2];
+    if (!PyArg_ParseTuple(args, "OOOO", &arrays[0], &arrays[1], &columns, &rows) || !take_all(arrays, views, wanted, 2))
         return NULL;
-    int good = 0;
-    if (take(result, &to, "result", 3, "B", 1, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) {
-        good = run(&from, &to, columns, rows);
-        PyBuffer_Release(&to);
-    }
-    PyBuffer_Release(&from);
+    const int good = run(&views[0], &views[1], columns, rows);
+    release_all(views, 2);
     if (!good)
         return NULL;
     Py_RETURN_NONE;
@@ -435,19 +414,4 @@ PyDoc_STRVAR(resize_doc, "resize(image, result, columns, rows)\n--\n\n"
                          "Fill `result` (uint8 h w 3) with an image (uint8 H W 3); each axis is None or `_Triangles`.\n\n"
                          "Raises:\n    ValueError, BufferError, TypeError: buffers that do not fit together.\n");
 
-static PyMethodDef methods[] = {{"resize", resize, METH_VARARGS, resize_doc}, {NULL, NULL, 0, NULL}};
-
-static PyModuleDef_Slot slots[] = {
-#ifdef Py_GIL_DISABLED
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
-    {0, NULL}};
-
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_resizing", "The compiled part of `litheseg.masks.resizing`.", 0, methods, slots,
-    NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__resizing(void)
-{
-    return PyModuleDef_Init(&module);
-}
+DEFINE_MODULE(_resizing, resize, resize_doc)

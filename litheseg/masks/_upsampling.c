@@ -10,24 +10,15 @@
 
    Written against the stable ABI of Python 3.11: one file serves all later versions. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_buffers.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include "_buffers.h"
 
 #if defined(_MSC_VER)
-#define INLINE static __forceinline
-#define RESTRICT __restrict
 #pragma fp_contract(off)
-#else
-#define INLINE static inline __attribute__((always_inline))
-#define RESTRICT restrict
 #endif
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -371,27 +362,21 @@ static int run(const Py_buffer *logits, const Py_buffer *labels, const Py_buffer
 static PyObject *fill_labels(PyObject *self, PyObject *args)
 {
     (void)self;
-    static const char *const names[8] = {"logits",   "labels",      "rows.low",     "rows.high",
-                                         "rows.starts", "columns.low", "columns.high", "columns.starts"};
-    static const int dimensions[8] = {4, 3, 1, 1, 1, 1, 1, 1};
-    static const char *const formats[8] = {"f", "B", "f", "f", "lq", "f", "f", "lq"};
-    static const Py_ssize_t sizes[8] = {4, 1, 4, 4, 8, 4, 4, 8};
-    PyObject *objects[8], *ignored;
+    static const Wanted wanted[8] = {
+        {"logits", 4, "f", 4, READ_ANY},     {"labels", 3, "B", 1, WRITE},     {"rows.low", 1, "f", 4, READ},
+        {"rows.high", 1, "f", 4, READ},      {"rows.starts", 1, "lq", 8, READ}, {"columns.low", 1, "f", 4, READ},
+        {"columns.high", 1, "f", 4, READ},   {"columns.starts", 1, "lq", 8, READ},
+    };
+    PyObject *arrays[8], *ignored;
     Py_buffer views[8];
-    int down, across, taken = 0, good = 0;
+    int down, across;
     Py_ssize_t first, last;
-    if (!PyArg_ParseTuple(args, "OO(OOOOi)(OOOOi)nn", &objects[0], &objects[1], &ignored, &objects[2], &objects[3],
-                          &objects[4], &down, &ignored, &objects[5], &objects[6], &objects[7], &across, &first, &last))
+    if (!PyArg_ParseTuple(args, "OO(OOOOi)(OOOOi)nn", &arrays[0], &arrays[1], &ignored, &arrays[2], &arrays[3],
+                          &arrays[4], &down, &ignored, &arrays[5], &arrays[6], &arrays[7], &across, &first, &last) ||
+        !take_all(arrays, views, wanted, 8))
         return NULL;
-    for (; taken < 8; taken++) {
-        const int flags = taken == 0 ? PyBUF_STRIDES : taken == 1 ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_C_CONTIGUOUS;
-        if (!take(objects[taken], &views[taken], names[taken], dimensions[taken], formats[taken], sizes[taken], flags))
-            break;
-    }
-    if (taken == 8)
-        good = run(&views[0], &views[1], views + 2, down, across, first, last);
-    while (taken)
-        PyBuffer_Release(&views[--taken]);
+    const int good = run(&views[0], &views[1], views + 2, down, across, first, last);
+    release_all(views, 8);
     if (!good)
         return NULL;
     Py_RETURN_NONE;
@@ -401,19 +386,4 @@ PyDoc_STRVAR(fill_labels_doc, "fill_labels(logits, labels, rows, columns, first,
                               "Label the pixels of some cell rows, as `upsampling_arrays.fill_labels` does.\n\n"
                               "Raises:\n    ValueError, BufferError, TypeError: buffers that do not fit together.\n");
 
-static PyMethodDef methods[] = {{"fill_labels", fill_labels, METH_VARARGS, fill_labels_doc}, {NULL, NULL, 0, NULL}};
-
-static PyModuleDef_Slot slots[] = {
-#ifdef Py_GIL_DISABLED
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
-    {0, NULL}};
-
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_upsampling", "The compiled part of `litheseg.masks.upsampling`.", 0, methods, slots,
-    NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__upsampling(void)
-{
-    return PyModuleDef_Init(&module);
-}
+DEFINE_MODULE(_upsampling, fill_labels, fill_labels_doc)
