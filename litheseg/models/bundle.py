@@ -38,7 +38,7 @@ from litheseg.nn import add_width, extract, slim
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.surgery import densified
 
-__all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "load_bundle", "model_digest", "save_bundle"]
+__all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "content_digest", "load_bundle", "model_digest", "save_bundle"]
 
 _HEADS = {"aux_head": False, "boundary_head": False}
 _START_ARGUMENTS = ("pretrained", "encoder_weights")  # where weights come from; a bundle brings its own
@@ -154,7 +154,7 @@ def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader
     _check_weights(state, path)
     bundle = Bundle(header, state, path)
     text = header.to_json()
-    metadata = {KEY: json.dumps({"header": json.loads(text), "sha256": _digest(text, state)}, sort_keys=True)}
+    metadata = {KEY: json.dumps({"header": json.loads(text), "sha256": content_digest(text, state)}, sort_keys=True)}
     with atomic_path(path) as temporary:
         try:
             save_file(state, temporary, metadata)
@@ -179,7 +179,7 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path} is corrupted or truncated ({error}); {_AGAIN}") from error
-    if _digest(model.header_text, state) != model.sha256:
+    if content_digest(model.header_text, state) != model.sha256:
         raise BundleError(f"{path} is corrupted: its content does not match its checksum; {_AGAIN}")
     _check_name(model.header.architecture["name"], str(path))
     _check_weights(state, path)
@@ -232,7 +232,7 @@ def _stored(value: Tensor) -> Tensor:
     return value.detach().to("cpu", kind, copy=True).contiguous()
 
 
-def _digest(text: str, state: Mapping[str, Tensor]) -> str:
+def content_digest(text: str, state: Mapping[str, Tensor]) -> str:
     """SHA-256 over a header and every tensor's name, type, shape and bytes: safetensors itself has no checksum."""
     result = hashlib.sha256(text.encode())
     _add_tensors(result, state)

@@ -17,11 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from litheseg.bundle.model_file import content_digest
 from litheseg.errors import BundleError, LithesegError, WidthError
 from litheseg.masks.classes import Classes
 from litheseg.models import MODELS, SegmentationModel
-from litheseg.models.bundle import FORMAT_VERSION, Bundle, BundleHeader, load_bundle, save_bundle
+from litheseg.models.bundle import FORMAT_VERSION, Bundle, BundleHeader, content_digest, load_bundle, save_bundle
 from litheseg.nn import recalibrate, set_width, slim
 
 CLASSES = Classes(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -358,8 +357,7 @@ def _resaved(saved: Path, change: Callable[[dict[str, Tensor]], Any], **header: 
     state = {name: value.clone() for name, value in bundle.state_dict.items()}
     change(state)
     text = dataclasses.replace(bundle.header, **header).to_json()
-    parts = ((name, str(t.dtype), tuple(t.shape), [t.numpy().tobytes()]) for name, t in sorted(state.items()))
-    entry = {"header": json.loads(text), "sha256": content_digest(text, parts)}
+    entry = {"header": json.loads(text), "sha256": content_digest(text, state)}
     save_file(state, saved, {"litheseg": json.dumps(entry, sort_keys=True)})
     return saved
 
