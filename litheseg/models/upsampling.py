@@ -1,10 +1,8 @@
 """Labels at full size straight from low-resolution logits: `litheseg.masks.upsampling` for tensors on any device.
 
-A tensor on a CPU is seen by NumPy without a copy, and `masks.upsampling` does the work; on other devices plain PyTorch
-operations do, with the same labels: only cells whose corners disagree are interpolated. What is promised of the labels
-is written there. All types are interpolated in float32: PyTorch would round bfloat16 and float16 again.
-
-`label_maps` also says how sure the labels are, and where they change. It does not know networks, nor what labels mean.
+NumPy sees a tensor on a CPU without a copy, and `masks.upsampling` does the work; on other devices PyTorch operations
+give the same labels: only cells whose corners disagree are interpolated. All types are interpolated in float32: PyTorch
+would round bfloat16 and float16 again. `label_maps` also gives the labels' confidence and borders.
 
 Usage:
     >>> labels = upsample_labels(logits, (360, 480))  # N x 11 x 45 x 60 -> uint8 N x 360 x 480
@@ -35,7 +33,7 @@ _IN_NUMPY = ("cpu",)  # devices whose memory NumPy sees
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """What can be read off the logits at full size; without N if the logits had none.
+    """Labels at full size, and on request their confidence and borders; without N if the logits had none.
 
     Attributes:
         labels: uint8 N x H x W, class indices.

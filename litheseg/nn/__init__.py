@@ -1,4 +1,10 @@
-"""Layers that change shape, and the transformations that put them into a network and take them out again."""
+"""Layers that change their shape, and the transformations that put them into a network and take them out again.
+
+To read in this order: `width` (how many channels a width keeps), `layers` (that compute with them), `tracing` (which
+channels belong together, by `watching` a run), `slicing` (how groups are cut), `slim` (a plain network becomes
+elastic), `extract` (and plain again). Then `grouping` (dense convolutions become grouped), `assignment` (which channels
+share a group) and `efficient` (cheaper convolutions); `surgery` replaces single layers.
+"""
 
 from __future__ import annotations
 

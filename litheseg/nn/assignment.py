@@ -44,7 +44,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError
-from litheseg.nn.grouping import GroupMask, channel_shuffle, gradual_layers
+from litheseg.nn.grouping import ChannelShuffle, GroupMask, gradual_layers
 from litheseg.nn.layers import SlimConvTranspose2d, SlimGroupNorm, SwitchableBatchNorm2d
 from litheseg.nn.tracing import Segment, Sides, Trace, trace_model
 from litheseg.nn.width import Channels
@@ -117,7 +117,7 @@ def find_relabelling(model: nn.Module) -> Relabelling:
     """
     trace = trace_model(model, dense=True)
     network = _Network(model, trace)
-    layers = {name: pair for name, pair in gradual_layers(model).items() if name in trace.sides}
+    layers = {name: pair for name, pair in gradual_layers(model).items() if name in trace}
     matrices = {name: _Matrix.of(layer, mask, network.sides[name]) for name, (layer, mask) in layers.items()}
     sets = [_ChannelSet(members, matrices.values()) for members in network.movable()]
     sets = [one for one in sets if one.matters]
@@ -189,7 +189,7 @@ class _Network:
         self._held: dict[int, str] = {}  # why a channel cannot move at all
         self._number(trace)
         owners = Counter(id(value) for child in model.modules() for value in child.parameters(recurse=False))
-        for name, sides in trace.sides.items():
+        for name, sides in trace.items():
             layer = model.get_submodule(name)
             self._mark_groups(name, sides)
             self._mark_widths(name, layer)
@@ -221,9 +221,7 @@ class _Network:
 
     def _number(self, trace: Trace) -> None:
         """Number the channels of all segments; what a shuffle passes on keeps its number."""
-        pieces = {
-            name: (Trace.pieces(sides.outputs), Trace.pieces(sides.inputs)) for name, sides in trace.sides.items()
-        }
+        pieces = {name: (sides.outputs, sides.inputs) for name, sides in trace.items()}
         segments = list(dict.fromkeys(piece for pair in pieces.values() for side in pair for piece in side))
         ends = np.cumsum([segment.size for segment in segments])
         places = {segment: np.arange(end - segment.size, end) for segment, end in zip(segments, ends, strict=True)}
@@ -232,9 +230,10 @@ class _Network:
             for name, pair in pieces.items()
         }
         same = [np.zeros((2, 0), np.int64)]
-        for name, groups in trace.shuffled.items():
-            shuffled = channel_shuffle(torch.from_numpy(slots[name][1])[None], groups)[0]
-            same.append(np.stack([slots[name][0], shuffled.numpy()]))
+        for name, sides in trace.items():
+            if isinstance(sides.module, ChannelShuffle):
+                shuffled = sides.module(torch.from_numpy(slots[name][1])[None])[0]
+                same.append(np.stack([slots[name][0], shuffled.numpy()]))
         links = np.concatenate(same, axis=1)
         graph = coo_array((np.ones(links.shape[1]), links), shape=(ends[-1], ends[-1]))
         self.count, numbers = connected_components(graph, directed=False)

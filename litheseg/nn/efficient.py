@@ -26,7 +26,7 @@ from torch import nn
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.surgery import conv_like, replace_layer
-from litheseg.nn.tracing import Sides, Trace, trace_model
+from litheseg.nn.tracing import CONVOLUTIONS, NORMS, Segment, Sides, Trace, trace_model
 
 __all__ = ["Efficient", "choose_layers", "make_efficient"]
 
@@ -76,7 +76,7 @@ def make_efficient(model: Network, efficient: Efficient) -> Network:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d)
         named = any(fnmatchcase(name, pattern) for pattern in patterns)
-        if (named or _replaceable(layer, trace.sides.get(name))) and _has_kernel_for(efficient.kind, layer):
+        if (named or _replaceable(layer, trace.get(name))) and _has_kernel_for(efficient.kind, layer):
             chosen[name] = layer
     if not chosen:
         raise ModelError(
@@ -159,7 +159,7 @@ def _name_patterns(model: nn.Module, where: str) -> list[str]:
 def _replaceable(layer: nn.Conv2d, sides: Sides | None) -> bool:
     if sides is None or layer.groups > 1 or max(layer.stride) > 1:
         return False
-    return not any(all(piece.fixed for piece in Trace.pieces(side)) for side in (sides.inputs, sides.outputs))
+    return not any(all(piece.fixed for piece in side) for side in (sides.inputs, sides.outputs))
 
 
 def _has_kernel_for(kind: str, layer: nn.Conv2d) -> bool:
@@ -172,14 +172,33 @@ def _shuffled_readers(trace: Trace, grouped: list[str], heads: tuple[str, ...]) 
 
     Heads that only training needs do not count, so that the network is the same without them.
     """
-    readers: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name in grouped:
-        output = Trace.pieces(trace.sides[name].outputs) if name in trace.sides else []
-        if len(output) == 1 and trace.producers(output[0]) == [name]:
-            found = trace.readers(output[0], apart_from=heads)
-            if found and found[-1] in grouped:
-                readers[name] = found[0]
-    return readers
+        if name not in trace or len(trace[name].outputs) > 1:
+            continue
+        [output] = trace[name].outputs
+        if [other for other, sides in trace.items() if output in sides.outputs and not sides.keeps] == [name]:
+            readers = _readers(trace, output, heads)
+            if readers and readers[-1] in grouped:
+                found[name] = readers[0]
+    return found
+
+
+def _readers(trace: Trace, segment: Segment, heads: tuple[str, ...]) -> list[str]:
+    """The chain of convolutions that reads these channels: any number of depthwise ones, then another one.
+
+    Empty if something else reads them too; `heads` are ignored.
+    """
+    readers = {
+        name: sides
+        for name, sides in trace.items()
+        if segment in sides.inputs and not isinstance(sides.module, NORMS) and not f"{name}.".startswith(heads)
+    }
+    alone = not segment.meets_itself and all(
+        sides.inputs == [segment] and isinstance(sides.module, CONVOLUTIONS) for sides in readers.values()
+    )
+    ends = [index for index, sides in enumerate(readers.values(), start=1) if not sides.keeps]
+    return list(readers) if alone and ends == [len(readers)] else []
 
 
 # --- replacing -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ cut in b equal blocks, those before it are cut in g x b. Norms over groups follo
 It works on the segments of a trace (see `litheseg.nn.tracing`). Where neither rule is exact, it refuses.
 
 Usage:
-    >>> settle_groups(trace, narrowest=0.25)  # every segment now knows its `unit`, or its `blocks` and `step`
+    >>> set_group_rules(trace, narrowest=0.25)  # every segment now knows its `unit`, or its `blocks` and `step`
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import math
 from dataclasses import dataclass
 
 from litheseg.errors import ModelError
-from litheseg.nn.tracing import Segment, Trace
+from litheseg.nn.grouping import ChannelShuffle
+from litheseg.nn.tracing import Segment, Sides, Trace
 
-__all__ = ["settle_groups"]
+__all__ = ["set_group_rules"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class _Site:
         return self.inputs, self.outputs
 
 
-def settle_groups(trace: Trace, narrowest: float) -> None:
+def set_group_rules(trace: Trace, narrowest: float) -> None:
     """Choose the rule for every segment that a grouped layer touches, and write it into the segment.
 
     Args:
@@ -47,8 +48,8 @@ def settle_groups(trace: Trace, narrowest: float) -> None:
     Raises:
         ModelError: a layer that cannot be cut exactly; the message names it and what would work.
     """
-    layers = [_site(trace, name, groups) for name, groups in trace.grouped.items()]
-    shuffles = [_site(trace, name, groups, shuffles=True) for name, groups in trace.shuffled.items()]
+    layers = [_site(name, sides) for name, sides in trace.items() if sides.groups > 1 and not sides.depthwise]
+    shuffles = [_site(name, sides) for name, sides in trace.items() if isinstance(sides.module, ChannelShuffle)]
     sites = layers + shuffles
     in_blocks = {side for site in sites if site.shuffles or site.groups * narrowest < 1 for side in site.sides}
     for _ in range(len(sites) + 1):  # both sides of a site are cut by the same rule, and are fixed or elastic alike
@@ -62,26 +63,26 @@ def settle_groups(trace: Trace, narrowest: float) -> None:
                 side.blocks = math.lcm(side.blocks, site.groups)
             else:
                 side.unit = math.lcm(side.unit or 1, side.size // site.groups)
-    _settle_blocks(shuffles, in_blocks)
+    _fit_blocks(shuffles, in_blocks)
     for site in sites:
         if not site.inputs.fixed:
             _check_blocks(site, narrowest) if site.inputs in in_blocks else _check_units(site)
 
 
-def _site(trace: Trace, name: str, groups: int, *, shuffles: bool = False) -> _Site:
-    sides = trace.sides[name]
-    inputs, outputs = (Trace.pieces(side) for side in (sides.inputs, sides.outputs))
-    if len(inputs) > 1 or len(outputs) > 1:
-        side, pieces = ("reads", inputs) if len(inputs) > 1 else ("feeds", outputs)
+def _site(name: str, sides: Sides) -> _Site:
+    shuffles = isinstance(sides.module, ChannelShuffle)
+    groups = sides.module.groups if isinstance(sides.module, ChannelShuffle) else sides.groups
+    if len(sides.inputs) > 1 or len(sides.outputs) > 1:
+        side, pieces = ("reads", sides.inputs) if len(sides.inputs) > 1 else ("feeds", sides.outputs)
         raise ModelError(
             f"layer '{name}' cannot be slimmed: it {side} a concatenation of {' + '.join(str(p.size) for p in pieces)} "
             f"channels, which its {groups} groups would cross. Train it at width 1 only, or leave it dense or "
             "depthwise (choose other layers with --model.efficient.where)"
         )
-    return _Site(name, inputs[0], outputs[0], groups, shuffles)
+    return _Site(name, sides.inputs[0], sides.outputs[0], groups, shuffles)
 
 
-def _settle_blocks(shuffles: list[_Site], in_blocks: set[Segment]) -> None:
+def _fit_blocks(shuffles: list[_Site], in_blocks: set[Segment]) -> None:
     """Make the blocks on both sides of every shuffle fit, repeatedly, since shuffles may follow one another.
 
     Both sides must keep as many channels, so `step` becomes a common multiple of their blocks.

@@ -36,7 +36,7 @@ from litheseg.nn.layers import (
     SlimLinear,
     SwitchableBatchNorm2d,
 )
-from litheseg.nn.slicing import settle_groups
+from litheseg.nn.slicing import set_group_rules
 from litheseg.nn.surgery import replace_layer
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
 from litheseg.nn.watching import Watch
@@ -87,7 +87,7 @@ def slim(
         image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
         probe = copy.deepcopy(module).cpu().train()
         trace = trace_channels(probe, lambda m: run(m, image))
-        settle_groups(trace, dial.widths[-1])
+        set_group_rules(trace, dial.widths[-1])
         _verify(_install(copy.deepcopy(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
     return _install(module, trace, dial)
 
@@ -201,7 +201,7 @@ def _install_norms(module: Network, dial: WidthDial) -> Network:
 
 def _install(module: Network, trace: Trace, dial: WidthDial) -> Network:
     """Replace, in place, every traced layer that depends on the width; returns the module."""
-    for name, sides in trace.sides.items():
+    for name, sides in trace.items():
         layer = _elastic_layer(module.get_submodule(name), sides, dial)
         if layer is not None:
             replace_layer(module, name, layer)
@@ -228,9 +228,8 @@ def _elastic_layer(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module
 
 def _channels(segments: list[Segment], dial: WidthDial) -> Channels:
     """Segments as channel rules; neighbours that never shrink become one part."""
-    pieces = [piece for segment in segments for piece in segment.resolve()]
     parts: list[ChannelPart] = []
-    for fixed, run in groupby(pieces, key=lambda piece: piece.fixed):
+    for fixed, run in groupby(segments, key=lambda piece: piece.fixed):
         if fixed:
             parts.append(ChannelPart(sum(piece.size for piece in run), elastic=False))
         else:

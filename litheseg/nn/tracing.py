@@ -10,7 +10,7 @@ Segments know nothing of widths: `litheseg.nn.slim` turns them into `Channels`.
 
 Usage:
     >>> trace = trace_model(model)
-    >>> trace.sides["layer1.0.conv1"].outputs  # segments
+    >>> trace["layer1.0.conv1"].outputs  # segments
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import timm.layers
 import torch
@@ -40,11 +40,11 @@ from litheseg.nn.layers import (
 )
 from litheseg.nn.watching import Watch
 
-__all__ = ["Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
+__all__ = ["CONVOLUTIONS", "NORMS", "Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, SlimConv2d, SlimConvTranspose2d)
-_NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, SwitchableBatchNorm2d, SlimGroupNorm, SlimLayerNorm)
-_LEAVES = (*_CONVOLUTIONS, *_NORMS, nn.Linear, SlimLinear, ChannelShuffle)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, SlimConv2d, SlimConvTranspose2d)
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, SwitchableBatchNorm2d, SlimGroupNorm, SlimLayerNorm)
+_LEAVES = (*CONVOLUTIONS, *NORMS, nn.Linear, SlimLinear, ChannelShuffle)
 # Subclasses whose forward is the plain layer's, at most with a masked weight, or an activation that keeps the channels.
 _KNOWN_FORWARDS = (BatchNormAct2d, BatchNormThen, GradualConv2d, timm.layers.Linear)
 
@@ -120,19 +120,16 @@ class Sides:
     Attributes:
         module: the layer in the network that was run.
         inputs: segments of its input.
-        outputs: segments of its output; the same list for layers that keep every channel (norms, depthwise).
+        outputs: segments of its output.
+        keeps: whether every channel passes through by itself: norms, depthwise convolutions.
         channels_first: whether the channels are dimension 1 of its input, rather than the last.
     """
 
     module: nn.Module
     inputs: list[Segment]
     outputs: list[Segment]
+    keeps: bool = False
     channels_first: bool = True
-
-    @property
-    def keeps(self) -> bool:
-        """Whether every channel passes through by itself: norms, depthwise convolutions."""
-        return self.outputs is self.inputs
 
     @property
     def groups(self) -> int:
@@ -142,7 +139,7 @@ class Sides:
             return int(grouping.groups)
         if isinstance(self.module, nn.GroupNorm):
             return self.module.num_groups
-        return int(self.module.groups) if isinstance(self.module, (*_CONVOLUTIONS, SlimGroupNorm)) else 1
+        return int(self.module.groups) if isinstance(self.module, (*CONVOLUTIONS, SlimGroupNorm)) else 1
 
     @property
     def depthwise(self) -> bool:
@@ -158,54 +155,8 @@ class _Tag:
     segments: list[Segment]
 
 
-@dataclass
-class Trace:
-    """What a run showed: the two sides of every layer, by name, in the order in which they first ran."""
-
-    sides: dict[str, Sides]
-
-    @staticmethod
-    def pieces(segments: Iterable[Segment]) -> list[Segment]:
-        """What the segments have become by ties and splits."""
-        return _resolve(segments)
-
-    def producers(self, segment: Segment) -> list[str]:
-        """The layers that compute these channels; those that pass them through (norms, depthwise) are left out."""
-        return [name for name, sides in self.sides.items() if segment in _resolve(sides.outputs) and not sides.keeps]
-
-    def readers(self, segment: Segment, *, apart_from: tuple[str, ...] = ()) -> list[str]:
-        """The chain of convolutions that reads these channels: any number of depthwise ones, then another one.
-
-        Empty if something else reads the channels too.
-
-        Args:
-            segment: the channels.
-            apart_from: layers whose names begin so are ignored.
-        """
-        readers = {
-            name: sides
-            for name, sides in self.sides.items()
-            if segment in _resolve(sides.inputs)
-            and not isinstance(sides.module, _NORMS)
-            and not f"{name}.".startswith(apart_from)
-        }
-        alone = not segment.meets_itself and all(
-            _resolve(sides.inputs) == [segment] and isinstance(sides.module, _CONVOLUTIONS)
-            for sides in readers.values()
-        )
-        ends = [index for index, sides in enumerate(readers.values(), start=1) if not sides.keeps]
-        return list(readers) if alone and ends == [len(readers)] else []
-
-    @property
-    def grouped(self) -> dict[str, int]:
-        """The grouped layers and norms, gradual ones included, with their groups; without depthwise ones."""
-        return {name: sides.groups for name, sides in self.sides.items() if sides.groups > 1 and not sides.depthwise}
-
-    @property
-    def shuffled(self) -> dict[str, int]:
-        """The channel shuffles and their groups."""
-        kinds = {name: sides.module for name, sides in self.sides.items()}
-        return {name: module.groups for name, module in kinds.items() if isinstance(module, ChannelShuffle)}
+Trace: TypeAlias = dict[str, Sides]
+"""The two sides of every layer that ran, by name, in the order in which they first ran."""
 
 
 def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
@@ -262,7 +213,9 @@ def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tenso
     for tensor in outputs:
         for segment in watch.segments_of(tensor):
             segment.fixed = True
-    return Trace(watch.sides)
+    for sides in watch.sides.values():
+        sides.inputs, sides.outputs = _resolve(sides.inputs), _resolve(sides.outputs)
+    return watch.sides
 
 
 class _Tagger(Watch):
@@ -275,7 +228,7 @@ class _Tagger(Watch):
 
     def __init__(self, module: nn.Module, *, dense: bool) -> None:
         super().__init__(module)
-        self.sides: dict[str, Sides] = {}
+        self.sides: Trace = {}
         self._module, self._dense = module, dense
         self._tags: dict[int, _Tag] = {}
         self._alive: list[Tensor] = []  # ids are only unique among the living
@@ -316,8 +269,8 @@ class _Tagger(Watch):
             made = Segment(output.shape[tag.dim], fixed=output.shape[tag.dim] == 1)
             sides = Sides(module, tag.segments, [made], channels_first=tag.dim == 1 and x.ndim == 4)
             still_dense = self._dense and getattr(module, "grouping", None) is not None
-            if isinstance(module, _NORMS) or (sides.depthwise and not still_dense):
-                sides.outputs = sides.inputs
+            if isinstance(module, NORMS) or (sides.depthwise and not still_dense):
+                sides.keeps, sides.outputs = True, sides.inputs
             self.sides[self.where] = sides
         else:  # a layer that is used again ties both uses
             _tie(sides.inputs, tag.segments)

@@ -1,8 +1,8 @@
-"""From a network that may be grouped to one that is: at the end of a gradual run, or in one cut.
+"""Make a grouped model: of a gradual run whose alpha has reached 0, or of a finished dense model, in one cut.
 
-A run whose alpha has reached 0 is only turned into the network that it has become. A finished dense model is cut: what
-lies between the groups is dropped at once, channels are relabelled before if asked, and batch norm is measured anew.
-This costs accuracy, which the report says, layer by layer; gradual training exists to avoid it.
+Converting a run changes no output. A cut drops the weights between the groups at once, after relabelling the channels
+if asked, and measures batch norm anew. It costs accuracy, which gradual training avoids; how much weight is kept is
+reported layer by layer.
 
 Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Grouping", CVPR Workshops 2018.
 

@@ -1,7 +1,7 @@
-"""Gradual grouping in time: when alpha falls, what keeps the fading weights small, and when channels are relabelled.
+"""The schedule of gradual grouping: when alpha falls, how fading weights are kept small, when channels are relabelled.
 
-Everything depends on the step alone, so that a run which is resumed in the middle goes on exactly. The layers that fade
-are those that `litheseg.nn.grouping.densify` made; the task and the trainer know nothing of them.
+Alpha depends on the step alone, so a resumed run goes on exactly, and is set on the layers that
+`litheseg.nn.grouping.densify` made, by `fade` at the start of each step. The task and the trainer know nothing of it.
 
 Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Grouping", CVPR Workshops 2018 (Sec. 3.2). It
 gives no schedule: shapes, start and length are our choice, and so are the safeguards.

@@ -118,7 +118,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "shared weights": lambda: _Net(_tied_weights()),
     "unused": lambda: _Net(_Unused(), nn.ReLU()),
 }
-# Those that can be slimmed as well: no refusal of `settle_groups` applies.
+# Those that can be slimmed as well: no refusal of `set_group_rules` applies.
 ELASTIC = (
     *("chain", "residual", "pair shuffle", "depthwise", "to depthwise"),
     *("gate", "fused norm", "layer norm", "shared"),
