@@ -103,7 +103,7 @@ def write_text(target: str | Path, text: str) -> None:
 
 
 def _usual_mode(path: Path) -> int:
-    """The permissions that a new file gets there: the umask, which only a change would tell, and the folder's rules."""
+    """The permissions that a new file gets there, by the umask (which only a change would show) and the folder."""
     path.touch(exist_ok=False)
     mode = stat.S_IMODE(path.stat().st_mode)
     path.unlink()  # some writers want to make it themselves

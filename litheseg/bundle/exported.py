@@ -57,7 +57,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 """Kinds of network files, and the runtimes that take them."""
 
-_STORED_PRECISIONS = ("fp32", "int8")  # bf16 is a way of running fp32
+_STORED_PRECISIONS = ("fp32", "int8")  # bf16 networks are stored as fp32
 _AGAIN = "copy it again, or export the model anew"
 
 

@@ -97,9 +97,9 @@ def predict_files(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Label images into `output`, as `NAME.png` (mask) and `NAME_overlay.png`.
+    """Predict images into `output`, as `NAME.png` (mask) and `NAME_overlay.png`.
 
-    An image that cannot be labelled is reported in the summary and in ``failed.jsonl``, and the others go on. Inputs
+    An image that cannot be predicted is reported in the summary and in ``failed.jsonl``, and the others go on. Inputs
     are never overwritten; other existing files only with `force`.
 
     Args:
@@ -111,16 +111,16 @@ def predict_files(
         width: None for the widest, or the predictor's.
         kind: what to write.
         engine: one of `ENGINES`.
-        workers: images labelled at once; None for as many as there are cores.
+        workers: images predicted at once; None for as many as there are cores.
         force: overwrite results that exist instead of keeping them.
-        device: where to run.
-        size: as in `Predictor`.
-        runtime: as in `Predictor`.
-        precision: as in `Predictor`.
+        device: "cpu", "cuda", "cuda:1", ...
+        size: height and width that images are resized to; "training" as for training, None for their own size.
+        runtime: "torch", "onnxruntime" or "openvino"; None for PyTorch, or, of an export, one that takes its files.
+        precision: "fp32", "bf16" or, of an export, "int8"; None for "fp32" if there is such a network.
         threads: of the CPU for each image. More cores are used better by more workers; masks of two runs are equal bit
             for bit if this is.
         alpha: weight of the class colour in overlays, in [0, 1].
-        max_pixels: width times height above which an image is listed as failed; it is told by the file's header.
+        max_pixels: width times height above which an image is listed as failed; the file's header decides.
         progress: called when the work begins, and whenever images are done.
 
     Raises:

@@ -79,7 +79,7 @@ class PredictionSettings:
             LithesegError: as `Predictor`.
         """
         first = self._predictor(source)
-        if first.runtime != "openvino":  # whose networks compute one image after another, whoever calls
+        if first.runtime != "openvino":  # whose networks compute one image after another
             return [first] * workers
         return [first, *(self._predictor(source) for _ in range(workers - 1))]
 

@@ -1,8 +1,8 @@
 """The networks of a model, one per width, opened when they are first asked for and then kept: what a `Predictor` runs.
 
 Several threads may ask at once. Of an engine that is faster with several images together (a GPU's), they share the
-passes: whoever gets the engine computes for all who wait for it with images of the same size. Nobody waits for company:
-alone, an image goes through at once.
+passes: the thread that gets the engine computes for all that wait for it with images of the same size. None waits for
+others to come: alone, an image goes through at once.
 
 Usage:
     >>> networks = export_networks(load_export("exports/street"), width=None, runtime=None)

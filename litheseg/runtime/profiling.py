@@ -2,7 +2,7 @@
 
 Rows are widths in runtimes and precisions. All of them take turns, so that they can be compared; milliseconds are those
 of an image of the camera's size to its mask, stage by stage (`latency`). What is counted is the plain network of a
-width; an export holds none, and is only timed. It does not know accuracy, nor what a layer costs in time.
+width; an export holds none, and is only timed.
 
 Usage:
     >>> rows = profile("exports/street", runtimes=("onnxruntime", "openvino"), threads=2)
@@ -13,7 +13,7 @@ Usage:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ class Profile:
 
 
 def profile_table(rows: Sequence[Profile]) -> Table:
-    """One row each; times are milliseconds, those of stages medians. What nobody counted has no column."""
+    """One row each; times are milliseconds, those of stages medians. What was not counted has no column."""
     counted: dict[str, list[str]] = {
         "params": [_scaled(row.params, 1e6, " M") for row in rows],
         "MACs": [_scaled(row.macs, 1e9, " G") for row in rows],
@@ -144,52 +144,56 @@ def profile(
         raise LithesegError(f"threads is {threads}; give 1 or more")
     if isinstance(model, (str, Path)) and is_export(model):
         model = load_export(model)
-    if runtimes == "all":
-        runtimes = model.runtimes if isinstance(model, Export) else RUNTIMES
-    precisions = PRECISIONS if precisions == "all" else precisions
-    subject = _subject(model, widths, size, threads, device, channels_last)
-    ways = list(itertools.product(subject.widths, runtimes or ("",), precisions))
-    engines = _opened(subject, ways, left_out)
-    pipelines = {way: Pipeline(engine, subject.size, threads) for way, engine in engines.items()}
+    if isinstance(model, Export):
+        subject, known = _export(model, widths, size, threads, device), model.runtimes
+    else:
+        subject, known = (
+            workstation("deploy.profiled", "profiling a model file").profiled(
+                model, widths, size, threads=threads, device=device, channels_last=channels_last
+            ),
+            RUNTIMES,
+        )
+    rows = itertools.product(
+        subject.widths,
+        known if runtimes == "all" else runtimes or ("",),
+        PRECISIONS if precisions == "all" else precisions,
+    )
+    engines = _opened(subject, rows, left_out)
+    pipelines = {row: Pipeline(engine, subject.size, threads) for row, engine in engines.items()}
     frames = street_frames(image or subject.size)
     times = measure(pipelines, frames, repeats=repeats, warmup=warmup, fps=fps)
     return [
-        Profile(way[0], engines[way].runtime, way[2], stages, **subject.counted.get(way[0], {}))
-        for way, stages in times.items()
+        Profile(width, engines[width, runtime, precision].runtime, precision, stages, **subject.counted.get(width, {}))
+        for (width, runtime, precision), stages in times.items()
     ]
 
 
-def _subject(
-    model: Any, widths: Sequence[float] | None, size: Size | None, threads: int | None, device: str, last: bool
+def _export(
+    export: Export, widths: Sequence[float] | None, size: Size | None, threads: int | None, device: str
 ) -> Profiled:
-    if not isinstance(model, Export):
-        return workstation("deploy.profiled", "profiling a model file").profiled(  # type: ignore[no-any-return]
-            model, widths, size, threads=threads, device=device, channels_last=last
-        )
-
     def opened(width: float, runtime: str, precision: str) -> Engine:
         return open_engine(
-            model, width=width, runtime=runtime or None, precision=precision, threads=threads, device=device
+            export, width=width, runtime=runtime or None, precision=precision, threads=threads, device=device
         )
 
-    fixed = {artefact.size for artefact in model.artefacts} - {None}
+    fixed = {artefact.size for artefact in export.artefacts} - {None}
     own = next(iter(fixed)) if len(fixed) == 1 else None
-    chosen = tuple(sorted(widths or model.widths, reverse=True))
-    return Profiled(chosen, size or own or model.header.size, opened, {})
+    return Profiled(tuple(sorted(widths or export.widths, reverse=True)), size or own or export.header.size, opened, {})
 
 
 def _opened(
-    subject: Profiled, ways: Sequence[tuple[float, str, str]], left_out: Callable[[str], object] | None
+    subject: Profiled, rows: Iterable[tuple[float, str, str]], left_out: Callable[[str], object] | None
 ) -> dict[tuple[float, str, str], Engine]:
+    """The engine of each width, runtime and precision; those that cannot run here are reported to `left_out`."""
     engines: dict[tuple[float, str, str], Engine] = {}
     reasons: dict[str, None] = {}
-    for way in ways:
+    for row in rows:
         try:
-            engines[way] = subject.open(*way)
+            engines[row] = subject.open(*row)
         except LithesegError as error:
             if left_out is None:
                 raise
-            reasons[f"{way[1]} {way[2]}: {error}"] = None
+            reasons[f"{row[1]} {row[2]}: {error}"] = None
     if not engines:
         raise LithesegError("; ".join(reasons))
     for reason in reasons:

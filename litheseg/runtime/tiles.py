@@ -7,8 +7,6 @@ with the whole image's geometry. So a network that looks no further than a quart
 labels of the whole image (but for float32 rounding, where two classes tie). One that looks further gives other ones in
 places, but no visible seams. Besides the image and its labels, memory holds one tile and what it shares with others.
 
-It does not know models or runtimes; it is handed a function.
-
 Usage:
     >>> labels = predict_tiles(engine, image, tile=(1024, 1024))
 """
@@ -202,7 +200,7 @@ class _Logits:
             self._above = self._next
         if column + 1 < len(self.columns.starts):
             self._before = logits[:, :, self.columns.starts[column + 1] - left :].copy()
-            # The first sample of the next tile is this one's still: labels on the way to it need it.
+            # The first sample of the next tile is this one's still: labels between the two need it.
             logits = logits[:, :, : self.columns.starts[column + 1] - left + 1]
         across = slice(left, left + logits.shape[2])
         if row:
