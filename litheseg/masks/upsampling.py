@@ -8,8 +8,8 @@ interpolated, and there only the classes that may win. That equals bilinear inte
 What is promised: a pixel's label is that of exact interpolation wherever its two largest interpolated logits are
 further apart than 8 float32 rounding steps (8 x 2^-23) of the largest magnitude among its samples. Nearer than that,
 float32 decides, here and in PyTorch, and not always alike. All types are interpolated in float32. Among equals the
-first class wins. Around a sample that is not finite all classes are interpolated, as in PyTorch: not a number is the largest,
-and infinity times a weight of 0 is not a number.
+first class wins. Around a sample that is not finite all classes are interpolated, as in PyTorch: not a number is the
+largest, and infinity times a weight of 0 is not a number.
 
 A small C extension does the work where it was built, NumPy elsewhere (`upsampling_arrays`), with the same labels bit by
 bit, in several threads if the image is worth it. Calls from several threads, and after a fork, are safe.

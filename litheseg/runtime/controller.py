@@ -1,8 +1,8 @@
 """Which width the next frame gets, so that a percentile of the latencies stays below a target.
 
-The controller sees milliseconds and answers with a width; it has no clock, no thread and no network, so who measures
-(a video loop, a server) decides what a frame's time is. It believes that a frame takes load times cost: the load, what
-else the machine does, is common to all widths, and what one width costs more than the next is measured at each change.
+The controller gets milliseconds and answers with a width; its caller (a video loop, a server) measures, and decides
+what a frame's time is. It assumes that a frame takes load times cost: the load, what else the machine does, is common
+to all widths, and what one width costs more than the next is measured at each change.
 
 * It narrows when a window of frames can no longer hold the percentile: with 95% of 80 frames, at the fifth one over the
   target. Three frames in a row far over it are enough. It goes to the widest width that should fit.
@@ -133,7 +133,9 @@ class Controller:
         start: float | None = None,
         costs: Mapping[float, float] | None = None,
     ) -> None:
-        self.widths = _checked_widths(widths)
+        self.widths = tuple(sorted({check_width(width) for width in widths}, reverse=True))
+        if not self.widths:
+            raise WidthError("no widths to choose from; give at least one")
         self.target_ms = _target(target_ms, target_fps)
         _check(percentile, window, margin)
         self._window = window or max(_LEAST_WINDOW, math.ceil(round(_SPARED / (1 - percentile / 100), 6)))
@@ -284,13 +286,6 @@ class Controller:
             raise WidthError(f"no width {start:g} to start with; available: {', '.join(f'{w:g}' for w in self.widths)}")
         fitting = (width for width in self.widths if not costs or costs[width] <= self._fitting)
         return start if start is not None else next(fitting, self.widths[-1])
-
-
-def _checked_widths(widths: Iterable[float]) -> tuple[float, ...]:
-    checked = tuple(sorted({check_width(width) for width in widths}, reverse=True))
-    if not checked:
-        raise WidthError("no widths to choose from; give at least one")
-    return checked
 
 
 def _steps(widths: Sequence[float], costs: Mapping[float, float] | None) -> dict[float, _Step]:

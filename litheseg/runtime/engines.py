@@ -1,9 +1,8 @@
 """One call for every runtime: an image in, the network's output out, the same in PyTorch, ONNX Runtime and OpenVINO.
 
 An `Engine` takes an image at the size that its network takes, and gives logits at the network's own stride, or labels
-where the network makes them itself; it also knows the fastest way from that output to labels of any size. Exports open
-here; what runs in PyTorch is made by `litheseg.deploy.torch_engine`, on machines that have it. Resizing and the order
-of the stages are `pipeline`'s.
+where the network makes them itself; it also turns that output into labels of any size. Exports open here; what runs in
+PyTorch is made by `litheseg.deploy.torch_engine`, on machines that have it. `pipeline` resizes and orders the stages.
 
 Usage:
     >>> engine = open_engine("exports/street", width=0.5, runtime="openvino", threads=1)
@@ -158,7 +157,7 @@ def session_options(threads: int | None = None) -> Any:
     """
     import onnxruntime
 
-    _shared_memory(onnxruntime)
+    _share_memory()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.enable_mem_pattern = False  # a plan of each network's own, kept besides
@@ -168,12 +167,15 @@ def session_options(threads: int | None = None) -> Any:
 
 
 @cache
-def _shared_memory(onnxruntime: Any) -> None:
+def _share_memory() -> None:
     """Once for the process."""
+    import onnxruntime
+
     kind, default = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, default), None)
 
 
+@cache
 def openvino_core() -> Any:
     """The one `openvino.Core` of this process that compiles networks.
 
@@ -187,11 +189,6 @@ def openvino_core() -> Any:
         import openvino
     except ImportError as error:
         raise MissingExtraError("openvino", "openvino", "running in OpenVINO") from error
-    return _core(openvino)
-
-
-@cache
-def _core(openvino: Any) -> Any:
     return openvino.Core()
 
 
@@ -200,10 +197,23 @@ class _OnnxEngine(Engine):
 
     runtime = "onnxruntime"
 
-    def __init__(self, session: Any, artefact: Artefact) -> None:
+    def __init__(self, file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError("onnxruntime", None, "running in ONNX Runtime") from error
+        if precision == "bf16":
+            raise LithesegError(
+                "ONNX Runtime has no bf16 convolutions; choose fp32 or int8, or --runtime openvino or torch"
+            )
+        providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        if providers[0] not in onnxruntime.get_available_providers():
+            raise LithesegError(f"this ONNX Runtime has no '{device}'; install onnxruntime-gpu, or choose cpu")
+        options = session_options(threads)
+        with _explained("onnxruntime", file):
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
         self.precision, self.output, self.size = artefact.precision, artefact.output, artefact.size
-        self._session, self._layout = session, artefact.layout
-        self._input = session.get_inputs()[0].name
+        self._layout, self._input = artefact.layout, self._session.get_inputs()[0].name
 
     def run(self, image: np.ndarray) -> np.ndarray:
         batch = batched(image, self._layout, self.size)
@@ -216,9 +226,20 @@ class _OpenVinoEngine(Engine):
 
     runtime = "openvino"
 
-    def __init__(self, model: Any, artefact: Artefact, precision: str) -> None:
+    def __init__(self, file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> None:
+        core = openvino_core()
+        if device != "cpu":
+            raise LithesegError(f"OpenVINO runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise LithesegError("this CPU has no bf16 (OpenVINO would compute in fp32); choose fp32 or int8")
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        with _explained("openvino", file):
+            self._model = core.compile_model(str(file), "CPU", settings)
         self.precision, self.output, self.size = precision, artefact.output, artefact.size
-        self._model, self._layout, self._requests = model, artefact.layout, threading.local()
+        self._layout, self._requests = artefact.layout, threading.local()
 
     def run(self, image: np.ndarray) -> np.ndarray:
         batch = batched(image, self._layout, self.size)
@@ -227,6 +248,19 @@ class _OpenVinoEngine(Engine):
         with _explained(self.runtime, image):
             self._requests.own.infer([batch], share_inputs=True)
             return np.array(self._requests.own.get_output_tensor(0).data[0])  # a copy: the next call overwrites it
+
+
+def _open_torch(file: Path, artefact: Artefact, **how: Any) -> Engine:
+    engines = workstation("deploy.torch_engine", f"running {file.name} in PyTorch")
+    engine: Engine = engines.archive_engine(file, artefact, **how)
+    return engine
+
+
+_OPENERS: dict[str, Callable[..., Engine]] = {
+    "onnxruntime": _OnnxEngine,
+    "openvino": _OpenVinoEngine,
+    "torch": _open_torch,
+}
 
 
 def _installed(export: Export, width: float | None, precision: str) -> str | None:
@@ -245,51 +279,6 @@ def _installed(export: Export, width: float | None, precision: str) -> str | Non
             export.find(width, name, precision)
             return name
     return None
-
-
-def _open_torch(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
-    engine: Engine = workstation("deploy.torch_engine", f"running {file.name} in PyTorch").archive_engine(
-        file, artefact, precision=precision, threads=threads, device=device
-    )
-    return engine
-
-
-def _open_onnx(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", None, "running in ONNX Runtime") from error
-    if precision == "bf16":
-        raise LithesegError(
-            "ONNX Runtime has no bf16 convolutions; choose fp32 or int8, or --runtime openvino or torch"
-        )
-    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    if providers[0] not in onnxruntime.get_available_providers():
-        raise LithesegError(f"this ONNX Runtime has no '{device}'; install onnxruntime-gpu, or choose cpu")
-    options = session_options(threads)
-    with _explained("onnxruntime", file):
-        return _OnnxEngine(onnxruntime.InferenceSession(str(file), options, providers=providers), artefact)
-
-
-def _open_openvino(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
-    core = openvino_core()
-    if device != "cpu":
-        raise LithesegError(f"OpenVINO runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise LithesegError("this CPU has no bf16 (OpenVINO would compute in fp32); choose fp32 or int8")
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    with _explained("openvino", file):
-        return _OpenVinoEngine(core.compile_model(str(file), "CPU", settings), artefact, precision)
-
-
-_OPENERS: dict[str, Callable[..., Engine]] = {
-    "onnxruntime": _open_onnx,
-    "openvino": _open_openvino,
-    "torch": _open_torch,
-}
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from litheseg.bundle.exported import Export, is_export, load_export
 from litheseg.bundle.header import BundleHeader
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
-from litheseg.masks.classes import Classes
 from litheseg.runtime.networks import Networks, SharedEngine, export_networks
 from litheseg.runtime.pipeline import Pipeline
 from litheseg.runtime.rgb import ImageLike, to_rgb
@@ -64,6 +63,13 @@ class Predictor:
             tiles of 1024 where an image at its own size has more than 8 megapixels.
         overlap: pixels that neighbouring tiles share at least; None for a quarter of a tile.
 
+    Attributes:
+        header: everything that the model says of itself, but for its weights.
+        classes: names and colours of the labels.
+        runtime: what runs the networks: "torch", "onnxruntime" or "openvino".
+        widths: to choose from, widest first.
+        size: height and width that images are resized to; None for the image's own.
+
     Raises:
         BundleError: the file cannot be loaded.
         WidthError: the model does not have the width.
@@ -88,6 +94,7 @@ class Predictor:
         if isinstance(source, (str, Path)):
             source = _load(Path(source).expanduser())
         self.source, self.header, self._threads = source, source.header, threads
+        self.classes = self.header.classes
         self.tile, self._overlap = _checked_tile(tile, overlap, size), overlap
         trained = self.header.size if self.header.resizes and self.tile is None else None
         wanted = _checked_size(trained if size == "training" else size)
@@ -99,6 +106,7 @@ class Predictor:
             self._networks = workstation("deploy.torch_engine", _PURPOSE).open_model(
                 source, width, runtime=runtime, **how
             )
+        self.runtime, self.widths = self._networks.runtime, self._networks.widths
         self.size = self._agreed(wanted, size)
         self._width = self.widths[0] if width is None else width
         self._pipelines: dict[float, Pipeline] = {}
@@ -113,21 +121,6 @@ class Predictor:
         if isinstance(self.source, Export):
             raise LithesegError(f"{self.source.path} is an export; this needs the bundle that it was made from")
         return self.source
-
-    @property
-    def runtime(self) -> str:
-        """What runs the networks: "torch", "onnxruntime" or "openvino"."""
-        return self._networks.runtime
-
-    @property
-    def classes(self) -> Classes:
-        """Names and colours of the labels."""
-        return self.header.classes
-
-    @property
-    def widths(self) -> tuple[float, ...]:
-        """The widths to choose from, widest first."""
-        return self._networks.widths
 
     @property
     def width(self) -> float:

@@ -1,6 +1,6 @@
-"""Whatever holds an image -> uint8 H x W x 3, RGB, upright.
+"""Turns whatever holds an image into uint8 H x W x 3, RGB, upright.
 
-It does not resize, and knows no model. Files are read by `litheseg.masks.reading.read_image`.
+Files are read by `litheseg.masks.reading.read_image`.
 
 Usage:
     >>> pixels = to_rgb(Image.open("street.jpg"))
@@ -9,7 +9,7 @@ Usage:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -17,28 +17,15 @@ from PIL import ExifTags, Image, ImageOps
 from litheseg.errors import DataError
 from litheseg.masks.reading import read_image
 
-__all__ = ["ImageLike", "TensorLike", "VideoFrame", "frame_to_rgb", "to_rgb"]
+if TYPE_CHECKING:
+    import av
+    import torch
+
+__all__ = ["ImageLike", "frame_to_rgb", "to_rgb"]
 
 
-class VideoFrame(Protocol):
-    """What is used of an `av.VideoFrame`."""
-
-    def to_ndarray(self, *, format: str) -> np.ndarray:
-        """The pixels in that format."""
-
-    @property
-    def rotation(self) -> int:
-        """Degrees by which to turn it counterclockwise."""
-
-
-class TensorLike(Protocol):
-    """What is used of a `torch.Tensor`."""
-
-    def detach(self) -> Any:
-        """The tensor without its history."""
-
-
-ImageLike = str | Path | Image.Image | np.ndarray | TensorLike | VideoFrame
+ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor | av.VideoFrame"
+"""The kinds of images that are taken; see `Predictor.__call__`."""
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:
@@ -62,7 +49,7 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     )
 
 
-def frame_to_rgb(frame: VideoFrame) -> np.ndarray:
+def frame_to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """A video frame, turned as its file says that it is to be shown."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4
