@@ -175,7 +175,6 @@ def _share_memory() -> None:
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, default), None)
 
 
-@cache
 def openvino_core() -> Any:
     """The one `openvino.Core` of this process that compiles networks.
 
@@ -189,6 +188,11 @@ def openvino_core() -> Any:
         import openvino
     except ImportError as error:
         raise MissingExtraError("openvino", "openvino", "running in OpenVINO") from error
+    return _core(openvino)
+
+
+@cache
+def _core(openvino: Any) -> Any:
     return openvino.Core()
 
 
