@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["arguments", "in_turns", "show"]
+from litheseg.masks.classes import CAMVID_CLASSES
+
+__all__ = ["arguments", "ddrnet_file", "in_turns", "memory", "show"]
 
 Name = TypeVar("Name")
 
@@ -60,6 +62,27 @@ def in_turns(
             run()
             times[name].append(1e3 * (clock() - started))
     return {name: values[1:] for name, values in times.items()}
+
+
+def memory(process: int | str, name: str) -> float | None:
+    """Bytes of a process ("self" for this one) by a line of its status, such as VmRSS; None where there is none."""
+    status = Path(f"/proc/{process}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+
+
+def ddrnet_file(path: Path, base: int, widths: Sequence[float], size: tuple[int, int], seed: int) -> Any:
+    """An elastic DDRNet that was not trained, as a model file: weights change no time."""
+    import torch
+
+    from litheseg.models import build_model
+    from litheseg.models.bundle import BundleHeader, save_bundle
+    from litheseg.nn import slim
+
+    torch.manual_seed(seed)
+    network = slim(build_model("ddrnet", num_classes=len(CAMVID_CLASSES), base=base), widths)
+    architecture = {"name": "ddrnet", "args": {"base": base}}
+    return save_bundle(path, network, BundleHeader(architecture, CAMVID_CLASSES, widths=tuple(widths), size=size))
 
 
 def show(rows: Sequence[Mapping[str, Any]], title: str) -> None:

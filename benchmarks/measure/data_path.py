@@ -15,50 +15,18 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from records import save
-from torch import Tensor, nn
+from torch import Tensor
 
+from litheseg.data import open_source
 from litheseg.data.datamodule import SegmentationData
-from litheseg.data.source import Sample, Source
-from litheseg.masks.classes import IGNORE_INDEX, Classes
+from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.models.ddrnet import DDRNet
 from measure.common import arguments, show
 
 TARGET = 0.10
-CLASSES = 11
-
-
-class NoiseSource(Source):
-    """Random images and masks of one size; what they show does not matter here."""
-
-    name, licence, citation = "noise", "none", "none"
-
-    def __init__(self, count: int, size: tuple[int, int]) -> None:
-        self.classes = Classes(tuple(f"class {k}" for k in range(CLASSES)), ((0, 0, 0),) * CLASSES)
-        self._count, self._size = count, size
-
-    def splits(self) -> tuple[str, ...]:
-        """One split."""
-        return ("train",)
-
-    def samples(self, split: str) -> tuple[Sample, ...]:
-        """As many as asked for."""
-        return tuple(Sample(f"{i:04}", None, None, split) for i in range(self._count))
-
-    def read_image(self, sample: Sample) -> np.ndarray:
-        """Noise, the same at each call."""
-        return np.random.default_rng(int(sample.id)).integers(0, 256, (*self._size, 3), np.uint8)
-
-    def read_mask(self, sample: Sample) -> np.ndarray:
-        """Noise labels, the same at each call."""
-        return np.random.default_rng(int(sample.id)).integers(0, CLASSES, self._size, np.uint8)
-
-    def raw_mask(self, sample: Sample) -> np.ndarray:
-        """The labels: there is no file."""
-        return self.read_mask(sample)
 
 
 def main() -> None:
@@ -80,8 +48,9 @@ def main() -> None:
 def measure(options: argparse.Namespace, cache: Any, device: torch.device) -> dict[str, float]:
     """Median milliseconds of both parts, and the data path's fraction of their sum (median over steps, and worst)."""
     size, batch_size = tuple(options.size), options.batch_size
-    data = SegmentationData(NoiseSource(4 * batch_size, size), batch_size=batch_size, cache=cache, seed=options.seed)
-    model = DDRNet(CLASSES, base=options.base).to(device).train()
+    source = open_source("streets", train=4 * batch_size, val=1, size=size)
+    data = SegmentationData(source, batch_size=batch_size, cache=cache, seed=options.seed)
+    model = DDRNet(len(source.classes), base=options.base).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     batches, times = endless(data), []
     for _ in range(2 + options.steps):
@@ -89,7 +58,9 @@ def measure(options: argparse.Namespace, cache: Any, device: torch.device) -> di
         batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
         batch = data.on_after_batch_transfer(batch)
         loaded = now(device)
-        train_step(model, optimizer, batch)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(batch["image"]), batch["mask"], ignore_index=IGNORE_INDEX).backward()
+        optimizer.step()
         times.append((loaded - started, now(device) - loaded))
     times = times[2:]
     fractions = [data_time / (data_time + step_time) for data_time, step_time in times]
@@ -108,12 +79,6 @@ def endless(data: SegmentationData) -> Iterator[dict[str, Tensor]]:
         loader.sampler.set_epoch(epoch)
         yield from loader
         epoch += 1
-
-
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    F.cross_entropy(model(batch["image"]), batch["mask"], ignore_index=IGNORE_INDEX).backward()
-    optimizer.step()
 
 
 def now(device: torch.device) -> float:

@@ -51,7 +51,7 @@ from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Scope, measure
 from litheseg.runtime.pipeline import Pipeline
 from measure import peer_models
-from measure.common import arguments
+from measure.common import arguments, memory
 
 PROTOCOL, TRAINING_SIZE, FULL_SIZE = "camvid-half", (180, 240), (384, 480)
 OURS = {  # name -> row of benchmarks/rows/grouping.yaml
@@ -214,7 +214,7 @@ def row(
                 "precision": precision,
                 **times[fastest],
                 "miou": score(pipelines[fastest], source, source.samples("val")) if scored else None,
-                "peak_mib": memory(network, fastest, export, size),
+                "peak_mib": grown_memory(network, fastest, export, size),
             }
         )
     facts = {"network": network.name, "width": network.width, "ours": network.ours, "trained": network.trained}
@@ -222,7 +222,7 @@ def row(
     return {**facts, "params": cost.params, "macs": cost.macs, "ways": ways, "all": every}
 
 
-def memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int, int]) -> float | None:
+def grown_memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int, int]) -> float | None:
     """MiB that labelling three images takes in a fresh process; None in PyTorch, which keeps weights of its own."""
     if way[0] == "torch":
         return None
@@ -232,16 +232,10 @@ def memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int
 
 
 def peak_memory(export: str, runtime: str, precision: str, size: tuple[int, int]) -> float:
-    """What `memory` starts: by how much the resident set grows at most, MiB; modules imported before do not count."""
-    before = resident("VmRSS")
+    """What `grown_memory` starts: MiB by which the resident set grows at most, modules imported before left out."""
+    before = memory("self", "VmRSS") or 0.0
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     pipeline = Pipeline(open_engine(export, runtime=runtime, precision=precision), (size[0], size[1]))
     for seed in range(3):
         pipeline(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
-    return resident("VmHWM") - before
-
-
-def resident(name: str) -> float:
-    """A field of /proc/self/status, MiB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{name}:")[1].split()[0]) / 1024
+    return ((memory("self", "VmHWM") or 0.0) - before) / 2**20

@@ -4,8 +4,6 @@
   written (`F.interpolate` and `argmax`) and in its faster forms, of which the quickest counts as "best". Logits are
   those of procedural streets: each class's share of a block of pixels, sharpened, with noise; the share of cells that
   hold a border is in the records. Pure noise, where no cell is uniform, is the worst case.
-- kernels: what can do that work on a CPU: time, and the memory that a fresh process grows by when it imports the kernel
-  and labels an image. The committed records also have Numba's kernel, which the commit that they name still has.
 - resizing: torchvision, Pillow, the C extension and NumPy, one thread each, in processor time; each one's ratio to
   torchvision is taken within a round, and in how many values it differs. Torchvision and Pillow are given what they
   like best: a view of H W 3 as 3 H W, and a finished `Image`.
@@ -13,19 +11,14 @@
 All take turns, round after round; medians are compared.
 
     python benchmarks/measure pixels upsampling --output benchmarks/results/upsampling.jsonl
-    python benchmarks/measure pixels kernels --rounds 200 --output benchmarks/results/upsampling_kernels.jsonl
     python benchmarks/measure pixels resizing --rounds 21 --threads 1 --output benchmarks/results/resizing.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +32,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from litheseg.masks import resizing
-from litheseg.masks import upsampling as masks
 from litheseg.masks.resizing import resize_image
 from litheseg.models import upsampling
 from litheseg.models.upsampling import label_maps, upsample_labels
@@ -54,15 +46,6 @@ CASES = {  # size, stride, classes
     "large street": ((1024, 2048), 8, 19),
     "noise": ((360, 480), 8, 11),
 }
-KERNEL_CASES = {
-    "street, 11 classes": ((360, 480), 11),
-    "street, 19 classes": ((360, 480), 19),
-    "large street": ((1024, 2048), 19),
-}
-KERNELS = {
-    "numpy": "from litheseg.masks.upsampling_arrays import fill_labels as kernel",
-    "c": "from litheseg.masks._upsampling import fill_labels as kernel",
-}
 RESIZED = [
     ((720, 960), (360, 480)),
     ((1080, 1920), (512, 1024)),
@@ -75,16 +58,16 @@ def main() -> None:
     """Parse, measure, print a table, write records."""
     options = parse()
     torch.set_num_threads(1 if options.what == "resizing" else options.threads)
-    rows = {"upsampling": upsampling_rows, "kernels": kernel_rows, "resizing": resizing_rows}[options.what](options)
-    show(rows, f"milliseconds (target {TARGETS.get(options.what)})")
-    target = {"target": TARGETS[options.what]} if options.what in TARGETS else {}
+    rows = {"upsampling": upsampling_rows, "resizing": resizing_rows}[options.what](options)
+    show(rows, f"milliseconds (target {TARGETS[options.what]})")
     clock = "processor time of the thread" if options.what == "resizing" else "wall-clock time"
-    save(options, target | {"rows": rows}, "torch", "torchvision", "pillow", "numpy", clock=clock)
+    report = {"target": TARGETS[options.what], "rows": rows}
+    save(options, report, "torch", "torchvision", "pillow", "numpy", clock=clock)
 
 
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__, rounds=15, threads=2, seed=0)
-    parser.add_argument("what", choices=["upsampling", "kernels", "resizing"])
+    parser.add_argument("what", choices=list(TARGETS))
     return parser.parse_args()
 
 
@@ -160,68 +143,6 @@ def forms(logits: Tensor, size: tuple[int, int]) -> dict[str, Callable[[], objec
         "lazy with confidence": lambda: label_maps(logits, size, confidence="uint8"),
         "softmax and max": lambda: plain(logits, size).softmax(1).max(1),
     }
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-
-def kernel_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row per case, kernel and number of threads: time in turns, and memory of a fresh process."""
-    rows, (first, *_) = [], KERNELS
-    for case, (size, classes) in KERNEL_CASES.items():
-        logits = street_logits(size, 8, classes).numpy()
-        times = in_turns(kernel_steps(logits, size, options.threads), options.rounds)
-        for (name, threads), values in times.items():
-            row = {"kernel": name, "case": case, "size": size, "stride": 8, "classes": classes, "threads": threads}
-            ratios = [one / other for one, other in zip(values, times[first, threads], strict=True)]
-            row |= {"milliseconds": median(values), "fastest_milliseconds": min(values)}
-            rows.append(row | {f"times_{first}": median(ratios), "megabytes": growth(name, logits, size, threads)})
-    return rows
-
-
-def kernel_steps(
-    logits: np.ndarray, size: tuple[int, int], threads: int
-) -> dict[tuple[str, int], Callable[[], object]]:
-    """By name of the kernel and number of threads, all through the public function."""
-
-    def labels_by(kernel: Callable[..., None], count: int) -> Callable[[], object]:
-        def run() -> None:
-            with patch.object(masks, "_kernel", lambda: kernel):
-                masks.upsample_labels(logits, size, threads=count)
-
-        return run
-
-    steps: dict[tuple[str, int], Callable[[], object]] = {}
-    for name, source in KERNELS.items():
-        names: dict[str, Any] = {}
-        exec(source, names)
-        steps |= {(name, count): labels_by(names["kernel"], count) for count in sorted({1, threads})}
-    return steps
-
-
-GROWTH = """
-import sys
-import numpy as np
-def memory(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
-logits, size = np.load(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3]))
-before = memory("VmRSS")
-{source}
-from litheseg.masks import upsampling
-upsampling._kernel = lambda: kernel
-upsampling.upsample_labels(logits, size, threads=int(sys.argv[4]))
-print(memory("VmRSS") - before, memory("VmHWM") - before)
-"""
-
-
-def growth(name: str, logits: np.ndarray, size: tuple[int, int], threads: int) -> dict[str, float]:
-    """Megabytes of a fresh process: what stays, and the most there ever was."""
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(path := Path(folder) / "logits.npy", logits)
-        code, given = GROWTH.replace("{source}", KERNELS[name]), [str(path), *map(str, (*size, threads))]
-        answer = subprocess.run([sys.executable, "-c", code, *given], check=True, capture_output=True, text=True)
-    stays, peak = map(float, answer.stdout.split())
-    return {"stays": round(stays, 2), "peak": round(peak, 2)}
 
 
 # --- resizing --------------------------------------------------------------------------------------------------------

@@ -31,20 +31,16 @@ from PIL import Image
 from records import save
 
 from litheseg.files import atomic_path
-from litheseg.masks.classes import Classes
 from litheseg.masks.reading import read_image
-from litheseg.models import build_model
-from litheseg.models.bundle import BundleHeader, save_bundle
-from litheseg.nn import slim
 from litheseg.runtime.files import predict_files
 from litheseg.runtime.jobs import Job, find_items, make_plan
 from litheseg.runtime.labeller import Labeller, PredictionSettings
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.storage import open_folder
 from litheseg.streets import render_street
-from measure.common import arguments, show
+from measure.common import arguments, ddrnet_file, show
 
-CLASSES, WIDTHS, SIZE = 11, (1.0, 0.25), (360, 480)
+WIDTHS, SIZE = (1.0, 0.25), (360, 480)
 CASES = {  # name -> size of the photos, width
     "360x480, width 1": ((360, 480), 1.0),
     "360x480, width 0.25": ((360, 480), 0.25),
@@ -61,7 +57,8 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model = bundle(work / "model.safetensors", options)
+        model = work / "model.safetensors"
+        ddrnet_file(model, options.base, WIDTHS, SIZE, options.seed)
         rows = [row(name, model, work / str(number), options) for number, name in enumerate(options.cases)]
         report = {"rows": rows} | ({"ray": ray_row(model, work, options)} if options.ray_images else {})
     show(rows, f"images a second, times the loop's, processor milliseconds (Ray: {report.get('ray')})")
@@ -77,16 +74,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ray-images", type=int, default=200, help="for Ray; 0 leaves it out")
     parser.add_argument("--base", type=int, default=16, help="DDRNet's base channels")
     return parser.parse_args()
-
-
-def bundle(path: Path, options: argparse.Namespace) -> Path:
-    """Random weights: what they say does not matter here, but that borders are somewhere."""
-    torch.manual_seed(options.seed)
-    classes = Classes(tuple(f"class {k}" for k in range(CLASSES)), tuple((20 * k, 80, 200) for k in range(CLASSES)))
-    network = slim(build_model("ddrnet", num_classes=CLASSES, base=options.base), WIDTHS)
-    header = BundleHeader({"name": "ddrnet", "args": {"base": options.base}}, classes, widths=WIDTHS, size=SIZE)
-    save_bundle(path, network, header)
-    return path
 
 
 def photos(folder: Path, size: tuple[int, int], count: int, seed: int) -> list[Path]:

@@ -35,18 +35,13 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 from PIL import Image
 from records import save
 
 from litheseg.bundle.exported import load_export
 from litheseg.deploy.export import export_bundle
-from litheseg.masks.classes import CAMVID_CLASSES
-from litheseg.models import build_model
-from litheseg.models.bundle import BundleHeader, save_bundle
-from litheseg.nn import slim
 from litheseg.streets import render_street
-from measure.common import arguments, show
+from measure.common import arguments, ddrnet_file, memory, show
 
 LIBRARIES = ("onnxruntime", "openvino", "numpy", "fastapi", "uvicorn", "httpx")
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
@@ -113,11 +108,8 @@ def parse() -> argparse.Namespace:
 
 
 def make_export(folder: Path, options: argparse.Namespace) -> Path:
-    torch.manual_seed(options.seed)
-    model = slim(build_model("ddrnet", num_classes=len(CAMVID_CLASSES), base=options.base), WIDTHS)
-    architecture = {"name": "ddrnet", "args": {"base": options.base}}
-    header = BundleHeader(architecture, CAMVID_CLASSES, widths=WIDTHS, size=SIZE)
-    return export_bundle(save_bundle(folder / "ddrnet.safetensors", model, header), folder / "export", check=False).path
+    bundle = ddrnet_file(folder / "ddrnet.safetensors", options.base, WIDTHS, SIZE, options.seed)
+    return export_bundle(bundle, folder / "export", check=False).path
 
 
 def pictures(seed: int) -> list[bytes]:
@@ -171,12 +163,8 @@ def server(export: Path, options: argparse.Namespace, *more: str) -> Iterator[Ru
 
 
 def megabytes(pid: int, name: str) -> float | None:
-    """A line of /proc/PID/status; None where there is none."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:")), None)
+    found = memory(pid, name)
+    return None if found is None else found / 1e6
 
 
 def process(running: Running) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ values are ignored and which are remapped. A scheme comes from a source (CamVid,
     classes:                        # a plain list of names, or one entry a class
       - {name: road, color: [128, 64, 128], id: 7}      # id: the value in the file; default: the position
       - {name: car, color: "#0000e6"}
-    ignore: [11, 255]               # values (colours when the encoding is rgb) that do not count; 255 always is one
+    ignore: [11, 255]               # values (colours when the encoding is rgb) that do not count; 255 is always ignored
     remap: {12: road, 13: ignore}   # further file values: to a class (its name or id) or to ignore
     encoding: index                 # or rgb: the masks hold the classes' colours
 

@@ -329,7 +329,7 @@ class TrainerConfig:
         ema: decay of an average of the weights that is kept instead of the last ones; 0 for none.
         early_stop: stop after this many validations without a better mean mIoU; 0 for never.
         val_every: epochs between validations (the last epoch always is one).
-        keep: the epoch that goes into the bundle: last (honest) or best on val.
+        keep: the epoch that goes into the bundle: last, or best, which is chosen on val and so scores too well there.
         threads: CPU threads; 0 for torch's own choice.
         loggers: csv, tensorboard, wandb.
         baseline: with unlabelled images, train the same network on the labels alone first, to compare.
