@@ -3,7 +3,7 @@
 The first fit has a budget that everything keeps; it shows what the model can do. Ten budgets are spread over that
 range, in equal ratios. What each fit delivers is then opened and timed again, alone, end to end, for as long as a whole
 proof lasts: the promise holds if the two percentiles are within 10 % of each other. No promise can be better kept than
-the machine keeps its own speed, so that is measured too, in the same way: each network is timed a second time, in a
+the machine keeps its own speed, so that is measured too, likewise: each network is timed a second time, in a
 further process (repeated), and the two halves of one timing are compared (steady). Fits share a cache, as a user's do,
 so later ones time little but their proof. Leave the machine alone meanwhile.
 

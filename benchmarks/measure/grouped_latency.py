@@ -5,7 +5,7 @@ depthwise, and as networks use them (grouped and shuffled, depthwise and 1x1). F
 shuffles, and D* with groups in other places, in PyTorch and, where it is installed, in ONNX Runtime.
 
 How: what is compared takes turns, round after round, in rotating order, so that load from other programs and a clock
-that changes fall on all alike; medians are kept, and the spread (quartiles apart, over the median) tells what a
+that changes fall on all alike; medians are kept, and the spread (quartiles apart, over the median) says what a
 difference is worth. With one thread the clock is this process's processor time, which leaves other programs' share out;
 with more it is wall-clock time. Short passes are timed several at a time. PyTorch runs in either memory format, and the
 better one counts; it runs eagerly and packs weights at each call, ONNX Runtime once.

@@ -120,7 +120,7 @@ def row(width: float, form: str, outcome: Outcome, times: Mapping[str, Mapping[s
 
 
 def instructions() -> list[str]:
-    """Which of those that matter to int8 the processor has; empty where nobody tells."""
+    """Which of those that matter to int8 the processor has; empty where it is not known."""
     file = Path("/proc/cpuinfo")
     flags = (
         next((line for line in file.read_text().splitlines() if line.startswith("flags")), "") if file.exists() else ""

@@ -75,7 +75,7 @@ def overrides(recipe: Any, options: argparse.Namespace) -> list[str]:
 
 
 def labellers(recipe: Recipe, options: argparse.Namespace) -> dict[str, tuple[Path, float]]:
-    """Name -> model file and width of whoever labels; widths below 1 are told by NAME@WIDTH."""
+    """Name -> model file and width of whoever labels; widths below 1 as NAME@WIDTH."""
     runs = {"student": options.run, **{Path(run).name: Path(run) for run in options.beside}}
     teachers = {name: Path(str(tutor.bundle)) for name, tutor in recipe.mgd.tutors.items()}
     files = {**teachers, **{name: run / "model.safetensors" for name, run in runs.items()}}

@@ -1,16 +1,16 @@
 """Our widths against light networks of other libraries: same machine, same images, one run, end to end.
 
 Every network is timed from a uint8 image to its uint8 mask, through every runtime and precision at hand, in turns; the
-fastest way of each counts. A peer is deployed as its users deploy it: labels at its full-size output, taken inside the
-graph. Ours give logits at their own stride, and labels come from these (lazy upsampling). Two settings:
+fastest counts. A peer is deployed as its users deploy it: labels at its full-size output, taken inside the graph. Ours
+give logits at their own stride, and labels come from these (lazy upsampling). Two settings:
 
 - scored: as trained and scored. Images of the data's own size are resized to the training size, masks come back at the
   images' size; mIoU is measured here, as deployed, on val.
 - full: the network sees 384x480 pixels, as large as a camera's picture, and nothing is resized.
 
-A network that cannot become int8, or whose int8 a runtime cannot run, goes without that way: it is told, and the others
+A network that cannot become int8, or whose int8 a runtime cannot run, goes without it: that is reported, and the others
 count. Peak memory is by how much a fresh process grows that loads the runtime and the network and labels three images
-the fastest way. A network that was not trained has random weights and no mIoU.
+by the fastest. A network that was not trained has random weights and no mIoU.
 
     python benchmarks/measure peers --data data/camvid --output benchmarks/results/peers_time.jsonl
 """
@@ -59,11 +59,17 @@ OURS = {  # name -> row of benchmarks/rows/grouping.yaml
     "ddrnet (base 16), grouped": "ddrnet-slim-gradual",
     "ERFNet": "erfnet-erfnet",
 }
-WAYS = (("torch", "fp32"), ("onnxruntime", "fp32"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))
+PAIRS = (
+    ("torch", "fp32"),
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "int8"),
+)
 LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "onnxruntime", "openvino", "nncf")
 FORMATS = ("onnx", "openvino")
 CALIBRATION = {TRAINING_SIZE: 32, FULL_SIZE: 8}  # images; fewer where only the time counts
-ANY = Tolerance(miou=100, class_iou=None, agreement=0)  # int8 throughout: its mIoU is told beside it
+ANY = Tolerance(miou=100, class_iou=None, agreement=0)  # int8 throughout: its mIoU is in the row
 
 
 @dataclass(frozen=True)
@@ -126,18 +132,18 @@ def random_bundle(key: str, source: Source) -> Bundle:
 def setting(
     networks: Sequence[Network], size: tuple[int, int], source: Source, folder: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One row per network: what it costs, how long each way takes, how right the fastest is."""
+    """One row per network: what it costs, how long each runtime and precision takes, how right the fastest is."""
     exports = [exported(network, size, folder / str(index), source) for index, network in enumerate(networks)]
     pipelines = {}
-    for (index, network), way in itertools.product(enumerate(networks), WAYS):
-        if found := engine(network, exports[index], *way, options.threads):
-            pipelines[index, *way] = Pipeline(found, size, options.threads)
+    for (index, network), pair in itertools.product(enumerate(networks), PAIRS):
+        if found := engine(network, exports[index], *pair, options.threads):
+            pipelines[index, *pair] = Pipeline(found, size, options.threads)
     stages = measure(pipelines, camera(source, size), repeats=options.rounds)
     times = {name: found[Scope.END_TO_END].ms for name, found in stages.items()}
     rows = []
     for index, network in enumerate(networks):
-        own = {way: pipelines[index, *way] for way in WAYS if (index, *way) in pipelines}
-        took = {way: summary(times[index, *way]) for way in own}
+        own = {pair: pipelines[index, *pair] for pair in PAIRS if (index, *pair) in pipelines}
+        took = {pair: summary(times[index, *pair]) for pair in own}
         rows.append(row(network, size, took, exports[index], own, source))
     return rows
 
@@ -205,10 +211,10 @@ def row(
 ) -> dict[str, Any]:
     cost = count(network.bundle.plain(network.width), size)
     scored = network.trained and size == TRAINING_SIZE
-    ways = []
+    timed = []
     for precision in dict.fromkeys(precision for _, precision in times):
-        fastest = min((way for way in times if way[1] == precision), key=lambda way: times[way]["p50"])
-        ways.append(
+        fastest = min((pair for pair in times if pair[1] == precision), key=lambda pair: times[pair]["p50"])
+        timed.append(
             {
                 "runtime": fastest[0],
                 "precision": precision,
@@ -219,14 +225,14 @@ def row(
         )
     facts = {"network": network.name, "width": network.width, "ours": network.ours, "trained": network.trained}
     every = {f"{runtime} {precision}": value for (runtime, precision), value in times.items()}
-    return {**facts, "params": cost.params, "macs": cost.macs, "ways": ways, "all": every}
+    return {**facts, "params": cost.params, "macs": cost.macs, "ways": timed, "all": every}
 
 
-def grown_memory(network: Network, way: tuple[str, str], export: Path, size: tuple[int, int]) -> float | None:
+def grown_memory(network: Network, pair: tuple[str, str], export: Path, size: tuple[int, int]) -> float | None:
     """MiB that labelling three images takes in a fresh process; None in PyTorch, which keeps weights of its own."""
-    if way[0] == "torch":
+    if pair[0] == "torch":
         return None
-    job = json.dumps({"export": str(export), "runtime": way[0], "precision": way[1], "size": size})
+    job = json.dumps({"export": str(export), "runtime": pair[0], "precision": pair[1], "size": size})
     command = [sys.executable, str(Path(__file__).parent), "peers", "--memory-of", job]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -1,12 +1,12 @@
 """What `litheseg predict` gains over one image after another: threads, processes and Ray, by ratio within one run.
 
-Photos of procedural streets lie on disk as JPEG; every way reads them, labels them and writes palette PNGs. The ways
-take turns, round after round, so that load from other programs falls on all alike; medians of wall-clock time are
+Photos of procedural streets lie on disk as JPEG; every method reads them, labels them and writes palette PNGs. The
+methods take turns, round after round, so that load from other programs falls on all alike; medians of wall-clock time are
 compared.
 "loop" is the predictor in a loop, with PyTorch's own threads and Pillow's usual compression, which is what `predict`
-did before it had engines. What a way costs before its first image (imports, the model) is left out; for Ray, which
+did before it had engines. What a method costs before its first image (imports, the model) is left out; for Ray, which
 `predict` starts anew, it is in the report. Other programs on the cores make ratios smaller: more images at once cannot
-use cores that are taken. Processor time an image is nearly free of that: it shows what a way itself adds.
+use cores that are taken. Processor time an image is nearly free of that: it shows what a method itself adds.
 
     python benchmarks/measure scale --output benchmarks/results/scale.jsonl
 """
@@ -68,7 +68,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__, rounds=7, seed=0)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--images", type=int, default=24, help="a round of each way")
+    parser.add_argument("--images", type=int, default=24, help="a round of each method")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3, 4], help="of the local engine")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the pool and of Ray")
     parser.add_argument("--ray-images", type=int, default=200, help="for Ray; 0 leaves it out")
@@ -90,25 +90,25 @@ def photos(folder: Path, size: tuple[int, int], count: int, seed: int) -> list[P
 
 
 def row(name: str, model: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of all ways."""
+    """Medians of all methods."""
     size, width = CASES[name]
     images = photos(work / "photos", size, options.images, options.seed)
     with ProcessPoolExecutor(
         options.processes, get_context("spawn"), initializer=begin_process, initargs=(str(model), width)
     ) as pool:
-        steps = ways(model, width, images, pool, options)
+        steps = methods(model, width, images, pool, options)
         times = measure(steps, work / "out", options.rounds)
-    rate = {way: options.images / median(wall for wall, _ in values) for way, values in times.items()}
+    rate = {method: options.images / median(wall for wall, _ in values) for method, values in times.items()}
     return {
         "case": name,
         "images_per_second": rate,
-        "gain": {way: value / rate[BASELINE] for way, value in rate.items()},
-        "fastest_images_per_second": {way: options.images / min(w for w, _ in v) for way, v in times.items()},
-        "processor_ms": {way: 1e3 * median(cpu for _, cpu in v) / options.images for way, v in times.items()},
+        "gain": {method: value / rate[BASELINE] for method, value in rate.items()},
+        "fastest_images_per_second": {method: options.images / min(w for w, _ in v) for method, v in times.items()},
+        "processor_ms": {method: 1e3 * median(cpu for _, cpu in v) / options.images for method, v in times.items()},
     }
 
 
-def ways(
+def methods(
     model: Path, width: float, images: list[Path], pool: ProcessPoolExecutor, options: argparse.Namespace
 ) -> dict[str, Step]:
     """Name -> label all images into a folder."""
@@ -170,7 +170,7 @@ def do_in_process(task: tuple[str, Job]) -> float:
 
 
 def measure(steps: dict[str, Step], output: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """(wall-clock, processor) seconds of every way in every round, the first round left out."""
+    """(wall-clock, processor) seconds of every method in every round, the first round left out."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(1 + rounds):
         for name, run in steps.items():

@@ -66,12 +66,12 @@ class Answer:
 
 @dataclass
 class Running:
-    """A server; megabytes where /proc tells them.
+    """A server; megabytes where /proc has them.
 
     Attributes:
         ready_s: from the command to the first request that would be taken.
         rest_mb: resident before the first request.
-        load_mb: resident at most, until it was told to end.
+        load_mb: resident at most, until it ended.
     """
 
     url: str
@@ -202,12 +202,12 @@ async def pauses(url: str, images: Sequence[bytes], options: argparse.Namespace)
     """Clients with a connection each, which they keep for as long as the server does; two more ask without a break."""
 
     async def one(number: int) -> list[Answer]:
-        chance, answers = random.Random(options.seed + number), []
+        generator, answers = random.Random(options.seed + number), []
         limits = httpx.Limits(keepalive_expiry=None)
         async with httpx.AsyncClient(base_url=url, timeout=WAIT, limits=limits) as client:
             while time.perf_counter() < end:
                 answers.append(await ask(client, images[number % len(images)], "", end))
-                await asyncio.sleep(chance.uniform(*PAUSE) if number >= 2 else 0)
+                await asyncio.sleep(generator.uniform(*PAUSE) if number >= 2 else 0)
         return answers
 
     end = time.perf_counter() + 3 * options.seconds

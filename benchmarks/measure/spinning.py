@@ -51,7 +51,7 @@ RUNTIMES = {  # name -> settings of a session in ONNX Runtime
     "onnxruntime, not spinning": {"session.intra_op.allow_spinning": "0"},
 }
 WIDTHS = {"idle": (0.25, 1.0), "turns": (0.25, 0.5)}
-AT_ONCE, WAITING, AS_TIMED, ALONE, PACED = MODES = ("at once", "waiting", "as timed", "alone", "at a pace")
+AT_ONCE, WAITING, AS_TIMED, ALONE, PACED = MODES = ("at once", "waiting", "as timed", "alone", "at a frame rate")
 REPEATS = 60  # twenty turns of three passes
 FRAME_RATE = 30.0  # images a second, of the last mode
 

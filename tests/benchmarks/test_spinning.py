@@ -32,7 +32,7 @@ class Blank(Engine):
 
 @pytest.mark.parametrize(
     ("mode", "waits", "runs_again"),
-    [("at once", False, False), ("waiting", True, False), ("as timed", True, True), ("at a pace", True, False)],
+    [("at once", False, False), ("waiting", True, False), ("as timed", True, True), ("at a frame rate", True, False)],
 )
 def test_modes_differ_by_what_a_turn_begins_with(
     mode: str, waits: bool, runs_again: bool, monkeypatch: pytest.MonkeyPatch
