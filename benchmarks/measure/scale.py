@@ -1,8 +1,8 @@
 """What `litheseg predict` gains over one image after another: threads, processes and Ray, by ratio within one run.
 
 Photos of procedural streets lie on disk as JPEG; every method reads them, labels them and writes palette PNGs. The
-methods take turns, round after round, so that load from other programs falls on all alike; medians of wall-clock time are
-compared.
+methods take turns, round after round, so that load from other programs falls on all alike; medians of wall-clock time
+are compared.
 "loop" is the predictor in a loop, with PyTorch's own threads and Pillow's usual compression, which is what `predict`
 did before it had engines. What a method costs before its first image (imports, the model) is left out; for Ray, which
 `predict` starts anew, it is in the report. Other programs on the cores make ratios smaller: more images at once cannot
