@@ -29,7 +29,6 @@ __all__ = ["few_labels_sections"]
 
 BASELINE, MGD, LITHE, SLIM, CPS = "labels alone", "MGD", "lithe", "SlimSeg", "CPS"
 PARTS = ("+ pixel level, labelled images", "+ pixel level, unlabelled images", "+ image level")
-TEACHERS = {"deep": "MGD, deep teacher only", "wide": "MGD, wide teacher only", "both": MGD}
 DISTILLERS = ("KD", "CWD", "pairwise similarity", "intra-class variation")
 DRAWN = (BASELINE, "mean teacher", CPS, "UniMatch", "KD", MGD, LITHE)
 JUDGED = "1/16"  # the share that the targets are about
@@ -120,7 +119,7 @@ def _section(study: Student) -> Section:
     text = f"**mIoU**, percent, at full width; in brackets the gain over {BASELINE} with the same seeds"
     blocks = [text, method_table(study)]
     for share in study.shares:
-        blocks += [part(study, share) for part in (width_table, part_table, teacher_table, seen_table)]
+        blocks += [part(study, share) for part in (width_table, part_table, seen_table)]
     blocks += [missing(study), source(study.records)]
     heading = f"Student `{study.network}`, protocol `{study.protocol}`"
     return Section(heading, blocks, targets(study), pictures(study))
@@ -134,7 +133,7 @@ def method_table(study: Student) -> str:
     shares, lines = study.shares, []
     for label in study.methods():
         cells = [study.cell(label, share) for share in shares]
-        if label in (*PARTS, TEACHERS["deep"], TEACHERS["wide"]) or set(cells) == {NONE}:
+        if label in PARTS or set(cells) == {NONE}:
             continue
         rows = [row for row in study.of(label) if "1" in row["metrics"]]
         steps, seeds = (", ".join(sorted({str(row[name]) for row in rows})) for name in ("steps", "seed"))
@@ -172,15 +171,6 @@ def part_table(study: Student, share: str) -> str:
         shown = "+ region level (MGD)" if label == MGD else label
         lines.append([shown, study.cell(label, share), NONE if added is None else f"{added:+.2f}"])
     return f"**What each part adds** at {study.at(share)}\n\n{table(['', 'mIoU', 'step'], lines)}"
-
-
-def teacher_table(study: Student, share: str) -> str:
-    """MGD with either teacher and with both; empty where neither was run alone."""
-    own = study.where(labelled=share)
-    if not any(own.of(TEACHERS[name]) for name in ("deep", "wide")):
-        return ""
-    line = ["mIoU", *(study.cell(label, share) for label in TEACHERS.values())]
-    return f"**Teachers of MGD** at {study.at(share)}\n\n{table(['', *TEACHERS], [line])}"
 
 
 def seen_table(study: Student, share: str) -> str:
