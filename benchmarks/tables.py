@@ -26,7 +26,7 @@ from pages.latency import latency_sections
 from pages.peers import headline, peers_sections
 from pages.slimmable import slimmable_sections
 from pages.writer import Draw, Section, replaced, table
-from records import report, results
+from records import newest, report, results
 
 from litheseg.files import atomic_path
 
@@ -63,12 +63,22 @@ def build(root: Path = ROOT) -> Pages:
         pages.texts[path] = replaced(path, "results", "\n\n".join(map(str, own)) or "Not run yet.")
         pages.plots |= {docs / f"images/{plot}.png": draw for part in own for plot, (_, draw) in part.plots.items()}
     summary = docs / "results.md"
-    pages.texts[summary] = replaced(summary, "targets", overview(sections) or "No table has been run yet.")
+    targets = "\n\n".join(filter(None, [trained_rows(), overview(sections)])) or "No table has been run yet."
+    pages.texts[summary] = replaced(summary, "targets", targets)
     for path in (summary, root / "README.md"):
         pages.texts[path] = _with_headline(path, pages.texts.get(path))
     if results("tiles").exists():
         pages.texts[docs / "runtime.md"] = replaced(docs / "runtime.md", "tiles", tiles_table())
     return pages
+
+
+def trained_rows() -> str:
+    """How many rows were trained, when, and on what; empty without any."""
+    rows = [row for table in ("slimseg", "ablation", "grouping", "mgd", "peers") for row in newest(results(table))]
+    if not rows:
+        return ""
+    dates, machines = sorted(row["date"] for row in rows), sorted({row["hardware"] for row in rows})
+    return f"{len(rows)} trained rows, from {dates[0]} to {dates[-1]}, on {', '.join(machines)}."
 
 
 def overview(pages: dict[str, Sequence[Section]]) -> str:
