@@ -22,8 +22,20 @@ from rows import Row, finished, read_rows
 __all__ = ["Job", "Place", "read_jobs"]
 
 _RUNNER = Path(__file__).parents[1] / "run.py"
-_ROW = ("table", "protocol", "network", "labelled", "folds", "seeds", "only", "keep")
-_KNOWN = {*_ROW, "name", "command", "needs", "alone"}
+_KNOWN = {
+    "table",
+    "protocol",
+    "network",
+    "labelled",
+    "folds",
+    "seeds",
+    "only",
+    "keep",
+    "name",
+    "command",
+    "needs",
+    "alone",
+}
 
 
 @dataclass(frozen=True)
