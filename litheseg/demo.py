@@ -1,6 +1,6 @@
 """The whole product in a few minutes, offline: train one network on procedural streets, run it at five widths.
 
-It only puts the rooms together as `litheseg train` and `litheseg profile` do; the choices are in `recipes/demo.yaml`.
+It does what `litheseg train`, `profile` and `report` do, one after the other; the choices are in `recipes/demo.yaml`.
 
 Usage:
     >>> result = run_demo("runs/demo")
@@ -42,15 +42,15 @@ class DemoResult:
 
 
 def run_demo(
-    folder: str | Path = "runs/demo", overrides: Sequence[str] = (), *, force: bool = False, threads: int | None = None
+    output: str | Path = "runs/demo", overrides: Sequence[str] = (), *, force: bool = False, threads: int | None = None
 ) -> DemoResult:
     """Train (or go on, or only measure again where the training is done) and report.
 
     Args:
-        folder: of the run.
+        output: folder of the run.
         overrides: changes of the recipe, as on the command line.
         force: begin anew, removing the folder of an earlier demo.
-        threads: CPU threads while measuring milliseconds; None for torch's own choice.
+        threads: CPU threads while measuring milliseconds; by default PyTorch's own choice.
 
     Raises:
         TrainingError: the folder is not one of a demo.
@@ -59,10 +59,13 @@ def run_demo(
     from litheseg.report.run_report import report_run  # Lightning takes its time, which --help need not wait for
     from litheseg.training.run import train
 
-    folder = Path(folder)
+    folder = Path(output)
     bundle = folder / "model.safetensors"
-    if force:
-        _remove(folder)
+    if force and folder.exists():
+        if not (folder / "recipe.yaml").exists():
+            raise TrainingError(f"{folder} is not the folder of a run and is left alone; choose another --output")
+        with folder_lock(folder):
+            shutil.rmtree(folder)
     reused = bundle.exists()
     if not reused:
         train(load_recipe("demo", list(overrides)), folder, resume=True)
@@ -70,13 +73,3 @@ def run_demo(
     costs = profile(loaded, threads=threads)
     report = report_run(folder, costs=costs, command="litheseg demo", title="litheseg demo")
     return DemoResult(bundle, report, width_rows(loaded.header, costs), reused)
-
-
-def _remove(folder: Path) -> None:
-    """Remove an earlier run; anything else stays."""
-    if not folder.exists():
-        return
-    if not (folder / "recipe.yaml").exists():
-        raise TrainingError(f"{folder} is not the folder of a run and is left alone; choose another --output")
-    with folder_lock(folder):
-        shutil.rmtree(folder)

@@ -94,15 +94,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a fit may choose among; None leaves it to litheseg.
-
-    Attributes:
-        widths: None for those of the model, and between them where that may pay.
-        sizes: heights and widths of the network's input; None for the training size, 3/4 and 1/2 of it.
-        runtimes: None for all that are installed.
-        precisions: None for fp32, and int8 where it can be made.
-        threads: numbers of CPU threads; None for all cores, half of them and one.
-    """
+    """What a fit may choose among; None leaves it to litheseg, as `litheseg.budget.fit.fit` says."""
 
     widths: tuple[float, ...] | None = None
     sizes: tuple[tuple[int, int], ...] | None = None
@@ -142,17 +134,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Limits:
-    """What has to hold.
-
-    Attributes:
-        milliseconds: of one image, at `percentile`; > 0.
-        percentile: in [50, 99.9].
-        reserve: milliseconds of the budget that are kept for what is not measured (a camera, a bus); >= 0.
-        memory: bytes of activations alive at once (`litheseg.cost`), and weights; None for any.
-        model_size: bytes of the weights as stored; None for any.
-        macs: multiply-accumulates; None for any.
-        min_miou: below which a model is of no use, in [0, 1]; None for any.
-        fps: frame rate at which the milliseconds have to hold; None where one image follows the other at once.
+    """What has to hold, as `litheseg.budget.fit.fit` says; times in milliseconds, sizes in bytes.
 
     Raises:
         LithesegError: a number out of range.

@@ -15,8 +15,7 @@ Usage:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from litheseg.errors import DataError, LithesegError, ModelError, did_you_mean
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.models.base import resize
+from litheseg.models.inference import evaluating
 from litheseg.nn import get_width, set_width
 
 __all__ = ["evaluate", "predict_logits"]
@@ -87,7 +87,6 @@ def evaluate(
     num_classes: int | None = None,
     device: str | torch.device | None = None,
     band_radius: int = 3,
-    boundary_dilation: int | None = None,
     **views: Any,
 ) -> dict[float, Scores]:
     """Score a model at each width.
@@ -103,7 +102,6 @@ def evaluate(
         num_classes: K; None for `model.num_classes`.
         device: where to run; None for where the model is.
         band_radius: pixels, see `SegmentationMetrics`.
-        boundary_dilation: pixels, see `SegmentationMetrics`.
         **views: `mode`, `window`, `stride`, `flip`, `scales` of `predict_logits`.
 
     Returns:
@@ -115,38 +113,27 @@ def evaluate(
         WidthError: a width that the model does not have.
         LithesegError: what `predict_logits` raises.
     """
-    classes = _classes(model, num_classes)
-    place = _device(model) if device is None else torch.device(device)
-    metrics = {
-        width: SegmentationMetrics(classes, band_radius=band_radius, boundary_dilation=boundary_dilation).to(place)
-        for width in widths
-    }
+    classes = getattr(model, "num_classes", None) if num_classes is None else num_classes
+    if not isinstance(classes, int):
+        raise ModelError(f"{type(model).__name__} does not say how many classes it distinguishes; pass num_classes")
+    home, before = _device(model), get_width(model)
+    place = home if device is None else torch.device(device)
+    metrics = {width: SegmentationMetrics(classes, band_radius=band_radius).to(place) for width in widths}
     counted = 0
-    with _evaluating(model, place), torch.no_grad():
-        for batch in batches:
-            image, mask = batch["image"].to(place), batch["mask"].to(place)
-            for width, metric in metrics.items():
-                set_width(model, width)
-                metric.update(_labels(predict_logits(model, image, **views), mask, classes), mask)
-            counted += len(mask)
+    try:
+        with evaluating(model.to(place)), torch.no_grad():
+            for batch in batches:
+                image, mask = batch["image"].to(place), batch["mask"].to(place)
+                for width, metric in metrics.items():
+                    set_width(model, width)
+                    metric.update(_labels(predict_logits(model, image, **views), mask, classes), mask)
+                counted += len(mask)
+    finally:
+        set_width(model, before)
+        model.to(home)
     if not counted:
         raise DataError("nothing to evaluate: there are no batches; check the split's name and the batch size")
     return {width: metric.compute() for width, metric in metrics.items()}
-
-
-@contextmanager
-def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode on `device`; afterwards device, width and each module's own mode are restored."""
-    home, width = _device(model), get_width(model)
-    modes = [(module, module.training) for module in model.modules()]
-    model.to(device).eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        set_width(model, width)
-        model.to(home)
 
 
 def _labels(logits: Tensor, mask: Tensor, num_classes: int) -> Tensor:
@@ -198,13 +185,6 @@ def _check_views(mode: str, window: tuple[int, int] | None, stride: float, scale
         raise LithesegError(f"a stride of {stride} leaves gaps or never moves; use a fraction of the window in (0, 1]")
     if not scales or min(scales) <= 0:
         raise LithesegError(f"scales {tuple(scales)} are not possible; give one or more factors above 0")
-
-
-def _classes(model: nn.Module, num_classes: int | None) -> int:
-    known = getattr(model, "num_classes", None) if num_classes is None else num_classes
-    if not isinstance(known, int):
-        raise ModelError(f"{type(model).__name__} does not say how many classes it tells apart; pass num_classes")
-    return known
 
 
 def _device(model: nn.Module) -> torch.device:

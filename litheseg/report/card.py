@@ -5,8 +5,8 @@ bundle's header (and costs measured by the caller) hold; what is missing is call
 does not load weights and measures nothing. After "Model Cards for Model Reporting" (Mitchell et al., 2019, section 4).
 
 Usage:
-    >>> bundle = load_bundle("lithe.safetensors")
-    >>> write_card("lithe.md", bundle.header, name="lithe", file="lithe.safetensors", costs=costs)
+    >>> header = load_bundle("lithe.safetensors").header
+    >>> write_text("lithe.md", to_markdown("lithe", card_sections(header, name="lithe", costs=costs)))
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from litheseg.files import atomic_path
 from litheseg.runtime.latency import Scope
 from litheseg.runtime.profiling import Profile
 from litheseg.tables import Table, escaped, fenced, markdown_table
@@ -34,11 +32,9 @@ __all__ = [
     "Section",
     "WidthRow",
     "card_sections",
-    "model_card",
     "to_markdown",
     "width_rows",
     "width_table",
-    "write_card",
 ]
 
 _UNKNOWN = "not recorded"
@@ -143,24 +139,6 @@ def card_sections(
         Section("Limits", (Bullets(tuple(_limits(header, rows))),)),
         *_provenance(header),
     )
-
-
-def model_card(header: BundleHeader, *, name: str, file: str = "", costs: Iterable[Profile | WidthCost] = ()) -> str:
-    """The card as Markdown; arguments as `card_sections`."""
-    return to_markdown(name, card_sections(header, name=name, file=file, costs=costs))
-
-
-def write_card(
-    path: str | Path, header: BundleHeader, *, name: str, file: str = "", costs: Iterable[Profile | WidthCost] = ()
-) -> None:
-    """Write `model_card` to a file, whole or not at all.
-
-    Raises:
-        LithesegError: the file cannot be written.
-    """
-    text = model_card(header, name=name, file=file, costs=costs)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def to_markdown(title: str, sections: Iterable[Section]) -> str:

@@ -21,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 
 from litheseg.errors import LithesegError
-from litheseg.files import atomic_path
+from litheseg.files import write_text
 from litheseg.masks.classes import Classes
 from litheseg.report.card import Bullets, Code, Section, Table
 
@@ -105,9 +105,7 @@ def write_page(path: str | Path, page: Page) -> None:
     Raises:
         LithesegError: as `render`, or the file cannot be written.
     """
-    text = render(page)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, render(page))
 
 
 def render(page: Page) -> str:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -31,42 +33,37 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_path
-from litheseg.masks.classes import Classes
-from litheseg.report.pixels import ERROR_COLORS, error_map, overlay
+from litheseg.masks.classes import IGNORE_INDEX, Classes
+from litheseg.masks.pictures import overlay
 from litheseg.tables import short_number
 
 __all__ = [
+    "ERROR_COLORS",
     "FrontierPoint",
     "GalleryRow",
-    "History",
     "error_map",
     "frontier",
     "gallery",
     "learning_curves",
-    "legend",
-    "overlay",
     "read_history",
 ]
+
+# They differ in lightness too, so that they stay apart under colour blindness and in print.
+ERROR_COLORS: dict[str, tuple[int, int, int]] = {
+    "right, at a boundary": (86, 180, 233),
+    "wrong": (213, 94, 0),
+    "wrong, at a boundary": (240, 228, 66),
+    "ignored": (0, 0, 0),
+}
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":")
 _LEGEND_COLUMNS = 6
+_MOST_PANELS = 4
+_OPACITY = 0.7  # of the colours of classes over an image
 _GREY = "#555555"
 _METADATA: dict[str, dict[str, str | None]] = {".png": {"Software": None}, ".svg": {"Date": None}}
-
-
-@dataclass(frozen=True)
-class History:
-    """What a run logged.
-
-    Attributes:
-        axis: what the first number of each point counts, ``"epoch"`` or ``"step"``.
-        columns: logged name, such as ``val/miou@0.5`` -> its (epoch or step, value) points, ascending, all finite.
-    """
-
-    axis: str
-    columns: Mapping[str, Sequence[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,8 @@ class GalleryRow:
 
     Attributes:
         image: uint8 H W 3, RGB.
-        target: integer H W, train ids, 255 = ignored.
-        predictions: label (such as ``"width 0.5"``) -> integer H W; the same labels in every row.
+        target: uint8 H W, train ids, 255 = ignored.
+        predictions: label (such as ``"width 0.5"``) -> uint8 H W; the same labels in every row.
         band: bool H W, true near label borders; None: the error map does not tell borders apart.
         title: printed at the left of the row, such as the image's id.
     """
@@ -149,10 +146,12 @@ def frontier(
     _save(figure, path)
 
 
-def read_history(path: str | Path) -> History:
-    """Read a Lightning ``metrics.csv``, each column averaged over an epoch (per step if there is only one epoch).
+def read_history(path: str | Path) -> tuple[str, dict[str, list[tuple[float, float]]]]:
+    """Read a Lightning ``metrics.csv``; empty cells and values that are not finite are left out.
 
-    Empty cells and values that are not finite are left out.
+    Returns:
+        ``"epoch"``, or ``"step"`` where there is only one epoch; and by logged name, such as ``val/miou@0.5``, the
+        points (epoch or step, mean of the values logged there), ascending.
 
     Raises:
         DataError: the file is missing, or is not a table with a column ``step`` or ``epoch``.
@@ -165,78 +164,60 @@ def read_history(path: str | Path) -> History:
     axis = "epoch" if len({row["epoch"] for row in rows if row.get("epoch")}) > 1 else "step"
     if not rows or axis not in rows[0]:
         raise DataError(f"{path}: has no rows, or no column '{axis}'; give the metrics.csv of a run")
-    gathered: dict[str, dict[float, list[float]]] = {}
+    gathered: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         place = _number(row[axis])
         for name in row.keys() - {"epoch", "step", None}:
             value = _number(row[name])
             if place is not None and value is not None:
-                gathered.setdefault(name, {}).setdefault(place, []).append(value)
-    means = {name: [(at, float(np.mean(cells[at]))) for at in sorted(cells)] for name, cells in gathered.items()}
-    return History(axis, means)
+                gathered[name][place].append(value)
+    return axis, {name: [(at, mean(cells[at])) for at in sorted(cells)] for name, cells in gathered.items()}
 
 
-def learning_curves(path: str | Path, history: str | Path | History, *, max_panels: int = 4) -> None:
+def learning_curves(path: str | Path, log: str | Path) -> None:
     """Draw a run: one panel per logged quantity, one line per width (``val/miou@0.5`` is `val/miou` at width 0.5).
+
+    Losses come first, then mIoU; other quantities as far as there is room.
 
     Args:
         path: the figure, .png or .svg.
-        history: a Lightning ``metrics.csv``, or what `read_history` returns.
-        max_panels: quantities drawn; those named ``loss``, then ``miou``, come first.
+        log: a Lightning ``metrics.csv``.
 
     Raises:
         LithesegError: no finite values to draw, a log that cannot be read, or another suffix.
     """
-    history = history if isinstance(history, History) else read_history(history)
-    panels: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
-    for column in sorted(history.columns, key=_column_order):
-        if history.columns[column]:
-            quantity, _, width = column.partition("@")
-            panels.setdefault(quantity, {})[width] = history.columns[column]
+    axis, history = read_history(log)
+    panels: dict[str, dict[str, Sequence[tuple[float, float]]]] = defaultdict(dict)
+    for column in sorted(history, key=_column_order):
+        quantity, _, width = column.partition("@")
+        panels[quantity][width] = history[column]
     if not panels:
         raise LithesegError("the log holds no finite values to draw; train for at least one logged step")
-    names = list(panels)[:max_panels]
+    names = list(panels)[:_MOST_PANELS]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.8 * columns, 3.2 * rows), layout="constrained")
     for index, name in enumerate(names):
-        axes = _axes(figure, name, history.axis, "", (rows, columns, index + 1))
-        _curve_panel(axes, panels[name], first=1 if history.axis == "epoch" else 0)
+        axes = _axes(figure, name, axis, "", (rows, columns, index + 1))
+        _curve_panel(axes, panels[name], first=1 if axis == "epoch" else 0)
     _save(figure, path)
 
 
-def legend(path: str | Path, classes: Classes, *, columns: int = _LEGEND_COLUMNS) -> None:
-    """Draw the classes' colours and names, and nothing else.
-
-    Raises:
-        LithesegError: another suffix than .png or .svg.
-    """
-    rows = math.ceil(len(classes.names) / columns)
-    figure = Figure(figsize=(1.6 * min(columns, len(classes.names)), 0.32 * rows + 0.1))
-    figure.legend(handles=_class_patches(classes), loc="center", ncols=columns, frameon=False, fontsize=10)
-    _save(figure, path)
-
-
-def gallery(
-    path: str | Path, rows: Sequence[GalleryRow], classes: Classes, *, alpha: float = 0.7, errors_of: str = ""
-) -> None:
-    """Draw one row per image: image, truth, the prediction of each width, and the error map of one of them.
+def gallery(path: str | Path, rows: Sequence[GalleryRow], classes: Classes) -> None:
+    """Draw one row per image: image, truth, the prediction of each width, and the error map of the first of them.
 
     Args:
         path: the figure, .png or .svg.
         rows: the images; at least one, all with the same labels of predictions.
         classes: names and colours.
-        alpha: weight of the colours over the image in [0, 1].
-        errors_of: the label whose errors are drawn; empty: the first one.
 
     Raises:
-        LithesegError: no rows, rows that do not match each other, arrays that do not fit, or another suffix.
+        LithesegError: no rows, arrays that do not fit, or another suffix.
     """
-    labels = _check_rows(rows)
-    errors_of = errors_of or labels[0]
-    if errors_of not in labels:
-        raise LithesegError(f"errors_of is '{errors_of}'; choose from: {', '.join(labels)}")
-    titles = ["image", "truth", *labels, f"errors, {errors_of}"]
+    if not rows:
+        raise LithesegError("the gallery has no rows; give at least one image")
+    labels = list(rows[0].predictions)
+    titles = ["image", "truth", *labels, f"errors, {labels[0]}"]
     height, width = rows[0].target.shape
     cell = min(3.2, 14 / len(titles))
     key = 0.24 * (math.ceil(len(classes.names) / _LEGEND_COLUMNS) + 1) + 0.2
@@ -246,11 +227,50 @@ def gallery(
     figure = Figure(figsize=size, layout=layout)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for index, row in enumerate(rows):
-        _gallery_row(grid[index], row, classes, alpha, errors_of)
+        errors = error_map(row.image, row.predictions[labels[0]], row.target, row.band)
+        painted = [overlay(row.image, mask, classes, _OPACITY) for mask in (row.target, *row.predictions.values())]
+        for axes, pixels in zip(grid[index], [row.image, *painted, errors], strict=True):
+            axes.imshow(pixels, interpolation="antialiased")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        grid[index][0].set_ylabel(row.title, fontsize=8, color=_GREY)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
     _gallery_legends(figure, classes, key / size[1])
     _save(figure, path, dpi=110)
+
+
+def error_map(
+    image: np.ndarray, prediction: np.ndarray, target: np.ndarray, band: np.ndarray | None = None
+) -> np.ndarray:
+    """Where a prediction is right (pale grey image), wrong (solid colour) or not judged (black).
+
+    Args:
+        image: uint8 H W 3, RGB.
+        prediction: integer H W, train ids.
+        target: integer H W, train ids; 255 is not judged.
+        band: bool H W, true near label borders (`litheseg.losses.boundary.boundary_mask`); it sets errors of outline
+            apart from errors of recognition. None: no distinction.
+
+    Returns:
+        uint8 H W 3; wrong and ignored pixels have exactly the colours of `ERROR_COLORS`.
+
+    Raises:
+        DataError: shapes that do not fit.
+    """
+    near = np.zeros(target.shape, dtype=bool) if band is None else np.asarray(band, dtype=bool)
+    for name, mask in {"prediction": prediction, "target": target, "band": near}.items():
+        if mask.shape != image.shape[:2]:
+            raise DataError(f"the {name} is {mask.shape}, the image {image.shape[:2]}; resize one of them first")
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    result = np.repeat((120 + 0.5 * grey)[..., None], 3, axis=2)
+    right = prediction == target
+    edge = right & near
+    result[edge] = 0.4 * result[edge] + 0.6 * np.array(ERROR_COLORS["right, at a boundary"])
+    result[~right] = ERROR_COLORS["wrong"]
+    result[~right & near] = ERROR_COLORS["wrong, at a boundary"]
+    result[target == IGNORE_INDEX] = ERROR_COLORS["ignored"]
+    return np.rint(result).clip(0, 255).astype(np.uint8)
 
 
 def _check_curves(curves: Mapping[str, Sequence[FrontierPoint]], log_x: bool) -> None:
@@ -290,45 +310,19 @@ def _curve_panel(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]],
         axes.legend(frameon=False, fontsize=9, title="width", title_fontsize=9, handlelength=3)
 
 
-def _gallery_row(cells: np.ndarray, row: GalleryRow, classes: Classes, alpha: float, errors_of: str) -> None:
-    masks = [row.target, *row.predictions.values()]
-    errors = error_map(row.image, row.predictions[errors_of], row.target, row.band)
-    painted = [overlay(row.image, mask, classes, alpha) for mask in masks]
-    for axes, pixels in zip(cells, [row.image, *painted, errors], strict=True):
-        axes.imshow(pixels, interpolation="antialiased")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    cells[0].set_ylabel(row.title, fontsize=8, color=_GREY)
-
-
 def _gallery_legends(figure: Figure, classes: Classes, share: float) -> None:
     """The classes and the error colours below the images, in `share` of the figure's height."""
     style: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1.2, "borderaxespad": 0.1}
     top: dict[str, Any] = {"loc": "upper center", "ncols": _LEGEND_COLUMNS, "bbox_to_anchor": (0.5, share)}
     errors = [_patch(name, color) for name, color in ERROR_COLORS.items()]
-    figure.legend(handles=_class_patches(classes), **top, **style)
+    names = [_patch(name, color) for name, color in zip(classes.names, classes.colors, strict=True)]
+    figure.legend(handles=names, **top, **style)
     figure.legend(handles=errors, loc="lower center", ncols=len(errors), **style)
-
-
-def _class_patches(classes: Classes) -> list[Patch]:
-    return [_patch(name, color) for name, color in zip(classes.names, classes.colors, strict=True)]
 
 
 def _patch(name: str, color: tuple[int, int, int]) -> Patch:
     red, green, blue = color
     return Patch(facecolor=to_hex((red / 255, green / 255, blue / 255)), edgecolor=_GREY, linewidth=0.5, label=name)
-
-
-def _check_rows(rows: Sequence[GalleryRow]) -> list[str]:
-    """The labels that all rows have."""
-    if not rows:
-        raise LithesegError("the gallery has no rows; give at least one image")
-    labels = list(rows[0].predictions)
-    for row in rows:
-        given = list(row.predictions)
-        if not given or given != labels:
-            raise LithesegError(f"row '{row.title}' has predictions {given}; give each row {labels or 'at least one'}")
-    return labels
 
 
 def _axes(figure: Figure, title: str, x_label: str, y_label: str, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:

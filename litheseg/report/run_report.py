@@ -23,9 +23,10 @@ from litheseg.cost.widths import WidthCost, width_costs
 from litheseg.data.source import Sample, Source
 from litheseg.errors import LithesegError
 from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
+from litheseg.files import write_text
 from litheseg.losses.boundary import boundary_mask
 from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.report.card import Table, WidthRow, card_sections, width_rows, width_table, write_card
+from litheseg.report.card import Table, WidthRow, card_sections, to_markdown, width_rows, width_table
 from litheseg.report.html import Page, ReportFigure, write_page
 from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves
 from litheseg.runtime.predictor import Predictor
@@ -72,7 +73,8 @@ def report_run(
             ReportFigure(folder / "figures" / "curves.png", "Loss and mIoU on val, per width.", heading="Training")
         )
     figures.append(_pictures(folder / "figures" / "gallery.png", bundle, source))
-    write_card(folder / "MODEL_CARD.md", header, name=name, file="model.safetensors", costs=costs)
+    sections = card_sections(header, name=name, file="model.safetensors", costs=costs)
+    write_text(folder / "MODEL_CARD.md", to_markdown(name, sections))
     page = Page(
         name,
         lead=_lead(rows, source),
@@ -80,7 +82,7 @@ def report_run(
         figures=figures,
         class_iou={f"width {row.width:g}": iou for row in rows if (iou := _class_iou(bundle, row.width))},
         classes=header.classes,
-        card=card_sections(header, name=name, file="model.safetensors", costs=costs),
+        card=sections,
         command=command,
     )
     write_page(folder / "report.html", page)

@@ -72,12 +72,12 @@ def test_a_bench_measures_what_it_is_given(store: Store) -> None:
 
 
 def test_a_bench_keeps_the_frame_rate_of_a_camera(store: Store) -> None:
-    told: list[str] = []
+    said: list[str] = []
     [one] = candidates((1.0,))
     began = time.monotonic()
-    Bench(lambda _: Blank(), frames(), store, fps=50, progress=told.append).measure([one], 6)
+    Bench(lambda _: Blank(), frames(), store, fps=50, progress=said.append).measure([one], 6)
     assert time.monotonic() - began >= 6 / 50, "two turns of an untimed pass and three"
-    assert told == ["timing 1 candidate, 6 repeats at 50 images a second"]
+    assert said == ["timing 1 candidate, 6 repeats at 50 images a second"]
 
 
 def test_very_many_are_not_open_at_once(store: Store) -> None:
@@ -152,53 +152,53 @@ def exported(
     def copied(_: Bundle, output: Path, *, further: Any = None, **__: Any) -> Export:
         shutil.copytree(original.path, output, dirs_exist_ok=True)
         export = replace(original, path=output)
-        twins = tuple(artefact for artefact, _ in further(export)) if further else ()
-        text = description(export.header, (*export.artefacts, *twins), export.provenance)
+        int8 = tuple(artefact for artefact, _ in further(export)) if further else ()
+        text = description(export.header, (*export.artefacts, *int8), export.provenance)
         (output / EXPORT_FILE).write_text(text)
         return load_export(output)
 
-    told: list[str] = []
+    said: list[str] = []
     monkeypatch.setattr(room, "export_bundle", copied)
     monkeypatch.setattr(room, "Quantizer", lambda *_, **__: _pretend)
-    exports = Exports(bundle, tmp_path, data=open_bundle_data(bundle, labelled), progress=told.append)
+    exports = Exports(bundle, tmp_path, data=open_bundle_data(bundle, labelled), progress=said.append)
     exports.engine(ONNX)
-    return exports, tmp_path, told
+    return exports, tmp_path, said
 
 
 def _pretend(export: Export) -> Iterable[tuple[Artefact, Mapping[str, Any]]]:
     """A network that says of itself that it is int8."""
     for artefact in export.artefacts:
-        twin = replace(artefact, precision="int8", path=artefact.path.replace("fp32", "int8"), files={})
+        int8 = replace(artefact, precision="int8", path=artefact.path.replace("fp32", "int8"), files={})
         model = onnx.load(str(export.file(artefact)))
-        save_onnx(model, export.file(twin), description(export.header, [twin], export.provenance))
-        yield replace(twin, files={twin.path: file_digest(export.file(twin))}), {}
+        save_onnx(model, export.file(int8), description(export.header, [int8], export.provenance))
+        yield replace(int8, files={int8.path: file_digest(export.file(int8))}), {}
 
 
 def test_an_export_is_made_once(exported: tuple[Exports, Path, list[str]], bundle: Bundle) -> None:
-    exports, _, told = exported
-    before = list(told)
+    exports, _, said = exported
+    before = list(said)
     engine = exports.engine(replace(ONNX, threads=2))
-    assert told == before == ["exporting w0.5-32x48-fp32"]
+    assert said == before == ["exporting w0.5-32x48-fp32"]
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     np.testing.assert_allclose(engine(image), bundle_engine(bundle, 0.5, "torch")(image), atol=1e-4)
 
 
 def test_a_damaged_export_is_made_again(exported: tuple[Exports, Path, list[str]]) -> None:
-    exports, folder, told = exported
+    exports, folder, said = exported
     [file] = folder.rglob("*fp32*.onnx")
     file.write_bytes(b"damaged")
     exports.engine(ONNX)
-    assert told[-1] == "exporting w0.5-32x48-fp32"
+    assert said[-1] == "exporting w0.5-32x48-fp32"
     load_export(file.parent)
 
 
 def test_int8_lies_beside_fp32_and_is_scored_where_it_runs(
     exported: tuple[Exports, Path, list[str]], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exports, _, told = exported
+    exports, _, said = exported
     int8 = replace(ONNX, network=NETWORK._replace(precision="int8"))
     assert exports.engine(int8).precision == "int8"
-    assert "quantizing w0.5-32x48-int8, which takes minutes" in told
+    assert "quantizing w0.5-32x48-int8, which takes minutes" in said
     scored: list[str] = []
     monkeypatch.setattr(room, "score", lambda pipeline, *_: scored.append(pipeline.engine.runtime) or 0.5)
     assert Accuracy(exports, store).miou(int8) == 0.5 and scored == ["onnxruntime"]

@@ -13,7 +13,7 @@ from torchmetrics import JaccardIndex
 
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation import SegmentationMetrics
-from litheseg.evaluation.boundary import dilation_for
+from litheseg.evaluation.metrics import dilation_for
 
 
 def maps(seed, shape=(2, 14, 17), classes=4, ignored=0.05):

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from litheseg.cost import WidthCost
-from litheseg.errors import LithesegError
 from litheseg.masks.classes import Classes
 from litheseg.models.bundle import BundleHeader
 from litheseg.report.card import (
@@ -15,11 +12,10 @@ from litheseg.report.card import (
     Code,
     Section,
     Table,
-    model_card,
+    card_sections,
     to_markdown,
     width_rows,
     width_table,
-    write_card,
 )
 from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.profiling import Profile
@@ -41,6 +37,10 @@ def header(**changes: Any) -> BundleHeader:
         "provenance": {"seed": 7, "data": "CamVid", "data_licence": "research only", "versions": {"torch": "2.11"}},
     }
     return BundleHeader(**(parts | changes))
+
+
+def model_card(header: BundleHeader, **options: Any) -> str:
+    return to_markdown(options["name"], card_sections(header, **options))
 
 
 def test_rows_join_what_was_recorded_and_what_was_measured() -> None:
@@ -93,13 +93,6 @@ def test_markdown_cannot_be_broken_by_its_content() -> None:
     assert "| a\\|b | c |\n| --- | ---: |\n| x y | z |" in text
     assert "````\n```\nrm\n````" in text
     assert "- one # two" in text
-
-
-def test_card_is_written_whole(tmp_path: Path) -> None:
-    write_card(tmp_path / "out" / "card.md", header(), name="lithe")
-    assert (tmp_path / "out" / "card.md").read_text(encoding="utf-8").startswith("# lithe\n\n## What it is\n")
-    with pytest.raises(LithesegError, match="cannot write"):
-        write_card(tmp_path / "out", header(), name="lithe")
 
 
 def test_names_from_elsewhere_cannot_act_in_the_card() -> None:
