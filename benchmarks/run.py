@@ -31,10 +31,10 @@ from litheseg.data import open_source
 from litheseg.errors import Interrupted
 from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.training.config import Recipe
 from litheseg.training.layout import on_cpu
-from litheseg.training.recipe import load_recipe
+from litheseg.training.recipe import Recipe, load_recipe
 from litheseg.training.run import train
+from litheseg.training.teachers import FrozenConfig
 
 
 def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
@@ -70,18 +70,19 @@ def run_row(row: Row, data: str, work: Path, minutes: float) -> dict[str, Any]:
 
 def _require_teachers(recipe: Recipe) -> None:
     """Refuse a row that learns from another row's model which is not there."""
-    for bundle in filter(None, [recipe.teacher.bundle, *(teacher.bundle for teacher in recipe.mgd.tutors.values())]):
-        if not Path(bundle).exists():
+    for teacher in recipe.teachers.values():
+        bundle = teacher.bundle if isinstance(teacher, FrozenConfig) else None
+        if bundle is not None and not Path(bundle).exists():
             raise SystemExit(f"{bundle} is missing: run that row first (with --again if its results are kept already)")
 
 
 def last_cross_entropy(curves: Path) -> dict[str, float]:
-    """By width: the term on the labels in the last epoch, over the training views."""
+    """By width: the loss on the labels in the last epoch, over the training views."""
     last: dict[str, str] = {}
     with curves.open(newline="") as file:
         for line in csv.DictReader(file):
-            last.update({name: value for name, value in line.items() if value and name.startswith("train/main@")})
-    return {name.removeprefix("train/main@"): float(value) for name, value in last.items()}
+            last.update({name: value for name, value in line.items() if value and name.startswith("train/labels@")})
+    return {name.removeprefix("train/labels@"): float(value) for name, value in last.items()}
 
 
 def published_val(recipe: Recipe, bundle: Bundle) -> dict[str, float]:

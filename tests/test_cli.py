@@ -18,7 +18,7 @@ from litheseg import __version__, cli
 from litheseg.errors import Interrupted
 from litheseg.models.bundle import load_bundle
 
-TINY = ["--model.args", "{base: 4, head_channels: 4}", "--widths.values=[1,.5]", "--widths.divisor=2"]
+TINY = ["--model.args", "{base: 4, head_channels: 4}", "--widths=[1,.5]", "--model.divisor=2"]
 SHORT = ["--trainer.epochs", "1", "--data.batch_size=2", "--trainer.loggers=[csv]", "--trainer.threads=1"]
 
 
@@ -76,7 +76,7 @@ def test_train_leaves_model_report_and_card(trained: Path) -> None:
 def test_the_commands_that_train_names_work(
     widths: str, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--data.root", streets, "--output", tmp_path / "run", *TINY, *SHORT, f"--widths.values={widths}")
+    options = ("--data.root", streets, "--output", tmp_path / "run", *TINY, *SHORT, f"--widths={widths}")
     assert run("train", "--recipe", "supervised", *options) == 0
     named = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  litheseg ")]
     assert [words[1] for words in named] == ["evaluate", "profile", "predict"]
@@ -220,7 +220,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, streets: Path, capsys: pytest.C
         (["train", "--recipe", "slimsge"], ["slimsge", "'slimseg'"]),
         (["train", "--optimizer.lrr", "1"], ["--optimizer.lrr", "--optimizer.lr"]),
         (["train", "--trainer.epochs", "many"], ["epochs", "many"]),
-        (["train", "--data.source", "streets", "--widths.values=[1.5]"], ["1.5", "(0, 1]"]),
+        (["train", "--data.source", "streets", "--widths=[1.5]"], ["1.5", "(0, 1]"]),
         (["train", "--data.root", "nowhere"], ["nowhere"]),
     ],
 )

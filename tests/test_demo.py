@@ -13,7 +13,7 @@ from litheseg.errors import TrainingError
 SMALL = [
     "--data.options={train: 4, val: 2, size: [32, 48]}",
     "--model.args={base: 4, head_channels: 4}",
-    "--widths.divisor=2",
+    "--model.divisor=2",
     "--data.batch_size=2",
     "--trainer.epochs=1",
     "--trainer.threads=1",

@@ -30,6 +30,7 @@ from litheseg.runtime import Predictor
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_data, build_task
 from litheseg.training.task import SegmentationTask
+from litheseg.training.teachers import FrozenConfig
 from measure.common import arguments, show
 
 BATCHES = 4
@@ -69,15 +70,16 @@ def parse() -> argparse.Namespace:
 
 def overrides(recipe: Any, options: argparse.Namespace) -> list[str]:
     """What the run's recipe leaves open: the teachers that were trained for it, and where the data is."""
-    known = {name: getattr(options, name) or recipe["mgd"][name]["bundle"] for name in ("deep", "wide")}
-    bundles = [f"--mgd.{name}.bundle={path}" for name, path in known.items()]
+    known = {name: getattr(options, name) or recipe["teachers"][name]["bundle"] for name in ("deep", "wide")}
+    bundles = [f"--teachers.{name}.bundle={path}" for name, path in known.items()]
     return [*bundles, *([f"--data.root={options.data}"] if options.data else [])]
 
 
 def labellers(recipe: Recipe, options: argparse.Namespace) -> dict[str, tuple[Path, float]]:
     """Name -> model file and width of whoever labels; widths below 1 as NAME@WIDTH."""
+    frozen = {name: item for name, item in recipe.teachers.items() if isinstance(item, FrozenConfig)}
     runs = {"student": options.run, **{Path(run).name: Path(run) for run in options.beside}}
-    teachers = {name: Path(str(tutor.bundle)) for name, tutor in recipe.mgd.tutors.items()}
+    teachers = {name: Path(str(teacher.bundle)) for name, teacher in frozen.items()}
     files = {**teachers, **{name: run / "model.safetensors" for name, run in runs.items()}}
     return {
         name if width == 1 else f"{name}@{width:g}": (path, width)

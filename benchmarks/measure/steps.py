@@ -39,16 +39,17 @@ from litheseg.nn import extract
 from litheseg.nn.grouping import GradualConv2d, fade, gradual_layers
 from litheseg.nn.surgery import conv_like, replace_layer
 from litheseg.training import Recipe, load_recipe
-from litheseg.training.build import build_data, build_elastic_model, build_task
+from litheseg.training.build import build_data, build_elastic_model, build_task, objectives_of
 from litheseg.training.gradual import GradualGrouping
-from litheseg.training.objectives import TEACHER, build_objectives
 from litheseg.training.optimization import build_optimizer
+from litheseg.training.recipe import Objective
 from litheseg.training.streams import Step
-from litheseg.training.task import Objective, SegmentationTask
+from litheseg.training.task import SegmentationTask
 from litheseg.training.teachers import Frozen, NextWider
 from measure.common import arguments, in_turns, show
 
 CLASSES = 11
+WEIGHTS = {"log": torch.linspace(1.0, 5.0, CLASSES)}
 GRADUAL = {
     "erfnet-dg4*": ["--grouping.where=1x1"],
     "ddrnet": ["--model.efficient.groups=4", "--model.efficient.where=encoder,3x3"],
@@ -97,9 +98,9 @@ def four_widths(options: argparse.Namespace) -> list[dict[str, Any]]:
     torch.manual_seed(options.seed)
     recipe = load_recipe("slimseg", [f"--model.name={options.model}"])
     model = build_elastic_model(recipe.model, recipe.widths, CLASSES)
-    objectives = build_objectives(recipe, torch.linspace(1.0, 5.0, CLASSES), aux=True)
+    objectives = objectives_of(recipe, model)
     hard = {name: objective for name, objective in objectives.items() if objective.teacher is None}
-    widths, batch = recipe.widths.values, batch_of(options)
+    widths, batch = recipe.widths, batch_of(options)
 
     def step(model: SegmentationModel, objectives: dict[str, Objective], widths: tuple[float, ...]) -> Run:
         return training_step(recipe, model, objectives, widths, batch, options)
@@ -129,8 +130,8 @@ def training_step(
 ) -> Run:
     """The step of a task of its own, with next-wider teaching where an objective asks for a teacher."""
     model = model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teachers = {TEACHER: NextWider()} if any(objective.teacher for objective in objectives.values()) else {}
-    task = SegmentationTask(model, copy.deepcopy(objectives), teachers=teachers, widths=widths)
+    teachers = {"wider": NextWider()} if any(objective.teacher for objective in objectives.values()) else {}
+    task = SegmentationTask(model, objectives, teachers=teachers, widths=widths, class_weights=WEIGHTS)
     ready(task, options)
     return optimized(model, lambda: task.training_step(batch, 0), recipe, options)
 
@@ -189,8 +190,7 @@ def gradual_steps(recipe: Recipe, options: argparse.Namespace) -> dict[str, Run]
     callback, calls = GradualGrouping(recipe.grouping, total_steps=1000), iter(range(10**9))
 
     def plain(model: SegmentationModel) -> Run:
-        aux = getattr(model, "aux_head", None) is not None
-        objectives = build_objectives(recipe, torch.linspace(1.0, 5.0, CLASSES), aux=aux)
+        objectives = objectives_of(recipe, model)
         return training_step(recipe, model, objectives, (1.0,), batch_of(options), options)
 
     run = plain(falling)
@@ -216,7 +216,7 @@ def mgd(options: argparse.Namespace) -> list[dict[str, Any]]:
             data = build_data(mgd_recipe(table, student, options))
             pair = table["teachers"][table["students"][student]["teachers"]]
             paths = {name: random_bundle(pair[name], data, Path(folder) / name) for name in ("deep", "wide")}
-            bundles = [f"--mgd.{name}.bundle={path}" for name, path in paths.items()]
+            bundles = [f"--teachers.{name}.bundle={path}" for name, path in paths.items()]
             medians = timed(mgd_passes(mgd_recipe(table, student, options, *bundles), data, options), options)
         apart = sum(value for name, value in medians.items() if name != "step")
         row = {"student": student, **{f"{name}_ms": value for name, value in medians.items()}}
@@ -233,8 +233,8 @@ def mgd_recipe(table: dict[str, Any], student: str, options: argparse.Namespace,
         [
             f"--model.name={entry['model']}",
             f"--model.args={json.dumps(entry['args'])}",
-            f"--mgd.deep.image={entry['weights']['image']}",
-            f"--mgd.wide.region={entry['weights']['region']}",
+            f"--objectives.image.weight={entry['weights']['image']}",
+            f"--objectives.region.weight={entry['weights']['region']}",
             "--data.source=streets",
             f"--data.options={json.dumps({'train': count, 'val': 1, 'size': size})}",
             f"--data.size={size}",

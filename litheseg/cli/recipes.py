@@ -22,4 +22,4 @@ def run(args: Namespace) -> None:
         return
     for name in recipe_names():
         comment = " ".join(line[2:] for line in recipe_yaml(name).splitlines() if line.startswith("# "))
-        print(f"{name:<16}{comment.partition('. ')[0].rstrip('.')}.")
+        print(f"{name:<18}{comment.partition('. ')[0].rstrip('.')}.")

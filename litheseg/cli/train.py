@@ -9,8 +9,7 @@ from litheseg.cli.printing import print_next, print_table
 from litheseg.errors import LithesegError, TrainingError
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_rows, width_table
-from litheseg.training.config import Recipe
-from litheseg.training.recipe import load_recipe
+from litheseg.training.recipe import Recipe, load_recipe
 from litheseg.training.recipe_help import recipe_help
 
 __all__ = ["add", "run"]
@@ -18,7 +17,7 @@ __all__ = ["add", "run"]
 _EPILOG = """examples:
   litheseg train --recipe slimseg --data.root data/camvid --data.size "[360,480]" --output runs/camvid
   litheseg train --recipe slimseg --data.source streets --trainer.epochs 20     (procedural scenes, no files)
-  litheseg train --recipe mine.yaml --optimizer.lr=5e-4 --widths.values "[1,.5]"
+  litheseg train --recipe mine.yaml --optimizer.lr=5e-4 --widths "[1,.5]"
   litheseg train ... --resume                       go on after Ctrl-C, a crash or a reboot
 
 A recipe is a YAML file with the fields below; each can be changed by an option (--a.b=value or --a.b value).

@@ -1,37 +1,88 @@
 """What happens at label borders: the boundary mask and two losses that look there.
 
-Widths of one network differ mostly near semantic borders, which is why SlimSeg-style training adds a loss there. Two
-forms: `band_weighted_cross_entropy` on the ordinary logits, and `boundary_head_loss` for a binary head that exists in
-training only. The formulas are a reconstruction: only the paper's abstract was read. A boundary lies between two
-different labels; the frame's edge and ignored regions are none, and the numbers of the classes do not matter.
-
-Knows nothing of networks; the mask may be computed once per batch and handed to both losses (`band`).
+Widths of one network differ mostly near semantic borders, which is why SlimSeg-style training adds a loss there: the
+cross entropy over a band around them, or a binary head that exists in training only. The formulas are a
+reconstruction: only the paper's abstract was read. A boundary lies between two different labels; the frame's edge and
+ignored regions are none, and the numbers of the classes do not matter.
 
 Papers: SlimSeg (Xue et al., ACM MM 2022, arXiv 2207.06242), abstract; class-balanced BCE from HED (Xie and Tu,
 ICCV 2015, equation 2); Dice next to it for thin boundaries from Deng et al. (ECCV 2018).
 
 Usage:
     >>> band = boundary_mask(mask, radius=3)
-    >>> loss = cross_entropy(logits, mask) + band_weighted_cross_entropy(logits, mask, band=band)
+    >>> loss = cross_entropy(logits, mask) + cross_entropy(logits, mask, where=band)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 from litheseg.errors import LithesegError
-from litheseg.losses.segmentation import (
-    pixel_cross_entropy,
-    pixel_weights,
+from litheseg.losses.loss import (
+    Loss,
+    StepContext,
+    Weighting,
     require_same_size,
     sum_over_processes,
     weighted_mean,
 )
 from litheseg.masks.classes import IGNORE_INDEX
 
-__all__ = ["band_weighted_cross_entropy", "boundary_head_loss", "boundary_mask", "dilate"]
+__all__ = ["BoundaryBand", "BoundaryHead", "band_cross_entropy", "boundary_head_loss", "boundary_mask", "dilate"]
+
+
+@dataclass(frozen=True)
+class BoundaryBand(Loss, name="boundary-band"):
+    """Cross entropy once more, over the band around label borders.
+
+    Added to cross-entropy, band pixels weigh more: by how much depends on the weight and on the band's share of the
+    image, not on the image's size.
+
+    Attributes:
+        radius: half the band's thickness, in pixels of the training view.
+        class_weights: as of cross-entropy.
+    """
+
+    radius: NonNegativeInt = 2
+    class_weights: Weighting = "log"
+
+    def _loss(self, context: StepContext) -> Tensor:
+        return band_cross_entropy(context, context.mask, self.radius, self.class_weights)
+
+
+@dataclass(frozen=True)
+class BoundaryHead(Loss, name="boundary-head"):
+    """Class-balanced BCE and Dice of a border head that the model has in training only.
+
+    Attributes:
+        radius: half the thickness of the borders that it is to find, in pixels of the training view.
+    """
+
+    head = "boundary_head"
+    radius: NonNegativeInt = 2
+
+    def _loss(self, context: StepContext) -> Tensor:
+        band = band_of(context, context.mask, self.radius)
+        return boundary_head_loss(context.output("boundary"), context.mask, band=band)
+
+
+def band_of(context: StepContext, labels: Tensor, radius: int) -> Tensor:
+    """`boundary_mask` of labels, found once for all losses and widths of a step."""
+    key = (radius, id(labels))  # no other labels can take this id while the dict holds them
+    if key not in context.bands:
+        context.bands[key] = labels, boundary_mask(labels, radius)
+    return context.bands[key][1]
+
+
+def band_cross_entropy(context: StepContext, labels: Tensor, radius: int, weighting: Weighting) -> Tensor:
+    """Cross entropy over the band around the borders of `labels`."""
+    weights = context.pixel_weights(labels, weighting) * band_of(context, labels, radius)
+    return weighted_mean(context.pixel_losses(labels), weights)
 
 
 def boundary_mask(mask: Tensor, radius: int = 0) -> Tensor:
@@ -43,13 +94,10 @@ def boundary_mask(mask: Tensor, radius: int = 0) -> Tensor:
 
     Args:
         mask: integer N H W (or H W), labels in 0..255.
-        radius: pixels, 0 or more.
+        radius: pixels, 0 or more; a `LithesegError` below.
 
     Returns:
         Bool, shape of `mask`.
-
-    Raises:
-        LithesegError: a negative radius.
     """
     labels = mask.to(torch.uint8)  # an eighth of the memory traffic
     valid = labels != IGNORE_INDEX
@@ -70,14 +118,8 @@ def dilate(image: Tensor, radius: int) -> Tensor:
     """The maximum over the (2 * radius + 1)^2 window around each pixel; the frame's outside counts as 0.
 
     Args:
-        image: bool or uint8, ... H W.
-        radius: pixels, 0 or more.
-
-    Returns:
-        Same shape and type as `image`.
-
-    Raises:
-        LithesegError: a negative radius.
+        image: bool or uint8, ... H W; so is the result.
+        radius: pixels, 0 or more; a `LithesegError` below.
     """
     if radius < 0:
         raise LithesegError(f"a radius of {radius} pixels is not possible; use 0 or more")
@@ -87,36 +129,6 @@ def dilate(image: Tensor, radius: int) -> Tensor:
     return grown.to(image.dtype)
 
 
-def band_weighted_cross_entropy(
-    logits: Tensor,
-    mask: Tensor,
-    weight: Tensor | None = None,
-    radius: int = 3,
-    factor: float = 1.0,
-    *,
-    band: Tensor | None = None,
-) -> Tensor:
-    """Cross entropy over the boundary band, times `factor`: an addition to the cross entropy over all pixels.
-
-    Together, `cross_entropy + band_weighted_cross_entropy` is a cross entropy whose band pixels weigh more: by how
-    much depends on `factor` and on the band's share of the image, not on the image's size.
-
-    Args:
-        logits: N K H W.
-        mask: int64 N H W.
-        weight: [K] class weights; the mean is normalised by them.
-        radius: of the band, pixels.
-        factor: scale of the result.
-        band: bool N H W, `boundary_mask(mask, radius)` if it is already known.
-
-    Returns:
-        Scalar, 0 where the band is empty.
-    """
-    band = boundary_mask(mask, radius) if band is None else band
-    weights = pixel_weights(mask, weight, logits.shape[1]) * band
-    return factor * weighted_mean(pixel_cross_entropy(logits, mask), weights)
-
-
 def boundary_head_loss(logits: Tensor, mask: Tensor, radius: int = 1, *, band: Tensor | None = None) -> Tensor:
     """Class-balanced BCE + Dice for a head that tells boundary from the rest.
 
@@ -124,16 +136,13 @@ def boundary_head_loss(logits: Tensor, mask: Tensor, radius: int = 1, *, band: T
     mean over the others, averaged. Ignored pixels count for neither.
 
     Args:
-        logits: N 1 H W, positive where the head sees a boundary.
+        logits: N 1 H W, positive where the head sees a boundary; a `LithesegError` if they do not fit the mask.
         mask: int64 N H W.
         radius: of the band that is to be found, pixels.
         band: bool N H W, `boundary_mask(mask, radius)` if it is already known.
 
     Returns:
         Scalar, 0 where the band is empty: a batch without a border says little about what one looks like.
-
-    Raises:
-        LithesegError: logits with more than one channel, or of another size than the mask.
     """
     require_same_size(logits, mask)
     if logits.shape[1] != 1:

@@ -115,7 +115,7 @@ def _check_blocks(site: _Site, narrowest: float) -> None:
             raise ModelError(
                 f"layer '{site.name}' cannot be slimmed to width {narrowest:g}: its {side.size} channels are cut in "
                 f"{side.step} equal blocks, so that the narrowest width is {side.step / side.size:g}; use wider "
-                f"--widths.values, or {remedy.removeprefix('use ')}"
+                f"--widths, or {remedy.removeprefix('use ')}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Training: one task whose widths, teacher and loss terms come from a recipe.
+"""Training: one task whose widths, teachers and objectives come from a recipe.
 
 The names below are imported when first used: reading a recipe needs no Lightning.
 
@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from litheseg.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from litheseg.training.config import Recipe
-    from litheseg.training.recipe import load_recipe, recipe_names
+    from litheseg.training.recipe import Recipe, load_recipe, recipe_names
     from litheseg.training.run import TrainResult, train
 
 __all__ = ["Recipe", "TrainResult", "load_recipe", "recipe_names", "train"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {"config": ("Recipe",), "recipe": ("load_recipe", "recipe_names"), "run": ("TrainResult", "train")},
+    {"recipe": ("Recipe", "load_recipe", "recipe_names"), "run": ("TrainResult", "train")},
 )

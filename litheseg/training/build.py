@@ -9,9 +9,9 @@ Usage:
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
+from typing import get_args
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -25,30 +25,18 @@ from litheseg.data.source import Source
 from litheseg.data.splits import LeaveOut
 from litheseg.data.unlabelled import find_unlabelled
 from litheseg.errors import ModelError, RecipeError
-from litheseg.losses.segmentation import class_weights
+from litheseg.losses import class_weights
+from litheseg.losses.loss import Weighting
 from litheseg.models import SegmentationModel, build_model
-from litheseg.models.bundle import BundleHeader, load_bundle
 from litheseg.nn import slim
 from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
-from litheseg.training.checks import check_recipe
-from litheseg.training.config import (
-    DataConfig,
-    GroupingConfig,
-    ModelConfig,
-    Recipe,
-    TeacherConfig,
-    TrainerConfig,
-    TutorConfig,
-    WidthConfig,
-)
-from litheseg.training.cross_pseudo import CrossPseudoTask
+from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig
 from litheseg.training.gradual import GradualGrouping
-from litheseg.training.layout import gains_from_bfloat16, lay_out
-from litheseg.training.objectives import TEACHER, Asked, asked, build_objectives
-from litheseg.training.task import Objective, SegmentationTask
-from litheseg.training.teacher_input import TeacherInput
-from litheseg.training.teachers import Ema, Frozen, Live, NextWider, Teacher, Widest
+from litheseg.training.layout import lay_out
+from litheseg.training.recipe import Objective, Recipe
+from litheseg.training.task import CrossPseudoTask, SegmentationTask
+from litheseg.training.teachers import Setting, Teacher
 
 __all__ = [
     "Task",
@@ -58,6 +46,7 @@ __all__ = [
     "build_network",
     "build_task",
     "build_teachers",
+    "objectives_of",
 ]
 
 
@@ -127,7 +116,7 @@ def build_network(
 
 def build_elastic_model(
     model: ModelConfig,
-    widths: WidthConfig,
+    widths: Sequence[float],
     num_classes: int,
     *,
     grouping: GroupingConfig | None = None,
@@ -140,7 +129,7 @@ def build_elastic_model(
         WidthError: a width outside (0, 1].
     """
     network = build_network(model, grouping or GroupingConfig(), num_classes, boundary_head=boundary_head)
-    slim(network, widths.values, divisor=widths.divisor)
+    slim(network, widths, divisor=model.divisor)
     if model.weights is not None:
         _load_weights(network, model.weights)
     return network
@@ -159,87 +148,24 @@ def _load_weights(network: SegmentationModel, path: str) -> None:
 
 
 def build_teachers(
-    recipe: Recipe,
-    data: SegmentationData,
-    model: SegmentationModel,
-    objectives: Mapping[str, Objective],
-    peer: SegmentationModel | None = None,
+    recipe: Recipe, data: SegmentationData, model: SegmentationModel, peer: SegmentationModel | None = None
 ) -> dict[str, Teacher]:
-    """Those that the objectives name.
+    """The recipe's teachers by name.
 
     Args:
-        recipe: its sections teacher, mgd and trainer count.
+        recipe: its teachers; those that are frozen have a bundle.
         data: a teacher's classes must be the same; its normalisation and size may differ, and it sees its own.
         model: the student.
-        objectives: decide what each teacher is asked.
-        peer: the network beside it, if the recipe's teacher is one.
+        peer: the network beside it, if a teacher is one.
 
     Raises:
         RecipeError: a teacher of other classes.
         BundleError: a bundle cannot be read.
     """
-    names = dict.fromkeys(objective.teacher for objective in objectives.values() if objective.teacher)
-    teachers: dict[str, Teacher] = {}
-    for name in names:
-        wanted = asked(objectives, name)
-        own = name == TEACHER
-        if own and recipe.teacher.kind != "frozen":
-            teachers[name] = _own_teacher(recipe.teacher, model, wanted, peer)
-        else:
-            teachers[name] = _frozen(recipe.teacher if own else recipe.mgd.tutors[name], data, wanted, recipe.trainer)
-    return teachers
-
-
-def _own_teacher(
-    config: TeacherConfig, model: SegmentationModel, wanted: Asked, peer: SegmentationModel | None
-) -> Teacher:
-    if config.kind == "next-wider":
-        return NextWider()
-    if config.kind == "widest":
-        return Widest()
-    if config.kind == "ema":
-        return Ema(model, config.decay, config.width, wanted.streams)
-    return Live(model if peer is None else peer, config.width, wanted.streams)
-
-
-def _frozen(
-    config: TeacherConfig | TutorConfig, data: SegmentationData, wanted: Asked, trainer: TrainerConfig
-) -> Frozen:
-    assert config.bundle is not None, "the recipe was checked, and teachers that must be trained first were"
-    bundle = load_bundle(config.bundle)
-    classes, theirs = data.classes, bundle.header.classes.names
-    if theirs != classes.names:
-        differing = next((pair for pair in zip(theirs, classes.names, strict=False) if pair[0] != pair[1]), None)
-        what = f"'{differing[0]}' where the data has '{differing[1]}'" if differing else f"{len(theirs)} classes"
-        raise RecipeError(
-            f"teacher {config.bundle} knows {what} (the data has {len(classes)} classes); choose a teacher that was "
-            "trained on the same classes in the same order"
-        )
-    plain = bundle.plain(config.width)
-    assert isinstance(plain, SegmentationModel)
-    lay_out(plain, trainer)
-    return Frozen(
-        plain,
-        wanted.streams,
-        mixed=wanted.mixed,
-        bfloat16=gains_from_bfloat16(trainer),
-        sees=_teacher_input(config.bundle, bundle.header, data),
-    )
-
-
-def _teacher_input(path: str, header: BundleHeader, data: SegmentationData) -> TeacherInput:
-    """What makes the data's views those that the teacher knows; its scale can be told only where both resize."""
-    scale = (1.0, 1.0)
-    if header.resizes and data.size:
-        scale = (header.size[0] / data.size[0], header.size[1] / data.size[1])
-    elif header.resizes or data.size:
-        how = ["at their own size", "resized to {}x{}"]
-        theirs, ours = how[header.resizes].format(*header.size), how[bool(data.size)].format(*data.size or ())
-        warnings.warn(
-            f"teacher {path} knows images {theirs}, and here they are {ours}: it may see everything at another scale; "
-            "give --data.size as it was trained with"
-        )
-    return TeacherInput(data.mean, data.std, header.mean, header.std, scale)
+    return {
+        name: teacher.build(Setting(recipe.asked(name), model, peer, data, recipe.trainer))
+        for name, teacher in recipe.teachers.items()
+    }
 
 
 def build_task(recipe: Recipe, data: SegmentationData) -> Task:
@@ -248,16 +174,16 @@ def build_task(recipe: Recipe, data: SegmentationData) -> Task:
     Raises:
         LithesegError: whatever part cannot be built.
     """
-    check_recipe(recipe)
-    weight = _class_weights(recipe, data)
+    weights = _class_weights(recipe, data)
     model = _student(recipe, data)
-    if recipe.teacher.kind != "peer":
-        return _task(recipe, data, model, weight)
+    if all(teacher.kind != "peer" for teacher in recipe.teachers.values()):
+        return _task(recipe, data, model, weights)
     peer = _student(recipe, data)  # its weights differ: the random numbers have gone on
-    return CrossPseudoTask(_task(recipe, data, model, weight, peer), _task(recipe, data, peer, weight, model))
+    return CrossPseudoTask(_task(recipe, data, model, weights, peer), _task(recipe, data, peer, weights, model))
 
 
-def _class_weights(recipe: Recipe, data: SegmentationData) -> Tensor | None:
+def _class_weights(recipe: Recipe, data: SegmentationData) -> dict[str, Tensor]:
+    """The class weights by weighting."""
     absent = data.absent_classes()
     partial = recipe.data.labelled is not None or recipe.data.unlabelled is not None
     if absent and partial and not recipe.data.absent_classes:
@@ -266,11 +192,12 @@ def _class_weights(recipe: Recipe, data: SegmentationData) -> Tensor | None:
             "labelled images (another --trainer.seed, more of them, or a list file as --data.labelled), or go on "
             "without by --data.absent_classes true"
         )
-    return class_weights(data.class_histogram(), recipe.loss.class_weights, recipe.loss.class_weight_offset)
+    found = {weighting: class_weights(data.class_histogram(), weighting) for weighting in get_args(Weighting)}
+    return {weighting: weights for weighting, weights in found.items() if weights is not None}
 
 
 def _student(recipe: Recipe, data: SegmentationData) -> SegmentationModel:
-    head = recipe.loss.boundary_head > 0
+    head = any(objective.loss.head == "boundary_head" for objective in recipe.minimised.values())
     model = build_elastic_model(
         recipe.model, recipe.widths, len(data.classes), grouping=recipe.grouping, boundary_head=head
     )
@@ -282,22 +209,27 @@ def _task(
     recipe: Recipe,
     data: SegmentationData,
     model: SegmentationModel,
-    weight: Tensor | None,
+    weights: Mapping[str, Tensor],
     peer: SegmentationModel | None = None,
 ) -> SegmentationTask:
-    objectives = build_objectives(recipe, weight, aux=getattr(model, "aux_head", None) is not None)
     return SegmentationTask(
         model,
-        objectives,
-        teachers=build_teachers(recipe, data, model, objectives, peer),
-        widths=recipe.widths.values,
-        sampling=recipe.widths.sampling,
-        samples=recipe.widths.samples,
+        objectives_of(recipe, model),
+        teachers=build_teachers(recipe, data, model, peer),
+        widths=recipe.widths,
+        sandwich=recipe.sandwich,
+        class_weights=weights,
         optimizer=recipe.optimizer,
         total_steps=_total_steps(recipe, data),
         seed=recipe.trainer.seed,
         compile=recipe.trainer.compile,
     )
+
+
+def objectives_of(recipe: Recipe, model: SegmentationModel) -> dict[str, Objective]:
+    """What is minimised; without deep supervision, where the model has no head for it."""
+    aux = getattr(model, "aux_head", None) is not None
+    return {name: item for name, item in recipe.minimised.items() if aux or item.loss.head != "aux_head"}
 
 
 def build_grouping(recipe: Recipe, data: SegmentationData) -> list[Callback]:

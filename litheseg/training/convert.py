@@ -32,9 +32,9 @@ from litheseg.nn.assignment import find_relabelling
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.grouping import convert, densify, fade, gradual_layers
 from litheseg.training.build import build_data, build_task
-from litheseg.training.finish import finish
 from litheseg.training.gradual import alpha_at
 from litheseg.training.recipe import load_recipe
+from litheseg.training.run import finish
 from litheseg.training.storage import read_checkpoint
 
 __all__ = ["Cut", "convert_run", "cut_bundle"]

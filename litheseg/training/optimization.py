@@ -19,6 +19,7 @@ from litheseg.training.config import OptimizerConfig
 
 __all__ = ["build_optimizer", "lr_scheduler", "schedule"]
 
+_POLY = 0.9
 _ONE_CYCLE_RISE = 0.3  # Smith & Topin, arXiv 1708.07120: the share of steps in which the rate rises
 
 
@@ -55,6 +56,6 @@ def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float
         if config.schedule == "constant":
             return 1.0
         left = max(0.0, 1 - (step - warmup) / max(1, total_steps - warmup))
-        return left**config.power if config.schedule == "poly" else 0.5 * (1 - math.cos(math.pi * left))
+        return left**_POLY if config.schedule == "poly" else 0.5 * (1 - math.cos(math.pi * left))
 
     return factor

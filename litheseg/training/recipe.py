@@ -1,10 +1,17 @@
-"""Recipes: reading every choice of one training run from a YAML file and the command line.
+"""Recipes: every choice of one training run, from a YAML file and the command line to what the task runs.
 
-A recipe names values on four independent axes (which widths run, who teaches, which terms are summed, how the structure
-changes); it holds no code, so a paper is a YAML file in `litheseg/recipes`. It does not know how anything is built.
+A recipe says which widths run, who teaches, what is minimised, and how the structure changes; it holds no code, so a
+paper is a YAML file in `litheseg/recipes`:
+
+    widths: [1, 0.5]
+    teachers:
+      wider: {kind: next-wider}
+    objectives:
+      labels: {loss: cross-entropy}
+      kl: {loss: kl, teacher: wider, weight: 3}
 
 Usage:
-    >>> recipe = load_recipe("slimseg", ["--data.root=camvid", "--trainer.epochs=40"])
+    >>> recipe = load_recipe("slimseg", ["--data.root=camvid", "--objectives.kl.weight=3"])
 """
 
 from __future__ import annotations
@@ -12,25 +19,123 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterator
+import re
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt
 
 from litheseg.errors import RecipeError, did_you_mean
-from litheseg.training.checks import check_recipe
-from litheseg.training.config import Recipe
+from litheseg.losses import LOSSES, Loss
+from litheseg.losses.supervised import CrossEntropy, DeepSupervision
+from litheseg.training.checks import check_together
+from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from litheseg.training.streams import LABELLED, MIXED, UNLABELLED
+from litheseg.training.teachers import TEACHERS, TeacherConfig
 
-__all__ = [
-    "add_recipe_arguments",
-    "load_recipe",
-    "recipe_names",
-    "recipe_to_dict",
-    "recipe_yaml",
-]
+__all__ = ["Objective", "Recipe", "check_recipe", "load_recipe", "recipe_names", "recipe_to_dict", "recipe_yaml"]
+
+_OLD_SECTIONS = ("loss", "mgd", "teacher")
+_COMPARISONS = {">": "above", ">=": "at least", "<": "below", "<=": "at most"}
+_BOOL = "tag:yaml.org,2002:bool"
+
+
+class _Loader(yaml.SafeLoader):
+    """With the booleans of YAML 1.2, true and false: `on` is the name of a field."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One addend of what training minimises.
+
+    Attributes:
+        loss: which one; a recipe gives its name, and its own arguments beside the fields here.
+        teacher: the name of the teacher that it learns from; None for the labels.
+        on: the images that it is for: labelled; unlabelled; perturbed (unlabelled ones, while half of the encoder's
+            features are dropped); all (labelled ones and, if there are any, unlabelled ones, each with a mean of its
+            own); None for what the loss is made for.
+        weight: factor in the sum; 0 leaves it out.
+        warmup: share of all steps over which the weight rises from 0.
+        widths: all, or the widest alone: then the others learn from their teachers only.
+    """
+
+    loss: Loss
+    teacher: str | None = None
+    on: Literal["labelled", "unlabelled", "perturbed", "all"] | None = None
+    weight: NonNegativeFloat = 1.0
+    warmup: ClosedUnitInterval = 0.0
+    widths: Literal["all", "widest"] = "all"
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The groups of a step's images that it is summed over."""
+        on = self.on or self.loss.on
+        return (LABELLED, UNLABELLED) if on == "all" else (on,)
+
+    def view(self, stream: str) -> str:
+        """What the teacher must look at for these images."""
+        return MIXED if self.loss.whole_images and stream == UNLABELLED else stream
+
+
+def _from_labels() -> dict[str, Objective]:
+    return {"labels": Objective(CrossEntropy()), "aux": Objective(DeepSupervision(), weight=0.4)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        name: how the run is called.
+        widths: the fractions of channels that are trained, in (0, 1], each with batch-norm statistics of its own.
+        sandwich: train the widest, the narrowest and so many random other widths in each step; None for all of them.
+        calibrate: further widths made usable after training by recalibrating batch norm.
+        model: which network.
+        data: which images.
+        teachers: who teaches besides the labels, by name.
+        objectives: what is minimised, by name; logs show these names.
+        grouping: how grouped convolutions come about.
+        optimizer: how weights move.
+        trainer: how long, where, and what is kept.
+    """
+
+    name: str = "supervised"
+    widths: tuple[float, ...] = (1.0,)
+    sandwich: NonNegativeInt | None = None
+    calibrate: tuple[float, ...] = ()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    teachers: Mapping[str, TeacherConfig] = field(default_factory=dict)
+    objectives: Mapping[str, Objective] = field(default_factory=_from_labels)
+    grouping: GroupingConfig = field(default_factory=GroupingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def minimised(self) -> dict[str, Objective]:
+        """The objectives whose weight is above 0."""
+        return {name: objective for name, objective in self.objectives.items() if objective.weight}
+
+    def asked(self, teacher: str) -> frozenset[str]:
+        """What a teacher must look at, for all objectives that learn from it."""
+        mine = [objective for objective in self.minimised.values() if objective.teacher == teacher]
+        return frozenset(objective.view(stream) for objective in mine for stream in objective.streams)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -55,125 +160,246 @@ def recipe_yaml(name: str) -> str:
     raise RecipeError(f"unknown recipe '{name}'.{did_you_mean(name, recipe_names())} Or give the path of a .yaml file.")
 
 
+def _folder() -> Any:
+    return resources.files("litheseg") / "recipes"
+
+
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe and change what `overrides` say.
 
     Args:
         name: one of `recipe_names()`, or the path of a YAML file.
-        overrides: command-line style, such as ``["--trainer.epochs=40", "--widths.values=[1,.5]"]``.
+        overrides: command-line style, such as ``["--trainer.epochs=40", "--widths=[1,.5]", "--objectives.kl=null"]``.
 
     Raises:
         RecipeError: an unknown recipe or key, or a value of the wrong type or range; the message names it.
     """
-    parser = _parser()
     try:
-        defaults = yaml.safe_load(recipe_yaml(name)) or {}
+        values = yaml.load(recipe_yaml(name), _Loader) or {}
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {name} is no valid YAML: {error}") from error
-    if not isinstance(defaults, dict):
+    if not isinstance(values, dict):
         raise RecipeError(f"recipe {name} must be a mapping of sections such as 'model:' and 'trainer:'")
-    _check_keys(defaults, Recipe, name)
-    _check_overrides(overrides or [])
-    config = parser.parse_object(defaults)
-    config = parser.parse_args(overrides or [], namespace=config)
-    return _instantiate(parser, config)
+    _refuse_old_form(f"recipe {name}", values)
+    _check_keys(values, Recipe, name)
+    values.setdefault("objectives", recipe_to_dict(Recipe())["objectives"])
+    for path, value in _options(overrides or []):
+        _put(values, path, value)
+    return _parse(values)
 
 
-def add_recipe_arguments(parser: ArgumentParser) -> None:
-    """Give a parser one option per recipe field, with the docstrings as help."""
-    parser.add_class_arguments(Recipe)
-
-
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as nested plain values, fit for YAML and JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(entry) for key, entry in value.items()}
-        return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-    result: dict[str, Any] = plain(dataclasses.asdict(recipe))
-    return result
-
-
-class _RecipeParser(ArgumentParser):
-    """A parser whose complaints are `RecipeError`s."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise RecipeError(_tidy(message)) from ex
-
-
-@functools.cache  # reading the docstrings takes a while
-def _parser() -> _RecipeParser:
-    parser = _RecipeParser(prog="litheseg train", exit_on_error=False)
-    add_recipe_arguments(parser)
-    return parser
-
-
-def _tidy(message: str) -> str:
-    """The parser's message as one line."""
-    return "recipe: " + " ".join(message.split()) + " (see `litheseg train --help`)"
-
-
-def _folder() -> Any:
-    return resources.files("litheseg") / "recipes"
-
-
-def _instantiate(parser: ArgumentParser, config: Namespace) -> Recipe:
-    instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # the old name goes in jsonargparse 5
-    from_config = instantiate(config)
-    recipe = Recipe(**{item.name: getattr(from_config, item.name) for item in dataclasses.fields(Recipe)})
-    check_recipe(recipe)
-    return recipe
-
-
-def _known_keys(kind: Any) -> dict[str, Any]:
-    """Field names and types of a (possibly nested) dataclass."""
-    hints = {item.name: item.default_factory for item in dataclasses.fields(kind)}
-    return {name: factory if dataclasses.is_dataclass(factory) else None for name, factory in hints.items()}
+def _refuse_old_form(where: str, values: Mapping[str, Any]) -> None:
+    old = [section for section in _OLD_SECTIONS if section in values]
+    if isinstance(values.get("widths"), dict):
+        old.append("widths")
+    if old:
+        raise RecipeError(
+            f"{where}: '{old[0]}' is of the old form. Now teachers and objectives have names, as in "
+            "teachers: {wider: {kind: next-wider}} and objectives: {kl: {loss: kl, teacher: wider, weight: 3}}, and "
+            "widths is a list; see docs/training.md, or `litheseg recipes slimseg` for an example"
+        )
 
 
 def _check_keys(values: dict[str, Any], kind: Any, where: str) -> None:
-    known = _known_keys(kind)
+    known = _sections(kind)
     for key, value in values.items():
         if key not in known:
             raise RecipeError(f"{where}: unknown key '{key}'.{did_you_mean(str(key), known)}")
         if known[key] is not None:
             if not isinstance(value, dict):
                 raise RecipeError(f"{where}: '{key}' must be a section, not {value!r}")
-            _check_keys(value, known[key], f"{where}: {key}")
+            if known[key] is not dict:
+                _check_keys(value, known[key], f"{where}: {key}")
 
 
-def _check_overrides(overrides: list[str]) -> None:
-    """Point at the first option that does not exist, with the nearest that does."""
-    for option in overrides:
-        if not option.startswith("--"):
-            continue
-        path = option[2:].split("=", 1)[0].split(".")
-        kind: Any = Recipe
-        for depth, key in enumerate(path):
-            known = _known_keys(kind)
-            key = key.rstrip("+")
-            if key not in known:
-                prefix = ".".join(path[:depth])
-                choices = [f"--{prefix}.{name}" if prefix else f"--{name}" for name in known]
-                name = f"--{'.'.join(path)}"
-                hint = _did_you_mean_one_of_a_section(key) if len(path) == 1 else did_you_mean(name, choices)
-                raise RecipeError(f"unknown option {name}.{hint}")
-            if known[key] is None:
-                break  # a plain value or a free mapping: the parser checks the rest
-            kind = known[key]
+def _sections(kind: Any) -> dict[str, Any]:
+    """Field names of a dataclass, and of those that are sections the dataclass, or dict for named entries."""
+    known: dict[str, Any] = {}
+    for item in dataclasses.fields(kind):
+        factory = item.default_factory
+        known[item.name] = factory if dataclasses.is_dataclass(factory) else None
+        if item.name in ("teachers", "objectives"):
+            known[item.name] = dict
+    return known
+
+
+def _options(overrides: list[str]) -> Iterator[tuple[list[str], Any]]:
+    """The path and the value of each ``--a.b=value`` or ``--a.b value``; texts are left to the types of the fields."""
+    words = iter(overrides)
+    for word in words:
+        if not word.startswith("--"):
+            raise RecipeError(f"'{word}' is no option; an option begins with --, such as --trainer.epochs=40")
+        option, equals, text = word[2:].partition("=")
+        path = option.split(".")
+        _check_option(path)
+        if not equals:
+            text = next(words, "--")
+        if text.startswith("--"):
+            raise RecipeError(f"--{option} needs a value, as in --{option}=VALUE")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            value = text
+        yield path, value if value is None or isinstance(value, dict) else text
+
+
+def _check_option(path: list[str]) -> None:
+    """Refuse an option that does not exist, with the nearest that does."""
+    name, kind = f"--{'.'.join(path)}", cast(Any, Recipe)
+    if path[0] in _OLD_SECTIONS or path[:2] == ["widths", "values"]:
+        _refuse_old_form(f"option {name}", {path[0]: {}})
+    for depth, key in enumerate(path):
+        known = _sections(kind)
+        if key not in known:
+            choices = [f"--{'.'.join([*path[:depth], field])}" for field in known]
+            hint = _did_you_mean_one_of_a_section(key) if len(path) == 1 else did_you_mean(name, choices)
+            raise RecipeError(f"unknown option {name}.{hint}")
+        kind = known[key]
+        if kind is None or kind is dict:
+            return
 
 
 def _did_you_mean_one_of_a_section(name: str) -> str:
     """A hint for whoever left out the section: ``epochs`` is ``--trainer.epochs``."""
-    options = list(_options(Recipe, "--"))
+    options = list(_all_options(Recipe, "--"))
     same = [option for option in options if option.endswith(f".{name}")]
     near = same or difflib.get_close_matches(f"--{name}", ["--recipe", "--output", "--resume", *options], n=1)
     return f" Did you mean {' or '.join(near)}?" if near else " `litheseg train --help` lists all."
 
 
-def _options(kind: Any, prefix: str) -> Iterator[str]:
-    """All options of a (possibly nested) dataclass."""
-    for name, nested in _known_keys(kind).items():
-        yield from _options(nested, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+def _all_options(kind: Any, prefix: str) -> Iterator[str]:
+    for name, nested in _sections(kind).items():
+        yield from _all_options(nested, f"{prefix}{name}.") if nested not in (None, dict) else [f"{prefix}{name}"]
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the value at a path of nested mappings."""
+    for key in path[:-1]:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    values[path[-1]] = value
+
+
+# --- from plain values to a recipe, and back -------------------------------------------------------------------------
+
+
+def _parse(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of these values, checked; entries of None are left out."""
+    sections = {name: value for name, value in values.items() if name not in ("teachers", "objectives")}
+    teachers = {
+        name: kind(**_checked(path, rest, kind))
+        for name, path, kind, rest in _entries("teachers", values, "kind", TEACHERS)
+    }
+    objectives = {
+        name: _objective(path, kind, rest) for name, path, kind, rest in _entries("objectives", values, "loss", LOSSES)
+    }
+    recipe = Recipe(**_checked("", sections, Recipe), teachers=teachers, objectives=objectives)
+    check_together(recipe)
+    return recipe
+
+
+def _objective(path: str, loss: type[Loss], values: dict[str, Any]) -> Objective:
+    checked = _checked(path, values, loss, Objective)
+    own = {item.name: checked.pop(item.name) for item in dataclasses.fields(cast(Any, loss))}
+    return Objective(loss(**own), **checked)
+
+
+def _entries(
+    section: str, values: Mapping[str, Any], key: str, registry: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
+    """Of each entry of a section: its name, its path, the class that it names by `key`, and its other values."""
+    entries = {name: entry for name, entry in (values.get(section) or {}).items() if entry is not None}
+    for name, entry in entries.items():
+        path = f"{section}.{name}"
+        if not isinstance(entry, dict) or key not in entry:
+            hint = did_you_mean(name, [other for other in entries if other != name])
+            raise RecipeError(f"{path} does not name its {key}.{hint} To add it, set --{path}.{key}")
+        if entry[key] not in registry:
+            hint = did_you_mean(str(entry[key]), registry) or f" Choose from {', '.join(registry)}."
+            raise RecipeError(f"--{path}.{key} '{entry[key]}' does not exist.{hint}")
+        yield name, path, registry[entry[key]], {name: value for name, value in entry.items() if name != key}
+
+
+def _checked(path: str, values: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
+    """The arguments of dataclasses, each of its type and range, with defaults for those that are missing."""
+    parser = _parser(*kinds)
+    known = [item.name for kind in kinds for item in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise RecipeError(f"--{path}.{name}: there is no '{name}' here.{did_you_mean(name, known)}")
+    try:
+        instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # the old name goes in jsonargparse 5
+        found = instantiate(parser.parse_object(dict(values)))
+    except ArgumentError as error:
+        raise RecipeError(_readable(str(error), path)) from error
+    return {name: _without_range(getattr(found, name)) for name in known if name in found}
+
+
+def _without_range(value: Any) -> Any:
+    """Plain numbers for those of a type with a range, which checkpoints could not hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {item.name: _without_range(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_range(entry) for entry in value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value) if isinstance(value, int) else float(value)
+    return value
+
+
+@functools.cache  # reading the docstrings takes a while
+def _parser(*kinds: type) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    for kind in kinds:
+        parser.add_class_arguments(kind, skip={"teachers", "objectives", "loss"})
+    return parser
+
+
+def _readable(message: str, path: str) -> str:
+    """The parser's message as one line that names the option and the range."""
+    text = " ".join(message.split())
+    prefix = f"{path}." if path else ""
+    text = re.sub(r'Parser key "([\w.]+)": ', lambda match: f"--{prefix}{match[1]}: ", text)
+    found = re.search(
+        r"(--[\w.-]+): .*?Not of type (\w+): (\S+) does not conform to restriction (.*?)( Given value.*)?$", text
+    )
+    if found:
+        option, kind, value, limits = found.groups()[:4]
+        words = re.sub(r"v([<>]=?)", lambda match: f"{_COMPARISONS[match[1]]} ", limits)
+        return f"{option} {value} is out of range; give {'at least 1' if kind == 'PositiveInt' else words}"
+    return f"recipe: {text} (see `litheseg train --help`)"
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested plain values, fit for YAML and JSON, as recipe files have them."""
+
+    def entry(objective: Objective) -> dict[str, Any]:
+        fields = {name: value for name, value in vars(objective).items() if name != "loss"}
+        return {"loss": objective.loss.name, **fields, **vars(objective.loss)}
+
+    values = {item.name: getattr(recipe, item.name) for item in dataclasses.fields(recipe)}
+    values["teachers"] = {name: {"kind": teacher.kind, **vars(teacher)} for name, teacher in recipe.teachers.items()}
+    values["objectives"] = {name: entry(objective) for name, objective in recipe.objectives.items()}
+    result: dict[str, Any] = _plain(values)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check ranges, and that choices fit together; what only data or a model can tell is checked there.
+
+    Raises:
+        RecipeError: a value does not; the message names it and its range.
+        WidthError: a width outside (0, 1].
+    """
+    _parse(recipe_to_dict(recipe))

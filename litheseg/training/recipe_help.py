@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import re
 import textwrap
 from typing import Any
 
-from litheseg.training.config import Recipe
+import docstring_parser
+
+from litheseg.losses import LOSSES
+from litheseg.training.recipe import Objective, Recipe, recipe_to_dict
+from litheseg.training.teachers import TEACHERS
 
 __all__ = ["recipe_help"]
 
@@ -22,24 +25,36 @@ _COLUMNS = 110
 
 
 def recipe_help(recipe: Recipe) -> str:
-    """Every field with its meaning and its value in `recipe`, grouped by section."""
-    return "\n".join(_section("", recipe)).strip("\n")
+    """Every field with its meaning and its value in `recipe`, by section; then each loss and each kind of teacher."""
+    lines = _section("", "", recipe)
+    lines += ["", "objectives.NAME: one addend of what training minimises."]
+    values = {item.name: item.default for item in dataclasses.fields(Objective)}
+    lines += _fields("--objectives.NAME.", Objective, {**values, "loss": " | ".join(LOSSES)})
+    for name, loss in LOSSES.items():
+        lines += _section("--objectives.NAME.", f"objectives.NAME, loss {name}", loss())
+    for kind, teacher in TEACHERS.items():
+        lines += _section("--teachers.NAME.", f"teachers.NAME, kind {kind}", teacher())
+    return "\n".join(lines).strip("\n")
 
 
-def _section(prefix: str, config: Any) -> list[str]:
-    described = _attributes(inspect.getdoc(type(config)) or "")
+def _section(prefix: str, title: str, config: Any) -> list[str]:
+    """A dataclass: its title, its fields, and those that are sections of their own."""
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-    lines = []
-    if prefix:
-        title = (inspect.getdoc(type(config)) or prefix).splitlines()[0]
-        lines += ["", f"{prefix[:-1]}: {title}"]
-    for name, value in values.items():
-        if not dataclasses.is_dataclass(value):
-            lines += _field(f"--{prefix}{name}", described.get(name, "how the run is called"), value)
-    for name, value in values.items():
-        if dataclasses.is_dataclass(value):
-            lines += _section(f"{prefix}{name}.", value)
+    if isinstance(config, Recipe):
+        values |= {name: recipe_to_dict(config)[name] for name in ("teachers", "objectives")}
+    lines = ["", f"{title}: {(inspect.getdoc(type(config)) or '').splitlines()[0]}"] if title else []
+    plain = {name: value for name, value in values.items() if not dataclasses.is_dataclass(value)}
+    lines += _fields(prefix or "--", type(config), plain)
+    for name in [name for name in values if name not in plain]:
+        path = f"{prefix.removeprefix('--')}{name}"
+        lines += _section(f"--{path}.", path, values[name])
     return lines
+
+
+def _fields(prefix: str, kind: Any, values: dict[str, Any]) -> list[str]:
+    parameters = docstring_parser.parse(inspect.getdoc(kind) or "").params
+    described = {item.arg_name: " ".join((item.description or "").split()) for item in parameters}
+    return [line for name, value in values.items() for line in _field(f"{prefix}{name}", described[name], value)]
 
 
 def _field(option: str, meaning: str, value: Any) -> list[str]:
@@ -56,20 +71,3 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, str):
         return str(value)
     return json.dumps(value, default=str).replace('"', "")
-
-
-def _attributes(doc: str) -> dict[str, str]:
-    """Name -> text of the docstring's section "Attributes" or "Args"."""
-    _, _, body = doc.partition("Attributes:\n") if "Attributes:\n" in doc else doc.partition("Args:\n")
-    result: dict[str, str] = {}
-    name = ""
-    for line in body.splitlines():
-        if line and not line.startswith(" "):
-            break
-        start = re.match(r" {4}(\w+): (.*)", line)
-        if start:
-            name, text = start.groups()
-            result[name] = text
-        elif name:
-            result[name] = f"{result[name]} {line.strip()}".strip()
-    return result

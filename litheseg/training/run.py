@@ -17,10 +17,13 @@ Usage:
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -29,29 +32,26 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from safetensors import SafetensorError
 from torch import nn
 
+from litheseg import __version__
 from litheseg.data.datamodule import SegmentationData
 from litheseg.errors import Interrupted, LithesegError, TrainingError
+from litheseg.evaluation.bundle import header_metrics
+from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
 from litheseg.files import atomic_path
 from litheseg.locks import folder_lock
-from litheseg.models.bundle import load_bundle
+from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
+from litheseg.nn import available_widths, recalibrate
+from litheseg.nn.grouping import convert
 from litheseg.training.build import Task, build_data, build_grouping, build_task
-from litheseg.training.checks import check_recipe
-from litheseg.training.config import Recipe, TrainerConfig
-from litheseg.training.finish import finish
+from litheseg.training.config import ModelConfig, TrainerConfig
 from litheseg.training.ranks import is_first_process, one_voice, start_ranks
-from litheseg.training.recipe import recipe_to_dict
-from litheseg.training.stages import (
-    labels_alone,
-    missing_teachers,
-    teacher_folder,
-    teacher_recipe,
-    with_bundles,
-)
+from litheseg.training.recipe import Recipe, check_recipe, recipe_to_dict
+from litheseg.training.stages import labels_alone, missing_teachers, teacher_folder, teacher_recipe, with_bundles
 from litheseg.training.storage import errors_of_writers_once, read_checkpoint, remove_drafts
 from litheseg.training.trainer import build_trainer
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "finish", "train"]
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED")
 _CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
@@ -116,8 +116,7 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
         # Not by the Trainer: that would convert teachers too, and not lead back to ordinary layers.
         for student in task.students:
             nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    if recipe.trainer.strategy in ("auto", "ddp"):
-        start_ranks(trainer)
+    start_ranks(trainer)
     trainer.fit(task, data, ckpt_path=last if resumed else None, weights_only=True)
     if synchronised:
         plain_norms(task.model)
@@ -131,9 +130,9 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
 def _with_teachers(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with a bundle for each teacher; those that are missing are trained, or taken from earlier runs."""
     bundles = {}
-    for name, tutor in missing_teachers(recipe).items():
-        first = teacher_recipe(recipe, tutor)
-        bundles[name] = _bundle_of(first, teacher_folder(recipe, first, folder), f"the {name} teacher")
+    for name, teacher in missing_teachers(recipe).items():
+        first = teacher_recipe(recipe, teacher)
+        bundles[name] = _bundle_of(first, teacher_folder(first, folder), f"the {name} teacher")
     return with_bundles(recipe, bundles)
 
 
@@ -276,3 +275,82 @@ def _kept(folder: Path) -> str:
     if not last.exists():
         return "no epoch has been saved yet, so the same command begins anew"
     return f"everything up to {last} is safe, and the same command with --resume goes on from it"
+
+
+# --- the end of a run -------------------------------------------------------------------------------------------------
+
+
+def finish(
+    recipe: Recipe,
+    data: SegmentationData,
+    task: Task,
+    path: Path,
+    *,
+    device: torch.device,
+    writes: bool,
+    labels_alone: Mapping[float, float] | None = None,
+) -> dict[float, Scores]:
+    """Convert, calibrate and score every width, in all processes; write the bundle, in one.
+
+    Args:
+        recipe: of the run.
+        data: its images.
+        task: with the weights to keep.
+        path: of the bundle.
+        device: where to compute; the model is left on the CPU.
+        writes: whether this process writes.
+        labels_alone: mIoU by width of the same network without unlabelled images, to be noted beside it.
+
+    Returns:
+        Scores by width, the same in all processes.
+    """
+    model = task.model.to(device)
+    convert(model)
+    recalibrate(model, data.calibration_batches(), recipe.calibrate)
+    scores = evaluate(model, data.val_dataloader(), widths=available_widths(model), device=device)
+    model.cpu()
+    if writes:
+        save_bundle(path, model, _header(recipe, data, task, scores, labels_alone or {}))
+    return scores
+
+
+def _header(
+    recipe: Recipe, data: SegmentationData, task: Task, scores: dict[float, Scores], labels_alone: Mapping[float, float]
+) -> BundleHeader:
+    size = recipe.data.size or data.crop
+    metrics = header_metrics(task.model, scores, size)
+    for width, miou in labels_alone.items():
+        metrics[f"{width:g}"]["labels_alone"] = miou
+    return BundleHeader(
+        architecture=_architecture(recipe.model),
+        classes=data.classes,
+        widths=task.widths,
+        calibrated_widths=tuple(width for width in scores if width not in task.widths),
+        divisor=recipe.model.divisor,
+        size=size,
+        resizes=recipe.data.size is not None,
+        mean=data.mean,
+        std=data.std,
+        metrics=metrics,
+        recipe=recipe_to_dict(recipe),
+        provenance=_provenance(recipe, data),
+    )
+
+
+def _architecture(model: ModelConfig) -> dict[str, Any]:
+    efficient = {"efficient": asdict(model.efficient)} if model.efficient.changes else {}
+    return {"name": model.name, "args": model.args, **efficient}
+
+
+def _provenance(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
+    packages = ("torch", "torchvision", "timm", "lightning")
+    return {
+        "data": data.source.name,
+        "data_licence": data.source.licence,
+        "data_citation": data.source.citation,
+        "seed": recipe.trainer.seed,
+        "epoch": recipe.trainer.keep,
+        "litheseg": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

@@ -5,7 +5,7 @@ not repeated. Teachers are kept beside the runs under the hash of their recipe, 
 It knows which values of a recipe such a run takes over, and nothing of how a run goes.
 
 Usage:
-    >>> recipe = replace(recipe, mgd=with_bundles(recipe.mgd, bundles))
+    >>> recipe = with_bundles(recipe, {"deep": "runs/teachers/deep/model.safetensors"})
     >>> alone = labels_alone(recipe, steps=43)
 """
 
@@ -13,52 +13,57 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from litheseg.training.config import MgdConfig, Recipe, TeacherConfig, TutorConfig
-from litheseg.training.recipe import load_recipe, recipe_to_dict
+from litheseg.training.recipe import Objective, Recipe, load_recipe, recipe_to_dict
+from litheseg.training.streams import LABELLED
+from litheseg.training.teachers import FrozenConfig
 
 __all__ = ["labels_alone", "missing_teachers", "teacher_folder", "teacher_recipe", "with_bundles"]
 
-_FROM_LABELS = ("main", "ohem_threshold", "class_weights", "class_weight_offset", "dice", "lovasz", "aux")
-_WITHOUT_EFFECT = ("val_every", "threads", "loggers", "accelerator", "devices", "nodes", "strategy", "compile")
+_WITHOUT_EFFECT = ("val_every", "threads", "loggers", "accelerator", "devices", "nodes", "compile")
 
 
-def missing_teachers(recipe: Recipe) -> dict[str, TutorConfig]:
-    """MGD's teachers that teach and have no bundle, by name."""
-    return {name: tutor for name, tutor in recipe.mgd.tutors.items() if tutor.bundle is None}
+def missing_teachers(recipe: Recipe) -> dict[str, FrozenConfig]:
+    """The frozen teachers that have no bundle, by name."""
+    frozen = {name: teacher for name, teacher in recipe.teachers.items() if isinstance(teacher, FrozenConfig)}
+    return {name: teacher for name, teacher in frozen.items() if teacher.bundle is None}
 
 
-def with_bundles(recipe: Recipe, bundles: dict[str, Path]) -> Recipe:
+def with_bundles(recipe: Recipe, bundles: Mapping[str, Path]) -> Recipe:
     """The recipe with the files of its teachers."""
-    tutors = {name: replace(getattr(recipe.mgd, name), bundle=str(path)) for name, path in bundles.items()}
-    return replace(recipe, mgd=replace(recipe.mgd, **tutors))
+    found = {name: replace(teacher, bundle=str(bundles[name])) for name, teacher in missing_teachers(recipe).items()}
+    return replace(recipe, teachers={**recipe.teachers, **found})
 
 
-def teacher_recipe(recipe: Recipe, tutor: TutorConfig) -> Recipe:
-    """How a teacher is trained: as `mgd.train_with` says, with the run's images, labels, optimizer and trainer."""
-    method = load_recipe(recipe.mgd.train_with)
-    labels = {name: getattr(recipe.loss, name) for name in _FROM_LABELS}
-    trainer = replace(recipe.trainer, epochs=recipe.mgd.teacher_epochs or recipe.trainer.epochs, baseline=False)
+def teacher_recipe(recipe: Recipe, teacher: FrozenConfig) -> Recipe:
+    """How a teacher is trained: as its own recipe says, with the run's images, optimizer and trainer.
+
+    Objectives on labels that both recipes name are the run's.
+    """
+    assert teacher.model is not None, "the recipe was checked"
+    method = load_recipe(teacher.recipe)
+    ours = {name: item for name, item in recipe.objectives.items() if item.teacher is None}
     return replace(
         method,
-        model=tutor.model,
+        model=teacher.model,
         data=replace(recipe.data, views=method.data.views),
-        loss=replace(method.loss, **labels),
+        objectives={name: ours.get(name, item) for name, item in method.objectives.items()},
         optimizer=recipe.optimizer,
-        trainer=trainer,
+        trainer=replace(recipe.trainer, epochs=teacher.epochs or recipe.trainer.epochs, baseline=False),
     )
 
 
-def teacher_folder(recipe: Recipe, teacher: Recipe, run: Path) -> Path:
+def teacher_folder(teacher: Recipe, run: Path) -> Path:
     """Where a teacher of the run in folder `run` is kept."""
     values = recipe_to_dict(teacher)
     for name in _WITHOUT_EFFECT:
         del values["trainer"][name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:10]
     network = str(teacher.model.args.get("encoder", teacher.model.name)).replace("*", "-star")
-    return Path(recipe.mgd.cache or run.parent / "teachers") / f"{teacher.name}-{network}-{digest}"
+    return run.parent / "teachers" / f"{teacher.name}-{network}-{digest}"
 
 
 def labels_alone(recipe: Recipe, steps: int) -> Recipe:
@@ -66,18 +71,18 @@ def labels_alone(recipe: Recipe, steps: int) -> Recipe:
 
     Teachers within the network (a wider width) stay: they need no further images.
     """
-    within = recipe.teacher.kind in ("next-wider", "widest")
-    loss = replace(recipe.loss, pseudo=0.0, perturbed=0.0)
-    if not within:
-        loss = replace(loss, kl=0.0, channel_wise=0.0, pairwise=0.0, intra_class=0.0)
-    elif not (loss.kl or loss.channel_wise or loss.pairwise or loss.intra_class):
-        within = False
+
+    def stays(objective: Objective) -> bool:
+        within = objective.teacher is None or recipe.teachers[objective.teacher].within
+        return within and LABELLED in objective.streams
+
+    objectives = {name: item for name, item in recipe.minimised.items() if stays(item)}
+    taught = {item.teacher for item in objectives.values()}
     return replace(
         recipe,
         name=f"{recipe.name}-labelled-only",
         data=replace(recipe.data, unlabelled=None, steps=steps),
-        teacher=recipe.teacher if within else TeacherConfig(),
-        mgd=MgdConfig(),
-        loss=loss,
+        teachers={name: teacher for name, teacher in recipe.teachers.items() if name in taught},
+        objectives=objectives,
         trainer=replace(recipe.trainer, baseline=False),
     )

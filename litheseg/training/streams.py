@@ -1,12 +1,12 @@
-"""The rows of a training step: what the student sees, and how a teacher's answers are laid beside it.
+"""The rows of a training step: what the student sees, and how a teacher's outputs are laid beside it.
 
 A student runs once per width on all rows of a step: labelled images first, then the CutMixed views of unlabelled
-images, then, if asked, the unlabelled images as they are, for a pass with dropped features. Each group of rows is a
-*stream* with a mask of its own. A teacher sees the images before they were mixed, and its answers are mixed by the same
-boxes, so that both speak of the same pixels. It knows neither networks nor losses.
+images, then, if an objective asks for them, the unlabelled images as they are, while whole channels of the encoder's
+features are dropped. Each group of rows is a *stream* with a mask of its own. A teacher sees the images before they
+were mixed, and its outputs are mixed by the same boxes, so that both speak of the same pixels.
 
 Papers: MGD (Qin et al., ECCV 2022) for streams of labelled and mixed images; UniMatch (Yang et al., CVPR 2023) for two
-mixed views and the perturbed one.
+mixed views, and (Sec. 3.2) for channel dropout of 50 % between encoder and decoder.
 
 Usage:
     >>> step = Step.of(batch, perturbed=False)
@@ -16,21 +16,29 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from litheseg.data.views import cut_mix
+from litheseg.errors import ModelError
 from litheseg.masks.classes import IGNORE_INDEX
+from litheseg.models import SegmentationModel
 
-__all__ = ["LABELLED", "PERTURBED", "UNLABELLED", "LazyOutputs", "Outputs", "Step"]
+__all__ = ["LABELLED", "MIXED", "PERTURBED", "UNLABELLED", "FeatureDropout", "LazyOutputs", "Outputs", "Step"]
 
 LABELLED, UNLABELLED, PERTURBED = "labelled", "unlabelled", "perturbed"
+MIXED = "mixed"  # what a teacher makes of the mixed images themselves; the student's stream is UNLABELLED
 
 Outputs = dict[str, Tensor]
+
+_DROPPED = 0.5  # of the channels
 
 
 class LazyOutputs(Outputs):
@@ -132,3 +140,44 @@ class Step:
 
 def _unknown(inside: Tensor) -> Tensor:
     return torch.where(inside, 0, IGNORE_INDEX)
+
+
+class FeatureDropout:
+    """Hooks on the ends of a model's encoder; without effect outside `on`.
+
+    Args:
+        model: names its `encoder_ends`.
+
+    Raises:
+        ModelError: it names none.
+    """
+
+    def __init__(self, model: SegmentationModel) -> None:
+        if not model.encoder_ends:
+            raise ModelError(
+                f"{type(model).__name__} does not say where its encoder ends (encoder_ends), so no features can be "
+                "dropped between encoder and decoder; leave out the objective on perturbed images, or use another model"
+            )
+        self._rows: slice | None = None
+        for name in model.encoder_ends:
+            model.get_submodule(name).register_forward_hook(self._drop)
+
+    @contextmanager
+    def on(self, rows: slice) -> Iterator[None]:
+        """Drop features of these rows of the batch."""
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if self._rows is None:
+            return output
+        return [self._dropped(value) for value in output] if isinstance(output, list) else self._dropped(output)
+
+    def _dropped(self, features: Tensor) -> Tensor:
+        assert self._rows is not None
+        kept = features.new_ones(*features.shape[:2], 1, 1)
+        kept[self._rows] = F.dropout(kept[self._rows], _DROPPED, training=True)
+        return features * kept

@@ -1,11 +1,11 @@
 """The one training task: widths x teachers x objectives.
 
-A step runs each planned width, widest first, on all rows of the step, asks the teachers for their lessons, sums the
+A step runs each planned width, widest first, on all rows of the step, asks the teachers for their outputs, sums the
 objectives and averages over the widths. The task never asks which paper it is running: SlimSeg, MGD and plain
 supervision differ only in what is handed in. It does not know data sources, files or the command line.
 
 Usage:
-    >>> objectives = {"main": Objective(CrossEntropyTerm()), "kl": Objective(KLTerm(), teacher="wider")}
+    >>> objectives = {"labels": Objective(CrossEntropy()), "kl": Objective(KL(), teacher="wider")}
     >>> task = SegmentationTask(model, objectives, teachers={"wider": NextWider()}, widths=(1, 0.5))
     >>> Trainer().fit(task, datamodule=data)
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -22,47 +21,28 @@ import torch
 from torch import Tensor, nn
 
 from litheseg.evaluation.metrics import SegmentationMetrics
-from litheseg.losses.terms import StepContext, Term
+from litheseg.losses import StepContext
 from litheseg.models import SegmentationModel
 from litheseg.models.base import resize
 from litheseg.nn import set_width
 from litheseg.training.config import OptimizerConfig
 from litheseg.training.optimization import build_optimizer, lr_scheduler
-from litheseg.training.perturb import FeatureDropout
-from litheseg.training.streams import LABELLED, PERTURBED, Outputs, Step
+from litheseg.training.recipe import Objective
+from litheseg.training.streams import LABELLED, PERTURBED, FeatureDropout, Outputs, Step
 from litheseg.training.teachers import Teacher, at_size
 
-__all__ = ["Objective", "SegmentationTask", "plan_widths"]
+__all__ = ["CrossPseudoTask", "SegmentationTask", "plan_widths"]
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A term, on which rows it is summed, and whose lesson it reads.
+def plan_widths(widths: Sequence[float], sandwich: int | None, *, seed: int, step: int) -> tuple[float, ...]:
+    """The widths of one step, widest first; they depend on seed and step only.
 
-    Attributes:
-        term: the loss.
-        stream: labelled, unlabelled or perturbed.
-        teacher: name of the task's teacher whose lesson it reads; None for the labels.
-        optional: a term on labels that is left out for widths that have a lesson.
-        warmup: share of all steps over which its weight rises linearly from 0.
-    """
-
-    term: Term
-    stream: str = LABELLED
-    teacher: str | None = None
-    optional: bool = False
-    warmup: float = 0.0
-
-
-def plan_widths(widths: Sequence[float], sampling: str, samples: int, *, seed: int, step: int) -> tuple[float, ...]:
-    """The widths of one step, widest first; with "sandwich" they depend on seed and step only.
-
-    Sandwich rule: the widest, the narrowest and `samples` random others (Universally Slimmable Networks, Sec. 3.1).
+    Sandwich rule: the widest, the narrowest and so many random others (Universally Slimmable Networks, Sec. 3.1).
     """
     ordered = sorted(widths, reverse=True)
-    if sampling == "all" or len(ordered) <= 2 + samples:
+    if sandwich is None or len(ordered) <= 2 + sandwich:
         return tuple(ordered)
-    others = random.Random(f"{seed}/{step}").sample(ordered[1:-1], samples)
+    others = random.Random(f"{seed}/{step}").sample(ordered[1:-1], sandwich)
     return tuple(sorted([ordered[0], ordered[-1], *others], reverse=True))
 
 
@@ -74,8 +54,8 @@ class SegmentationTask(L.LightningModule):
         objectives: what is summed, by name.
         teachers: by the names that objectives use.
         widths: the widths to train and to validate.
-        sampling: "all" or "sandwich".
-        samples: random widths of a sandwich.
+        sandwich: random widths of a step besides the widest and the narrowest; None to run all.
+        class_weights: float [K] by weighting, for the losses that use them.
         optimizer: how weights move.
         total_steps: of the whole run, for the schedules; None to ask the Trainer, which then loads the training batches
             too early to resume within an epoch.
@@ -90,8 +70,8 @@ class SegmentationTask(L.LightningModule):
         *,
         teachers: Mapping[str, Teacher] | None = None,
         widths: Sequence[float] = (1.0,),
-        sampling: str = "all",
-        samples: int = 2,
+        sandwich: int | None = None,
+        class_weights: Mapping[str, Tensor] | None = None,
         optimizer: OptimizerConfig | None = None,
         total_steps: int | None = None,
         seed: int = 0,
@@ -100,13 +80,15 @@ class SegmentationTask(L.LightningModule):
         super().__init__()
         self.model = model
         self.objectives = dict(objectives)
-        self.terms = nn.ModuleDict({name: objective.term for name, objective in objectives.items()})
         self.teachers = nn.ModuleDict(teachers or {})
         self.widths = tuple(sorted(set(widths), reverse=True))
-        self.sampling, self.samples = sampling, samples
+        self.sandwich = sandwich
+        self._weightings = tuple(class_weights or ())
+        for name, weights in (class_weights or {}).items():  # they move with the model but stay out of checkpoints
+            self.register_buffer(f"class_weights_{name}", weights, persistent=False)
         self.optimizer_config, self.total_steps = optimizer or OptimizerConfig(), total_steps
         self.seed, self.compile_outputs = seed, compile
-        perturbs = any(objective.stream == PERTURBED for objective in objectives.values())
+        perturbs = any(PERTURBED in objective.streams for objective in objectives.values())
         self._dropout = FeatureDropout(model) if perturbs else None
         self._outputs: Callable[[Tensor], Outputs] = model.outputs
         self.metrics = nn.ModuleList(SegmentationMetrics(model.num_classes) for _ in self.widths)
@@ -148,44 +130,48 @@ class SegmentationTask(L.LightningModule):
 
     def loss(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step that has begun, and each addend, detached, as NAME@WIDTH."""
-        plan = plan_widths(self.widths, self.sampling, self.samples, seed=self.seed, step=self.global_step)
-        shared: dict[Any, Any] = {}
+        plan = plan_widths(self.widths, self.sandwich, seed=self.seed, step=self.global_step)
+        bands: dict[Any, Any] = {}
         values: dict[str, Tensor] = {}
         totals = []
         for width in plan:
-            addends = self._addends(width, step, shared)
+            addends = self._addends(width, step, bands)
             totals.append(torch.stack(list(addends.values())).sum())
             values |= {f"{name}@{width:g}": value.detach() for name, value in addends.items()}
             values[f"loss@{width:g}"] = totals[-1].detach()
         return torch.stack(totals).mean(), values
 
-    def _addends(self, width: float, step: Step, shared: dict[Any, Any]) -> dict[str, Tensor]:
+    def _addends(self, width: float, step: Step, bands: dict[Any, Any]) -> dict[str, Tensor]:
         """The weighted objectives of one width."""
         outputs = at_size(self._student(width, step), step.size)
         parts = {stream: step.part(outputs, stream) for stream in step.masks}
-        contexts = self._contexts(width, step, parts, shared)
-        taught = {stream for (stream, _), context in contexts.items() if context.teacher is not None}
-        addends = {}
+        contexts = self._contexts(width, step, parts, bands)
+        addends: dict[str, Tensor] = {}
         for name, objective in self.objectives.items():
-            context = contexts.get((objective.stream, objective.teacher))
-            spared = objective.teacher is None and objective.optional and objective.stream in taught
-            if context is not None and not spared:
-                addends[name] = self._ramp(objective.warmup) * objective.term(context)
+            if objective.widths == "widest" and width != self.widths[0]:
+                continue
+            factor = objective.weight * self._ramp(objective.warmup)
+            for stream in objective.streams:
+                context = contexts.get((stream, objective.teacher, objective.view(stream)))
+                if context is not None:
+                    addends[name] = addends.get(name, 0) + factor * objective.loss(context)
         for teacher in self._teachers().values():
             teacher.observe(width, parts)
         return addends
 
     def _contexts(
-        self, width: float, step: Step, parts: dict[str, Outputs], shared: dict[Any, Any]
-    ) -> dict[tuple[str, str | None], StepContext]:
-        """By stream and teacher (None: the labels); one for all terms that share it, where a teacher has a lesson."""
-        contexts: dict[tuple[str, str | None], StepContext] = {}
-        for stream, mask in step.masks.items():
-            contexts[stream, None] = StepContext(parts[stream], None, mask, width, shared)
-            for name, teacher in self._teachers().items():
-                lesson = teacher.lesson(width, stream)
-                if lesson is not None:
-                    contexts[stream, name] = StepContext(parts[stream], lesson, mask, width, shared)
+        self, width: float, step: Step, parts: dict[str, Outputs], bands: dict[Any, Any]
+    ) -> dict[tuple[str, str | None, str], StepContext]:
+        """What losses read, by stream, teacher and what it looked at, where it has outputs for this width."""
+        weights = {weighting: getattr(self, f"class_weights_{weighting}") for weighting in self._weightings}
+        contexts: dict[tuple[str, str | None, str], StepContext] = {}
+        for objective in self.objectives.values():
+            for stream in step.masks:
+                name, view = objective.teacher, objective.view(stream)
+                taught = self._teachers()[name].output(width, view) if name else None
+                if name is None or taught is not None:
+                    context = StepContext(parts[stream], step.masks[stream], taught, stream == LABELLED, weights, bands)
+                    contexts.setdefault((stream, name, view), context)
         return contexts
 
     def _student(self, width: float, step: Step) -> Outputs:
@@ -237,3 +223,70 @@ class SegmentationTask(L.LightningModule):
         """The recipe's optimizer, its rate set at every step."""
         steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
         return lr_scheduler(build_optimizer(self.model, self.optimizer_config), self.optimizer_config, steps)
+
+
+class CrossPseudoTask(L.LightningModule):
+    """Cross pseudo supervision: two networks of one architecture, each with the other as it is now for a teacher.
+
+    They differ in nothing but their first weights. Paper: Chen et al., CVPR 2021, with CutMix (Sec. 3.3); so are the
+    teachers of MGD (Qin et al., ECCV 2022) trained.
+
+    Args:
+        left: teaches `right`, and is the one that is validated and kept.
+        right: teaches `left`.
+    """
+
+    def __init__(self, left: SegmentationTask, right: SegmentationTask) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    @property
+    def model(self) -> SegmentationModel:
+        """The network to keep."""
+        return self.left.model
+
+    @property
+    def students(self) -> tuple[SegmentationModel, ...]:
+        """All networks that are trained."""
+        return self.left.model, self.right.model
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The widths of either."""
+        return self.left.widths
+
+    def on_fit_start(self) -> None:
+        """See `SegmentationTask.on_fit_start`."""
+        self.left.on_fit_start()
+        self.right.on_fit_start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `SegmentationTask.on_train_batch_start`."""
+        self.left.on_train_batch_start(batch, batch_idx)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The sum of both losses: they share no weights."""
+        losses = []
+        # Both are asked before either trains, which moves batch-norm statistics.
+        steps = self.left.begin(batch), self.right.begin(batch)
+        for name, task, step in zip(("", "peer/"), (self.left, self.right), steps, strict=True):
+            loss, values = task.loss(step)
+            losses.append(loss)
+            logged = {f"train/{name}{key}": value for key, value in values.items()}
+            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        return torch.stack(losses).sum()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score the left network."""
+        self.left.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU per width and their mean, of the left network."""
+        for name, score in self.left.take_scores().items():
+            self.log(name, score, prog_bar="@" in name)
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer for both."""
+        config, steps = self.left.optimizer_config, self.left.total_steps
+        optimizer = build_optimizer(nn.ModuleList(self.students), config)
+        return lr_scheduler(optimizer, config, steps or int(self.trainer.estimated_stepping_batches))

@@ -1,9 +1,12 @@
-"""Who teaches: each teacher answers, for a width about to run and a stream of rows, what it should imitate.
+"""Who teaches: each teacher gives, for a width about to run and a group of rows, the outputs that it should imitate.
+
+A kind of teacher is a dataclass: its fields are the arguments in a recipe (`teachers: {NAME: {kind: ema, decay:
+0.99}}`), `build` makes the module that teaches. To add one, write both; its kind is all that registers it.
 
 A teacher sees the step's images (`begin`) and what each width computed (`observe`); it never passes a gradient on. Its
-lessons are at the labels' size, and computed once per step. Of an unlabelled image it is asked before mixing, and its
-answer is mixed as the image was; what it makes of the mixed image itself is in the lesson as "mixed_logits" and
-"mixed_features", for the losses that compare whole images. It does not know which loss uses its lessons.
+outputs are at the labels' size, and computed once per step. Of an unlabelled image it is asked before mixing, and its
+outputs are mixed as the image was; for losses that compare whole images it is asked about the mixed image itself
+(`MIXED`). It does not know which loss uses its outputs.
 
 Papers: SlimSeg (Xue et al., ACM MM 2022): the next wider width; Universally Slimmable Networks (Yu & Huang, ICCV
 2019): the widest; Mean Teacher (Tarvainen & Valpola, NeurIPS 2017): an exponential moving average; MGD (Qin et al.,
@@ -13,28 +16,230 @@ network as it is now.
 Usage:
     >>> teacher = NextWider()
     >>> teacher.begin(Step.of(batch))
-    >>> lesson = teacher.lesson(0.5, "labelled")  # None for the widest
+    >>> outputs = teacher.output(0.5, "labelled")  # None for the widest
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor, nn
 
+from litheseg.data.transforms import channel_constants
+from litheseg.errors import RecipeError
+from litheseg.losses.loss import BelowOne
 from litheseg.models import SegmentationModel
 from litheseg.models.base import resample, resize
+from litheseg.models.bundle import BundleHeader, load_bundle
 from litheseg.models.upsampling import upsample_labels
 from litheseg.nn import get_width, set_width
-from litheseg.training.streams import LABELLED, PERTURBED, UNLABELLED, LazyOutputs, Outputs, Step
+from litheseg.training.config import ModelConfig, TrainerConfig
+from litheseg.training.layout import gains_from_bfloat16, lay_out
+from litheseg.training.streams import LABELLED, MIXED, PERTURBED, UNLABELLED, LazyOutputs, Outputs, Step
 
-__all__ = ["Ema", "Frozen", "Live", "NetworkTeacher", "NextWider", "Teacher", "Widest", "at_size"]
+if TYPE_CHECKING:
+    from litheseg.data.datamodule import SegmentationData  # reading a recipe needs no Lightning
+
+__all__ = [
+    "TEACHERS",
+    "Ema",
+    "Frozen",
+    "FrozenConfig",
+    "Live",
+    "NetworkTeacher",
+    "NextWider",
+    "Setting",
+    "Teacher",
+    "TeacherConfig",
+    "TeacherInput",
+    "Widest",
+    "at_size",
+]
+
+TEACHERS: dict[str, type[TeacherConfig]] = {}  # by the kind that recipes name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a teacher may be built from.
+
+    Attributes:
+        asked: what it must look at: labelled, unlabelled, perturbed or mixed images.
+        student: the network that it teaches.
+        peer: the network that is trained beside the student, if there is one.
+        data: the run's images.
+        trainer: where the run computes.
+    """
+
+    asked: frozenset[str]
+    student: SegmentationModel
+    peer: SegmentationModel | None
+    data: SegmentationData
+    trainer: TrainerConfig
+
+
+@dataclass(frozen=True)
+class TeacherConfig(ABC):
+    """Base of what recipes say of a teacher; a subclass is one kind.
+
+    Attributes:
+        kind: in recipes.
+        within: whether it is a part of the student itself, in the same step: it needs no further images.
+    """
+
+    within = False  # without annotations, as in `Loss`
+    kind = ""
+
+    def __init_subclass__(cls, kind: str, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.kind = kind
+        TEACHERS[kind] = cls
+
+    @abstractmethod
+    def build(self, setting: Setting) -> Teacher:
+        """The module that teaches."""
+
+
+@dataclass(frozen=True)
+class NextWiderConfig(TeacherConfig, kind="next-wider"):
+    """The next wider width of the same step (SlimSeg)."""
+
+    within = True
+
+    def build(self, setting: Setting) -> Teacher:
+        """See `TeacherConfig`."""
+        return NextWider()
+
+
+@dataclass(frozen=True)
+class WidestConfig(TeacherConfig, kind="widest"):
+    """The widest width of the same step (Universally Slimmable Networks)."""
+
+    within = True
+
+    def build(self, setting: Setting) -> Teacher:
+        """See `TeacherConfig`."""
+        return Widest()
+
+
+@dataclass(frozen=True)
+class FrozenConfig(TeacherConfig, kind="frozen"):
+    """A finished network; one that is not there yet is trained first.
+
+    Attributes:
+        bundle: its model file.
+        width: the width at which it runs.
+        model: what is trained first where there is no bundle, from the same images.
+        recipe: how that is done: cps (MGD), unimatch, supervised, ...
+        epochs: of that training; 0 for the run's own.
+    """
+
+    bundle: str | None = None
+    width: float = 1.0
+    model: ModelConfig | None = None
+    recipe: str = "cps"
+    epochs: NonNegativeInt = 0
+
+    def build(self, setting: Setting) -> Teacher:
+        """See `TeacherConfig`.
+
+        Raises:
+            RecipeError: it knows other classes than the data has.
+            BundleError: the bundle cannot be read.
+        """
+        assert self.bundle is not None, "teachers without a bundle have been trained"
+        bundle = load_bundle(self.bundle)
+        _require_classes(self.bundle, bundle.header.classes.names, setting.data.classes.names)
+        plain = bundle.plain(self.width)
+        assert isinstance(plain, SegmentationModel)
+        lay_out(plain, setting.trainer)
+        sees = _teacher_input(self.bundle, bundle.header, setting.data)
+        return Frozen(plain, setting.asked, bfloat16=gains_from_bfloat16(setting.trainer), sees=sees)
+
+
+@dataclass(frozen=True)
+class EmaConfig(TeacherConfig, kind="ema"):
+    """A moving average of the network itself (Mean Teacher).
+
+    Attributes:
+        decay: per step.
+        width: the width at which it runs.
+    """
+
+    decay: BelowOne = 0.999
+    width: float = 1.0
+
+    def build(self, setting: Setting) -> Teacher:
+        """See `TeacherConfig`."""
+        return Ema(setting.student, self.decay, self.width, setting.asked)
+
+
+@dataclass(frozen=True)
+class SelfConfig(TeacherConfig, kind="self"):
+    """The network as it is, on unlabelled images before they are altered (UniMatch).
+
+    Attributes:
+        width: the width at which it runs.
+    """
+
+    width: float = 1.0
+
+    def build(self, setting: Setting) -> Teacher:
+        """See `TeacherConfig`."""
+        return Live(setting.student, self.width, setting.asked)
+
+
+@dataclass(frozen=True)
+class PeerConfig(TeacherConfig, kind="peer"):
+    """A second network of the same architecture, trained beside the first (cross pseudo supervision).
+
+    Attributes:
+        width: the width at which it runs.
+    """
+
+    width: float = 1.0
+
+    def build(self, setting: Setting) -> Teacher:
+        """See `TeacherConfig`."""
+        assert setting.peer is not None, "a run with such a teacher has two networks"
+        return Live(setting.peer, self.width, setting.asked)
+
+
+def _require_classes(path: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    if theirs == ours:
+        return
+    differing = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
+    what = f"'{differing[0]}' where the data has '{differing[1]}'" if differing else f"{len(theirs)} classes"
+    raise RecipeError(
+        f"teacher {path} knows {what} (the data has {len(ours)} classes); choose a teacher that was trained on the "
+        "same classes in the same order"
+    )
+
+
+def _teacher_input(path: str, header: BundleHeader, data: SegmentationData) -> TeacherInput:
+    """What makes the data's views those that the teacher knows; its scale is known only where both resize."""
+    scale = (1.0, 1.0)
+    if header.resizes and data.size:
+        scale = (header.size[0] / data.size[0], header.size[1] / data.size[1])
+    elif header.resizes or data.size:
+        how = ["at their own size", "resized to {}x{}"]
+        theirs, ours = how[header.resizes].format(*header.size), how[bool(data.size)].format(*data.size or ())
+        warnings.warn(
+            f"teacher {path} knows images {theirs}, and here they are {ours}: it may see everything at another scale; "
+            "give --data.size as it was trained with"
+        )
+    return TeacherInput(data.mean, data.std, header.mean, header.std, scale)
 
 
 def at_size(outputs: Outputs, size: torch.Size) -> Outputs:
@@ -55,8 +260,8 @@ class Teacher(nn.Module, ABC):
         """A step begins."""
 
     @abstractmethod
-    def lesson(self, width: float, stream: str) -> Outputs | None:
-        """What `width` should imitate on a stream's rows, detached; None when there is nothing to imitate."""
+    def output(self, width: float, view: str) -> Outputs | None:
+        """What `width` should imitate on a stream's rows (or MIXED), detached; None where there is nothing."""
 
     def observe(self, width: float, parts: dict[str, Outputs]) -> None:
         """`width` computed these outputs, by stream."""
@@ -80,47 +285,34 @@ class NextWider(Teacher):
         """Forget the last step."""
         self._previous = {}
 
-    def lesson(self, width: float, stream: str) -> Outputs | None:
+    def output(self, width: float, view: str) -> Outputs | None:
         """The outputs of the width that ran just before."""
-        return self._previous.get(stream)
+        return self._previous.get(UNLABELLED if view == MIXED else view)
 
     def observe(self, width: float, parts: dict[str, Outputs]) -> None:
-        """Become the lesson of the next narrower width."""
+        """Become the teacher of the next narrower width."""
         self._previous = _detached(parts)
 
 
-class Widest(Teacher):
+class Widest(NextWider):
     """In-place distillation: every width learns from the widest one of the same step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._widest: dict[str, Outputs] = {}
-
-    def begin(self, step: Step) -> None:
-        """Forget the last step."""
-        self._widest = {}
-
-    def lesson(self, width: float, stream: str) -> Outputs | None:
-        """The outputs of the width that ran first."""
-        return self._widest.get(stream)
 
     def observe(self, width: float, parts: dict[str, Outputs]) -> None:
         """Keep the first."""
-        self._widest = self._widest or _detached(parts)
+        self._previous = self._previous or _detached(parts)
 
 
 class NetworkTeacher(Teacher):
     """A network that runs once a step, for all widths, in evaluation mode and without gradient.
 
     Args:
-        streams: those that it is asked about; images of others are not run.
-        mixed: whether it also runs on the mixed images themselves.
+        asked: what it must look at: labelled, unlabelled, perturbed or mixed images; it is not run on others.
     """
 
-    def __init__(self, streams: Collection[str] = (LABELLED,), *, mixed: bool = False) -> None:
+    def __init__(self, asked: Collection[str]) -> None:
         super().__init__()
-        self._streams, self._mixed = frozenset(streams), mixed
-        self._lessons: dict[str, Outputs] = {}
+        self._asked = frozenset(asked)
+        self._outputs_of: dict[str, Outputs] = {}
 
     @abstractmethod
     def _outputs(self, image: Tensor) -> Outputs:
@@ -133,37 +325,34 @@ class NetworkTeacher(Teacher):
         outputs = self._outputs(torch.cat(list(images.values()))) if images else {}
         counts = [len(image) for image in images.values()]
         parts = dict(zip(images, _split(outputs, counts), strict=True))
-        self._lessons = {stream: LazyOutputs(later) for stream, later in self._answers(step, parts).items()}
+        self._outputs_of = {view: LazyOutputs(later) for view, later in self._later(step, parts).items()}
 
-    def lesson(self, width: float, stream: str) -> Outputs | None:
+    def output(self, width: float, view: str) -> Outputs | None:
         """The same for every width."""
-        return self._lessons.get(stream)
+        return self._outputs_of.get(view)
 
     def _images(self, step: Step) -> dict[str, Tensor]:
         """Those that it must see for what it is asked."""
-        images = {LABELLED: step.labelled} if LABELLED in self._streams else {}
-        if step.weak is not None and self._streams & {UNLABELLED, PERTURBED}:
+        images = {LABELLED: step.labelled} if LABELLED in self._asked else {}
+        if step.weak is not None and self._asked - {LABELLED}:
             images["weak"] = step.weak
-        if step.mixed is not None and self._mixed:
-            images["mixed"] = step.mixed
+        if step.mixed is not None and MIXED in self._asked:
+            images[MIXED] = step.mixed
         return images
 
-    def _answers(self, step: Step, parts: dict[str, Outputs]) -> dict[str, dict[str, Callable[[], Tensor]]]:
-        """By stream: what can be read of the lesson, and what computes it."""
-        answers = {LABELLED: _readings(parts[LABELLED], step.size)} if LABELLED in parts else {}
+    def _later(self, step: Step, parts: dict[str, Outputs]) -> dict[str, dict[str, Callable[[], Tensor]]]:
+        """By what it is asked: the outputs that can be read, and what computes them."""
+        later = {LABELLED: _readings(parts[LABELLED], step.size)} if LABELLED in parts else {}
         if "weak" not in parts:
-            return answers
+            return later
         weak = LazyOutputs(_readings(parts["weak"], step.size))
-        if UNLABELLED in self._streams:
-            mixed = _readings(parts.get("mixed", {}), step.size)
-            answers[UNLABELLED] = {
-                **{name: partial(_apply, step.mix, weak, name) for name in ("labels", "logits")},
-                **{f"mixed_{name}": mixed[name] for name in mixed},
-            }
-        if PERTURBED in self._streams and PERTURBED in step.masks:
+        later[UNLABELLED] = {name: partial(_apply, step.mix, weak, name) for name in ("labels", "logits")}
+        if MIXED in parts:
+            later[MIXED] = {**_readings(parts[MIXED], step.size), "labels": later[UNLABELLED]["labels"]}
+        if PERTURBED in step.masks:
             rows = itemgetter(slice(len(step.masks[PERTURBED])))
-            answers[PERTURBED] = {name: partial(_apply, rows, weak, name) for name in ("labels", "logits")}
-        return answers
+            later[PERTURBED] = {name: partial(_apply, rows, weak, name) for name in ("labels", "logits")}
+        return {view: values for view, values in later.items() if view in self._asked}
 
 
 def _readings(outputs: Outputs, size: torch.Size) -> dict[str, Callable[[], Tensor]]:
@@ -211,8 +400,7 @@ class Frozen(NetworkTeacher):
 
     Args:
         model: the network.
-        streams: see `NetworkTeacher`.
-        mixed: likewise.
+        asked: see `NetworkTeacher`.
         bfloat16: compute in half precision, which is for devices that are faster in it.
         sees: turns the student's images into those that the network knows; None where they are the same.
     """
@@ -220,13 +408,12 @@ class Frozen(NetworkTeacher):
     def __init__(
         self,
         model: SegmentationModel,
-        streams: Collection[str] = (LABELLED,),
+        asked: Collection[str] = (LABELLED,),
         *,
-        mixed: bool = False,
         bfloat16: bool = False,
         sees: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__(streams, mixed=mixed)
+        super().__init__(asked)
         self._apart, self._bfloat16 = _Apart(model.requires_grad_(False)), bfloat16
         self._sees = sees
 
@@ -247,9 +434,9 @@ class Ema(NetworkTeacher):
     """An exponential moving average of the student itself, at one width; batch-norm statistics are copied."""
 
     def __init__(
-        self, model: SegmentationModel, decay: float, width: float, streams: Collection[str] = (LABELLED,)
+        self, model: SegmentationModel, decay: float, width: float, asked: Collection[str] = (LABELLED,)
     ) -> None:
-        super().__init__(streams)
+        super().__init__(asked)
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.steps = 0
@@ -284,8 +471,8 @@ class Live(NetworkTeacher):
     trains it moves and saves it.
     """
 
-    def __init__(self, model: SegmentationModel, width: float, streams: Collection[str] = (UNLABELLED,)) -> None:
-        super().__init__(streams)
+    def __init__(self, model: SegmentationModel, width: float, asked: Collection[str] = (UNLABELLED,)) -> None:
+        super().__init__(asked)
         self._network = (model,)  # in a tuple, so that it is not registered here
         self._width = width
 
@@ -298,3 +485,46 @@ class Live(NetworkTeacher):
         finally:
             set_width(model, before)
             model.train(training)
+
+
+Channels = tuple[float, float, float]
+
+
+class TeacherInput:
+    """From the student's views to the teacher's.
+
+    Padding outside the image, 0 in the student's views, is 0 in the teacher's too: the mean colour that either was
+    trained with. A pixel counts as padding if it has the student's mean colour in all three channels, exactly.
+
+    Args:
+        mean: per RGB channel, of the student's images scaled to [0, 1].
+        std: likewise; > 0.
+        own_mean: the teacher's.
+        own_std: likewise; > 0.
+        scale: height and width of the teacher's images over those of the student's.
+    """
+
+    def __init__(
+        self, mean: Channels, std: Channels, own_mean: Channels, own_std: Channels, scale: tuple[float, float] = (1, 1)
+    ) -> None:
+        self._student, self._teacher, self._scale = (tuple(mean), tuple(std)), (tuple(own_mean), tuple(own_std)), scale
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Float N3hw to N3HW; the very tensor where student and teacher agree."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self._zoomed(self._normalised(image))
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        if self._student == self._teacher:
+            return image
+        (centre, gain), (own_centre, own_gain) = (
+            channel_constants(*values, image.device) for values in (self._student, self._teacher)
+        )
+        inside = (image != 0).any(1, keepdim=True)
+        return (image.float() / gain + centre).sub_(own_centre).mul_(own_gain).mul_(inside).to(image.dtype)
+
+    def _zoomed(self, image: Tensor) -> Tensor:
+        if self._scale == (1, 1):
+            return image
+        size = tuple(max(1, round(pixels * scale)) for pixels, scale in zip(image.shape[-2:], self._scale, strict=True))
+        return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)

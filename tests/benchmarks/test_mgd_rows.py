@@ -13,8 +13,7 @@ import pytest
 import records
 import run
 
-from litheseg.training.config import Recipe
-from litheseg.training.recipe import load_recipe
+from litheseg.training.recipe import Recipe, load_recipe
 
 STUDENTS = {"ddrnet": ("ddrnet", {"base": 16}), "resnet18": ("deeplabv3plus", {"encoder": "resnet18d"})}
 STUDENTS |= {"mobilenetv2": ("deeplabv3plus", {"encoder": "mobilenetv2_100"})}
@@ -34,7 +33,7 @@ def test_every_row_is_a_valid_recipe_of_equal_length() -> None:
     lengths, optimizers = set(), set()
     for row in rows_of(student, protocol).values():
         recipe = recipe_of(row)
-        assert not any("{" in part for part in row.arguments("x", Path("r")) if "args" not in part), "a name is unknown"
+        assert not any(re.search(r"{[\w.-]+}", part) for part in row.arguments("x", Path("r"))), "a name is unknown"
         labelled = None if row.id in PROBES else "1/16"
         assert (recipe.data.labelled, recipe.data.root, recipe.trainer.seed) == (labelled, "somewhere", 0)
         assert not recipe.trainer.baseline and recipe.trainer.keep == "last"
@@ -60,14 +59,15 @@ def test_teachers_are_shared_by_students_of_one_pair() -> None:
     assert third["teacher-deep"].key == "camvid-half-few-ddrnet-1of16-teacher-deep-seed0"
     assert first["mgd"].key == "camvid-half-few-resnet18-1of16-mgd-seed0"
     deep = recipe_of(second["teacher-deep"])
-    assert (deep.teacher.kind, deep.model.args) == ("peer", {"encoder": "resnet101s"})
+    assert (deep.teachers["peer"].kind, deep.model.args) == ("peer", {"encoder": "resnet101s"})
     assert recipe_of(third["teacher-wide"]).model.args == {"base": 40, "blocks": 1}
 
 
 def test_a_longer_protocol_has_the_teachers_of_the_shorter_one() -> None:
     short, long = (rows_of("ddrnet", protocol) for protocol in ("camvid-half-few", "camvid-half-few-long"))
     assert long["teacher-deep"].key == short["teacher-deep"].key
-    assert recipe_of(long["mgd"]).mgd == recipe_of(short["mgd"]).mgd
+    assert recipe_of(long["mgd"]).teachers == recipe_of(short["mgd"]).teachers
+    assert recipe_of(long["mgd"]).objectives == recipe_of(short["mgd"]).objectives
     assert long["mgd"].key != short["mgd"].key
     assert recipe_of(long["mgd"]).trainer.epochs == 4 * recipe_of(short["mgd"]).trainer.epochs
 
@@ -78,7 +78,7 @@ def test_pretrained_teachers_learn_from_labels_alone_and_gently() -> None:
     assert rows_of("ddrnet")["teacher-deep"].label == "deep teacher (CPS)"
     for name in ("teacher-deep", "teacher-wide"):
         recipe = recipe_of(rows[name])
-        assert (recipe.name, recipe.teacher.kind, recipe.data.unlabelled) == ("supervised", "none", None)
+        assert (recipe.name, recipe.teachers, recipe.data.unlabelled) == ("supervised", {}, None)
         assert recipe.optimizer.lr < recipe_of(rows["mgd"]).optimizer.lr
         assert recipe.model.args["encoder_weights"].startswith("runs/pretrained/")
     assert recipe_of(rows["mgd"]).model.args == {"base": 16}, "the student has seen nothing"
@@ -89,44 +89,45 @@ def test_pretrained_teachers_learn_from_labels_alone_and_gently() -> None:
 def test_mgd_learns_from_the_pair_of_its_labels_and_seed(student: str, image: float, region: float) -> None:
     rows = rows_of(student, share="1/4", seed=2)
     for row in ("mgd", "lithe", "lithe-paper"):
-        mgd = recipe_of(rows[row]).mgd
+        recipe = recipe_of(rows[row])
         folder = "runs/camvid-half-few-resnet-1of4-teacher"
-        assert mgd.deep.bundle == f"{folder}-deep-seed2/model.safetensors"
-        assert mgd.wide.bundle == f"{folder}-wide-seed2/model.safetensors"
+        assert recipe.teachers["deep"].bundle == f"{folder}-deep-seed2/model.safetensors"
+        assert recipe.teachers["wide"].bundle == f"{folder}-wide-seed2/model.safetensors"
         weights = (0.0002, 10) if row == "lithe" else (image, region)
-        assert (mgd.deep.image, mgd.wide.region, mgd.deep.region, mgd.wide.image) == (*weights, 0, 0)
-    other = recipe_of(rows["mgd-unimatch-teachers"]).mgd
-    assert other.deep.bundle == f"{folder}-deep-unimatch-seed2/model.safetensors"
+        image_level, region_level = recipe.objectives["image"], recipe.objectives["region"]
+        assert (image_level.weight, region_level.weight) == weights
+        assert (image_level.teacher, region_level.teacher) == ("deep", "wide")
+    other = recipe_of(rows["mgd-unimatch-teachers"]).teachers
+    assert other["deep"].bundle == f"{folder}-deep-unimatch-seed2/model.safetensors"
 
 
 def test_parts_add_up_to_mgd() -> None:
     rows = rows_of("ddrnet")
 
     def weights(name: str) -> tuple[float, ...]:
-        mgd = recipe_of(rows[name]).mgd
-        pixels = [(tutor.pixel_labelled, tutor.pixel_unlabelled) for tutor in (mgd.deep, mgd.wide)]
-        assert pixels[0] == pixels[1]
-        return (*pixels[0], mgd.deep.image, mgd.wide.region)
+        recipe = recipe_of(rows[name])
+        pixels = [recipe.objectives[f"pixel-{teacher}"] for teacher in ("deep", "wide")]
+        assert pixels[0].loss == pixels[1].loss and pixels[0].streams == pixels[1].streams == ("labelled", "unlabelled")
+        levels = [recipe.objectives[level].weight if level in recipe.objectives else 0 for level in ("image", "region")]
+        return (pixels[0].weight, pixels[1].weight * (recipe.data.unlabelled is not None), *levels)
 
     assert weights("pixel-labelled") == (1, 0, 0, 0) and recipe_of(rows["pixel-labelled"]).data.unlabelled is None
     assert weights("pixel-unlabelled") == (1, 1, 0, 0)
     assert weights("image") == (1, 1, 0.002, 0)
     assert weights("mgd") == (1, 1, 0.002, 100)
-    assert list(recipe_of(rows["mgd-deep-only"]).mgd.tutors) == ["deep"]
-    assert list(recipe_of(rows["mgd-wide-only"]).mgd.tutors) == ["wide"]
+    assert list(recipe_of(rows["mgd-deep-only"]).teachers) == ["deep"]
+    assert list(recipe_of(rows["mgd-wide-only"]).teachers) == ["wide"]
 
 
 def test_distillers_learn_from_the_deep_teacher_on_all_images() -> None:
     rows = rows_of("ddrnet")
-    for name, weight in (
-        ("kd", "kl"),
-        ("cwd", "channel_wise"),
-        ("pairwise", "pairwise"),
-        ("intra-class", "intra_class"),
-    ):
+    for name, loss in (("kd", "kl"), ("cwd", "channel-wise"), ("pairwise", "pairwise"), ("intra-class", "intra-class")):
         recipe = recipe_of(rows[name])
-        assert recipe.data.unlabelled == "rest" and getattr(recipe.loss, weight) > 0
-        assert recipe.teacher.bundle == "runs/camvid-half-few-ddrnet-1of16-teacher-deep-seed0/model.safetensors"
+        [objective] = [item for item in recipe.objectives.values() if item.teacher]
+        assert recipe.data.unlabelled == "rest" and (objective.loss.name, objective.teacher) == (loss, "deep")
+        assert objective.streams == ("labelled", "unlabelled") and objective.weight > 0
+        bundle = "runs/camvid-half-few-ddrnet-1of16-teacher-deep-seed0/model.safetensors"
+        assert recipe.teachers["deep"].bundle == bundle
 
 
 def test_where_all_is_labelled_only_rows_from_labels_remain() -> None:
@@ -168,7 +169,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def train(recipe: Recipe, folder: Path, *, resume: bool) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.csv").write_text("epoch,step,train/main@1\n0,85,0.5\n")
+        (folder / "metrics.csv").write_text("epoch,step,train/labels@1\n0,85,0.5\n")
         (folder / "model.safetensors").touch()
         folders.append(folder.name)
         return SimpleNamespace(bundle=folder / "model.safetensors")

@@ -11,8 +11,7 @@ import records
 import run
 
 from litheseg.errors import Interrupted
-from litheseg.training.config import Recipe
-from litheseg.training.recipe import load_recipe
+from litheseg.training.recipe import Recipe, load_recipe
 
 
 class FakeTraining:
@@ -27,7 +26,7 @@ class FakeTraining:
         folder.mkdir(parents=True, exist_ok=True)
         if len(self.calls) == self.interrupt_at:
             raise Interrupted("stopped in epoch 3 of 40")
-        (folder / "metrics.csv").write_text("epoch,step,train/main@1\n0,10,0.9\n1,20,0.4\n2,30,\n")
+        (folder / "metrics.csv").write_text("epoch,step,train/labels@1\n0,10,0.9\n1,20,0.4\n2,30,\n")
         return SimpleNamespace(bundle=folder / "model.safetensors")
 
 
@@ -108,7 +107,7 @@ def test_the_line_names_everything(training: FakeTraining, tmp_path: Path, monke
     )
     assert line["label"] == "(e) + boundary band" and line["metrics"] == {"1": {"miou": 0.5, "train_ce": 0.4}}
     assert line["command"].startswith("litheseg train --recipe slimseg ")
-    assert "--loss.boundary_band=0.5" in line["command"] and "/data/camvid" not in json.dumps(line)
+    assert "--objectives.band.weight=0.5" in line["command"] and "/data/camvid" not in json.dumps(line)
     assert set(line["versions"]) == {"torch", "torchvision", "lightning", "timm"}
     for name in ("commit", "hardware", "minutes", "date"):
         assert line[name] is not None

@@ -50,8 +50,9 @@ def test_the_mgd_step_is_the_recipe_on_as_many_images_of_either_kind() -> None:
     table = {
         "students": {"s": {"model": "ddrnet", "args": {"base": 8}, "weights": {"image": 0.5, "region": 3}}},
     }
-    recipe = steps.mgd_recipe(table, "s", options, "--mgd.deep.bundle=a")
-    assert (recipe.mgd.deep.image, recipe.mgd.wide.region, recipe.mgd.deep.bundle) == (0.5, 3, "a")
+    recipe = steps.mgd_recipe(table, "s", options, "--teachers.deep.bundle=a")
+    assert (recipe.objectives["image"].weight, recipe.objectives["region"].weight) == (0.5, 3)
+    assert recipe.teachers["deep"].bundle == "a"
     assert (recipe.model.name, recipe.model.args) == ("ddrnet", {"base": 8})
     data = steps.build_data(recipe)
     batch = data.train_batch(0, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from litheseg.errors import LithesegError
-from litheseg.losses import band_weighted_cross_entropy, boundary_head_loss, boundary_mask, cross_entropy
+from litheseg.losses import boundary_head_loss, boundary_mask, cross_entropy
 
 
 def blobs(seed, shape=(2, 9, 11), classes=3, ignored=0.05):
@@ -74,11 +74,10 @@ def test_band_cross_entropy():
         total += weight[y] * (math.log(np.exp(x).sum()) - x[y])
         norm += weight[y]
     given = (torch.tensor(logits, dtype=torch.float32), torch.tensor(mask), torch.tensor(weight))
-    assert band_weighted_cross_entropy(*given, radius=1, factor=2.5).item() == pytest.approx(2.5 * total / norm)
     band = boundary_mask(given[1], 1)
-    assert band_weighted_cross_entropy(*given, band=band).item() == pytest.approx(total / norm)
+    assert cross_entropy(*given, where=band).item() == pytest.approx(total / norm)
     everywhere = torch.ones_like(band)
-    assert band_weighted_cross_entropy(*given, band=everywhere).item() == pytest.approx(cross_entropy(*given).item())
+    assert cross_entropy(*given, where=everywhere).item() == pytest.approx(cross_entropy(*given).item())
 
 
 def test_boundary_head():
@@ -109,7 +108,7 @@ def test_boundary_head_balance_is_that_of_hed():
 
 
 LOSSES = {
-    "band": (lambda x, m: band_weighted_cross_entropy(x, m, None, 1), 3),
+    "band": (lambda x, m: cross_entropy(x, m, where=boundary_mask(m, 1)), 3),
     "head": (lambda x, m: boundary_head_loss(x, m, 1), 1),
 }
 

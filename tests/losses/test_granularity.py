@@ -232,5 +232,3 @@ def test_bad_input():
         region_level(s[0], t)
     with pytest.raises(LithesegError, match=r"mask .* does not fit"):
         region_level(s, t, 7, inside[:1])
-    with pytest.raises(LithesegError, match="use 1 or more"):
-        region_level(s, t, 0)

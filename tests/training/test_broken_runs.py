@@ -21,9 +21,9 @@ from tiny_training import ARGUMENTS, STEPS, act_at, same_weights, train_tiny
 
 from litheseg import cli
 from litheseg.errors import FolderInUseError, TrainingError
-from litheseg.training import finish as ending
 from litheseg.training import run as room
 from litheseg.training import storage
+from litheseg.training.run import finish
 from litheseg.training.task import SegmentationTask
 
 TENSORBOARD = "--trainer.loggers=[csv,tensorboard]"
@@ -67,7 +67,7 @@ def step_of(folder: Path) -> int:
 def test_a_bundle_that_cannot_be_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def limited(*args: Any, **options: Any) -> Any:
         with largest_file(10_000):
-            return ending.finish(*args, **options)
+            return finish(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(room, "finish", limited)

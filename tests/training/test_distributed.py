@@ -16,9 +16,9 @@ OPTIONS = (
     "--optimizer.name=sgd",
     "--optimizer.lr=0.05",
     "--optimizer.clip=1",
-    "--loss.dice=0.5",
-    "--loss.boundary_head=0.5",
-    "--loss.channel_wise=1",
+    "--objectives.dice={loss: dice, weight: 0.5}",
+    "--objectives.head={loss: boundary-head, weight: 0.5}",
+    "--objectives.cwd={loss: channel-wise, teacher: wider}",
 )
 
 

@@ -38,13 +38,13 @@ SHORT = (  # one step per epoch, so that the learning curves hold each step's lo
 )
 FEW = ("--data.labelled=4", "--data.absent_classes=true")
 TINY_TEACHERS = (
-    "--mgd.deep.model={name: tiny, args: {dropout: 0}}",
-    "--mgd.wide.model={name: tiny, args: {norm: group, dropout: 0}}",
+    "--teachers.deep={kind: frozen, epochs: 2, model: {name: tiny, args: {dropout: 0}}}",
+    "--teachers.wide={kind: frozen, epochs: 2, model: {name: tiny, args: {norm: group, dropout: 0}}}",
 )
-BUNDLES = ("--mgd.deep.bundle={teacher}", "--mgd.wide.bundle={teacher}")
-KD = (*FEW, "--data.unlabelled=rest", "--teacher.kind=frozen", "--teacher.bundle={teacher}")
+BUNDLES = ("--teachers.deep.bundle={teacher}", "--teachers.wide.bundle={teacher}")
+KD = (*FEW, "--data.unlabelled=rest", "--teachers.deep={kind: frozen, bundle: {teacher}}")
 GROUPED = ("--model.efficient.groups=4", "--model.efficient.where=body.0", "--model.efficient.shuffle=false")
-ELASTIC = "--widths.divisor=2"
+ELASTIC = "--model.divisor=2"
 
 CASES: dict[str, tuple[str, ...]] = {
     # the recipes
@@ -52,40 +52,42 @@ CASES: dict[str, tuple[str, ...]] = {
     "slimseg": ("slimseg", ELASTIC),
     "demo": ("demo",),
     "mgd": ("mgd", *FEW, *BUNDLES),
-    "lithe": ("lithe", *FEW, *TINY_TEACHERS, "--mgd.teacher_epochs=2", ELASTIC),
+    "lithe": ("lithe", *FEW, *TINY_TEACHERS, ELASTIC),
     "cps": ("cps", *FEW),
     "mean-teacher": ("mean-teacher", *FEW),
-    "unimatch": ("unimatch", *FEW, "--loss.confidence=0.2"),
+    "unimatch": ("unimatch", *FEW, "--objectives.pseudo.confidence=0.2", "--objectives.perturbed.confidence=0.2"),
     "gradual-grouping": ("gradual-grouping", *GROUPED, "--grouping.start=0.2"),
     # benchmarks/slimseg.yaml and benchmarks/ablation.yaml
-    "one-narrow-width": ("supervised", "--widths.values=[0.5]"),
-    "no-aux": ("supervised", "--loss.aux=0"),
-    "slimmable": ("slimseg", ELASTIC, "--loss.boundary_band=0", "--loss.kl=0", "--teacher.kind=none"),
-    "widest": ("slimseg", ELASTIC, "--loss.boundary_band=0", "--teacher.kind=widest"),
-    "boundary-head": ("slimseg", ELASTIC, "--loss.boundary_band=0", "--loss.boundary_head=0.5", "--loss.kl=3"),
+    "one-narrow-width": ("supervised", "--widths=[0.5]"),
+    "no-aux": ("supervised", "--objectives.aux=null"),
+    "slimmable": ("slimseg", ELASTIC, "--objectives.band=null", "--objectives.kl=null", "--teachers.wider=null"),
+    "widest": ("slimseg", ELASTIC, "--objectives.band=null", "--teachers.wider.kind=widest"),
+    "boundary-head": (
+        "slimseg",
+        ELASTIC,
+        "--objectives.band=null",
+        "--objectives.head={loss: boundary-head, weight: 0.5}",
+        "--objectives.kl.weight=3",
+    ),
     # benchmarks/mgd.yaml
-    "kd": ("supervised", *KD, "--loss.kl=1"),
-    "channel-wise": ("supervised", *KD, "--loss.channel_wise=3"),
-    "pairwise": ("supervised", *KD, "--loss.pairwise=1"),
-    "intra-class": ("supervised", *KD, "--loss.intra_class=200"),
-    "rising-cps": ("cps", *FEW, "--loss.pseudo=1", "--loss.warmup=0.5"),
+    "kd": ("supervised", *KD, "--objectives.kl={loss: kl, teacher: deep}"),
+    "channel-wise": ("supervised", *KD, "--objectives.cwd={loss: channel-wise, teacher: deep, weight: 3}"),
+    "pairwise": ("supervised", *KD, "--objectives.pairs={loss: pairwise, teacher: deep}"),
+    "intra-class": ("supervised", *KD, "--objectives.intra={loss: intra-class, teacher: deep, weight: 200}"),
+    "rising-cps": ("cps", *FEW, "--objectives.pseudo.weight=1", "--objectives.pseudo.warmup=0.5"),
     "pixel-labelled": (
         "mgd",
         *FEW,
         *BUNDLES,
         "--data.unlabelled=null",
-        *(
-            "--mgd.deep.pixel_unlabelled=0",
-            "--mgd.wide.pixel_unlabelled=0",
-            "--mgd.deep.image=0",
-            "--mgd.wide.region=0",
-        ),
+        "--objectives.image=null",
+        "--objectives.region=null",
     ),
     "mgd-deep-only": (
         "mgd",
         *FEW,
         *BUNDLES,
-        *("--mgd.wide.pixel_labelled=0", "--mgd.wide.pixel_unlabelled=0", "--mgd.wide.region=0"),
+        *("--objectives.pixel-wide=null", "--objectives.region=null", "--teachers.wide=null"),
     ),
     # benchmarks/grouping.yaml
     "one-shot": ("gradual-grouping", *GROUPED, "--grouping.shape=step", "--grouping.start=0.5", "--grouping.length=0"),
@@ -93,18 +95,36 @@ CASES: dict[str, tuple[str, ...]] = {
     "distilled": (
         "gradual-grouping",
         *GROUPED,
-        *("--teacher.kind=frozen", "--teacher.bundle={teacher}", "--loss.kl=1"),
+        *("--teachers.dense={kind: frozen, bundle: {teacher}}", "--objectives.kl={loss: kl, teacher: dense}"),
     ),
     "slimmable-and-gradual": ("slimseg", ELASTIC, *GROUPED, "--grouping.shape=cosine", "--grouping.start=0.2"),
     # what the documents name besides
-    "sandwich": ("slimseg", "--widths.sampling=sandwich", "--widths.samples=1", ELASTIC),
-    "ohem": ("supervised", "--loss.main=ohem", "--loss.ohem_threshold=0.3"),
-    "region-losses": ("supervised", "--loss.dice=1", "--loss.lovasz=1"),
-    "median-weights": ("slimseg", ELASTIC, "--loss.class_weights=median"),
-    "no-weights": ("supervised", "--loss.class_weights=none", "--loss.kl=0"),
-    "ema-within": ("slimseg", ELASTIC, "--teacher.kind=ema", "--loss.temperature=2"),
-    "soft-labels": ("mgd", *FEW, *BUNDLES, "--mgd.labels=soft", "--mgd.warmup=0.5"),
-    "sure-labels": ("mgd", *FEW, *BUNDLES, "--mgd.threshold=0.12", "--mgd.deep.boundary=1", "--mgd.grid=3"),
+    "sandwich": ("slimseg", "--sandwich=1", ELASTIC),
+    "ohem": ("supervised", "--objectives.labels={loss: ohem, threshold: 0.3}"),
+    "region-losses": ("supervised", "--objectives.dice.loss=dice", "--objectives.lovasz.loss=lovasz"),
+    "median-weights": (
+        "slimseg",
+        ELASTIC,
+        *(f"--objectives.{name}.class_weights=median" for name in ("labels", "aux", "band")),
+    ),
+    "no-weights": ("supervised", "--objectives.labels.class_weights=none", "--objectives.aux.class_weights=none"),
+    "ema-within": ("slimseg", ELASTIC, "--teachers.wider.kind=ema", "--objectives.kl.temperature=2"),
+    "soft-labels": (
+        "mgd",
+        *FEW,
+        *BUNDLES,
+        *("--objectives.pixel-deep={loss: kl, teacher: deep}", "--objectives.pixel-wide={loss: kl, teacher: wide}"),
+        *(f"--objectives.{name}.warmup=0.5" for name in ("pixel-deep", "pixel-wide", "image", "region")),
+    ),
+    "sure-labels": (
+        "mgd",
+        *FEW,
+        *BUNDLES,
+        "--objectives.pixel-deep.confidence=0.12",
+        "--objectives.pixel-wide.confidence=0.12",
+        "--objectives.pseudo-band={loss: pseudo-band, teacher: deep, confidence: 0.12}",
+        "--objectives.region.grid=3",
+    ),
 }
 
 

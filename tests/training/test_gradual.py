@@ -21,7 +21,7 @@ from litheseg.training.config import GroupingConfig
 from litheseg.training.convert import convert_run, cut_bundle
 from litheseg.training.gradual import GradualGrouping, alpha_at, damage
 
-ONE = ("--widths.values=[1.0]", "--trainer.epochs=4")
+ONE = ("--widths=[1.0]", "--trainer.epochs=4")
 GROUPED = ("--model.efficient.groups=4", "--model.efficient.where=body.0", "--model.efficient.shuffle=false")
 RUN = (*ONE, *GROUPED)
 
@@ -148,9 +148,8 @@ def test_what_keeps_fading_weights_small(kind: str) -> None:
 
 
 def test_gradual_and_slimmable_in_one_run(tmp_path: Path) -> None:
-    result = train(
-        tmp_path, "--widths.values=[1.0,0.5]", "--teacher.kind=next-wider", "--loss.kl=1", "--widths.divisor=4"
-    )
+    taught = ("--teachers.wider.kind=next-wider", "--objectives.kl={loss: kl, teacher: wider}")
+    result = train(tmp_path, "--widths=[1.0,0.5]", *taught, "--model.divisor=4")
     bundle = load_bundle(result.bundle)
     model = bundle.model()
     image = torch.rand(1, 3, 32, 32)

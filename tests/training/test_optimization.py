@@ -30,7 +30,7 @@ def test_weights_without_gradient_are_left_out() -> None:
 
 
 def test_warm_up_then_poly() -> None:
-    factor = schedule(OptimizerConfig(schedule="poly", power=0.9, warmup=0.1), 100)
+    factor = schedule(OptimizerConfig(schedule="poly", warmup=0.1), 100)
     assert [factor(step) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factor(10) == 1.0
     assert factor(55) == pytest.approx(0.5**0.9)

@@ -22,11 +22,10 @@ from litheseg.models.bundle import load_bundle
 from litheseg.nn import extract, slim
 from litheseg.training import layout
 from litheseg.training.build import build_data, build_task
-from litheseg.training.callbacks import EpochLines, progress_callback
 from litheseg.training.run import plain_norms, train
 from litheseg.training.streams import LABELLED, Step
 from litheseg.training.task import SegmentationTask
-from litheseg.training.trainer import build_trainer
+from litheseg.training.trainer import EpochLines, build_trainer, progress_callback
 
 EMA = "--trainer.ema=0.5"
 
@@ -126,9 +125,15 @@ def test_training_stops_early_and_stays_stopped(tmp_path: Path, monkeypatch: pyt
     [
         ("--trainer.precision=bf16-mixed", "--trainer.channels_last=false", "--optimizer.clip=1"),
         ("--trainer.precision=16-mixed", "--optimizer.name=sgd", "--optimizer.schedule=one-cycle"),
-        ("--loss.main=ohem", "--loss.dice=1", "--loss.lovasz=1", "--loss.boundary_head=1", "--loss.channel_wise=3"),
-        ("--teacher.kind=ema", "--loss.hard_labels=false", "--widths.calibrate=[0.75]", "--widths.divisor=4"),
-        ("--widths.values=[1,.75,.5,.25]", "--widths.sampling=sandwich", "--widths.samples=1", "--widths.divisor=4"),
+        (
+            "--objectives.labels.loss=ohem",
+            "--objectives.dice.loss=dice",
+            "--objectives.lovasz.loss=lovasz",
+            "--objectives.head.loss=boundary-head",
+            "--objectives.cwd={loss: channel-wise, teacher: wider, weight: 3}",
+        ),
+        ("--teachers.wider.kind=ema", "--objectives.labels.widths=widest", "--calibrate=[0.75]", "--model.divisor=4"),
+        ("--widths=[1,.75,.5,.25]", "--sandwich=1", "--model.divisor=4"),
     ],
     ids=lambda options: options[0],
 )
@@ -138,10 +143,13 @@ def test_options_train(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert len(result.scores) == 3 if "calibrate" in str(options) else len(result.scores) in (2, 4)
 
 
+def taught_by(run: Path) -> str:
+    return f"--teachers.wider={{kind: frozen, bundle: {run / 'model.safetensors'}}}"
+
+
 def test_a_bundle_teaches(finished: Path) -> None:
-    bundle = f"--teacher.bundle={finished / 'model.safetensors'}"
-    recipe = tiny_recipe("--teacher.kind=frozen", bundle, "--teacher.width=0.5")
-    teacher = build_task(recipe, build_data(recipe)).teachers["teacher"].model.state_dict()
+    recipe = tiny_recipe(taught_by(finished), "--teachers.wider.width=0.5")
+    teacher = build_task(recipe, build_data(recipe)).teachers["wider"].model.state_dict()
     own = extract(load_bundle(finished / "model.safetensors").model(), 0.5).state_dict()
     assert teacher.keys() == own.keys()
     assert all(torch.equal(teacher[name], value) for name, value in own.items())
@@ -152,7 +160,7 @@ def test_checkpoints_leave_a_finished_teacher_out(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, averaged: tuple[str, ...]
 ) -> None:
     """It has a file of its own, and may be many times the student."""
-    options = ("--teacher.kind=frozen", f"--teacher.bundle={finished / 'model.safetensors'}", *averaged)
+    options = (taught_by(finished), *averaged)
     train_tiny(tmp_path / "whole", *options)
     saved = checkpoint(tmp_path / "whole")
     states = [saved["state_dict"], *([saved["current_model_state"]] if averaged else [])]
@@ -169,14 +177,13 @@ def test_a_bundle_teaches_in_bfloat16_where_that_is_faster(
     finished: Path, monkeypatch: pytest.MonkeyPatch, gains: bool
 ) -> None:
     monkeypatch.setattr(layout, "has_bfloat16", lambda device: gains and device.type == "cpu")
-    bundle = f"--teacher.bundle={finished / 'model.safetensors'}"
-    recipe = tiny_recipe("--teacher.kind=frozen", bundle)
+    recipe = tiny_recipe(taught_by(finished))
     data = build_data(recipe)
-    teacher = build_task(recipe, data).teachers["teacher"]
+    teacher = build_task(recipe, data).teachers["wider"]
     seen = []
     teacher.model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     teacher.begin(Step.of(data.train_batch(0, 0)))
-    assert teacher.lesson(1.0, LABELLED)["logits"].dtype == torch.float32
+    assert teacher.output(1.0, LABELLED)["logits"].dtype == torch.float32
     assert seen == [torch.bfloat16 if gains else torch.float32]
 
 
@@ -299,7 +306,7 @@ def test_a_run_killed_before_its_bundle_is_finished(finished: Path, tmp_path: Pa
 
 
 def test_an_averaging_teacher_and_dropout_resume_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--teacher.kind=ema", "--teacher.decay=0.5", "--widths.values=[1.0,0.5]")
+    options = ("--teachers.wider.kind=ema", "--teachers.wider.decay=0.5", "--widths=[1.0,0.5]")
     train_tiny(tmp_path / "whole", *options)
     with monkeypatch.context() as patch, pytest.raises(TrainingError):
         patch.setattr(SegmentationTask, "training_step", act_at(STEPS + 1, out_of_memory))

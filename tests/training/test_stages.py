@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,18 +19,19 @@ from litheseg.data.datamodule import SegmentationData
 from litheseg.data.folder import write_folder
 from litheseg.data.streets import Streets
 from litheseg.errors import DataError, LithesegError, RecipeError, TrainingError
+from litheseg.losses import LOSSES
+from litheseg.losses.consistency import PseudoCrossEntropy
 from litheseg.masks.classes import Classes
 from litheseg.models.bundle import load_bundle, save_bundle
 from litheseg.training import load_recipe
-from litheseg.training.cross_pseudo import CrossPseudoTask
 from litheseg.training.stages import labels_alone, missing_teachers, teacher_folder, teacher_recipe
-from litheseg.training.task import SegmentationTask
+from litheseg.training.task import CrossPseudoTask, SegmentationTask
 
 FEW = ("--data.labelled=2", "--data.absent_classes=true", "--trainer.epochs=1")
-PLAIN = (*FEW, "--widths.values=[1.0]", "--model.args={}")
+PLAIN = (*FEW, "--widths=[1.0]", "--model.args={}")
 TEACHERS = (
-    "--mgd.deep.model={name: tiny, args: {}}",
-    "--mgd.wide.model={name: tiny, args: {dropout: 0.2}}",
+    "--teachers.deep.model={name: tiny, args: {}}",
+    "--teachers.wide.model={name: tiny, args: {dropout: 0.2}}",
 )
 STREETS = Streets(train=1, val=1, size=(32, 32)).classes.names
 STEPS = 3  # 6 unlabelled images, 2 at a time
@@ -58,12 +58,8 @@ def test_mgd_trains_what_it_needs_first(mgd_run: Path) -> None:
     assert found == ["cps-tiny", "cps-tiny"]
     teacher = next((mgd_run.parent / "teachers").iterdir())
     assert {"train/pseudo@1", "train/peer/pseudo@1"} <= curves(teacher).keys()
-    assert {
-        "train/main@1",
-        *(f"train/{name}_{lesson}@1" for name in ("deep", "wide") for lesson in ("pixel", "pixel_unlabelled")),
-        "train/deep_image@1",
-        "train/wide_region@1",
-    } <= curves(mgd_run).keys()
+    names = ("labels", "pixel-deep", "pixel-wide", "image", "region")
+    assert {f"train/{name}@1" for name in names} <= curves(mgd_run).keys()
     assert curves(mgd_run)["step"] + 1 == STEPS == curves(mgd_run / "labelled-only")["step"] + 1
 
 
@@ -81,7 +77,7 @@ def test_the_baseline_stands_beside_the_result(mgd_run: Path) -> None:
     assert header.metrics["1"]["labels_alone"] == alone.metrics["1"]["miou"]
     assert header.recipe["data"]["unlabelled"] == "rest" and alone.recipe["data"]["unlabelled"] is None
     assert "labels_alone" not in alone.metrics["1"]
-    assert header.recipe["mgd"]["deep"]["bundle"].endswith("model.safetensors")  # what taught is on record
+    assert header.recipe["teachers"]["deep"]["bundle"].endswith("model.safetensors")  # what taught is on record
 
 
 def test_teachers_are_found_again(mgd_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +86,7 @@ def test_teachers_are_found_again(mgd_run: Path, capsys: pytest.CaptureFixture[s
     assert len(list((mgd_run.parent / "teachers").iterdir())) == 4  # another optimizer, other teachers
     third = mgd_run.parent / "third"
     capsys.readouterr()
-    train_tiny(third, *PLAIN, *TEACHERS, "--mgd.wide.region=5", "--trainer.baseline=false", name="mgd")
+    train_tiny(third, *PLAIN, *TEACHERS, "--objectives.region.weight=5", "--trainer.baseline=false", name="mgd")
     shown = capsys.readouterr().out
     assert len(list((mgd_run.parent / "teachers").iterdir())) == 4
     assert shown.count("Done before: the deep teacher") == shown.count("Done before: the wide teacher") == 1
@@ -122,16 +118,14 @@ def test_a_run_that_dies_in_any_stage_resumes(
 
 def test_lithe_teaches_every_width_on_both_kinds_of_images(tmp_path: Path, mgd_run: Path) -> None:
     bundle = mgd_run / "model.safetensors"
-    teachers = (f"--mgd.deep.bundle={bundle}", f"--mgd.wide.bundle={bundle}")
+    teachers = (f"--teachers.deep.bundle={bundle}", f"--teachers.wide.bundle={bundle}")
     options = ("--model.efficient.groups=2", "--grouping.shape=cosine", "--grouping.start=0.2")
     result = train_tiny(tmp_path / "run", *FEW, "--model.args={}", *teachers, *options, name="lithe")
     assert result.scores.keys() == result.labels_alone.keys() == {1.0, 0.5}
     logged = curves(tmp_path / "run")
     for width in ("1", "0.5"):
-        assert {
-            f"train/{name}@{width}" for name in ("deep_pixel_unlabelled", "wide_region", "deep_boundary")
-        } <= logged.keys()
-    assert "train/kl_unlabelled@0.5" in logged and "train/kl_unlabelled@1" not in logged
+        assert {f"train/{name}@{width}" for name in ("pixel-deep", "region", "pseudo-band")} <= logged.keys()
+    assert "train/kl@0.5" in logged and "train/kl@1" not in logged
     groups = [layer.groups for layer in load_bundle(result.bundle).plain(1.0).modules() if hasattr(layer, "groups")]
     assert 2 in groups
 
@@ -155,28 +149,37 @@ def test_the_other_recipes_resume_exactly(name: str, tmp_path: Path, monkeypatch
     assert same_weights(tmp_path / "whole", tmp_path / "broken")
 
 
-@pytest.mark.parametrize(
-    "terms", [("--loss.kl=1",), ("--loss.channel_wise=3",), ("--loss.pairwise=1",), ("--loss.intra_class=10",)]
-)
-def test_other_distillers_learn_from_unlabelled_images(terms: tuple[str], tmp_path: Path, mgd_run: Path) -> None:
-    teacher = ("--teacher.kind=frozen", f"--teacher.bundle={mgd_run / 'model.safetensors'}")
-    options = ("--data.unlabelled=rest", "--trainer.baseline=false", *teacher, *terms)
-    train_tiny(tmp_path, *PLAIN, *options, name="supervised")
-    name = re.sub(r"--loss\.(\w+)=.*", r"\1", terms[0])
-    logged = curves(tmp_path)
-    assert logged[f"train/{name}@1"] > 0 and logged[f"train/{name}_unlabelled@1"] > 0
+@pytest.mark.parametrize("loss", ["kl", "channel-wise", "pairwise", "intra-class"])
+def test_other_distillers_learn_from_unlabelled_images(
+    loss: str, tmp_path: Path, mgd_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = f"--teachers.big={{kind: frozen, bundle: {mgd_run / 'model.safetensors'}}}"
+    objective = f"--objectives.it={{loss: {loss}, teacher: big, weight: 3}}"
+    seen, original = set(), LOSSES[loss].__call__
+
+    def spy(self: Any, context: Any) -> torch.Tensor:
+        seen.add(context.labelled)
+        return original(self, context)
+
+    monkeypatch.setattr(LOSSES[loss], "__call__", spy)
+    train_tiny(
+        tmp_path, *PLAIN, "--data.unlabelled=rest", "--trainer.baseline=false", teacher, objective, name="supervised"
+    )
+    assert curves(tmp_path)["train/it@1"] > 0 and seen == {True, False}
 
 
 def test_two_processes_train_as_one_on_unlabelled_images(tmp_path: Path, mgd_run: Path) -> None:
     """The global batch and its CutMix partners, dealt to two processes."""
     bundle = mgd_run / "model.safetensors"
     options = (
-        *("--name=mgd", "--model.args={norm: group, dropout: 0}", "--widths.values=[1.0, 0.5]", "--trainer.epochs=1"),
+        *("--name=mgd", "--model.args={norm: group, dropout: 0}", "--widths=[1.0, 0.5]", "--trainer.epochs=1"),
         *("--data.labelled=2", "--data.unlabelled=rest", "--data.absent_classes=true", "--trainer.baseline=false"),
-        *(f"--mgd.{name}.{lesson}=1" for name in ("deep", "wide") for lesson in ("pixel_labelled", "pixel_unlabelled")),
-        *("--mgd.deep.image=0.1", "--mgd.wide.region=10", "--mgd.deep.boundary=0.5"),
+        *(f"--teachers.{name}={{kind: frozen, bundle: {bundle}}}" for name in ("deep", "wide")),
+        *(f"--objectives.pixel-{name}={{loss: pseudo-labels, teacher: {name}, on: all}}" for name in ("deep", "wide")),
+        "--objectives.image={loss: image-level, teacher: deep, weight: 0.1}",
+        "--objectives.region={loss: region-level, teacher: wide, weight: 10}",
+        "--objectives.pseudo-band={loss: pseudo-band, teacher: deep, weight: 0.5}",
         *("--data.views.jitter=0.8", "--optimizer.name=sgd", "--optimizer.lr=0.05", "--optimizer.clip=1"),
-        *(f"--mgd.{name}.bundle={bundle}" for name in ("deep", "wide")),
     )
     train_tiny(tmp_path / "one", *options)
     script = [sys.executable, tiny_training.__file__, str(tmp_path / "two"), *options, "--trainer.devices=2"]
@@ -191,27 +194,31 @@ def test_two_processes_train_as_one_on_unlabelled_images(tmp_path: Path, mgd_run
 
 
 def test_a_teachers_recipe_takes_over_images_and_labels() -> None:
-    recipe = tiny_recipe(*PLAIN, *TEACHERS, "--loss.main=ohem", "--mgd.teacher_epochs=7", name="mgd")
-    first = teacher_recipe(recipe, recipe.mgd.wide)
-    assert first.model == recipe.mgd.wide.model and first.trainer.epochs == 7 and first.loss.main == "ohem"
-    assert first.teacher.kind == "peer" and first.loss.pseudo == 5 and not first.mgd.tutors
+    options = ("--objectives.labels.loss=ohem", "--teachers.wide.epochs=7", "--teachers.deep.recipe=unimatch")
+    recipe = tiny_recipe(*PLAIN, *TEACHERS, *options, name="mgd")
+    missing = missing_teachers(recipe)
+    first = teacher_recipe(recipe, missing["wide"])
+    assert first.model == missing["wide"].model and first.trainer.epochs == 7
+    assert first.objectives["labels"].loss.name == "ohem"
+    assert [teacher.kind for teacher in first.teachers.values()] == ["peer"] and first.objectives["pseudo"].weight == 5
     assert replace(first.data, views=recipe.data.views) == recipe.data and first.optimizer == recipe.optimizer
-    other = teacher_recipe(replace(recipe, mgd=replace(recipe.mgd, train_with="unimatch")), recipe.mgd.wide)
-    assert other.data.views.count == 2 and other.loss.confidence == 0.95
-    folder = teacher_folder(recipe, first, Path("runs/mgd"))
+    other = teacher_recipe(recipe, missing["deep"])
+    assert other.data.views.count == 2 and other.objectives["pseudo"].loss == PseudoCrossEntropy(confidence=0.95)
+    folder = teacher_folder(first, Path("runs/mgd"))
     assert folder.parent == Path("runs/teachers") and folder.name.startswith("cps-tiny-")
     quiet = replace(first, trainer=replace(first.trainer, loggers=(), val_every=50))
-    assert teacher_folder(recipe, quiet, Path("runs/mgd")) == folder
-    assert teacher_folder(recipe, replace(first, widths=replace(first.widths, divisor=4)), Path("runs/mgd")) != folder
-    assert set(missing_teachers(recipe)) == {"deep", "wide"}
+    assert teacher_folder(quiet, Path("runs/mgd")) == folder
+    assert teacher_folder(replace(first, model=replace(first.model, divisor=4)), Path("runs/mgd")) != folder
+    assert set(missing) == {"deep", "wide"}
 
 
 def test_labels_alone_keeps_teachers_within_the_network() -> None:
     alone = labels_alone(tiny_recipe(*FEW, "--model.args={}", *TEACHERS, name="lithe"), steps=43)
-    assert alone.teacher.kind == "next-wider" and alone.loss.kl == 1 and alone.widths.values == (1.0, 0.5)
-    assert alone.data.unlabelled is None and alone.data.steps == 43 and not alone.mgd.tutors
+    assert list(alone.teachers) == ["wider"] and alone.widths == (1.0, 0.5)
+    assert list(alone.objectives) == ["labels", "aux", "kl", "band"]
+    assert alone.data.unlabelled is None and alone.data.steps == 43
     alone = labels_alone(tiny_recipe(*PLAIN, name="unimatch"), steps=43)
-    assert alone.teacher.kind == "none" and alone.loss.pseudo == alone.loss.perturbed == 0
+    assert not alone.teachers and list(alone.objectives) == ["labels", "aux"]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -220,21 +227,20 @@ def test_labels_alone_keeps_teachers_within_the_network() -> None:
 @pytest.mark.parametrize(
     ("recipe", "override", "message"),
     [
-        (
-            "mgd",
-            "--data.unlabelled=null",
-            r"mgd\.deep\.pixel_unlabelled learns from unlabelled images.*--data\.unlabelled",
-        ),
-        ("unimatch", "--data.unlabelled=null", r"loss\.pseudo learns from unlabelled images"),
-        ("supervised", "--data.unlabelled=rest", r"no term learns from; set --loss\.pseudo 1"),
-        ("mgd", "--mgd.labels=soft --mgd.threshold=0.5", r"mgd\.threshold chooses among hard labels"),
-        ("mgd", "--mgd.deep.image=-1", r"--mgd\.deep\.image -1"),
+        ("mgd", "--data.unlabelled=null", r"objectives\.image learns from unlabelled images.*--data\.unlabelled"),
+        ("unimatch", "--data.unlabelled=null", r"objectives\.pseudo learns from unlabelled images"),
+        ("supervised", "--data.unlabelled=rest", r"no objective learns from; add one, such as .*pseudo-labels"),
+        ("mgd", "--objectives.image.weight=-1", r"--objectives\.image\.weight -1 is out of range; give at least 0"),
+        ("mgd", "--objectives.region.grid=0", r"--objectives\.region\.grid 0 is out of range; give at least 1"),
         ("cps", "--grouping.shape=cosine", r"two peers cannot turn into grouped"),
-        ("cps", "--mgd.deep.image=1", r"do not go with --teacher\.kind peer"),
-        ("slimseg", "--data.unlabelled=rest --loss.perturbed=1", r"loss\.perturbed needs a teacher that sees whole"),
+        (
+            "slimseg",
+            "--data.unlabelled=rest --objectives.kl.on=perturbed",
+            r"objectives\.kl: on perturbed images a teacher must see whole features",
+        ),
         ("mgd", "--data.views.area=[0.5,0.2]", r"area"),
-        ("unimatch", "--loss.confidence=1", r"--loss\.confidence 1"),
-        ("unimatch", "--teacher.width=0.5", r"teacher\.width 0\.5 is not among"),
+        ("unimatch", "--objectives.pseudo.confidence=1", r"--objectives\.pseudo\.confidence 1 .*below 1"),
+        ("unimatch", "--teachers.itself.width=0.5", r"teachers\.itself\.width 0\.5 is not among"),
     ],
 )
 def test_choices_that_do_not_go_together(recipe: str, override: str, message: str) -> None:
@@ -262,7 +268,7 @@ def test_two_folders(tmp_path: Path) -> None:
     (photos / "11.jpg").write_bytes((photos / "11.jpg").read_bytes()[:200])
     options = (
         *("--data.source=folder", f"--data.root={labelled}", "--data.options={}", "--data.size=[32,32]"),
-        *("--data.absent_classes=true", "--trainer.epochs=1", "--widths.values=[1.0]", "--model.args={}"),
+        *("--data.absent_classes=true", "--trainer.epochs=1", "--widths=[1.0]", "--model.args={}"),
     )
     with pytest.warns(UserWarning, match=r"11\.jpg"):
         result = train_tiny(tmp_path / "run", *options, f"--data.unlabelled={photos}", name="unimatch")
@@ -277,6 +283,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, mgd_run: Path) ->
     names = ("ocean", *bundle.header.classes.names[1:])
     classes = Classes(names, bundle.header.classes.colors)
     save_bundle(tmp_path / "other.safetensors", bundle.model(), replace(bundle.header, classes=classes))
-    options = (*PLAIN, "--data.unlabelled=rest", "--loss.kl=1", "--trainer.baseline=false", "--teacher.kind=frozen")
+    teacher = f"--teachers.big={{kind: frozen, bundle: {tmp_path / 'other.safetensors'}}}"
+    options = (*PLAIN, "--data.unlabelled=rest", "--objectives.kl={loss: kl, teacher: big}", "--trainer.baseline=false")
     with pytest.raises(RecipeError, match=rf"other\.safetensors knows 'ocean' where the data has '{STREETS[0]}'"):
-        train_tiny(tmp_path / "run", *options, f"--teacher.bundle={tmp_path / 'other.safetensors'}", name="supervised")
+        train_tiny(tmp_path / "run", *options, teacher, name="supervised")

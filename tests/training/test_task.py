@@ -11,23 +11,16 @@ import torch.nn.functional as F
 from tiny_training import tiny
 from torch import Tensor, nn
 
-from litheseg.losses.terms import (
-    AuxTerm,
-    BoundaryBandTerm,
-    BoundaryHeadTerm,
-    ChannelWiseTerm,
-    CrossEntropyTerm,
-    DiceTerm,
-    KLTerm,
-    LovaszTerm,
-    OhemTerm,
-    Term,
-)
+from litheseg.losses import Loss
+from litheseg.losses.boundary import BoundaryBand, BoundaryHead
+from litheseg.losses.distillation import KL, ChannelWise
+from litheseg.losses.supervised import CrossEntropy, DeepSupervision, Dice, Lovasz, Ohem
 from litheseg.models import SegmentationModel
 from litheseg.nn import extract, get_width, slim
 from litheseg.training.config import OptimizerConfig
+from litheseg.training.recipe import Objective
 from litheseg.training.streams import LABELLED, Step
-from litheseg.training.task import Objective, SegmentationTask, plan_widths
+from litheseg.training.task import SegmentationTask, plan_widths
 from litheseg.training.teachers import Ema, Frozen, NextWider, Teacher, Widest
 
 CLASSES, WIDTHS = 5, (1.0, 0.75, 0.5, 0.25)
@@ -47,15 +40,16 @@ def elastic(seed: int = 0, **arguments: Any) -> SegmentationModel:
     return model
 
 
+def objective(loss: Loss, weight: float = 1.0, **arguments: Any) -> Objective:
+    return Objective(loss, teacher="teacher" if loss.needs_teacher else None, weight=weight, **arguments)
+
+
 def task_of(
-    model: SegmentationModel, terms: dict[str, Term], teacher: Teacher | None = None, hard_labels: bool = True, **k: Any
+    model: SegmentationModel, objectives: dict[str, Objective | Loss], teacher: Teacher | None = None, **k: Any
 ) -> Any:
-    objectives = {
-        name: Objective(term, teacher="teacher" if term.needs_teacher else None, optional=not hard_labels)
-        for name, term in terms.items()
-    }
+    whole = {name: objective(item) if isinstance(item, Loss) else item for name, item in objectives.items()}
     teachers = {"teacher": teacher} if teacher else {}
-    return SegmentationTask(model, objectives, teachers=teachers, widths=k.pop("widths", WIDTHS), **k).train()
+    return SegmentationTask(model, whole, teachers=teachers, widths=k.pop("widths", WIDTHS), **k).train()
 
 
 def batch_of(seed: int = 1, size: tuple[int, int] = (12, 18)) -> dict[str, Tensor]:
@@ -74,22 +68,22 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def test_all_widths_run_widest_first() -> None:
-    assert plan_widths((0.25, 1.0, 0.5), "all", 2, seed=0, step=3) == (1.0, 0.5, 0.25)
+    assert plan_widths((0.25, 1.0, 0.5), None, seed=0, step=3) == (1.0, 0.5, 0.25)
 
 
 def test_a_sandwich_has_both_ends_and_random_others() -> None:
     widths = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-    plans = [plan_widths(widths, "sandwich", 2, seed=0, step=step) for step in range(200)]
+    plans = [plan_widths(widths, 2, seed=0, step=step) for step in range(200)]
     assert all(len(plan) == 4 and plan[0] == 1.0 and plan[-1] == 0.5 for plan in plans)
     assert all(list(plan) == sorted(set(plan), reverse=True) for plan in plans)
     chosen = [width for plan in plans for width in plan[1:-1]]
     assert all(60 < chosen.count(width) < 140 for width in widths[1:-1])  # 100 expected
-    assert plans == [plan_widths(widths, "sandwich", 2, seed=0, step=step) for step in range(200)]
-    assert plans != [plan_widths(widths, "sandwich", 2, seed=1, step=step) for step in range(200)]
+    assert plans == [plan_widths(widths, 2, seed=0, step=step) for step in range(200)]
+    assert plans != [plan_widths(widths, 2, seed=1, step=step) for step in range(200)]
 
 
 def test_a_sandwich_of_few_widths_is_all_of_them() -> None:
-    assert plan_widths((1.0, 0.5, 0.25), "sandwich", 2, seed=0, step=0) == (1.0, 0.5, 0.25)
+    assert plan_widths((1.0, 0.5, 0.25), 2, seed=0, step=0) == (1.0, 0.5, 0.25)
 
 
 # --- against a loop in plain PyTorch ---------------------------------------------------------------------------------
@@ -137,13 +131,13 @@ def slimseg_by_hand(models: dict[float, SegmentationModel], batch: dict[str, Ten
 def test_a_slimseg_step_equals_a_plain_loop() -> None:
     model, batch, weight = elastic(), batch_of(), torch.linspace(0.5, 2.0, CLASSES)
     plain = plain_copies(model)
-    terms = {
-        "main": CrossEntropyTerm(weight),
-        "aux": AuxTerm(weight),
-        "band": BoundaryBandTerm(weight, radius=1, scale=0.5),
-        "kl": KLTerm(),
+    objectives = {
+        "labels": CrossEntropy(),
+        "aux": objective(DeepSupervision(), 0.4),
+        "band": objective(BoundaryBand(radius=1), 0.5),
+        "kl": KL(),
     }
-    loss = task_of(model, terms, NextWider()).training_step(batch, 0)
+    loss = task_of(model, objectives, NextWider(), class_weights={"log": weight}).training_step(batch, 0)
     loss.backward()
     expected = slimseg_by_hand(plain, batch, weight)
     expected.backward()
@@ -164,10 +158,12 @@ def test_a_slimseg_step_equals_a_plain_loop() -> None:
 def test_the_teacher_gets_no_gradient_from_its_student(teacher: type[Teacher]) -> None:
     """The widest learns the same whether or not the narrower one imitates it."""
     batch, grads = batch_of(), []
-    for terms in ({"kl": KLTerm(), "cwd": ChannelWiseTerm()}, {"kl": KLTerm(scale=1e3), "cwd": ChannelWiseTerm()}):
+    for weight in (1.0, 1e3):
         model = elastic()
-        # Of the narrow width only teaching terms remain, so all that its loss could reach is visible.
-        task = task_of(model, {"main": CrossEntropyTerm(), **terms}, teacher(), widths=(1.0, 0.25), hard_labels=False)
+        # Of the narrow width only what its teacher gives remains, so all that its loss could reach is visible.
+        labels = objective(CrossEntropy(), widths="widest")
+        objectives = {"labels": labels, "kl": objective(KL(), weight), "cwd": ChannelWise()}
+        task = task_of(model, objectives, teacher(), widths=(1.0, 0.25))
         task.training_step(batch, 0).backward()
         grads.append(gradients(model))
     wide = [name for name in grads[0] if "norms.0" in name]
@@ -181,11 +177,9 @@ def test_the_teacher_gets_no_gradient_from_its_student(teacher: type[Teacher]) -
 def test_who_teaches_whom() -> None:
     model, batch, seen = elastic(), batch_of(), {}
 
-    class Spy(Term):
-        needs_teacher = True
-
+    class Spy(KL, name="spy"):
         def _loss(self, context: Any) -> Tensor:
-            seen[context.width] = context.taught("logits")
+            seen[WIDTHS[len(seen) + 1]] = context.teacher_output("logits")
             return context.output("logits").sum() * 0
 
     for teacher, expected in (
@@ -193,7 +187,7 @@ def test_who_teaches_whom() -> None:
         (Widest(), dict.fromkeys(WIDTHS[1:], 1.0)),
     ):
         seen.clear()
-        task_of(model, {"main": CrossEntropyTerm(), "spy": Spy()}, teacher).training_step(batch, 0)
+        task_of(model, {"labels": CrossEntropy(), "spy": Spy()}, teacher).training_step(batch, 0)
         plain = plain_copies(model)
         assert seen.keys() == expected.keys()
         for width, wider in expected.items():
@@ -206,7 +200,7 @@ def test_a_frozen_teacher_stays_as_it_is() -> None:
     own = extract(elastic(seed=3), 0.5)
     assert isinstance(own, SegmentationModel)
     before = copy.deepcopy(own.state_dict())
-    task = task_of(elastic(), {"main": CrossEntropyTerm(), "kl": KLTerm()}, Frozen(own))
+    task = task_of(elastic(), {"labels": CrossEntropy(), "kl": KL()}, Frozen(own))
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=1.0)
     task.training_step(batch_of(), 0).backward()
     optimizer.step()
@@ -218,7 +212,7 @@ def test_a_frozen_teacher_goes_where_the_images_are() -> None:
     """It is no part of the task, so does not move with it; the meta device stands for a GPU."""
     teacher = Frozen(extract(elastic(), 0.5))
     teacher.begin(Step.of({name: value.to("meta") for name, value in batch_of().items()}))
-    assert teacher.lesson(1.0, LABELLED)["logits"].device.type == "meta"
+    assert teacher.output(1.0, LABELLED)["logits"].device.type == "meta"
 
 
 def test_an_ema_teacher_follows_the_student() -> None:
@@ -245,7 +239,7 @@ def test_an_ema_teacher_follows_the_student() -> None:
 
 def test_an_identical_teacher_teaches_nothing() -> None:
     model = elastic().eval()
-    task = task_of(model, {"kl": KLTerm(), "cwd": ChannelWiseTerm()}, Frozen(copy.deepcopy(model)), widths=(1.0,))
+    task = task_of(model, {"kl": KL(), "cwd": ChannelWise()}, Frozen(copy.deepcopy(model)), widths=(1.0,))
     task.eval()
     assert task.training_step(batch_of(), 0).item() == pytest.approx(0.0, abs=1e-6)
 
@@ -256,7 +250,7 @@ def test_an_identical_teacher_teaches_nothing() -> None:
 def test_running_one_width_leaves_the_others_statistics_alone() -> None:
     model = elastic()
     before = copy.deepcopy(model.state_dict())
-    task_of(model, {"main": CrossEntropyTerm()}, widths=(0.5,)).training_step(batch_of(), 0).backward()
+    task_of(model, {"labels": CrossEntropy()}, widths=(0.5,)).training_step(batch_of(), 0).backward()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(".norms.2." in name for name in changed)
     assert {name for name in gradients(model) if "norms" in name} == {
@@ -265,49 +259,47 @@ def test_running_one_width_leaves_the_others_statistics_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "term",
-    [
-        CrossEntropyTerm(torch.linspace(0.5, 2.0, CLASSES)),
-        OhemTerm(torch.linspace(0.5, 2.0, CLASSES)),
-        DiceTerm(),
-        LovaszTerm(),
-        AuxTerm(),
-        BoundaryBandTerm(),
-        BoundaryHeadTerm(),
-    ],
-    ids=lambda term: type(term).__name__,
+    "loss",
+    [CrossEntropy(), Ohem(), Dice(), Lovasz(), DeepSupervision(), BoundaryBand(), BoundaryHead()],
+    ids=lambda loss: loss.name,
 )
-def test_every_term_lowers_itself(term: Term) -> None:
+def test_every_loss_lowers_itself(loss: Loss) -> None:
     model, batch = elastic(boundary_head=True), batch_of()
-    task = task_of(model, {"term": term})
+    task = task_of(model, {"loss": loss}, class_weights={"log": torch.linspace(0.5, 2.0, CLASSES)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = []
     for _ in range(6):
         optimizer.zero_grad()
-        loss = task.training_step(batch, 0)
-        loss.backward()
+        value = task.training_step(batch, 0)
+        value.backward()
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(value.item())
     assert losses[-1] < losses[0]
 
 
-def test_without_hard_labels_only_the_untaught_width_sees_them() -> None:
+def test_labels_of_the_widest_width_alone() -> None:
     seen = []
 
-    class Spy(CrossEntropyTerm):
+    class Spy(CrossEntropy, name="spy"):
         def _loss(self, context: Any) -> Tensor:
-            seen.append(context.width)
+            seen.append(len(context.outputs["logits"]))
             return super()._loss(context)
 
-    task = task_of(elastic(), {"main": Spy(), "kl": KLTerm()}, NextWider(), hard_labels=False)
-    task.training_step(batch_of(), 0)
-    assert seen == [1.0]
+    task = task_of(elastic(), {"labels": objective(Spy(), widths="widest"), "kl": KL()}, NextWider())
+    _, values = task.loss(task.begin(batch_of()))
+    assert len(seen) == 1 and [name for name in values if name.startswith("labels")] == ["labels@1"]
+
+
+def test_class_weights_follow_the_task_but_stay_out_of_checkpoints() -> None:
+    task = task_of(elastic(), {"labels": CrossEntropy()}, class_weights={"log": torch.ones(CLASSES)})
+    assert not any("class_weights" in name for name in task.state_dict())
+    assert task.to(torch.float64).class_weights_log.dtype == torch.float64
 
 
 def test_the_optimizer_has_the_students_weights_only() -> None:
     own = extract(elastic(seed=3), 1.0)
     assert isinstance(own, SegmentationModel)
-    task = task_of(elastic(), {"kl": KLTerm()}, Frozen(own), optimizer=OptimizerConfig(schedule="constant"))
+    task = task_of(elastic(), {"kl": KL()}, Frozen(own), optimizer=OptimizerConfig(schedule="constant"))
     task._trainer = type("FakeTrainer", (), {"estimated_stepping_batches": 10})()
     groups = task.configure_optimizers()["optimizer"].param_groups
     inside = {id(parameter) for group in groups for parameter in group["params"]}

@@ -20,8 +20,8 @@ from litheseg.data.streets import Streets
 from litheseg.data.transforms import Augment
 from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.training.build import build_data, build_task
-from litheseg.training.config import Recipe
-from litheseg.training.streams import LABELLED, UNLABELLED, Step
+from litheseg.training.recipe import Recipe
+from litheseg.training.streams import LABELLED, MIXED, UNLABELLED, Step
 from litheseg.training.teachers import Frozen
 
 UNIT: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -30,7 +30,7 @@ CLASSES = Streets(train=1, val=1, size=(32, 32)).classes
 
 
 def foreign(path: Path, **header: Any) -> Path:
-    """A network from elsewhere: taught by nobody here, with biases so that padding matters."""
+    """A network from elsewhere: with fresh weights, and with biases so that padding matters."""
     torch.manual_seed(1)
     model = tiny_training.tiny(len(CLASSES), dropout=0.0, aux_head=False)
     fields = {"size": (32, 32), "resizes": False, **header}
@@ -43,10 +43,10 @@ def plain_network(path: Path) -> Any:
 
 
 def frozen_recipe(bundle: Path, *more: str) -> Recipe:
-    return tiny_recipe("--teacher.kind=frozen", f"--teacher.bundle={bundle}", *more)
+    return tiny_recipe(f"--teachers.wider={{kind: frozen, bundle: {bundle}}}", *more)
 
 
-def teacher_of(recipe: Recipe, data: SegmentationData, name: str = "teacher") -> Frozen:
+def teacher_of(recipe: Recipe, data: SegmentationData, name: str = "wider") -> Frozen:
     teacher = build_task(recipe, data).teachers[name]
     assert isinstance(teacher, Frozen)
     return teacher
@@ -73,10 +73,10 @@ def test_a_teacher_sees_its_own_normalisation(tmp_path: Path, normalisation: dic
     image = views_as(recipe, normalisation)["image"]
     assert bool((image == 0).all(1).any()), "some view has padding"
     teacher.begin(Step.of(batch))
-    lesson = teacher.lesson(1.0, LABELLED)
-    assert lesson is not None
+    outputs = teacher.output(1.0, LABELLED)
+    assert outputs is not None
     expected = resized(plain_network(bundle).outputs(image)["logits"], (32, 32))
-    torch.testing.assert_close(lesson["logits"], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs["logits"], expected, rtol=1e-4, atol=1e-4)
     wrong = resized(plain_network(bundle).outputs(batch["image"])["logits"], (32, 32))
     assert float((wrong - expected).abs().max()) > 0.05
 
@@ -84,20 +84,20 @@ def test_a_teacher_sees_its_own_normalisation(tmp_path: Path, normalisation: dic
 @torch.no_grad()
 def test_so_it_does_of_unlabelled_and_mixed_images(tmp_path: Path) -> None:
     bundle = foreign(tmp_path / "teacher.safetensors", **UNIT)
-    both = (f"--mgd.deep.bundle={bundle}", f"--mgd.wide.bundle={bundle}")
-    few = ("--data.labelled=2", "--data.absent_classes=true", "--widths.values=[1.0]", "--model.args={}")
+    both = (f"--teachers.deep.bundle={bundle}", f"--teachers.wide.bundle={bundle}")
+    few = ("--data.labelled=2", "--data.absent_classes=true", "--widths=[1.0]", "--model.args={}")
     recipe = tiny_recipe(*few, *both, name="mgd")
     data = build_data(recipe)
     batch, teacher = data.train_batch(0, 0), teacher_of(recipe, data, "deep")
     own, network = views_as(recipe, UNIT), plain_network(bundle)
     step = Step.of(batch)
     teacher.begin(step)
-    lesson = teacher.lesson(1.0, UNLABELLED)
-    assert lesson is not None
+    outputs, own_outputs = teacher.output(1.0, UNLABELLED), teacher.output(1.0, MIXED)
+    assert outputs is not None and own_outputs is not None
     weak = resized(network.outputs(own["weak"])["logits"], (32, 32))
-    torch.testing.assert_close(lesson["logits"], step.mix(weak), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs["logits"], step.mix(weak), rtol=1e-4, atol=1e-4)
     mixed = resized(network.outputs(own["mixed"].flatten(0, 1))["logits"], (32, 32))
-    torch.testing.assert_close(lesson["mixed_logits"], mixed, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own_outputs["logits"], mixed, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -108,15 +108,15 @@ def test_a_teacher_sees_its_own_scale(tmp_path: Path) -> None:
     data = build_data(recipe)
     teacher = teacher_of(recipe, data)
     teacher.begin(Step.of(data.train_batch(0, 0)))
-    lesson = teacher.lesson(1.0, LABELLED)
-    assert lesson is not None
+    outputs = teacher.output(1.0, LABELLED)
+    assert outputs is not None
     image = views_as(recipe, UNIT)["image"].numpy()
     large = [
         [Image.fromarray(plane, mode="F").resize((64, 48), Image.Resampling.BILINEAR) for plane in view]
         for view in image
     ]
     expected = plain_network(bundle).outputs(torch.from_numpy(np.array(large, np.float32)))["logits"]
-    torch.testing.assert_close(lesson["logits"], resized(expected, (32, 32)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs["logits"], resized(expected, (32, 32)), rtol=1e-4, atol=1e-4)
 
 
 def test_where_both_agree_the_teacher_sees_the_very_tensor(tmp_path: Path) -> None:

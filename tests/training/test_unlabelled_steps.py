@@ -13,15 +13,15 @@ from tiny_training import tiny
 from torch import Tensor
 
 from litheseg.errors import ModelError
-from litheseg.losses.granularity_terms import ImageLevelTerm, RegionLevelTerm
-from litheseg.losses.pseudo import PseudoLabelTerm, pseudo_labels
-from litheseg.losses.terms import BoundaryBandTerm, CrossEntropyTerm, KLTerm
+from litheseg.losses import pseudo_labels
+from litheseg.losses.consistency import PseudoBand, PseudoCrossEntropy
+from litheseg.losses.distillation import KL, ImageLevel, RegionLevel
+from litheseg.losses.supervised import CrossEntropy
 from litheseg.models import SegmentationModel
 from litheseg.nn import get_width, slim
-from litheseg.training.cross_pseudo import CrossPseudoTask
-from litheseg.training.perturb import FeatureDropout
-from litheseg.training.streams import LABELLED, PERTURBED, UNLABELLED, Step
-from litheseg.training.task import Objective, SegmentationTask
+from litheseg.training.recipe import Objective
+from litheseg.training.streams import LABELLED, MIXED, PERTURBED, UNLABELLED, FeatureDropout, Step
+from litheseg.training.task import CrossPseudoTask, SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, Live, NextWider
 
 CLASSES, SIZE = 5, (12, 18)
@@ -92,15 +92,12 @@ def gradients(model: SegmentationModel) -> dict[str, Tensor]:
 
 
 def mgd_objectives() -> dict[str, Objective]:
-    hard = PseudoLabelTerm(CrossEntropyTerm())
     return {
-        "main": Objective(CrossEntropyTerm()),
-        "deep_pixel": Objective(hard, LABELLED, "deep"),
-        "wide_pixel": Objective(hard, LABELLED, "wide"),
-        "deep_pixel_unlabelled": Objective(hard, UNLABELLED, "deep"),
-        "wide_pixel_unlabelled": Objective(hard, UNLABELLED, "wide"),
-        "image": Objective(ImageLevelTerm(scale=0.02), UNLABELLED, "deep"),
-        "region": Objective(RegionLevelTerm(grid=3, scale=10.0), UNLABELLED, "wide"),
+        "labels": Objective(CrossEntropy()),
+        "pixel-deep": Objective(PseudoCrossEntropy(), "deep", "all"),
+        "pixel-wide": Objective(PseudoCrossEntropy(), "wide", "all"),
+        "image": Objective(ImageLevel(), "deep", weight=0.02),
+        "region": Objective(RegionLevel(grid=3), "wide", weight=10.0),
     }
 
 
@@ -109,8 +106,8 @@ def test_an_mgd_step_equals_the_papers_formula(ranks: int) -> None:
     batch, student, deep, wide = batch_of(ranks=ranks), network(0), network(1), network(2)
     batch["inside"][:] = True  # the paper has no padding
     plain = copy.deepcopy(student).train()
-    both = (LABELLED, UNLABELLED)
-    teachers = {"deep": Frozen(deep, both, mixed=True), "wide": Frozen(wide, both, mixed=True)}
+    asked = (LABELLED, UNLABELLED, MIXED)
+    teachers = {"deep": Frozen(deep, asked), "wide": Frozen(wide, asked)}
     task = SegmentationTask(student, mgd_objectives(), teachers=teachers).train()
     task.training_step(batch, 0).backward()
 
@@ -148,12 +145,11 @@ def test_padding_and_void_are_left_out() -> None:
         teacher.begin(step)
         for stream in (LABELLED, UNLABELLED):
             outside = (step.masks[stream] == 255)[:, None]
-            lesson = teacher.lesson(1.0, stream)
-            assert lesson is not None and outside.any()
-            lesson["logits"].add_(noise * outside * torch.arange(CLASSES)[:, None, None])
+            outputs = teacher.output(1.0, stream)
+            assert outputs is not None and outside.any()
+            outputs["logits"].add_(noise * outside * torch.arange(CLASSES)[:, None, None])
         teacher.begin = lambda step: None  # type: ignore[method-assign]
-        objectives = {name: value for name, value in mgd_objectives().items() if "pixel" in name and "deep" in name}
-        objectives["soft"] = Objective(KLTerm(), UNLABELLED, "deep")
+        objectives = {"pixel": mgd_objectives()["pixel-deep"], "soft": Objective(KL(), "deep", "unlabelled")}
         SegmentationTask(student, objectives, teachers={"deep": teacher}).train().training_step(batch, 0).backward()
         grads.append(gradients(student))
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
@@ -164,11 +160,11 @@ def test_unimatch_by_hand() -> None:
     batch, student = batch_of(views=2), network(0)
     before = answers(student, batch["weak"])["logits"]
     threshold = float(before.softmax(1).amax(1).median())
-    sure = PseudoLabelTerm(CrossEntropyTerm(), threshold, scale=0.5)
+    sure = PseudoCrossEntropy(confidence=threshold)
     objectives = {
-        "main": Objective(CrossEntropyTerm()),
-        "pseudo": Objective(sure, UNLABELLED, "self"),
-        "perturbed": Objective(sure, PERTURBED, "self"),
+        "labels": Objective(CrossEntropy()),
+        "pseudo": Objective(sure, "self", weight=0.5),
+        "perturbed": Objective(sure, "self", "perturbed", weight=0.5),
     }
     plain = copy.deepcopy(student)
     task = SegmentationTask(student, objectives, teachers={"self": Live(student, 1.0, (UNLABELLED, PERTURBED))}).train()
@@ -211,7 +207,7 @@ def test_dropped_features_concern_their_rows_only() -> None:
 
     nameless = network(1)
     nameless.encoder_ends = ()
-    with pytest.raises(ModelError, match=r"Tiny .*encoder_ends.*--loss.perturbed 0"):
+    with pytest.raises(ModelError, match=r"Tiny .*encoder_ends.*leave out the objective on perturbed images"):
         FeatureDropout(nameless)
 
 
@@ -224,42 +220,38 @@ def test_a_live_teacher_is_the_network_as_it_is_and_leaves_it_so() -> None:
     teacher, step = Live(model, 1.0), Step.of(batch_of())
     model.width_dial.turn(0.5)
     teacher.begin(step)
-    lesson = teacher.lesson(0.5, UNLABELLED)
-    assert lesson is not None and not lesson["logits"].requires_grad
+    outputs = teacher.output(0.5, UNLABELLED)
+    assert outputs is not None and not outputs["logits"].requires_grad
     assert get_width(model) == 0.5 and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not teacher.state_dict() and not list(teacher.parameters())
     model.width_dial.turn(1.0)
     torch.testing.assert_close(
-        lesson["logits"], mixed_by_hand(answers(model, batch_of()["weak"])["logits"], batch_of())
+        outputs["logits"], mixed_by_hand(answers(model, batch_of()["weak"])["logits"], batch_of())
     )
 
 
 def test_a_teacher_runs_only_what_it_is_asked_about() -> None:
     step, counts = Step.of(batch_of(), perturbed=True), []
-    for streams, mixed in (
-        ((LABELLED,), False),
-        ((UNLABELLED,), False),
-        ((LABELLED, PERTURBED), False),
-        ((UNLABELLED,), True),
-    ):
+    for asked in ((LABELLED,), (UNLABELLED,), (LABELLED, PERTURBED), (UNLABELLED, MIXED)):
         own = network(1)
         own.stem.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
-        teacher = Frozen(own, streams, mixed=mixed)
+        teacher = Frozen(own, asked)
         teacher.begin(step)
-        assert {s for s in (LABELLED, UNLABELLED, PERTURBED) if teacher.lesson(1.0, s) is not None} == set(streams)
+        views = (LABELLED, UNLABELLED, PERTURBED, MIXED)
+        assert {view for view in views if teacher.output(1.0, view) is not None} == set(asked)
     assert counts == [2, 2, 4, 4]
 
 
 def test_a_teacher_in_half_precision_says_nearly_the_same() -> None:
-    step, lessons = Step.of(batch_of()), []
+    step, outputs, asked = Step.of(batch_of()), [], (LABELLED, UNLABELLED, MIXED)
     for bfloat16 in (False, True):
-        teacher = Frozen(network(1), (LABELLED, UNLABELLED), mixed=True, bfloat16=bfloat16)
+        teacher = Frozen(network(1), asked, bfloat16=bfloat16)
         teacher.begin(step)
-        lessons.append({s: teacher.lesson(1.0, s) for s in (LABELLED, UNLABELLED)})
-    exact, rounded = lessons
-    for stream, name in ((LABELLED, "logits"), (UNLABELLED, "logits"), (UNLABELLED, "mixed_logits")):
-        ours, true = rounded[stream][name], exact[stream][name]
+        outputs.append({view: teacher.output(1.0, view) for view in asked})
+    exact, rounded = outputs
+    for view in asked:
+        ours, true = rounded[view]["logits"], exact[view]["logits"]
         assert ours.dtype == torch.float32 and 0 < (ours - true).norm() / true.norm() < 0.02
 
 
@@ -267,16 +259,12 @@ def test_next_wider_teaches_on_every_stream() -> None:
     model = slim(network(0), (1.0, 0.5), divisor=4)
     seen = {}
 
-    class Spy(KLTerm):
+    class Spy(KL, name="spy"):
         def _loss(self, context: Any) -> Tensor:
-            seen[context.width, len(context.mask)] = context.taught("logits")
+            seen[0.5, len(context.mask)] = context.teacher_output("logits")
             return super()._loss(context)
 
-    objectives = {
-        "main": Objective(CrossEntropyTerm()),
-        "labelled": Objective(Spy(), LABELLED, "wider"),
-        "unlabelled": Objective(Spy(), UNLABELLED, "wider"),
-    }
+    objectives = {"labels": Objective(CrossEntropy()), "kl": Objective(Spy(), "wider")}
     batch = batch_of(views=2)
     task = SegmentationTask(model, objectives, teachers={"wider": NextWider()}, widths=(1.0, 0.5)).train()
     task.training_step(batch, 0).backward()
@@ -290,7 +278,7 @@ def test_next_wider_teaches_on_every_stream() -> None:
 def test_an_average_of_the_student_teaches_on_unlabelled_images() -> None:
     student = network(0)
     teacher = Ema(student, 0.9, 1.0, (UNLABELLED,))
-    objectives = {"pseudo": Objective(PseudoLabelTerm(CrossEntropyTerm()), UNLABELLED, "ema")}
+    objectives = {"pseudo": Objective(PseudoCrossEntropy(), "ema")}
     batch = batch_of()
     labels = mixed_by_hand(answers(student, batch["weak"])["logits"], batch).argmax(1)
     loss = SegmentationTask(student, objectives, teachers={"ema": teacher}).train().training_step(batch, 0)
@@ -309,8 +297,8 @@ def test_cross_pseudo_supervision_by_hand() -> None:
 
     def side(mine: int) -> SegmentationTask:
         objectives = {
-            "main": Objective(CrossEntropyTerm()),
-            "pseudo": Objective(PseudoLabelTerm(CrossEntropyTerm(), scale=5.0), UNLABELLED, "peer"),
+            "labels": Objective(CrossEntropy()),
+            "pseudo": Objective(PseudoCrossEntropy(), "peer", weight=5.0),
         }
         return SegmentationTask(networks[mine], objectives, teachers={"peer": Live(networks[1 - mine], 1.0)})
 
@@ -334,10 +322,8 @@ def test_pseudo_labels_are_the_sure_ones_of_known_pixels() -> None:
     mask = torch.tensor([[[0, 0, 0, 255]]])
     assert pseudo_labels(logits, mask).tolist() == [[[1, 0, 1, 255]]]
     assert pseudo_labels(logits, mask, 0.95).tolist() == [[[255, 0, 1, 255]]]  # 1 / (1 + e^-4) is 0.98
-    loss = PseudoLabelTerm(CrossEntropyTerm(), 0.999)
-    task = SegmentationTask(
-        network(0), {"none": Objective(loss, UNLABELLED, "t")}, teachers={"t": Frozen(network(1), (UNLABELLED,))}
-    )
+    objectives = {"none": Objective(PseudoCrossEntropy(confidence=0.999), "t")}
+    task = SegmentationTask(network(0), objectives, teachers={"t": Frozen(network(1), (UNLABELLED,))})
     value = task.train().training_step(batch_of(), 0)
     value.backward()
     assert value == 0 and all(torch.isfinite(grad).all() for grad in gradients(task.model).values())
@@ -347,10 +333,8 @@ def test_borders_of_pseudo_labels_weigh_more() -> None:
     batch, student = batch_of(), network(0)
     batch["inside"][:] = True
     teacher = network(1)
-    term = PseudoLabelTerm(BoundaryBandTerm(radius=0))
-    task = SegmentationTask(
-        student, {"band": Objective(term, UNLABELLED, "t")}, teachers={"t": Frozen(teacher, (UNLABELLED,))}
-    )
+    objectives = {"band": Objective(PseudoBand(radius=0), "t")}
+    task = SegmentationTask(student, objectives, teachers={"t": Frozen(teacher, (UNLABELLED,))})
     logits = full(copy.deepcopy(student).train().outputs(torch.cat([batch["image"], batch["mixed"][0]]))["logits"])[2:]
     labels = mixed_by_hand(answers(teacher, batch["weak"])["logits"], batch).argmax(1)
     border = torch.zeros_like(labels, dtype=torch.bool)
@@ -363,12 +347,11 @@ def test_borders_of_pseudo_labels_weigh_more() -> None:
     torch.testing.assert_close(task.train().training_step(batch, 0), expected)
 
 
-def test_a_warm_up_raises_the_weight_of_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_up_raises_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, teacher = batch_of(), Frozen(network(1), (UNLABELLED,))
-    term = PseudoLabelTerm(CrossEntropyTerm())
     losses = []
     for step in (0, 4, 9, 50):
-        objectives = {"pseudo": Objective(term, UNLABELLED, "t", warmup=0.1)}
+        objectives = {"pseudo": Objective(PseudoCrossEntropy(), "t", warmup=0.1)}
         task = SegmentationTask(network(0), objectives, teachers={"t": teacher}, total_steps=100).train()
         monkeypatch.setattr(SegmentationTask, "global_step", step)
         losses.append(float(task.training_step(batch, 0).detach()))

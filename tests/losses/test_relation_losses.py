@@ -243,11 +243,3 @@ def test_bad_input(loss):
         loss(s, t, m[:1])
     with pytest.raises(LithesegError, match=r"mask .* does not fit"):
         loss(s, t, m[:, None])
-
-
-def test_bad_options():
-    s, t, _ = torched(*scene(20))
-    with pytest.raises(LithesegError, match="use 1 or more"):
-        pairwise_similarity(s, t, 0)
-    with pytest.raises(LithesegError, match="Did you mean 'max'"):
-        pairwise_similarity(s, t, pooling="maxi")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from litheseg.errors import DataError, LithesegError, RecipeError
+from litheseg.errors import DataError, LithesegError
 from litheseg.losses import class_weights, cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
 
 LOSSES = [cross_entropy, ohem_cross_entropy, dice_loss, lovasz_softmax]
@@ -207,7 +207,6 @@ def test_log_weights():
     weights = class_weights(np.array([900, 100, 0]), "log")
     expected = [1 / math.log(1.1 + p) for p in (0.9, 0.1, 0.0)]
     assert weights.dtype == torch.float32 and weights.tolist() == pytest.approx(expected, rel=1e-6)
-    assert class_weights([900, 100, 0], "log", 1.02).tolist()[2] == pytest.approx(1 / math.log(1.02), rel=1e-6)
 
 
 def test_median_weights():
@@ -226,11 +225,7 @@ def test_no_weights():
 
 
 def test_bad_weights():
-    with pytest.raises(RecipeError, match="median"):
-        class_weights([1, 2], "medain")
-    with pytest.raises(RecipeError, match="more than 1"):
-        class_weights([1, 2], "log", 1.0)
     with pytest.raises(DataError):
-        class_weights([1, -2])
+        class_weights([1, -2], "log")
     with pytest.raises(LithesegError, match="one weight per class"):
         cross_entropy(torch.randn(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), torch.ones(2))
