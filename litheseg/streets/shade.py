@@ -50,7 +50,7 @@ def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     # Everything is flat, and taken by lists of pixels: several times faster than boolean masks and than brackets.
     numbers, view = surfaces.ravel(), _View.of(scene, surfaces.shape[0], surfaces.shape[1])
     picture, depth = view.colors.take(numbers, axis=0), view.depths.take(numbers)
-    textures = view.kinds.take(numbers)
+    textures = view.textures.take(numbers)
     at = {texture: np.flatnonzero(textures == texture) for texture in Texture}
     sky = _Sky.random(rng)
     offset = rng.integers(_TILE, size=8)
@@ -103,29 +103,29 @@ class _View:
     surfaces: list[Surface]
     colors: Floats  # S 3
     depths: Floats  # S
-    kinds: NDArray[np.uint8]  # S
+    textures: NDArray[np.uint8]  # S
     across: Floats  # H * W
     down: Floats  # H * W
-    textures: dict[str, Floats]  # fields of `Facade`, S or S 3
+    facade: dict[str, Floats]  # fields of `Facade`, S or S 3
 
     @staticmethod
     def of(scene: Scene, height: int, width: int) -> _View:
         surfaces, camera = scene.canvas.surfaces, scene.canvas.camera
         colors = np.array([surface.color for surface in surfaces], dtype=np.float32)
         depths = np.array([surface.z for surface in surfaces], dtype=np.float32)
-        kinds = np.array([surface.texture for surface in surfaces], dtype=np.uint8)
+        textures = np.array([surface.texture for surface in surfaces], dtype=np.uint8)
         across, down = camera.rays((height, width))
         textured = [i for i, surface in enumerate(surfaces) if surface.facade]
-        textures = {}
+        facade = {}
         for name in _FIELDS:
             values = np.array([getattr(surfaces[i].facade, name) for i in textured], dtype=np.float32)
-            textures[name] = np.zeros((len(surfaces), *values.shape[1:]), dtype=np.float32)
-            textures[name][textured] = values
-        return _View(camera, surfaces, colors, depths, kinds, across.ravel(), down.ravel(), textures)
+            facade[name] = np.zeros((len(surfaces), *values.shape[1:]), dtype=np.float32)
+            facade[name][textured] = values
+        return _View(camera, surfaces, colors, depths, textures, across.ravel(), down.ravel(), facade)
 
     def facades(self, numbers: NDArray[np.int32], *names: str) -> tuple[Floats, ...]:
         """The named `Facade` fields of each pixel in `numbers`, [P] or [P 3]."""
-        return tuple(self.textures[name].take(numbers, axis=0) for name in names)
+        return tuple(self.facade[name].take(numbers, axis=0) for name in names)
 
     def on_plane(self, where: Pixels, numbers: NDArray[np.int32]) -> tuple[Floats, Floats, Floats]:
         """Metres along the wall, metres above the ground and depth of the pixels `where`, [P] each."""

@@ -160,7 +160,7 @@ def test_jittered_greys_have_no_colour_left() -> None:
     assert (found.amax(1) - found.amin(1)).max() < 1e-4 and found.std() > 0.01
 
 
-def test_chances_are_as_asked() -> None:
+def test_probabilities_are_as_asked() -> None:
     views = UnlabelledViews(jitter=0.3, saturation=0.0, grey=0.2, blur=0.6, sigma=(0.5, 3.0))
     parameters = views.resolve(views.draw(5000, generator()))
     identity = torch.tensor([1.0, 0, 0, 0, 1, 0, 0, 0, 1])

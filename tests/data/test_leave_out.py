@@ -84,7 +84,7 @@ def test_a_source_without_files_has_no_sequences() -> None:
         LeaveOut(open_source("streets"), "a")
 
 
-def test_what_a_folder_held_out_by_chance_is_trained_on_again(tmp_path: Path) -> None:
+def test_what_a_folder_held_out_at_random_is_trained_on_again(tmp_path: Path) -> None:
     put(tmp_path / "images", tmp_path / "masks", TRAIN)
     whole = open_source("folder", tmp_path, classes=[str(i) for i in range(11)], val_fraction=0.5)
     assert len(ids(whole, "train")) == 3
