@@ -22,20 +22,8 @@ from rows import Row, finished, read_rows
 __all__ = ["Job", "Place", "read_jobs"]
 
 _RUNNER = Path(__file__).parents[1] / "run.py"
-_KNOWN = {
-    "table",
-    "protocol",
-    "network",
-    "labelled",
-    "folds",
-    "seeds",
-    "only",
-    "keep",
-    "name",
-    "command",
-    "needs",
-    "alone",
-}
+_ROW = ("table", "protocol", "network", "labelled", "folds", "seeds", "only", "keep")
+_KNOWN = {*_ROW, "name", "command", "needs", "alone"}
 
 
 @dataclass(frozen=True)

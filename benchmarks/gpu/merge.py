@@ -42,15 +42,17 @@ def merge(folder: Path, *, models: Path | None = None, again: bool = False) -> i
         raise SystemExit(f"{path} is missing; give the --out folder of a run")
     added = known = refused = 0
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        record = _read(line)
-        problem = problem_of(record) if record is not None else "no JSON object: the line was cut off"
+        try:
+            record = json.loads(line)
+            problem = problem_of(record)
+        except ValueError:
+            record, problem = {}, "no JSON object: the line was cut off"
         if problem:
-            print(f"refused: line {number}, {(record or {}).get('key', '?')}: {problem}")
+            print(f"refused: line {number}, {record.get('key', '?')}: {problem}")
             refused += 1
             continue
-        assert record is not None
         target = records.results(record["table"])
-        if record["key"] in rows.finished(target, record["table"]) and (not again or _holds(target, record)):
+        if record["key"] in rows.finished(target, record["table"]) and (not again or record in records.read(target)):
             known += 1
             continue
         records.append(target, record)
@@ -74,18 +76,6 @@ def problem_of(record: Mapping[str, Any]) -> str:
     if record.get("tiny"):
         return "a rehearsal"
     return _problem_of_metrics(record["metrics"]) or _problem_of_commit(record["commit"]) or _problem_of_row(record)
-
-
-def _read(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _holds(path: Path, record: Mapping[str, Any]) -> bool:
-    return path.exists() and json.dumps(record) in path.read_text().splitlines()
 
 
 def _problem_of_metrics(metrics: Mapping[str, Any]) -> str:

@@ -63,7 +63,8 @@ def run_session(
     place = Place(str(data.resolve()), work.resolve() / "tiny" if tiny else work.resolve(), tiny)
     place.work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    _lay_encoders(pack)
+    if (pack / "pretrained").is_dir():  # where the tables look for encoders; what is there stays
+        shutil.copytree(pack / "pretrained", Path("runs/pretrained"), dirs_exist_ok=True)
     jobs = read_jobs(wishes, place)
     number = slots or slots_of(gpu_memory(), os.cpu_count() or 1)
     print(f"{len(jobs)} jobs are wanted; {number} at a time", flush=True)
@@ -129,12 +130,6 @@ def packed_commit(pack: Path) -> str | None:
     return commit if same or commit.endswith("-dirty") else f"{commit}-dirty"
 
 
-def _lay_encoders(pack: Path) -> None:
-    """Packed encoders where the tables look for them; what is there stays."""
-    if (pack / "pretrained").is_dir():
-        shutil.copytree(pack / "pretrained", Path("runs/pretrained"), dirs_exist_ok=True)
-
-
 class _Bringer:
     """Keeps the folder that is brought back up to date: a kill at any time loses little."""
 
@@ -147,7 +142,8 @@ class _Bringer:
             with atomic_path(self._out / "rows.jsonl") as temporary:
                 shutil.copyfile(self._place.rows, temporary)
         with atomic_path(self._out / "logs.txt") as temporary:
-            temporary.write_text("".join(map(_excerpt, sorted((self._place.work / "logs").glob("*.log")))))
+            logs = sorted((self._place.work / "logs").glob("*.log"))
+            temporary.write_text("".join(f"===== {log.stem}\n{tail(log, _LOG_END)}\n" for log in logs))
         if job is not None:
             print(f"done: {job.name}", flush=True)
             self._keep(job)
@@ -162,10 +158,6 @@ class _Bringer:
         else:
             self._kept += 1
             print(f"its model comes along, {size / 2**20:.1f} MiB", flush=True)
-
-
-def _excerpt(log: Path) -> str:
-    return f"===== {log.stem}\n{tail(log, _LOG_END)}\n"
 
 
 def summary(outcomes: Sequence[Outcome], place: Place) -> str:

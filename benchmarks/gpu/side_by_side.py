@@ -109,9 +109,8 @@ class SideBySide:
                 beat = time.monotonic()
             time.sleep(_POLL)
         self._end_all()
-        for job in self._queue:
-            ready = all(path.exists() for path in job.needs)
-            self._outcomes.setdefault(job.name, self._outcome(job, "not begun" if ready else "waiting", 0.0))
+        for job in (job for job in self._queue if job.name not in self._outcomes):
+            self._note(job, "not begun" if all(path.exists() for path in job.needs) else "waiting")
         return sorted(self._outcomes.values(), key=lambda outcome: order.index(outcome.job.name))
 
     # --- beginning -----------------------------------------------------------------------------------------------
@@ -135,8 +134,7 @@ class SideBySide:
         return left > _SLACK * self._durations.get(job.kind, 0.0) and all(path.exists() for path in job.needs)
 
     def _start(self, job: Job) -> None:
-        log = self._log(job)
-        output = log.open("ab")
+        output = (log := self._log(job)).open("ab")
         process = subprocess.Popen(
             job.words,
             stdin=subprocess.DEVNULL,
@@ -147,9 +145,6 @@ class SideBySide:
         )
         self._running.append(_Run(job, process, time.monotonic(), log, output))
 
-    def _log(self, job: Job) -> Path:
-        return self._logs / f"{re.sub(r'[^A-Za-z0-9._-]', '_', job.name)}.log"
-
     # --- ending --------------------------------------------------------------------------------------------------
 
     def _reap(self, *, stopping: bool = False) -> None:
@@ -157,30 +152,29 @@ class SideBySide:
             self._running.remove(run)
             run.output.close()
             seconds = time.monotonic() - run.begun
-            if run.process.returncode == 0:
+            done = run.process.returncode == 0
+            self._note(run.job, "done" if done else "stopped" if stopping else "failed", seconds)
+            if done:
                 self._durations[run.job.kind] = max(seconds, self._durations.get(run.job.kind, 0.0))
-                self._note(run.job, "done", seconds)
                 self._finished(run.job)
-            elif stopping:
-                self._note(run.job, "stopped", seconds)
-            else:
-                self._failed(run, seconds)
+            elif not stopping:
+                self._failed(run)
 
-    def _failed(self, run: _Run, seconds: float) -> None:
+    def _failed(self, run: _Run) -> None:
+        """Try it once more at the end; beside fewer others, where memory was short."""
         self._failures += 1
-        self._note(run.job, "failed", seconds)
         self._tries[run.job.name] = self._tries.get(run.job.name, 0) + 1
         if _MEMORY in tail(run.log) and self._running:
             self._slots = max(1, self._slots - 1)
         if self._tries[run.job.name] < _TRIES:
             self._queue.append(run.job)
 
-    def _note(self, job: Job, state: str, seconds: float) -> None:
+    def _note(self, job: Job, state: str, seconds: float = 0.0) -> None:
         before = self._outcomes.get(job.name)
-        self._outcomes[job.name] = self._outcome(job, state, seconds + (before.seconds if before else 0.0))
+        self._outcomes[job.name] = Outcome(job, state, seconds + (before.seconds if before else 0.0), self._log(job))
 
-    def _outcome(self, job: Job, state: str, seconds: float) -> Outcome:
-        return Outcome(job, state, seconds, self._log(job))
+    def _log(self, job: Job) -> Path:
+        return self._logs / f"{re.sub(r'[^A-Za-z0-9._-]', '_', job.name)}.log"
 
     def _end_all(self) -> None:
         """Interrupt what is in the middle, wait for what is being scored, and end by force what is left."""
@@ -189,17 +183,15 @@ class SideBySide:
         for run in self._running:
             if not _scoring(run.log):
                 _send(run, signal.SIGINT)
-        self._wait(hard - 0.3 * self._grace, stopping=True)
-        for run in self._running:
-            _send(run, signal.SIGTERM)
-        self._wait(hard - 0.1 * self._grace, stopping=True)
-        for run in self._running:
-            _send(run, signal.SIGKILL)
-        self._wait(time.monotonic() + 5, stopping=True)
+        self._wait(hard - 0.3 * self._grace)
+        for what, until in ((signal.SIGTERM, hard - 0.1 * self._grace), (signal.SIGKILL, hard + 5)):
+            for run in self._running:
+                _send(run, what)
+            self._wait(until)
 
-    def _wait(self, until: float, *, stopping: bool) -> None:
+    def _wait(self, until: float) -> None:
         while self._running and time.monotonic() < until:
-            self._reap(stopping=stopping)
+            self._reap(stopping=True)
             time.sleep(_POLL / 2)
 
 
