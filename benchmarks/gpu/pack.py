@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,14 @@ _HEADS = ("classifier", "fc", "head")  # of 1000 classes, which an encoder does 
 _MIB = 2**20
 
 
-def pack(*, data: Path, to: Path, machine: Path, pretrained: Path | None = None, most: float = 60) -> int:
+def pack(
+    *,
+    data: Path,
+    to: Path,
+    machine: Path,
+    pretrained: Path | None = None,
+    most: float = 60,
+) -> int:
     """Make the folder and say how large it is; 1 if it is too large, which leaves it in place.
 
     Raises:
@@ -55,12 +62,11 @@ def pack(*, data: Path, to: Path, machine: Path, pretrained: Path | None = None,
             _copy_encoders(pretrained, folder / "pretrained")
         content = {"commit": name or "", "digest": source_digest(ROOT), "images": count, "packages": packages}
         (folder / "pack.json").write_text(json.dumps(content, indent=1) + "\n")
-    parts = {entry.name: [entry, *entry.rglob("*")] for entry in sorted(to.iterdir())}
-    total = 0
-    for part, paths in {**parts, "the repository": _travelling()}.items():
-        size = sum(path.stat().st_size for path in paths if path.is_file())
+    sizes = {entry.name: _size([entry]) for entry in sorted(to.iterdir())}
+    repository = sum(path.stat().st_size for path in _travelling())
+    for part, size in [*sizes.items(), ("the repository", repository)]:
         print(f"{size / _MIB:7.1f} MiB  {part}")
-        total += size
+    total = sum(sizes.values()) + repository
     print(f"{total / _MIB:7.1f} MiB  together, of {most:g} that may be", flush=True)
     return int(total > most * _MIB)
 
@@ -205,8 +211,16 @@ def _check(site: Path, names: Sequence[str]) -> None:
         raise SystemExit(f"with the pack alone a row cannot begin: {lines[-1] if lines else answer.returncode}")
 
 
-def _travelling() -> list[Path]:
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def _size(paths: Iterable[Path]) -> int:
+    files = (file for path in paths for file in ([path] if path.is_file() else path.rglob("*")))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _travelling() -> Iterator[Path]:
     """The files of the working tree that git does not ignore."""
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     answer = subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout
-    return [ROOT / name for name in answer.split("\0") if name]
+    yield from (path for path in (ROOT / name for name in answer.split("\0") if name) if path.is_file())
