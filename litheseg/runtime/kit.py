@@ -205,11 +205,9 @@ def measure_kit(
     rows: list[dict[str, Any]] = []
     for first in range(0, len(jobs), together):
         part = jobs[first : first + together]
-        message = f"{first + 1} to {first + len(part)} of {len(jobs)} in turns, {repeats} repeats ..."
-        print(message, file=sys.stderr)
-        calls = _opened(folder, part, skipped)
-        times = interleave(calls, repeats, warmup=warmup, fps=fps)
-        rows += [_row(*part[index], times[index]) for index in calls]
+        print(f"{first + 1} to {first + len(part)} of {len(jobs)} in turns, {repeats} repeats ...", file=sys.stderr)
+        times = interleave(_opened(folder, part, skipped), repeats, warmup=warmup, fps=fps)
+        rows += [_row(*part[index], values) for index, values in times.items()]
     if not rows:
         raise Unusable("nothing could be timed: " + "; ".join(entry["reason"] for entry in skipped))
     return {
