@@ -207,7 +207,7 @@ def measure_kit(
         part = jobs[first : first + together]
         print(f"{first + 1} to {first + len(part)} of {len(jobs)} in turns, {repeats} repeats ...", file=sys.stderr)
         times = interleave(_opened(folder, part, skipped), repeats, warmup=warmup, fps=fps)
-        rows += [_row(*part[index], values) for index, values in times.items()]
+        rows += [_row(part[index], values) for index, values in times.items()]
     if not rows:
         raise Unusable("nothing could be timed: " + "; ".join(entry["reason"] for entry in skipped))
     return {
@@ -266,7 +266,8 @@ def _opened(
     return calls
 
 
-def _row(entry: Mapping[str, Any], runtime: str, threads: int, times: Sequence[float]) -> dict[str, Any]:
+def _row(job: tuple[Any, str, int], times: Sequence[float]) -> dict[str, Any]:
+    entry, runtime, threads = job
     facts = {name: entry[name] for name in ("id", "width", "size", "precision", "files")}
     milliseconds = [round(value, 4) for value in times]
     return {**facts, "runtime": runtime, "threads": threads, **summary(times), "ms": milliseconds}
