@@ -10,7 +10,6 @@ Usage:
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from torch import Tensor
 from litheseg.data.source import Sample, Source
 from litheseg.data.unlabelled import Unlabelled
 from litheseg.errors import DataError, listed, printable
+from litheseg.machine import cores
 from litheseg.masks.resizing import resize_image, resize_mask
 
 __all__ = ["DecodedImages", "DecodedSamples", "SampleSize"]
@@ -212,7 +212,7 @@ class DecodedImages:
 
 def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quiet: bool) -> Iterator[_T]:
     """Decode in threads (Pillow and the resize free the interpreter), in order, with a bar for many samples."""
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, cores()))
     silent, console = quiet or len(samples) <= _PROGRESS_FROM, Console(stderr=True)
     title, total = f"Decoding {len(samples)} images", len(samples)
     try:

@@ -174,7 +174,7 @@ class _Threads:
 
     def pool(self) -> ThreadPoolExecutor:
         with self._lock:
-            self._pool = self._pool or ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="upsampling")
+            self._pool = self._pool or ThreadPoolExecutor(cores(), thread_name_prefix="upsampling")
             return self._pool
 
 
