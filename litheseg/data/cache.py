@@ -106,13 +106,15 @@ class DecodedSamples:
         """One pass over all samples, at the first call, which finds everything that is to be known about them."""
         if self._surveyed:
             return
-        histogram = np.zeros(256, np.int64)
+        histogram, sizes, kept = np.zeros(256, np.int64), list[SampleSize](), list[tuple[Tensor, Tensor]]()
         for image, mask, counts in _parallel(self._decode, self.samples, quiet=self._quiet):
             histogram += counts
-            self._sizes.append(SampleSize(_size(image), _size(mask)))
+            sizes.append(SampleSize(_size(image), _size(mask)))
             if self._keep:
-                self._kept.append((image, mask))
-        self._histogram, self._surveyed = histogram[: len(self._source.classes)], True
+                kept.append((image, mask))
+        # Only a whole pass counts: after a broken file the next use begins anew.
+        self._histogram, self._sizes, self._kept = histogram[: len(self._source.classes)], sizes, kept
+        self._surveyed = True
 
     def _decode(self, sample: Sample) -> tuple[Tensor, Tensor, np.ndarray]:
         """Image, mask, and the label counts [256] of the mask before it was resized."""

@@ -13,6 +13,7 @@ from PIL import Image
 from litheseg.data import Source, open_source
 from litheseg.data.cache import DecodedImages, DecodedSamples
 from litheseg.data.unlabelled import Unlabelled
+from litheseg.errors import DataError
 
 
 @pytest.fixture
@@ -50,3 +51,18 @@ def test_masks_keep_their_size_where_only_images_are_resized(source: Source) -> 
     image, mask = decoded[0]
     assert image.shape == (3, 20, 30)
     np.testing.assert_array_equal(mask.numpy(), source.read_mask(samples[0]))
+
+
+def test_after_a_broken_file_the_next_use_begins_anew(source: Source) -> None:
+    samples = source.samples("train")
+    decoded = DecodedSamples(source, samples, size=None, resize_masks=True, quiet=True)
+    last = samples[-1].mask
+    assert last is not None
+    whole = last.read_bytes()
+    last.write_bytes(whole[:40])
+    with pytest.raises(DataError, match="replace or remove it"):
+        decoded.load()
+    last.write_bytes(whole)
+    assert len(decoded.sizes()) == len(samples) and decoded.histogram().sum() == len(samples) * 40 * 60
+    for index, sample in enumerate(samples):
+        np.testing.assert_array_equal(decoded[index][1].numpy(), source.read_mask(sample))
