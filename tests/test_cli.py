@@ -174,7 +174,7 @@ def test_help_shows_what_to_type(command: tuple[str, ...], capsys: pytest.Captur
 
 
 def test_help_of_train_explains_every_recipe_field(capsys: pytest.CaptureFixture[str]) -> None:
-    run("train", "--help")
+    run("train", "--help-all")
     text = capsys.readouterr().out
     assert "--optimizer.clip" in text and "largest gradient norm; 0 for no clipping. [0.0]" in text
     assert "--data.augment.hue" in text
@@ -207,7 +207,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, streets: Path, capsys: pytest.C
     ("args", "words"),
     [
         (["trian"], ["trian", "'train'"]),
-        (["profile"], ["BUNDLE", "litheseg profile --help"]),
+        (["profile"], ["MODEL", "litheseg profile --help"]),
         (["profile", "x.safetensors", "--widht", "1"], ["--widht"]),
         (["profile", "x.safetensors", "--widths", "1,2"], ["2", "(0, 1]"]),
         (["profile", "x.safetensors", "--widths", "a"], ["'a'", "1,.5"]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from litheseg.cli import COMMANDS, build_parser
+from litheseg.cli import COMMANDS, read
 from litheseg.cost import width_costs
 from litheseg.losses import LOSSES
 from litheseg.models import build_model
@@ -61,7 +61,6 @@ def test_links_resolve(page: Path) -> None:
 
 
 def test_commands_parse(page: Path) -> None:
-    parser = build_parser()
     for command in commands(page):
         words = shlex.split(command.split(" > ")[0], comments=True)[1:]
         if len(words) == 1 and not words[0].startswith("-"):  # a command's name
@@ -69,12 +68,10 @@ def test_commands_parse(page: Path) -> None:
             continue
         if "..." in words or set(words) & set(PLACEHOLDERS) or "--help" in words or "--version" in words:
             continue
-        arguments, rest = parser.parse_known_args(words)
-        recipe = getattr(arguments, "recipe", None) or arguments.command
-        if arguments.command in ("train", "demo"):
-            load_recipe("supervised" if recipe.endswith(".yaml") else recipe, rest)
-        else:
-            assert not rest, f"{page.name}: `{command}`: unknown {rest}"
+        call = read(words)
+        if words[0] in ("train", "demo"):
+            recipe = call.keywords.get("recipe", "slimseg" if words[0] == "train" else "demo")
+            load_recipe("supervised" if recipe.endswith(".yaml") else recipe, list(call.args))
 
 
 def test_python_compiles(page: Path) -> None:

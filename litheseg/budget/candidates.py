@@ -3,8 +3,8 @@
 A candidate is a network (a width at an input size, in a precision) and how it is run (a runtime, a number of threads).
 
 Usage:
-    >>> Limits(parse_budget("50fps"), percentile=95, macs=parse_quantity("1G", "MACs")).milliseconds
-    20.0
+    >>> Limits(20.0, percentile=95, reserve=4.0, macs=1e9).available
+    16.0
     >>> choices = Choices(widths=(1.0, 0.5), runtimes=("openvino",), threads=(1,))
     >>> choices.candidates((1.0,), (360, 480))[0].name
     'w1-360x480-fp32 openvino 1t'
@@ -13,7 +13,6 @@ Usage:
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,17 +34,10 @@ __all__ = [
     "Variant",
     "default_sizes",
     "paper_costs",
-    "parse_budget",
-    "parse_bytes",
-    "parse_quantity",
 ]
 
 _SIZE_STEP = 8  # pixels; networks reduce by 8 at least, and runtimes like multiples of it
 _ROUNDING = 1e-6  # of a rate that was a budget: 15fps
-_NUMBER = r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*"
-_TIMES = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
-_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 class Variant(NamedTuple):
@@ -96,11 +88,11 @@ class Candidate:
 class Choices:
     """What a fit may choose among; None leaves it to litheseg, as `litheseg.budget.fit.fit` says."""
 
-    widths: tuple[float, ...] | None = None
-    sizes: tuple[tuple[int, int], ...] | None = None
-    runtimes: tuple[str, ...] | None = None
-    precisions: tuple[str, ...] | None = None
-    threads: tuple[int, ...] | None = None
+    widths: Sequence[float] | None = None
+    sizes: Sequence[tuple[int, int]] | None = None
+    runtimes: Sequence[str] | None = None
+    precisions: Sequence[str] | None = None
+    threads: Sequence[int] | None = None
 
     def candidates(self, widths: Sequence[float], size: tuple[int, int]) -> tuple[Candidate, ...]:
         """All combinations; int8 only where nothing else is wanted, since making it takes minutes.
@@ -226,42 +218,3 @@ def paper_costs(model: Bundle | nn.Module, networks: Iterable[Variant]) -> dict[
         active = cost.peak_activation_bytes * share + cost.params * 4 * share
         result[network] = {"params": cost.params, "macs": cost.macs, "model_size": stored, "memory": active}
     return result
-
-
-def parse_budget(text: str) -> float:
-    """Milliseconds of ``20ms``, ``0.05s`` or ``15fps``.
-
-    Raises:
-        LithesegError: no unit, an unknown one, or no number above 0.
-    """
-    found = re.fullmatch(_NUMBER + r"([a-zµ]*)", text.strip().lower())
-    value, unit = (float(found[1]), found[2]) if found else (0.0, "")
-    if found and value > 0 and (unit in _TIMES or unit == "fps"):
-        return 1e3 / value if unit == "fps" else value * _TIMES[unit]
-    problem = "has no unit" if found and not unit else "is no time"
-    raise LithesegError(f"budget '{text}' {problem}; write a time such as 20ms or a rate such as 15fps")
-
-
-def parse_bytes(text: str) -> float:
-    """Bytes of ``50MB`` (10^6) or ``50MiB`` (2^20).
-
-    Raises:
-        LithesegError: no unit, an unknown one, or no number above 0.
-    """
-    return _parse(text, _BYTES, "a size in bytes such as 50MB or 800KiB")
-
-
-def parse_quantity(text: str, what: str) -> float:
-    """A number such as ``1G``, ``500M`` or ``2e9``.
-
-    Raises:
-        LithesegError: something else.
-    """
-    return _parse(text, _SCALES, f"a number of {what} such as 1G or 500M")
-
-
-def _parse(text: str, units: Mapping[str, float], wanted: str) -> float:
-    found = re.fullmatch(_NUMBER + r"([a-z]*)", text.strip().lower())
-    if not found or found[2] not in units or float(found[1]) <= 0:
-        raise LithesegError(f"'{text}' is not understood; write {wanted}")
-    return float(found[1]) * units[found[2]]

@@ -4,7 +4,7 @@
 (`measure`), which one is best (`choose`), and what is written of it.
 
 Usage:
-    >>> result = fit("model.safetensors", budget="20ms", output="deployed", data="data/camvid")
+    >>> result = fit("model.safetensors", budget=20.0, output="deployed", data="data/camvid")
     >>> result.deployed, result.promise["milliseconds"]
     (PosixPath('deployed/export'), 14.2)
 """
@@ -27,9 +27,6 @@ from litheseg.budget.candidates import (
     Limits,
     Variant,
     paper_costs,
-    parse_budget,
-    parse_bytes,
-    parse_quantity,
 )
 from litheseg.budget.choose import Found, Point, Search, choose_measured
 from litheseg.budget.dense_layers import DensePlan
@@ -46,6 +43,7 @@ from litheseg.nn.surgery import grouped_layers
 from litheseg.report.plots import FrontierPoint, frontier
 from litheseg.runtime.latency import street_frames
 from litheseg.tables import Table
+from litheseg.values import Bytes, Counts, Duration, Names, Quantity, Size, Sizes, Widths
 
 if TYPE_CHECKING:
     from litheseg.data.datamodule import SegmentationData
@@ -61,24 +59,24 @@ _MOST_ROWS = 12
 def fit(
     model: str | Path,
     *,
-    budget: str,
+    budget: Duration,
     output: str | Path,
     percentile: float = 95.0,
-    reserve: str | None = None,
+    reserve: Duration = 0.0,
     fps: float | None = None,
-    memory: str | None = None,
-    model_size: str | None = None,
-    macs: str | None = None,
+    memory: Bytes | None = None,
+    model_size: Bytes | None = None,
+    macs: Quantity | None = None,
     min_miou: float | None = None,
-    widths: tuple[float, ...] | None = None,
-    sizes: tuple[tuple[int, int], ...] | None = None,
-    runtime: tuple[str, ...] | None = None,
-    precision: tuple[str, ...] | None = None,
-    threads: tuple[int, ...] | None = None,
+    widths: Widths | None = None,
+    sizes: Sizes | None = None,
+    runtime: Names | None = None,
+    precision: Names | None = None,
+    threads: Counts | None = None,
     data: str | Path | None = None,
     source: str = "auto",
     split: str = "val",
-    image: tuple[int, int] | None = None,
+    image: Size | None = None,
     measured: Path | None = None,
     plan: Path | None = None,
     fresh: bool = False,
@@ -91,14 +89,14 @@ def fit(
 
     Args:
         model: an elastic model file.
-        budget: time of one image, end to end, such as 20ms, or a rate such as 15fps.
+        budget: milliseconds of one image, end to end; written 20ms or, as a rate, 15fps.
         output: folder of the export, fit.json and frontier.png.
         percentile: of the times, that must be within the budget, in [50, 99.9].
-        reserve: time that is kept of the budget for what is not timed, such as 3ms.
+        reserve: milliseconds of the budget that are kept for what is not timed; written 3ms.
         fps: images a second that come from a camera; by default one follows the other at once.
-        memory: most bytes of weights and of activations alive at once, such as 50MB.
-        model_size: most bytes of the weights as stored, such as 2MB.
-        macs: most multiply-accumulates of an image, such as 1G.
+        memory: most bytes of weights and of activations alive at once; written 50MB.
+        model_size: most bytes of the weights as stored; written 2MB.
+        macs: most multiply-accumulates of an image; written 1G.
         min_miou: refuse less, in [0, 1].
         widths: to choose among; by default those of the model, and between them where that may pay.
         sizes: heights and widths of the network's input; by default the training size, 3/4 and 1/2 of it.
@@ -130,12 +128,12 @@ def fit(
     if (output / FIT_FILE).exists() and not force:
         raise LithesegError(f"{output} holds a fit already; give another --output, or --force to replace it")
     limits = Limits(
-        parse_budget(budget),
+        budget,
         percentile=percentile,
-        reserve=parse_budget(reserve) if reserve else 0.0,
-        memory=parse_bytes(memory) if memory else None,
-        model_size=parse_bytes(model_size) if model_size else None,
-        macs=parse_quantity(macs, "MACs") if macs else None,
+        reserve=reserve,
+        memory=memory,
+        model_size=model_size,
+        macs=macs,
         min_miou=min_miou,
         fps=fps,
     )
@@ -172,10 +170,10 @@ def fit(
     return result
 
 
-def _known(names: tuple[str, ...] | None, known: Sequence[str], what: str) -> tuple[str, ...] | None:
+def _known(names: Sequence[str] | None, known: Sequence[str], what: str) -> Sequence[str] | None:
     """The names, of which each must be known; all of them for "all"."""
-    if names == ("all",):
-        return tuple(known)
+    if names is not None and list(names) == ["all"]:
+        return known
     for name in names or ():
         check_choice(what, name, known)
     return names

@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 from litheseg.bundle.description import KEY, read_description
 from litheseg.bundle.header import BundleHeader, checked_size
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.masks.classes import Classes
+from litheseg.values import Written
 
 __all__ = [
     "EXPORT_FILE",
@@ -36,6 +37,8 @@ __all__ = [
     "RUNTIMES",
     "Artefact",
     "Export",
+    "PrecisionName",
+    "RuntimeName",
     "check_choice",
     "description",
     "file_digest",
@@ -48,6 +51,8 @@ EXPORT_VERSION = 1
 EXPORT_FILE = "export.json"
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8")
+RuntimeName = Annotated[str, Written(str, choices=RUNTIMES)]
+PrecisionName = Annotated[str, Written(str, choices=PRECISIONS)]
 OUTPUTS = ("logits", "labels")
 LAYOUTS = ("NHWC", "NCHW")
 FORMATS: dict[str, tuple[str, ...]] = {

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.errors import BundleError, DataError, WidthError
+from litheseg.errors import BundleError, DataError
 from litheseg.masks.classes import Classes
 
-__all__ = ["FORMAT_VERSION", "BundleHeader", "check_width", "checked_size"]
+__all__ = ["FORMAT_VERSION", "BundleHeader", "checked_size"]
 
 FORMAT_VERSION = 1
 """What this version of litheseg writes; it reads this and all earlier ones."""
@@ -127,17 +127,6 @@ class BundleHeader:
             return cls(**content)
         except BundleError as error:
             raise BundleError(f"{error}; {_REMEDY}") from error
-
-
-def check_width(width: float) -> float:
-    """`width` as a float in (0, 1].
-
-    Raises:
-        WidthError: it is not.
-    """
-    if not 0.0 < float(width) <= 1.0:
-        raise WidthError(f"width {width} is outside (0, 1]; it is the fraction of channels to keep, such as 0.5")
-    return float(width)
 
 
 def checked_size(value: Any) -> tuple[int, int]:

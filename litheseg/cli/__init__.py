@@ -1,8 +1,9 @@
 """The command line: it parses, calls the function of the same name, and prints what that returns.
 
-A command is a module with ``add(parser)``, which declares its options, and ``run(args)``, which does it and returns the
-exit status: 0 (or None) for success, 1 where a part failed or a check says no. Wrong usage and errors
-that the user can mend give 2 and one line on stderr, Ctrl-C 130. With `--json`, standard output holds JSON only.
+A command is a function in the module of its name, built into options by `litheseg.cli.parsing`; the module's docstring
+is its help. It returns the exit status: 0 (or None) for success, 1 where a part failed or a check says no. Wrong usage
+and errors that the user can mend give 2 and one line on stderr, Ctrl-C 130. With `--json`, standard output holds JSON
+only.
 
 Usage:
     $ litheseg train --recipe slimseg --data.root camvid --output runs/slimseg
@@ -17,77 +18,41 @@ import os
 import shlex
 import sys
 import warnings
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from litheseg import __version__
 from litheseg.cli.printing import complain
-from litheseg.errors import LithesegError, MissingExtraError, did_you_mean, printable
+from litheseg.errors import LithesegError, MissingExtraError, did_you_mean
 
-__all__ = ["COMMANDS", "build_parser", "main"]
+__all__ = ["COMMANDS", "main", "read"]
 
-COMMANDS: Mapping[str, str] = {
-    "train": "train a network that runs at several widths",
-    "evaluate": "score a model on labelled images",
-    "export": "write networks for ONNX Runtime, OpenVINO and torch.export, proven equal",
-    "profile": "count a model at every width, and time it end to end",
-    "fit": "find the most accurate model within a budget, by measuring, and export it",
-    "measure": "write a kit that times a model on a machine without litheseg",
-    "predict": "label images",
-    "video": "label a video, a sequence of images, a camera or a stream",
-    "serve": "segment images over HTTP, with a page to try it",
-    "pseudo-label": "label images, and choose which to correct by hand",
-    "import-labels": "read corrected labels back as a data set",
-    "doctor": "find what is wrong with a data set",
-    "data": "fetch, make, describe and split data sets",
-    "convert": "turn a dense or gradual model into a grouped one",
-    "import-weights": "make a model file of weights from elsewhere",
-    "models": "list the architectures",
-    "recipes": "list the recipes",
-    "report": "compare models on one page",
-    "demo": "train, measure and report a small model in a few minutes, offline",
-}
-"""What each command is for. It is the module of the same name, which is imported when the command is named."""
+COMMANDS = (
+    *("train", "evaluate", "export", "profile", "fit", "measure", "predict", "video", "serve", "pseudo-label"),
+    *("import-labels", "doctor", "data", "convert", "import-weights", "models", "recipes", "report", "demo"),
+)
+"""Each is the module of its name, which is imported when the command is named."""
 
-_OVERRIDABLE = ("train", "demo")  # commands that take recipe fields as options
-_EPILOG = """examples:
+_HELP, _QUOTES = ("-h", "--help"), '"'
+_EXAMPLES = """
+examples:
   litheseg demo                                     see all of it in a few minutes, offline
   litheseg doctor data/mine                         is my data fit for training?
   litheseg train --recipe slimseg --data.root data/mine --output runs/mine
   litheseg evaluate runs/mine/model.safetensors
   litheseg predict runs/mine/model.safetensors photos/ --output labelled/ --width 0.5
-  litheseg COMMAND --help                           options and examples of a command
-"""
-
-
-class _Parser(ArgumentParser):
-    """Complains in one line and says where help is."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs |= {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
-        super().__init__(*args, **kwargs)
-
-    def reject(self, argument: str) -> NoReturn:
-        """Complain about an argument that the command does not know, with the nearest that it does."""
-        import difflib
-
-        name = argument.partition("=")[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise LithesegError(f"unknown option {name}.{hint} See `{self.prog} --help`.")
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {printable(message)} (see `{self.prog} --help`)", file=sys.stderr)
-        raise SystemExit(2)
+  litheseg COMMAND --help                           options and examples of a command"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     _keep_quiet()
     try:
-        return _run(argv)
+        return _run(words)
     except KeyboardInterrupt:
         return complain("stopped by Ctrl-C", 130)
     except LithesegError as error:
@@ -97,49 +62,82 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def build_parser(commands: Iterable[str] = COMMANDS) -> ArgumentParser:
-    """The parser of all commands; `args.command` says which one was given.
+def read(words: Sequence[str]) -> partial[int | None]:
+    """The call of a function that a command line asks for; imports the command's module only.
 
     Args:
-        commands: those whose options are wanted; only their modules are imported.
+        words: behind `litheseg`, the command's name first.
 
     Raises:
+        LithesegError: wrong usage.
         MissingExtraError: a command that this install has no packages for.
+        SystemExit: help was asked for, and printed.
     """
-    parser = _Parser(prog="litheseg", description="One segmentation network, every budget.", epilog=_EPILOG)
-    parser.add_argument("--version", action="version", version=f"litheseg {__version__}")
-    listed = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    for name, summary in COMMANDS.items():
-        own = listed.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        own.set_defaults(parser=own)
-        if name in commands:
-            _module(name).add(own)
-    return parser
-
-
-def _run(argv: list[str]) -> int:
-    named = [argv[0]] if argv and not argv[0].startswith("-") else []
-    if named and named[0] not in COMMANDS:
-        raise LithesegError(f"unknown command '{argv[0]}'.{did_you_mean(argv[0], COMMANDS)}")
+    name, *rest = words
+    if name not in COMMANDS:
+        raise LithesegError(f"unknown command '{name}'.{did_you_mean(name, COMMANDS)}")
     try:
-        args, rest = build_parser(named).parse_known_args(argv)
-    except SystemExit as stop:  # --help, --version, or wrong usage, all of which argparse has printed
-        return int(stop.code or 0)
-    if rest and args.command not in _OVERRIDABLE:
-        args.parser.reject(rest[0])
-    args.overrides = rest
-    args.line = shlex.join(["litheseg", *argv])
-    try:
-        return _module(args.command).run(args) or 0
+        from litheseg.cli.parsing import build_parser, call
+
+        module = importlib.import_module(f"litheseg.cli.{_module(name)}")
+        prog, about, function = f"litheseg {name}", module.__doc__ or "", getattr(module, module.__all__[0])
+        if len(module.__all__) > 1:
+            function, *rest = _action(module, prog, rest)
+            prog, about = f"{prog} {function.__name__}", _summary(function)
+        parser = build_parser(function, prog, about)
+        if "--help-all" in rest and hasattr(module, "help_all"):
+            print(f"{parser.format_help()}\n{module.help_all()}")
+            raise SystemExit(0)
+        return call(function, parser, rest, shlex.join(["litheseg", *words]))
     except ModuleNotFoundError as error:
-        raise _missing(error, args.command) from error
+        raise _missing(error, name) from error
 
 
-def _module(command: str) -> Any:
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        print(f"litheseg {__version__}")
+        return 0
+    if words and words[0] in _HELP:
+        print("usage: litheseg [--version] COMMAND ...\n\nOne segmentation network, every budget.\n\ncommands:")
+        for name in COMMANDS:
+            with Path(__file__).with_name(f"{_module(name)}.py").open(encoding="utf-8") as source:
+                print(f"  {name:<16}{source.readline().strip().removeprefix('r').strip(_QUOTES)}")
+        print(_EXAMPLES)
+        return 0
+    if not words or words[0].startswith("-"):
+        raise LithesegError(f"{words[0] if words else 'nothing'} is no command; `litheseg --help` lists them")
     try:
-        return importlib.import_module(f"litheseg.cli.{command.replace('-', '_')}")
+        run = read(words)
+    except SystemExit:  # --help, which is printed
+        return 0
+    try:
+        return run() or 0
     except ModuleNotFoundError as error:
-        raise _missing(error, command) from error
+        raise _missing(error, words[0]) from error
+
+
+def _action(module: ModuleType, prog: str, words: list[str]) -> list[Any]:
+    """Which of the module's functions is asked for, and the words behind its name."""
+    functions = {name: getattr(module, name) for name in module.__all__}
+    if words and words[0] in functions:
+        return [functions[words[0]], *words[1:]]
+    if words and words[0] in _HELP:
+        about, _, examples = (module.__doc__ or "").partition("Examples:")
+        print(f"usage: {prog} ACTION ...\n\n{about}actions:")
+        for name, function in functions.items():
+            print(f"  {name:<8}{_summary(function)}")
+        print(f"\nexamples:{examples}")
+        raise SystemExit(0)
+    wrong = f"unknown action '{words[0]}'.{did_you_mean(words[0], functions)}" if words else "an action is missing."
+    raise LithesegError(f"{wrong} See `{prog} --help`")
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").partition("\n")[0]
+
+
+def _module(command: str) -> str:
+    return command.replace("-", "_")
 
 
 def _missing(error: ModuleNotFoundError, command: str) -> Exception:

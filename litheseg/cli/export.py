@@ -1,169 +1,141 @@
-"""`litheseg export`: write a model's widths as networks for other runtimes, each compared with PyTorch."""
-
-from __future__ import annotations
-
-import json
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from rich.console import Console
-
-from litheseg.bundle.exported import FORMATS, Export
-from litheseg.cli.options import bundle_argument, data_options, json_option, parse_size, widths_option
-from litheseg.cli.printing import print_json, print_table
-from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
-from litheseg.deploy.parity import THRESHOLD
-from litheseg.deploy.quantize import CALIBRATION_IMAGES, Quantizer, Tolerance, calibration_samples
-from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.tables import Table
-
-__all__ = ["add", "run"]
-
-
-def add(parser: ArgumentParser) -> None:
-    """Declare the options."""
-    bundle_argument(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the export")
-    parser.add_argument(
-        "--format",
-        type=_formats,
-        default=("onnx",),
-        metavar="F,F",
-        help=f"{', '.join(FORMATS)}, several with commas [onnx]",
-    )
-    widths_option(parser, "those to export, one network each [all of the bundle]")
-    parser.add_argument(
-        "--size",
-        type=_size,
-        default="training",
-        metavar="HxW",
-        help="of the input; dynamic: any; training: what the model resizes images to, any if it does not [training]",
-    )
-    parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of the input, uint8 RGB [nhwc]")
-    parser.add_argument(
-        "--labels", action="store_true", help="give labels at the input's size; slower than logits, but ready to use"
-    )
-    parser.add_argument("--share", action="store_true", help="ONNX: store what the widths have in common once")
-    check = parser.add_argument_group("comparison with PyTorch")
-    data_options(check)  # type: ignore[arg-type]
-    check.add_argument("--split", default="val", help="which images [val]")
-    check.add_argument(
-        "--threshold",
-        type=float,
-        default=THRESHOLD,
-        metavar="T",
-        help=f"least share of pixels that must agree, 0..1 [{THRESHOLD:g}]",
-    )
-    check.add_argument("--no-check", dest="check", action="store_false", help="compare nothing")
-    _add_int8(parser)
-    parser.add_argument("--force", action="store_true", help="replace an export that is there")
-    json_option(parser)
-    parser.epilog = """examples:
-  litheseg export runs/camvid/model.safetensors --output exports/camvid
-  litheseg export model.safetensors --output exports/street --format onnx,openvino --widths 1,.5 --data data/camvid
-  litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
-  litheseg export model.safetensors --output exports/simple --labels --layout nchw
-  litheseg export model.safetensors --output exports/dial --share                (all widths, with one file of weights)
-  litheseg export model.safetensors --output exports/small --format onnx,openvino --precision int8 --data data/camvid
+"""Write networks for ONNX Runtime, OpenVINO and torch.export, each compared with PyTorch.
 
 The input is the raw picture: normalisation is inside, and so are classes, colours and provenance. The logits come at
 the network's own stride, since upsampling them is most of a small network's time; --labels does it inside all the same.
 Every network is run on real images beside PyTorch, and nothing is written where more than a few pixels differ; what was
 found is in DIR/certificate.json. An int8 network is calibrated on training images and compared class by class; what
 int8 breaks stays in floating point, and where that does not help, nothing is written: see DIR/*.quantization.json.
+
+Examples:
+  litheseg export runs/camvid/model.safetensors --output exports/camvid
+  litheseg export model.safetensors --output exports/street --format onnx,openvino --widths 1,.5 --data data/camvid
+  litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
+  litheseg export model.safetensors --output exports/simple --labels --layout nchw
+  litheseg export model.safetensors --output exports/dial --share                (all widths, with one file of weights)
+  litheseg export model.safetensors --output exports/small --format onnx,openvino --precision int8 --data data/camvid
 """
 
+from __future__ import annotations
 
-def _add_int8(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("int8")
-    group.add_argument(
-        "--precision", choices=("fp32", "int8"), default="fp32", help="int8: write an int8 network beside each [fp32]"
-    )
-    group.add_argument("--calibration", metavar="DIR", help="images to calibrate on [the data's training split]")
-    group.add_argument(
-        "--calibration-images",
-        type=int,
-        default=CALIBRATION_IMAGES,
-        metavar="N",
-        help=f"how many at most [{CALIBRATION_IMAGES}]",
-    )
-    defaults = Tolerance()
-    group.add_argument(
-        "--tolerance", type=float, default=defaults.miou, metavar="P", help=f"points mIoU may fall [{defaults.miou:g}]"
-    )
-    group.add_argument(
-        "--class-tolerance",
-        type=float,
-        default=defaults.class_iou,
-        metavar="P",
-        help=f"points a class may fall [{defaults.class_iou:g}]",
-    )
-    group.add_argument(
-        "--agreement",
-        type=float,
-        default=defaults.agreement,
-        metavar="A",
-        help=f"where nothing is labelled: least share of pixels that agree, 0..1 [{defaults.agreement:g}]",
-    )
+import json as files
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rich.console import Console
+
+from litheseg.bundle.exported import FORMATS, Export
+from litheseg.cli.parsing import command
+from litheseg.cli.printing import print_json, print_table
+from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
+from litheseg.deploy.quantize import CALIBRATION_IMAGES, Quantizer, Tolerance, calibration_samples
+from litheseg.errors import LithesegError
+from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.tables import Table
+from litheseg.values import Written, parse_names, parse_size
+
+__all__ = ["export"]
 
 
-def run(args: Namespace) -> None:
-    """Do it and print what came of it."""
-    bundle = load_bundle(args.bundle)
+def _parse_formats(text: str) -> tuple[str, ...]:
+    for name in parse_names(text):
+        if name not in FORMATS:
+            raise LithesegError(f"'{name}' is no format; choose from {', '.join(FORMATS)}")
+    return parse_names(text)
+
+
+def _parse_size(text: str) -> tuple[int, int] | str | None:
+    return {"dynamic": None, "training": text}[text] if text in ("dynamic", "training") else parse_size(text)
+
+
+@command(export_bundle, without=("formats", "size", "output_kind", "shared"))
+def export(
+    model: Path,
+    *,
+    output: Path,
+    format: Annotated[Sequence[str], Written(_parse_formats, "F,F", ",".join)] = ("onnx",),
+    size: Annotated[Any, Written(_parse_size, "HxW")] = "training",
+    layout: Literal["nhwc", "nchw"] = "nhwc",
+    labels: bool = False,
+    share: bool = False,
+    precision: Literal["fp32", "int8"] = "fp32",
+    calibration: Path | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    tolerance: float = Tolerance.miou,
+    class_tolerance: float | None = Tolerance.class_iou,
+    agreement: float = Tolerance.agreement,
+    json: bool = False,
+    **options: Any,
+) -> None:
+    """Print the networks, how they compare, and what comes next.
+
+    Args:
+        model: a model file, such as runs/NAME/model.safetensors.
+        output: the folder of the export.
+        format: onnx, openvino, torch; several with commas.
+        size: of the input; dynamic: any; training: what the model resizes images to, any if it does not.
+        layout: of the input, uint8 RGB.
+        labels: give labels at the input's size; slower than logits, but ready to use.
+        share: of ONNX: store what the widths have in common once.
+        check: compare nothing with PyTorch.
+        precision: int8 writes an int8 network beside each.
+        calibration: images to calibrate int8 on; by default the data's training split.
+        calibration_images: how many of them at most.
+        tolerance: points that mIoU may fall in int8.
+        class_tolerance: points that a class may fall in int8.
+        agreement: where nothing is labelled, the least share of pixels that agree in int8, 0..1.
+        json: print JSON.
+        **options: of `export_bundle`.
+    """
+    bundle = load_bundle(model)
     with Console(stderr=True).status("") as status:
-        export = export_bundle(
+        if precision == "int8":
+            judge = Tolerance(miou=tolerance, class_iou=class_tolerance, agreement=agreement)
+            options["further"] = _quantizer(bundle, calibration, calibration_images, judge, status.update, options)
+        written = export_bundle(
             bundle,
-            args.output,
-            formats=args.format,
-            widths=args.widths,
-            size=None if args.size == "dynamic" else args.size,
-            layout=args.layout.upper(),
-            output_kind="labels" if args.labels else "logits",
-            shared=args.share,
-            check=args.check,
-            data=args.data,
-            source=args.source,
-            split=args.split,
-            threshold=args.threshold,
-            further=_quantizer(bundle, args, status.update) if args.precision == "int8" else None,
+            output,
+            formats=format,
+            size=size,
+            layout=layout.upper(),
+            output_kind="labels" if labels else "logits",
+            shared=share,
             progress=status.update,
-            force=args.force,
+            **options,
         )
-    found = _found(export)
+    found = _found(written)
     certificates = found["certificates"]
-    if args.json:
-        networks = [artefact.to_dict() for artefact in export.artefacts]
-        return print_json({"export": str(export.path), "networks": networks, **found})
-    print_table(_table(export, certificates), str(export.path))
+    if json:
+        networks = [artefact.to_dict() for artefact in written.artefacts]
+        return print_json({"export": str(written.path), "networks": networks, **found})
+    print_table(_table(written, certificates), str(written.path))
     if certificates:
         first = next(iter(certificates.values()))
         print(f"compared with PyTorch on {first['images']} images ({first['origin']})")
     else:
         print("not compared with PyTorch; leave out --no-check to do so")
-    for twin in found.get("int8", {}).values():
-        print(f"\n{twin['summary']}")
-    print(f"\nnext:\n  litheseg predict {export.path} PHOTOS --output labelled")
+    for network in found.get("int8", {}).values():
+        print(f"\n{network['summary']}")
+    print(f"\nnext:\n  litheseg predict {written.path} PHOTOS --output labelled")
 
 
-def _quantizer(bundle: Bundle, args: Namespace, progress: Callable[[str], None]) -> Quantizer:
-    calibration, check = calibration_samples(
-        bundle,
-        args.data,
-        source=args.source,
-        folder=args.calibration,
-        split=args.split,
-        count=args.calibration_images,
-    )
-    tolerance = Tolerance(miou=args.tolerance, class_iou=args.class_tolerance, agreement=args.agreement)
-    wanted = args.calibration_images
-    return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, wanted, progress=progress)
+def _quantizer(
+    bundle: Bundle,
+    folder: Path | None,
+    count: int,
+    tolerance: Tolerance,
+    progress: Callable[[str], None],
+    options: Mapping[str, Any],
+) -> Quantizer:
+    data = {name: options[name] for name in ("source", "split") if name in options}
+    calibration, check = calibration_samples(bundle, options.get("data"), folder=folder, count=count, **data)
+    return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, count, progress=progress)
 
 
 def _found(export: Export) -> dict[str, Any]:
     """``certificates`` and, where there are int8 networks, ``int8``: each by the path of the network."""
     file = export.folder / CERTIFICATE_FILE
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content: dict[str, Any] = files.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {"certificates": {}} | {name: content[name] for name in ("certificates", "int8") if name in content}
 
 
@@ -182,20 +154,5 @@ def _comparison(found: Mapping[str, Any] | None) -> tuple[str, ...]:
     if found is None or "differing" not in found:
         return ("–",) * 4
     scores = ("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou"))
-    return (
-        f"{found['differing']:,} of {found['pixels']:,}",
-        *scores,
-        f"{found['worst_image']} {100 * found['worst_agreement']:.3f}",
-    )
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(","))
-    for name in names:
-        if name not in FORMATS:
-            raise ArgumentTypeError(f"'{name}' is no format; choose from {', '.join(FORMATS)}")
-    return names
-
-
-def _size(text: str) -> tuple[int, int] | str:
-    return text if text in ("dynamic", "training") else parse_size(text)
+    pixels = f"{found['differing']:,} of {found['pixels']:,}"
+    return pixels, *scores, f"{found['worst_image']} {100 * found['worst_agreement']:.3f}"

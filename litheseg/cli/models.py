@@ -1,34 +1,33 @@
-"""`litheseg models`: list the architectures."""
+"""List the architectures, or show the arguments of one.
+
+Examples:
+  litheseg models
+  litheseg models ddrnet
+"""
 
 from __future__ import annotations
 
 import inspect
-from argparse import ArgumentParser, Namespace
 
-from litheseg.cli.options import json_option
 from litheseg.cli.printing import print_json
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.models import MODELS
 
-__all__ = ["add", "run"]
+__all__ = ["models"]
 
 
-def add(parser: ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("name", nargs="?", help="print the arguments of this one")
-    json_option(parser)
+def models(name: str | None = None, /, *, json: bool = False) -> None:
+    """Print a line for each architecture, or the signature and documentation of one.
 
-
-def run(args: Namespace) -> None:
-    """Do it and print what came of it."""
-    if args.name is None:
+    Args:
+        name: the architecture; by default all are listed.
+        json: print JSON.
+    """
+    if name is None:
         summaries = {name: (inspect.getdoc(build) or "").splitlines()[0] for name, build in MODELS.items()}
-        if args.json:
-            return print_json(summaries)
-        for name, summary in summaries.items():
-            print(f"{name:<16}{summary}")
-        return None
-    if args.name not in MODELS:
-        raise ModelError(f"unknown model '{args.name}'.{did_you_mean(args.name, MODELS)}")
-    text = f"{args.name}{inspect.signature(MODELS[args.name])}\n\n{inspect.getdoc(MODELS[args.name])}"
-    return print_json({"name": args.name, "help": text}) if args.json else print(text)
+        lines = "\n".join(f"{name:<16}{summary}" for name, summary in summaries.items())
+        return print_json(summaries) if json else print(lines)
+    if name not in MODELS:
+        raise ModelError(f"unknown model '{name}'.{did_you_mean(name, MODELS)}")
+    text = f"{name}{inspect.signature(MODELS[name])}\n\n{inspect.getdoc(MODELS[name])}"
+    return print_json({"name": name, "help": text}) if json else print(text)

@@ -17,7 +17,7 @@ from litheseg.tables import terminal_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["complain", "console", "print_json", "print_next", "print_table", "say", "show"]
+__all__ = ["complain", "complain_of", "console", "print_json", "print_next", "print_table", "say", "show"]
 
 
 def print_table(table: Any, title: str | None = None) -> None:
@@ -46,6 +46,15 @@ def complain(message: str, status: int) -> int:
     """One line on standard error; returns `status`."""
     print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
+
+
+def complain_of(reasons: Sequence[str], rest: str = "", shown: int = 20, total: int | None = None) -> None:
+    """The first reasons, and how many more there are."""
+    for reason in reasons[:shown]:
+        complain(reason, 1)
+    more = (len(reasons) if total is None else total) - shown
+    if more > 0:
+        complain(f"{more} more{rest}", 1)
 
 
 def say(what: str) -> None:

@@ -1,24 +1,24 @@
-"""`litheseg recipes`: list the recipes."""
+"""List the recipes, or print one.
+
+Example:
+  litheseg recipes slimseg > mine.yaml
+"""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-
 from litheseg.training.recipe import recipe_names, recipe_yaml
 
-__all__ = ["add", "run"]
+__all__ = ["recipes"]
 
 
-def add(parser: ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("name", nargs="?", help="print this one")
-    parser.epilog = "example:\n  litheseg recipes slimseg > mine.yaml\n"
+def recipes(name: str | None = None, /) -> None:
+    """Print a line for each recipe, or the YAML of one.
 
-
-def run(args: Namespace) -> None:
-    """Do it and print what came of it."""
-    if args.name is not None:
-        print(recipe_yaml(args.name), end="")
+    Args:
+        name: the recipe; by default all are listed.
+    """
+    if name is not None:
+        print(recipe_yaml(name), end="")
         return
     for name in recipe_names():
         comment = " ".join(line[2:] for line in recipe_yaml(name).splitlines() if line.startswith("# "))

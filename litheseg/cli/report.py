@@ -1,28 +1,28 @@
-"""`litheseg report`: compare models on one page."""
+"""Compare models on one page.
 
-from __future__ import annotations
-
-from argparse import ArgumentParser, Namespace
-
-from litheseg.cli.options import data_options
-from litheseg.report.run_report import write_report
-
-__all__ = ["add", "run"]
-
-
-def add(parser: ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="model files, best of the same classes")
-    data_options(parser)
-    parser.add_argument("--split", default="val", help="which images [val]")
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="the page [report.html]")
-    parser.add_argument("--no-latency", dest="latency", action="store_false", help="do not measure milliseconds")
-    parser.epilog = """example:
+Example:
   litheseg report runs/a/model.safetensors runs/b/model.safetensors --data data/camvid --output compare.html
 """
 
+from __future__ import annotations
 
-def run(args: Namespace) -> None:
-    """Do it and print what came of it."""
-    names = ("output", "data", "source", "split", "latency")
-    print(write_report(args.bundles, **{name: getattr(args, name) for name in names}, command=args.line))
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from litheseg.cli.parsing import command as takes_options_of
+from litheseg.report.run_report import write_report
+
+__all__ = ["report"]
+
+
+@takes_options_of(write_report)
+def report(models: Sequence[Path], *, command: str = "", **options: Any) -> None:
+    """Print where the page is.
+
+    Args:
+        models: model files, best of the same classes.
+        command: the shell command, for the page.
+        **options: of `write_report`.
+    """
+    print(write_report(models, command=command, **options))

@@ -1,8 +1,28 @@
-"""`litheseg train`: train a network that runs at several widths."""
+"""Train a network that runs at several widths.
+
+the options that matter most, by example:
+  --recipe slimseg              what is trained: a recipe's name (see `litheseg recipes`) or a .yaml file
+  --data.root data/camvid       the folder of the data
+  --data.source streets         instead: procedural scenes, no files
+  --data.size "[360,480]"       height and width that images are resized to
+  --data.batch_size 8           images of a step
+  --trainer.epochs 40           how long
+  --widths "[1,.5]"             the widths that it shall run at, as fractions of the channels
+  --optimizer.lr 5e-4           the learning rate
+  --output runs/camvid          the run's folder
+  --resume                      go on after Ctrl-C, a crash or a reboot
+
+Examples:
+  litheseg train --recipe slimseg --data.root data/camvid --data.size "[360,480]" --output runs/camvid
+  litheseg train --recipe slimseg --data.source streets --trainer.epochs 20     (procedural scenes, no files)
+  litheseg train --recipe mine.yaml --optimizer.lr=5e-4 --widths "[1,.5]"
+
+A recipe is a YAML file; each of its fields can be changed by an option (--a.b=value or --a.b value).
+`litheseg recipes NAME` prints one, and `litheseg train --help-all` explains every field.
+"""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from litheseg.cli.printing import print_next, print_table
@@ -12,41 +32,36 @@ from litheseg.report.card import width_rows, width_table
 from litheseg.training.recipe import Recipe, load_recipe
 from litheseg.training.recipe_help import recipe_help
 
-__all__ = ["add", "run"]
-
-_EPILOG = """examples:
-  litheseg train --recipe slimseg --data.root data/camvid --data.size "[360,480]" --output runs/camvid
-  litheseg train --recipe slimseg --data.source streets --trainer.epochs 20     (procedural scenes, no files)
-  litheseg train --recipe mine.yaml --optimizer.lr=5e-4 --widths "[1,.5]"
-  litheseg train ... --resume                       go on after Ctrl-C, a crash or a reboot
-
-A recipe is a YAML file with the fields below; each can be changed by an option (--a.b=value or --a.b value).
-`litheseg recipes NAME` prints one. In brackets: the value where a recipe says nothing.
-
-recipe fields:
-"""
+__all__ = ["train"]
 
 
-def add(parser: ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("--recipe", default="slimseg", help="name (see `litheseg recipes`) or .yaml file [slimseg]")
-    parser.add_argument("--output", metavar="DIR", help="the run's folder [runs/RECIPE]")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
-    parser.epilog = _EPILOG + recipe_help(Recipe())
+def help_all() -> str:
+    """Every field of a recipe, with its default in brackets."""
+    return f"recipe fields, and in brackets the value where a recipe says nothing:\n{recipe_help(Recipe())}"
 
 
-def run(args: Namespace) -> None:
-    """Do it and print what came of it."""
+def train(
+    *overrides: str, recipe: str = "slimseg", output: Path | None = None, resume: bool = False, command: str = ""
+) -> None:
+    """Print the scores of each width, and what to do with the model.
+
+    Args:
+        *overrides: recipe fields.
+        recipe: name (see `litheseg recipes`) or .yaml file.
+        output: the run's folder; by default runs/RECIPE.
+        resume: go on from the folder's last checkpoint.
+        command: the shell command, for the report.
+    """
     from litheseg.report.run_report import report_run  # Lightning takes its time, which --help need not wait for
+    from litheseg.training import run
     from litheseg.training.ranks import is_first_process
-    from litheseg.training.run import train
 
-    recipe = load_recipe(args.recipe, args.overrides)
-    result = train(recipe, args.output or Path("runs") / recipe.name, resume=args.resume)
+    loaded = load_recipe(recipe, list(overrides))
+    result = run.train(loaded, output or Path("runs") / loaded.name, resume=resume)
     if not is_first_process():
         return
     try:
-        report = report_run(result.folder, command=args.line)
+        report = report_run(result.folder, command=command)
     except LithesegError as error:
         raise TrainingError(
             f"{error}. The model is whole, {result.bundle}; the same command with --resume writes the report"

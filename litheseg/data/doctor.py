@@ -39,6 +39,7 @@ from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.errors import DataError, printable
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
 from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError
+from litheseg.values import Quantity, Size
 
 __all__ = ["Diagnosis", "Finding", "SplitSummary", "diagnose", "diagnose_path"]
 
@@ -197,8 +198,8 @@ def diagnose_path(
     *,
     splits: Sequence[str] | None = None,
     limit: int | None = None,
-    crop: tuple[int, int] | None = None,
-    max_pixels: int = MAX_PIXELS,
+    crop: Size | None = None,
+    max_pixels: Quantity = MAX_PIXELS,
     progress: bool = False,
     **options: Any,
 ) -> Diagnosis:

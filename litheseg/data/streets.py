@@ -21,6 +21,7 @@ from litheseg.data.source import Sample, Source
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.streets import render_street
+from litheseg.values import Size
 
 __all__ = ["Streets", "make_streets"]
 
@@ -100,7 +101,7 @@ def make_streets(
     *,
     train: int = 300,
     val: int = 60,
-    size: tuple[int, int] = (180, 240),
+    size: Size = (180, 240),
     seed: int = 0,
     progress: bool = False,
 ) -> Path:

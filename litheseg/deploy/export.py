@@ -55,6 +55,7 @@ from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.tables import fenced
+from litheseg.values import Widths
 
 __all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]
 
@@ -79,7 +80,7 @@ def export_bundle(
     output: str | Path,
     *,
     formats: Sequence[str] = ("onnx",),
-    widths: Sequence[float] | None = None,
+    widths: Widths | None = None,
     size: tuple[int, int] | Literal["training"] | None = "training",
     layout: str = "NHWC",
     output_kind: str = "logits",

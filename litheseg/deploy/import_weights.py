@@ -38,6 +38,7 @@ from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models.weights import Entries, entries, first_misfit, weight_problem
+from litheseg.values import Size
 
 __all__ = ["KNOWN_CLASSES", "NORMALISATIONS", "import_weights", "read_classes", "read_normalisation"]
 
@@ -69,7 +70,7 @@ def import_weights(
     classes: Classes,
     mean: Sequence[float],
     std: Sequence[float],
-    size: tuple[int, int] = (512, 1024),
+    size: Size = (512, 1024),
     args: Mapping[str, Any] | None = None,
     source_note: str = "",
     licence: str = "",

@@ -28,6 +28,7 @@ from litheseg.evaluation.metrics import Scores
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.models.bundle import Bundle, save_bundle
 from litheseg.nn import recalibrate
+from litheseg.values import Numbers, Size, Widths
 
 if TYPE_CHECKING:
     from litheseg.data.datamodule import SegmentationData
@@ -60,12 +61,12 @@ def evaluate_bundle(
     *,
     source: str = "auto",
     split: str = "val",
-    widths: Sequence[float] | None = None,
+    widths: Widths | None = None,
     save: str | Path | None = None,
     mode: Literal["whole", "sliding"] = "whole",
-    window: tuple[int, int] | None = None,
+    window: Size | None = None,
     flip: bool = False,
-    scales: tuple[float, ...] = (1.0,),
+    scales: Numbers = (1.0,),
     band_radius: int = 3,
     device: str | None = None,
 ) -> Evaluation:

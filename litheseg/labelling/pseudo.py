@@ -26,7 +26,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from litheseg.masks.pictures import encode_png, write_mask
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.predictor import Predictor
+from litheseg.values import Quantity, Width
 
 __all__ = ["EXPORTS", "PseudoLabels", "pseudo_label"]
 
@@ -83,13 +84,13 @@ def pseudo_label(
     folder: str | Path,
     output: str | Path,
     *,
-    width: float | None = None,
+    width: Width | None = None,
     threshold: float = 0.0,
     choose: int = 20,
-    export: str = "none",
+    export: Literal["cvat", "label-studio", "none"] = "none",
     force: bool = False,
     device: str = "cpu",
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: Quantity = MAX_PIXELS,
     progress: Callable[[int, int, Path], None] | None = None,
 ) -> PseudoLabels:
     """Label all images of a folder, rank them, and export the best for correction.
@@ -101,12 +102,12 @@ def pseudo_label(
         model: a bundle, its path, or a predictor (then `device` is its own).
         folder: images, searched recursively; an id is the path below it without its ending.
         output: the folder for the results; made if missing.
-        width: None for the widest, or the predictor's.
+        width: one of the model's; None for the widest.
         threshold: pixels whose label is less probable than this are 255 in the mask, in [0, 1].
         choose: how many images to choose.
-        export: one of `EXPORTS`.
+        export: what the chosen images are written for.
         force: label anew and replace results that exist.
-        device: where to run.
+        device: cpu, cuda, cuda:1, ...
         max_pixels: width times height, by the file's header, above which an image fails.
         progress: called with (done, total, image) after each image.
 

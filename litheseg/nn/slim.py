@@ -24,7 +24,6 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from litheseg.bundle.header import check_width
 from litheseg.errors import ModelError, WidthError
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.layers import (
@@ -41,6 +40,7 @@ from litheseg.nn.surgery import replace_layer
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
 from litheseg.nn.watching import Watch
 from litheseg.nn.width import ChannelPart, Channels, WidthDial
+from litheseg.values import check_width
 
 __all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
 

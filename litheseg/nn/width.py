@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from litheseg.bundle.header import check_width
 from litheseg.errors import WidthError
+from litheseg.values import check_width
 
 __all__ = ["ChannelPart", "Channels", "WidthDial", "round_channels"]
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from statistics import median
 
-from litheseg.bundle.header import check_width
 from litheseg.errors import LithesegError, WidthError
+from litheseg.values import check_width
 
 __all__ = ["Controller", "Decision"]
 

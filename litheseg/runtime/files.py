@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from litheseg.bundle.exported import PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
 from litheseg.machine import cores
 from litheseg.masks.reading import MAX_PIXELS
@@ -29,6 +30,7 @@ from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.ray_engine import run_ray
 from litheseg.runtime.storage import OutputFolder, open_folder
+from litheseg.values import Quantity, Width
 
 __all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "predict_files"]
 
@@ -83,18 +85,18 @@ def predict_files(
     inputs: str | Path | Iterable[str | Path],
     output: str | Path,
     *,
-    width: float | None = None,
+    width: Width | None = None,
     kind: Kind = "mask",
     engine: str = "local",
     workers: int | None = None,
     force: bool = False,
     device: str = "cpu",
     size: tuple[int, int] | Literal["training"] | None = "training",
-    runtime: str | None = None,
-    precision: str | None = None,
+    runtime: RuntimeName | None = None,
+    precision: PrecisionName | None = None,
     threads: int = 1,
     alpha: float = 0.5,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: Quantity = MAX_PIXELS,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Predict images into `output`, as `NAME.png` (mask) and `NAME_overlay.png`.
@@ -108,9 +110,9 @@ def predict_files(
         inputs: images, folders and manifests (``.parquet``, ``.csv``), as paths or URIs; files in folders count if
             their name ends like an image's and is not hidden.
         output: the folder for the results, a path or the URI of an object store; made if missing.
-        width: None for the widest, or the predictor's.
+        width: one of the model's; None for the widest.
         kind: what to write.
-        engine: one of `ENGINES`.
+        engine: this process, or Ray's processes.
         workers: images predicted at once; None for as many as there are cores.
         force: overwrite results that exist instead of keeping them.
         device: "cpu", "cuda", "cuda:1", ...

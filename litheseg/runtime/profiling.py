@@ -25,12 +25,11 @@ from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope, Stages, measure, street_frames
 from litheseg.runtime.pipeline import STAGES, Pipeline
 from litheseg.tables import Table
+from litheseg.values import Size, Widths
 
 __all__ = ["Profile", "Profiled", "profile", "profile_table"]
 
 _PERCENTILES = (50, 95, 99)
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Profiled:
 
 def profile(
     model: Any,
-    widths: Sequence[float] | None = None,
+    widths: Widths | None = None,
     size: Size | None = None,
     *,
     image: Size | None = None,

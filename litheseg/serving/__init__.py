@@ -15,11 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from litheseg.bundle.exported import PrecisionName, RuntimeName
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.machine import cores
 from litheseg.runtime.predictor import Predictor
 from litheseg.serving.hosts import is_loopback
 from litheseg.serving.settings import ServerSettings, read_api_key
+from litheseg.values import Bytes, Quantity, Width
 
 if TYPE_CHECKING:
     from litheseg.serving.service import Service
@@ -36,17 +38,17 @@ def serve(
     port: int = 8000,
     allow_host: Sequence[str] = (),
     api_key_file: str | Path | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     target_ms: float = ServerSettings.target_ms,
     workers: int | None = None,
     queue: int = ServerSettings.queue,
-    max_upload: int = ServerSettings.max_upload,
-    max_pixels: int = ServerSettings.max_pixels,
+    max_upload: Bytes = ServerSettings.max_upload,
+    max_pixels: Quantity = ServerSettings.max_pixels,
     timeout: float = ServerSettings.timeout,
     upload_timeout: float = ServerSettings.upload_timeout,
     grace: float = 30.0,
-    runtime: str | None = None,
-    precision: str | None = None,
+    runtime: RuntimeName | None = None,
+    precision: PrecisionName | None = None,
     threads: int = 1,
     device: str = "cpu",
 ) -> None:
@@ -69,10 +71,10 @@ def serve(
         timeout: seconds from a received upload to its answer.
         upload_timeout: seconds that an upload may take.
         grace: seconds to finish requests after SIGTERM.
-        runtime: as in `Predictor`.
-        precision: as in `Predictor`.
+        runtime: what runs the network; None for torch, or what fits the export.
+        precision: of the network; None for fp32 if there is one.
         threads: of the CPU for each image.
-        device: as in `Predictor`.
+        device: cpu, cuda, cuda:1, ...
 
     Raises:
         MissingExtraError: a package of the extra `serve` is not installed.

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from litheseg.bundle.header import check_width
 from litheseg.errors import RecipeError, did_you_mean
 from litheseg.training.streams import LABELLED, PERTURBED
 from litheseg.training.teachers import FrozenConfig, TeacherConfig
+from litheseg.values import check_width
 
 if TYPE_CHECKING:
     from litheseg.training.recipe import Objective, Recipe

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from litheseg.bundle.header import check_width
 from litheseg.errors import WidthError
 from litheseg.nn import ChannelPart, Channels, WidthDial, round_channels
+from litheseg.values import check_width
 
 
 @pytest.mark.parametrize(

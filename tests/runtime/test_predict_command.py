@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from litheseg.cli import main
-from litheseg.cli import predict as command
 from litheseg.masks.classes import Classes
 from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
@@ -71,7 +70,7 @@ def test_ctrl_c_says_how_to_go_on(
         progress(Progress(total=50, kept=10, labelled=7, failed=1))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "predict_files", stopped)
+    monkeypatch.setattr("litheseg.runtime.files.predict_files", stopped)
     assert run("model", "photos", "--output", "out", *force) == 130
     printed = capsys.readouterr()
     assert printed.out == "" and "18 of 50 images done" in printed.err and again in printed.err
@@ -85,7 +84,7 @@ def test_sigterm_has_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the signal was not heard")
 
-    monkeypatch.setattr(command, "predict_files", stopped)
+    monkeypatch.setattr("litheseg.runtime.files.predict_files", stopped)
     assert run("model", "photos", "--output", "out") == 143
     assert "stopped by SIGTERM with 18 of 50 images done; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from litheseg.bundle.exported import Export
+from litheseg.bundle.exported import Export, PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.controller import Controller, Decision
@@ -29,6 +29,7 @@ from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.video.sources import FrameSource, open_frames, retry_pauses
 from litheseg.runtime.video.threads import ReadAhead, WriteBehind
 from litheseg.runtime.video.writing import open_writer
+from litheseg.values import Quantity, Width
 
 __all__ = ["VIDEO_KINDS", "VideoKind", "VideoProgress", "VideoSummary", "annotate_video"]
 
@@ -102,18 +103,18 @@ def annotate_video(
     kind: VideoKind = "overlay",
     alpha: float = 0.5,
     force: bool = False,
-    width: float | None = None,
+    width: Width | None = None,
     target_fps: float | None = None,
     target_ms: float | None = None,
     drop: bool = False,
     limit: int | None = None,
     fps: float | None = None,
     attempts: int = 8,
-    runtime: str | None = None,
-    precision: str | None = None,
+    runtime: RuntimeName | None = None,
+    precision: PrecisionName | None = None,
     threads: int | None = None,
     tile: int | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: Quantity = MAX_PIXELS,
     device: str = "cpu",
     progress: Callable[[VideoProgress], None] = lambda _: None,
 ) -> VideoSummary:
@@ -134,12 +135,12 @@ def annotate_video(
         limit: stop after so many frames.
         fps: frames per second of an image sequence; None for 25.
         attempts: to open a lost stream again, in a row.
-        runtime: as in `Predictor`.
-        precision: as in `Predictor`.
-        threads: of the CPU; as in `Predictor`.
+        runtime: what runs the network; None for torch, or what fits the export.
+        precision: of the network; None for fp32 if there is one.
+        threads: of the CPU; None for as many as the runtime takes.
         tile: side of the tiles, in pixels, in which frames are labelled at their own size.
         max_pixels: of one frame, width times height; larger ones are refused.
-        device: as in `Predictor`.
+        device: cpu, cuda, cuda:1, ...
         progress: called after each frame.
 
     Raises:
