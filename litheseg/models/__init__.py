@@ -21,6 +21,7 @@ from litheseg.models.erfnet import (
     erfnet_dg4_star,
     erfnet_dg8_star,
 )
+from litheseg.models.segmenter import segmenter
 from litheseg.nn.efficient import Efficient, make_efficient
 
 __all__ = ["MODELS", "SegmentationModel", "build_model"]
@@ -34,6 +35,7 @@ MODELS: dict[str, Callable[..., SegmentationModel]] = {
     "erfnet-dg2*": erfnet_dg2_star,
     "erfnet-dg4*": erfnet_dg4_star,
     "erfnet-dg8*": erfnet_dg8_star,
+    "segmenter": segmenter,
 }
 
 

@@ -26,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from litheseg.errors import ModelError
 from litheseg.models.base import SegmentationModel, initialise, resize
 
-__all__ = ["DDRNet", "RepConv"]
+__all__ = ["DAPPM", "DDRNet", "RepConv"]
 
 
 class RepConv(nn.Module):
@@ -150,8 +150,14 @@ class _Fusion(nn.Module):
         return fused_detail, fused_context
 
 
-class _ContextPyramid(nn.Module):
-    """DAPPM (Sec. 3.3): pooled contexts of growing size, each refined together with the one before it."""
+class DAPPM(nn.Module):
+    """Deep aggregation pyramid pooling (Sec. 3.3): contexts of growing size, each refined with the one before it.
+
+    Args:
+        in_channels: of the input.
+        channels: of each context.
+        out_channels: of the output.
+    """
 
     def __init__(self, in_channels: int, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -164,6 +170,7 @@ class _ContextPyramid(nn.Module):
         self.shortcut = _norm_relu_conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """N x in x H x W -> N x out x H x W."""
         scales = [self.reduce[0](x)]
         for pool, reduce, refine in zip(self.pools[1:], self.reduce[1:], self.refine, strict=True):
             context = resize(reduce(pool(x)), x.shape[-2:])
@@ -242,7 +249,7 @@ class DDRNet(SegmentationModel):
         self.detail5 = _Bottleneck(detail, detail, rep=rep_blocks)
         self.fusion3 = _Fusion(detail, 4 * base, (4 * base,))
         self.fusion4 = _Fusion(detail, 8 * base, (4 * base, 8 * base))
-        self.pyramid = _ContextPyramid(16 * base, 4 * base, 4 * base)
+        self.pyramid = DAPPM(16 * base, 4 * base, 4 * base)
         self.head = _head(4 * base, head_channels, num_classes)
         self.aux_head = _head(detail, head_channels, num_classes) if aux_head else None
         self.boundary_head = _head(4 * base, head_channels, 1) if boundary_head else None

