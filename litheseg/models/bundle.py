@@ -12,6 +12,7 @@ Usage:
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 from collections.abc import Mapping
@@ -74,6 +75,7 @@ class Bundle:
             with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
                 efficient = Efficient(**header.architecture.get("efficient", {}))
                 arguments = {"num_classes": header.num_classes, "efficient": efficient, **_deployed_arguments(header)}
+                arguments |= _from_nothing(name)
                 build = partial(build_model, name, **arguments)
                 plain = build_within(self.state_dict, build, len(header.available_widths))
                 model = slim(plain, header.widths, divisor=header.divisor)
@@ -205,6 +207,11 @@ def _deployed_arguments(header: BundleHeader) -> dict[str, Any]:
     """
     arguments = {**header.architecture["args"], **_HEADS}
     return {name: value for name, value in arguments.items() if name not in _START_ARGUMENTS}
+
+
+def _from_nothing(name: str) -> dict[str, str]:
+    """The argument that keeps an architecture from looking for pretrained weights."""
+    return {"pretrained": "none"} if "pretrained" in inspect.signature(MODELS[name]).parameters else {}
 
 
 def _check_dial(model: nn.Module, header: BundleHeader) -> None:

