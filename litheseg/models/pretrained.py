@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -59,7 +59,8 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
         else:
             return _timm_names(encoder, read_weights(path))
     try:
-        if timm.get_pretrained_cfg(encoder).hf_hub_id and not _is_cached(encoder):
+        repository = _repository(encoder)
+        if repository and not any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES):
             # The hub's library would try for a minute before it says that nobody answers.
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
@@ -72,9 +73,9 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
         raise _no_weights(encoder, error) from error
 
 
-def _is_cached(encoder: str) -> bool:
-    repository = timm.get_pretrained_cfg(encoder).hf_hub_id
-    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES)
+def _repository(encoder: str) -> str:
+    """Where timm's hub has the weights; "" if it has none."""
+    return str(getattr(timm.get_pretrained_cfg(encoder), "hf_hub_id", None) or "")
 
 
 def _no_weights(encoder: str, error: Exception) -> ModelError:
@@ -144,7 +145,7 @@ def start_encoder(
 
 def _timm_names(encoder: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a package under the names that timm gives them."""
-    blocks = timm.create_model(encoder).blocks
+    blocks: Any = timm.create_model(encoder).blocks
     places = [f"blocks.{stage}.{index}" for stage, parts in enumerate(blocks) for index in range(len(parts))]
     renamed = {}
     for name, value in state.items():
