@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from litheseg.bundle.exported import is_export, load_export
 from litheseg.cli.parsing import command
-from litheseg.cli.printing import console, print_json, print_table
+from litheseg.cli.printing import print_json, print_table
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime import profiling
@@ -100,9 +100,9 @@ def _beside_dense(model: Path, bundle: Any, size: Size, layers: bool, json: bool
         content = {"bundle": str(model), "size": size, "widths": [pair.to_dict() for pair in pairs]}
         return print_json(content | ({"layers": [pair.to_dict() for pair in beside]} if layers else {}))
     title = f"{model} at {size[0]}x{size[1]}, batch 1, {options.get('device', 'cpu')}"
-    console().print(cost.render_pairs(pairs, title))
+    tables = workstation("report.terminal", "showing layers")
+    print_table(tables.dense_table(pairs), title)
     if layers:
-        tables = workstation("report.terminal", "showing layers")
         print_table(tables.layer_pairs_table(beside), "layers at width 1")
 
 

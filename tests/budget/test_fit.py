@@ -57,7 +57,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def run(bundle: Bundle, tmp_path: Path) -> Callable[..., FitResult]:
     """`fit` of the bundle in a few places, with a cache of the test's own."""
 
-    def run(budget: str, **options: Any) -> FitResult:
+    def run(budget: float, **options: Any) -> FitResult:
         assert bundle.path is not None
         return fit(bundle.path, budget=budget, cache=tmp_path / "cache", output=tmp_path / "out", force=True, **options)
 
@@ -66,7 +66,7 @@ def run(bundle: Bundle, tmp_path: Path) -> Callable[..., FitResult]:
 
 def test_a_fit_from_model_to_bundle(run: Any, labelled: Path, tmp_path: Path) -> None:
     """Width 1 takes 30 ms, 0.5 takes 21: 0.875, 0.75 and so on are between."""
-    result = run("26ms", data=labelled, command="litheseg fit ...", **FEW)
+    result = run(26.0, data=labelled, command="litheseg fit ...", **FEW)
     promise = result.promise
     assert promise["runtime"] == "torch" and promise["milliseconds"] <= 26.0
     points = {point.candidate.network.width for point in result.found.points}
@@ -84,27 +84,27 @@ def test_a_fit_from_model_to_bundle(run: Any, labelled: Path, tmp_path: Path) ->
 
 
 def test_the_second_fit_only_verifies(run: Any, timed: list[tuple[int, int]]) -> None:
-    first = run("26ms", **FEW)
+    first = run(26.0, **FEW)
     timed.clear()
-    again = run("26ms", **FEW)
+    again = run(26.0, **FEW)
     assert again.found.chosen.candidate == first.found.chosen.candidate
     assert timed == [(1, 953)], "one proof, of 20 s: 953 times 21 ms"
     assert any("2 candidates have timings from an earlier fit" in note for note in again.found.notes)
     timed.clear()
-    run("26ms", fresh=True, **FEW)
+    run(26.0, fresh=True, **FEW)
     assert timed[0][1] == 6
 
 
 def test_a_frame_rate_is_part_of_the_promise_and_of_what_is_remembered(run: Any, timed: list[tuple[int, int]]) -> None:
-    run("26ms", **FEW)
+    run(26.0, **FEW)
     timed.clear()
-    result = run("26ms", fps=20, **FEW)
+    result = run(26.0, fps=20, **FEW)
     assert timed[0] == (2, 6), "timed anew"
     assert timed[-1] == (1, 400), "20 s are 400 images"
     assert "end to end at 20 images a second, p95 21.00 ms" in result.sentence()
     assert result.promise["fps"] == result.to_dict()["limits"]["fps"] == 20
     timed.clear()
-    run("26ms", fps=20, **FEW)
+    run(26.0, fps=20, **FEW)
     assert timed == [(1, 400)]
 
 
@@ -112,7 +112,7 @@ def test_the_chosen_network_is_exported(run: Any, bundle: Bundle, labelled: Path
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     choices = {**FEW, "widths": (0.7,), "runtime": ("onnxruntime",), "precision": ("fp32",)}
-    export = load_export(run("20ms", data=labelled, **choices).deployed)
+    export = load_export(run(20.0, data=labelled, **choices).deployed)
     assert export.path == tmp_path / "out" / "export" and export.widths == (0.7,)
     assert export.find(runtime="onnxruntime").size == (32, 48)
     data = open_bundle_data(bundle, labelled)
@@ -130,7 +130,7 @@ def test_images_of_the_data_are_timed(labelled: Path, bundle: Bundle) -> None:
 
 
 def test_without_data_trained_widths_count(run: Any) -> None:
-    result = run("26ms", runtime=("torch",), threads=(1,))
+    result = run(26.0, runtime=("torch",), threads=(1,))
     assert result.found.chosen.candidate.network == Variant(0.5, (32, 48), "fp32")
     assert result.found.chosen.miou == 0.35 and "no labelled data" in result.scored
     table = result.table()
@@ -140,12 +140,12 @@ def test_without_data_trained_widths_count(run: Any) -> None:
 
 def test_data_that_is_named_and_missing_is_an_error(run: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        run("26ms", data=tmp_path / "nowhere", **FEW)
+        run(26.0, data=tmp_path / "nowhere", **FEW)
 
 
 def test_too_little_names_the_nearest(run: Any) -> None:
     with pytest.raises(BudgetError, match=r"nearest is w0\.5-32x48-fp32 torch 1t: p95 21\.00 ms, mIoU 35\.0 %"):
-        run("1ms", **FEW)
+        run(1.0, **FEW)
 
 
 def test_pareto() -> None:
@@ -227,31 +227,31 @@ def test_a_fit_for_another_machine_promises_the_network_alone(
     run: Any, bundle: Bundle, tmp_path: Path, timed: list[tuple[int, int]]
 ) -> None:
     path = measurements(tmp_path / "measurements.json", model_digest(bundle))
-    result = run("4ms", measured=path)
+    result = run(4.0, measured=path)
     assert result.promise["scope"] == "network" and result.host == {"cpu": "a small box"}
     assert result.found.chosen.candidate == Candidate(Variant(0.5, (32, 48), "fp32"), "openvino", 4)
     assert timed == [], "nothing is timed here"
     with pytest.raises(LithesegError, match="--plan does not go with --measured"):
-        run("4ms", measured=path, plan=tmp_path / "plan.json")
+        run(4.0, measured=path, plan=tmp_path / "plan.json")
 
 
 @pytest.mark.usefixtures("exported")
 def test_measurements_at_a_frame_rate_promise_that_rate(run: Any, bundle: Bundle, tmp_path: Path) -> None:
     path = measurements(tmp_path / "measurements.json", model_digest(bundle), fps=15)
     for fps in (None, 15):
-        assert "network at 15 images a second, p95" in run("4ms", fps=fps, measured=path).sentence()
+        assert "network at 15 images a second, p95" in run(4.0, fps=fps, measured=path).sentence()
     with pytest.raises(LithesegError, match=r"at 15 images a second, not at 30; run `python measure\.py --fps 30`"):
-        run("4ms", fps=30, measured=path)
+        run(4.0, fps=30, measured=path)
     with pytest.raises(LithesegError, match="--fps 15 does not go with a budget of 100 ms"):
-        run("100ms", measured=path)
+        run(100.0, measured=path)
     path = measurements(tmp_path / "measurements.json", model_digest(bundle))
     with pytest.raises(LithesegError, match="holds timings one image after the other, not at 30"):
-        run("4ms", fps=30, measured=path)
+        run(4.0, fps=30, measured=path)
 
 
 def test_measurements_of_another_model_are_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(LithesegError, match="of another model"):
-        run("4ms", measured=measurements(tmp_path / "measurements.json", "other"))
+        run(4.0, measured=measurements(tmp_path / "measurements.json", "other"))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
