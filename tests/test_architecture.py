@@ -114,6 +114,15 @@ def test_declares_its_names(module: Path) -> None:
     assert not missing, f"{module}: __all__ names {missing}, which the module does not have"
 
 
+def test_a_class_name_occurs_once() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(dotted(path))
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 def test_never_unpickles(module: Path) -> None:
     for node in ast.walk(ast.parse(module.read_text())):
         used = ""
