@@ -1,4 +1,4 @@
-"""The whole product in a few minutes, offline: train one network on procedural streets, run it at five widths.
+"""Demonstrate litheseg in a few minutes, offline: train one network on procedural streets, run it at five widths.
 
 It does what `litheseg train`, `profile` and `report` do, one after the other; the choices are in `recipes/demo.yaml`.
 

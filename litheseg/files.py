@@ -1,6 +1,6 @@
-"""Files and folders that are whole or absent: written beside the target, brought to the disk, renamed over it.
+"""Write files and folders atomically: beside the target, synced to the disk, then renamed over it.
 
-Whatever ends the process or the machine in between, the target is what it was before or what it was to become. At most
+When the process or the machine stops in between, the target is either the old or the new one. At most
 a hidden file or folder is left beside it (a dot, the target's name, eight digits), which nothing reads.
 
 Usage:

@@ -1,8 +1,8 @@
 """Keeping two processes from writing one folder at once, by a lock that the system itself releases when one dies.
 
-The lock is on an open file, not the mere existence of one: a process that is killed leaves a file and no lock. In the
-file stands who holds it, for the message to whoever comes second. Some network file systems have no locks; there a
-warning says that nothing keeps a second process out. It does not know what is written.
+The lock is on an open file, so a process that is killed leaves a file but no lock. The file names the process that
+holds it, for the error message of a second one. Some network file systems have no locks; there a warning says that
+nothing keeps a second process out.
 
 Usage:
     >>> with folder_lock(Path("runs/slimseg")):
@@ -121,7 +121,7 @@ def _release(descriptor: int, path: Path) -> None:
         return
     if sys.platform == "win32":  # which removes no open file
         _close(descriptor)
-    with suppress(OSError):  # held until the file is gone: whoever opened it meanwhile sees that and tries again
+    with suppress(OSError):  # held until the file is gone: a process that opened it meanwhile sees that and tries again
         path.unlink()
     if sys.platform != "win32":
         _close(descriptor)

@@ -1,10 +1,10 @@
-"""This machine: its cores, what it is, and how to time calls on it in turns.
+"""This machine: its cores, facts about it, and how to time calls on it in turns.
 
 A benchmark kit holds this file beside its script, so it needs Python 3.9 or newer and nothing else.
 
 Calls take turns, round after round, in rotating order: whatever else the machine does slows all of them alike. A turn
-waits until the threads of the call before have stopped spinning; then come passes that are not timed, since the
-processor knows the others' data and branches, and then a few that are: as when one network runs alone.
+waits until the threads of the call before have stopped spinning, then runs untimed passes that fill the processor's
+caches and branch predictors, and then a few timed ones: as when one network runs alone.
 
 Usage:
     >>> times = interleave({"narrow": lambda: narrow(image), "wide": lambda: wide(image)}, repeats=90)
@@ -144,8 +144,8 @@ def _run_again(call: Call, seconds: float) -> float:
 def settle(limit: float = 2.0) -> bool:
     """Wait until this process computes no more: runtimes let their threads spin for a while after a pass.
 
-    ONNX Runtime's spin for a fixed number of loops, which takes tens of milliseconds or more, OpenMP's for some; who
-    runs meanwhile has as many cores fewer.
+    ONNX Runtime's spin for a fixed number of loops, which takes tens of milliseconds or more, OpenMP's for some time; a
+    call that runs meanwhile has as many cores fewer.
 
     Args:
         limit: seconds to wait at most.

@@ -1,4 +1,4 @@
-r"""Tables and other text for the terminal and for Markdown, where texts from elsewhere must show as they are.
+r"""Tables and other text for the terminal and for Markdown; texts from elsewhere are escaped.
 
 It prints nothing: `terminal_table` returns what `rich` prints.
 

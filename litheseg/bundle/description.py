@@ -1,7 +1,7 @@
-"""Text that network files carry inside: where each format keeps it, and how it is read without running anything.
+"""Read the text that network files carry inside, without running anything.
 
-It needs none of the libraries that wrote the files, and reads little more of them than the text. What the text says is
-the business of `litheseg.bundle.exported`.
+It needs none of the libraries that wrote the files, and reads little more of them than the text, which
+`litheseg.bundle.exported` parses.
 
 Usage:
     >>> text = read_description(Path("street.onnx"))

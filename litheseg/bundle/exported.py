@@ -1,8 +1,8 @@
-"""What an export says of itself: which networks it holds, at which width, for which runtime, and whose they are.
+"""The description of an export: which networks it holds, at which width and for which runtime.
 
-An export is a folder with `export.json` beside the networks, or one network file alone: each carries the same account
-inside (`description`), so that it can be copied elsewhere and still be read. The account repeats the bundle's header:
-classes, colours, widths, normalisation, provenance. It knows neither how networks are written nor how they are run.
+An export is a folder with `export.json` beside the networks, or one network file alone: each carries the same text
+inside (`description`), so that it can be copied elsewhere and still be read. The text repeats the bundle's header:
+classes, colours, widths, normalisation, provenance.
 
 Usage:
     >>> export = load_export("exports/street")
@@ -184,7 +184,7 @@ class Export:
         return {path: (self.folder / path).stat().st_size for path, count in uses.items() if count > 1}
 
     def find(self, width: float | None = None, runtime: str | None = None, precision: str | None = None) -> Artefact:
-        """The artefact that is meant; None takes what there is: the widest, fp32 before int8, in the order written.
+        """Find an artefact; None takes the first available: the widest, fp32 before int8, in the order written.
 
         Args:
             width: one of `widths`.
@@ -325,7 +325,7 @@ def _check_files(export: Export) -> None:
 
 
 def _check_account(export: Export, artefact: Artefact) -> None:
-    """A network says itself what it is; names, widths and files may have changed places."""
+    """Compare export.json with the text inside each network: files may have been swapped."""
     file = export.file(artefact)
     account = _parse(file, file, read_description(file))
     inside = replace(account.artefacts[0], path=artefact.path, files=artefact.files)

@@ -1,8 +1,7 @@
 """The header of a model file: everything that is not a weight, as JSON.
 
-It knows the fields, their types and ranges, and nothing of files or tensors; `bundle` puts it into a file. Values are
-brought to what JSON can hold when a header is made (tuples to lists, NumPy scalars to numbers, NaN to null), so that a
-header equals what comes back from the file.
+Values are converted to JSON's types when a header is made (tuples to lists, NumPy scalars to numbers, NaN to null), so
+that a header equals what is read back from the file.
 
 Usage:
     >>> header = BundleHeader(architecture={"name": "ddrnet", "args": {}}, classes=classes, widths=(1.0, 0.5))

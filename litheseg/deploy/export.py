@@ -6,10 +6,10 @@
         openvino-fp32-w1.xml    (and .bin)
         torch-fp32-w1.pt2
         certificate.json        how far each is from PyTorch: see `litheseg.deploy.parity`
-        README.md               for whoever finds the folder
+        README.md               how to run the networks
 
-The folder appears whole or not at all; a network that disagrees with PyTorch keeps it from appearing. It does not
-quantize: whoever does hands in `further`.
+The folder appears whole or not at all; a network that disagrees with PyTorch keeps it from appearing. int8 networks are
+made by the argument `further` (`litheseg.deploy.quantize`).
 
 Usage:
     >>> export = export_bundle(load_bundle("model.safetensors"), "exports/street", formats=("onnx", "openvino"))
@@ -295,7 +295,7 @@ def _natural_engine(export: Export, artefact: Artefact) -> Engine | None:
 
 
 def _problem(engine: Engine, image: np.ndarray, expected: np.ndarray) -> str | None:
-    """What keeps labels (h w) or logits (K h w) from being those of the expected logits, to rounding."""
+    """How labels (h w) or logits (K h w) differ from the expected logits by more than rounding; None if they do not."""
     try:
         result = engine(image)
     except LithesegError as error:
@@ -320,7 +320,7 @@ def _check_agreement(certificates: Mapping[str, Certificate], threshold: float) 
 
 
 def _finish(export: Export, found: Mapping[str, Mapping[str, Any]], threshold: float) -> None:
-    """The files that speak of the others."""
+    """Write export.json, the certificate and the README."""
     account = json.loads(description(export.header, export.artefacts, export.provenance))
     texts = {EXPORT_FILE: json.dumps(account, indent=2)}
     int8 = {path: result["int8"] for path, result in found.items() if "int8" in result}

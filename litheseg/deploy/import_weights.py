@@ -2,9 +2,9 @@
 
 Authors name their layers as they like but define them in the order in which they run, and so do the models here.
 Tensors are therefore matched by position, and each must have the shape and the kind (weight, bias, running mean or
-variance) that the model has there. All of them fit, or nothing is loaded. Reading a file runs nothing that it brings.
+variance) that the model has there. All of them fit, or nothing is loaded. Reading a file executes no code in it.
 
-It does not know what a network was trained on: classes, normalisation and size are for the caller to say.
+A state dict does not hold classes, normalisation and size; the caller gives them.
 
 Usage:
     >>> classes = read_classes("cityscapes", extra=["void"])
@@ -271,7 +271,7 @@ def _arranged(file: _File, layout: Entries) -> Entries:
 
 
 def _check_values(path: Path, layout: Entries, found: Entries) -> None:
-    """Two neighbours of one shape, mean and variance say, may still have changed places."""
+    """Refuse values that show that two tensors of one shape, such as mean and variance, were swapped."""
     for (name, _), (own, value) in zip(layout, found, strict=True):
         problem = weight_problem(name, value, own)
         if problem is not None:
@@ -291,7 +291,7 @@ def _load(model: SegmentationModel, weights: Mapping[str, Tensor]) -> Segmentati
 
 
 def _mismatch(file: _File, name: str, num_classes: int, args: dict[str, Any], layouts: list[Entries]) -> BundleError:
-    """The error for a file that fits none of the layouts, told by the one that it fits furthest."""
+    """The error for a file that fits no layout, described by the layout that it fits furthest."""
     reached = [(first_misfit(layout, _arranged(file, layout)) or 0, layout) for layout in layouts]
     for at, layout in reached:
         outputs = _outputs(file, name, args, num_classes, layout[at : at + 1], _arranged(file, layout)[at : at + 1])

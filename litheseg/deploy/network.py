@@ -2,8 +2,8 @@
 
 Heads, elastic layers and re-parameterised blocks are gone after `litheseg.nn.extract`; here dropout goes as well, and
 batch norms are folded into the convolutions before them. A batch norm that follows no convolution, or one whose output
-something else reads too, becomes a multiplication and an addition. Which is which is found by running the network once
-and watching who reads what. It does not know files or runtimes; every format writes what this module makes.
+something else reads too, becomes a multiplication and an addition. Running the network once shows which layer reads
+which output. Every format is written from this network.
 
 Usage:
     >>> network = deployed(bundle, width=0.5)
@@ -132,7 +132,7 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _scale_outputs(layer: nn.Module, scale: Tensor, shift: Tensor) -> Tensor:
-    """Let a convolution do what the batch norm behind it did; returns the factors."""
+    """Fold a batch norm into the convolution before it; returns the factors."""
     assert isinstance(layer, _CONVOLUTIONS)
     bias = shift if layer.bias is None else layer.bias.double() * scale + shift
     factors, groups = scale.float(), layer.groups
@@ -154,7 +154,7 @@ def _without_dropout(network: nn.Module) -> nn.Module:
 
 
 class _Readers(Watch):
-    """Runs a network once and notes who reads the outputs of its convolutions."""
+    """Runs a network once and records which layers read the outputs of its convolutions."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)

@@ -1,7 +1,7 @@
 """A network as an ONNX file, written by PyTorch's graph exporter.
 
-Input ``image`` is the raw picture, output ``logits`` or ``labels``; normalisation lies inside, and so does the export's
-account of itself (`metadata_props`). It does not know how the file is run.
+Input ``image`` is the raw picture, output ``logits`` or ``labels``; the file includes normalisation and the export's
+description (`metadata_props`).
 
 Usage:
     >>> save_onnx(onnx_model(export_program(network, None), "logits"), Path("street.onnx"), text)

@@ -1,7 +1,7 @@
 """A network as OpenVINO's own files: an .xml of the graph and a .bin of the weights, in 32 bits.
 
-It is read from ONNX, so that there is one path from PyTorch to every runtime. `openvino.convert_model` would do the
-same in one call, and report its use to its makers. It does not know how the files are run.
+It is converted from ONNX, so that there is one path from PyTorch to every runtime. `openvino.convert_model` would do
+the same in one call, but sends telemetry.
 
 Usage:
     >>> save_openvino(Path("street.onnx"), Path("street.xml"), text)
@@ -37,7 +37,7 @@ def save_openvino(source: Path, path: Path, text: str) -> None:
     Args:
         source: the ONNX file; what it says of itself would be kept too.
         path: the .xml file.
-        text: the export's account of itself.
+        text: the export's description.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.

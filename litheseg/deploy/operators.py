@@ -1,7 +1,7 @@
 """The operators that archives of `torch.export` may ask for; whatever is not listed is refused.
 
-All of them compute tensors from tensors. Others read and write files, print, draw at random or set up memory, and new
-ones come with every PyTorch, so what is harmful is not listed here: what is needed is.
+All of them compute tensors from tensors. Others read and write files, print, draw at random or set up memory. This is
+a list of what is allowed, since every PyTorch release adds operators.
 
 Usage:
     >>> "conv2d.default" in OPERATORS, "save.default" in OPERATORS

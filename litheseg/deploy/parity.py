@@ -2,10 +2,7 @@
 
 Both see the same image at the same size. Their logits are brought to the image's own size as `litheseg evaluate` does,
 so that the mIoU here is the one of the bundle; where the export gives labels, PyTorch's are taken at the same place. An
-export that disagrees with PyTorch at more than a few pixels in ten thousand is broken, whatever its mIoU says: two
-wrongs can score alike.
-
-It does not write files, and does not know which formats there are.
+export that disagrees with PyTorch at more than a few pixels in ten thousand is broken even if its mIoU is the same.
 
 Usage:
     >>> certificate = certify(open_engine(export), pytorch_reference(bundle, 1.0), samples, classes.names)

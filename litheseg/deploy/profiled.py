@@ -1,7 +1,5 @@
 """A model file, or a module, made ready for `litheseg.runtime.profiling`: its widths counted, its engines opened.
 
-It does not time anything.
-
 Usage:
     >>> profiled("model.safetensors", widths=(1, 0.6), size=None).counted[0.6]["macs"]
 """

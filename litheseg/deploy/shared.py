@@ -1,11 +1,11 @@
 """Several widths in ONNX that share one file of weights.
 
 The channels of a narrower network are channels of the widest one, times what its own batch norms amount to. So the
-weights are stored once, as trained, and every width's graph begins with "take these rows and columns, multiply by these
-factors", which runtimes do once, when they load it. It is done only where it gives the very same bits; everything else
-stays in the file of its width: re-parameterised blocks, for one, have weights of their own at each width.
+weights are stored once, as trained, and every width's graph begins by taking rows and columns and multiplying by
+factors, which runtimes do once, at loading. Only weights for which this gives the same bits are shared; others, such as
+those of re-parameterised blocks, stay in the file of their width.
 
-It does not know how layers shrink: it numbers the weights, extracts the width, and sees which numbers are left.
+How layers shrink is found by numbering the weights, extracting the width, and seeing which numbers are left.
 
 Usage:
     >>> share_weights({1.0: wide, 0.5: narrow}, bundle, Path("weights.bin"))  # onnx.ModelProto, changed in place

@@ -1,8 +1,8 @@
 """Networks that run in PyTorch: of a model file, on any device, or of a `torch.export` archive.
 
-`open_model` gives what a `Predictor` runs of a model file, in PyTorch or, through a passing export, in another runtime.
-The engine behind it computes as training and evaluation do, labels on the device that computed, and on a GPU takes
-several images at once. The box imports this module only to run one of these files (`litheseg.lazy`).
+`open_model` opens the networks of a model file, in PyTorch or, through a temporary export, in another runtime. The
+engine computes as training and evaluation do, makes labels on the same device, and on a GPU takes several images at
+once. The box imports this module only to run one of these files (`litheseg.lazy`).
 
 Usage:
     >>> networks = open_model("model.safetensors", device="cuda")

@@ -2,8 +2,8 @@
 
 Every other format is written from the same graph. Sizes may be left open: the graph is then taken from a large example
 that is odd at every depth, so that no two sizes in it are alike by chance and no resizing is left out; what PyTorch
-still notes as conditions (sizes above those at which a map shrinks to one pixel) says nothing of the result and is
-dropped. That the result is right at other sizes is checked by running it (`litheseg.deploy.export`), not by trust.
+still notes as conditions (sizes above those at which a map shrinks to one pixel) does not affect the result and is
+dropped. `litheseg.deploy.export` checks the result at other sizes by running it.
 
 `torch.export.load` unpickles, evaluates and calls whatever an archive asks for. The archives written here ask for
 nothing of the kind, and `load_archive` refuses any other before PyTorch sees it: weights are raw numbers, operators are
@@ -94,7 +94,7 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
             program = torch.export.export(network, (torch.zeros(shape, dtype=torch.uint8),), dynamic_shapes=free)
     except Exception as error:  # as many kinds as there are ways to be untraceable
         raise ModelError(f"the network cannot be exported ({_first_line(error)}); {_remedy(size)}") from error
-    for node in program.graph.nodes:  # where this machine keeps its files is nobody's business
+    for node in program.graph.nodes:  # they hold paths of this machine
         node.meta.pop("stack_trace", None)
     return program if size is not None else _any_size(program)
 

@@ -1,8 +1,7 @@
-"""Where the pixels of an axis lie between its samples, for bilinear interpolation as PyTorch has it.
+"""Where the pixels of an axis lie between its samples, for bilinear interpolation as in PyTorch.
 
-That is its ``align_corners=False``: samples and pixels are squares that cover the same image.
-A cell is what lies between two neighbouring samples; the last one reaches beyond the last sample. It does not know
-logits or labels.
+As with ``align_corners=False``, samples and pixels are squares that cover the same image. A cell is what lies between
+two neighbouring samples; the last one reaches beyond the last sample.
 
 Usage:
     >>> rows = axis_of(samples=45, pixels=360)

@@ -155,7 +155,7 @@ class LabelScheme:
         return _table(self)
 
     def show(self, value: int) -> str:
-        """A file value as a user knows it: `12`, or `#rrggbb`."""
+        """A file value as text: `12`, or `#rrggbb`."""
         return show_value(value, self.encoding)
 
 

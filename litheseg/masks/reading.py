@@ -4,8 +4,8 @@ Images become uint8 RGB: EXIF orientation applied, grey and CMYK converted, alph
 by 256 (never stretched image by image: equal values stay equal). Masks are never converted: a palette PNG keeps its
 indices, a 4-bit grey PNG its values, a 16-bit one all of its bits.
 
-Size is judged by the header, before anything is decompressed: a file of a few kilobytes can claim, and hold, billions
-of pixels. `MAX_PIXELS` is what every reader here takes where nobody says otherwise.
+Size is judged by the header, before anything is decompressed: a file of a few kilobytes can hold billions of pixels.
+`MAX_PIXELS` is the default limit of every reader here.
 
 Orientation: EXIF, JEITA CP-3451, tag 0x0112.
 
@@ -217,7 +217,7 @@ def _agree(path: str | Path, image: str | Path, size: tuple[int, int], orientati
 
 
 class _PillowLimit:
-    """Pillow's own limit on pixels, raised while somebody here decodes: it is one number for the whole process."""
+    """Raises Pillow's own limit on pixels, one number for the whole process, while images are decoded here."""
 
     def __init__(self) -> None:
         self._lock, self._asked = threading.Lock(), list[float]()

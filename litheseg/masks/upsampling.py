@@ -5,14 +5,14 @@ is therefore the largest at every pixel between them; only cells whose corners d
 interpolated, and there only the classes that may win. That equals bilinear interpolation as PyTorch's
 (``align_corners=False``) followed by argmax, at any scale, up or down.
 
-What is promised: a pixel's label is that of exact interpolation wherever its two largest interpolated logits are
-further apart than 8 float32 rounding steps (8 x 2^-23) of the largest magnitude among its samples. Nearer than that,
-float32 decides, here and in PyTorch, and not always alike. All types are interpolated in float32. Among equals the
+Guarantee: a pixel's label is that of exact interpolation wherever its two largest interpolated logits are further
+apart than 8 float32 rounding steps (8 x 2^-23) of the largest magnitude among its samples. Nearer than that, float32
+rounding decides, and PyTorch may differ. All types are interpolated in float32. Among equals the
 first class wins. Around a sample that is not finite all classes are interpolated, as in PyTorch: not a number is the
 largest, and infinity times a weight of 0 is not a number.
 
 A small C extension does the work where it was built, NumPy elsewhere (`upsampling_arrays`), with the same labels bit by
-bit, in several threads if the image is worth it. Calls from several threads, and after a fork, are safe.
+bit, in several threads if the image is large enough. Calls from several threads, and after a fork, are safe.
 `litheseg.models.upsampling` does the same for tensors on any device.
 
 Usage:

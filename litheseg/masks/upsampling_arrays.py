@@ -2,8 +2,7 @@
 
 All arithmetic is float32 and in the extension's order, so that both give the same labels bit by bit. Cells on a border
 are grouped by their height and width in pixels (there are few kinds), and each group is interpolated at once: first the
-candidate with the lowest class of every cell, then the second of the cells that have two, and so on. It does not know
-threads or sizes that make no sense.
+candidate with the lowest class of every cell, then the second of the cells that have two, and so on.
 
 Usage:
     >>> fill_labels(logits, labels, rows, columns, 0, logits.shape[0] * logits.shape[2])

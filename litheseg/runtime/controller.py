@@ -1,16 +1,16 @@
-"""Which width the next frame gets, so that a percentile of the latencies stays below a target.
+"""Choose the width of the next frame so that a percentile of the latencies stays below a target.
 
-The controller gets milliseconds and answers with a width; its caller (a video loop, a server) measures, and decides
-what a frame's time is. It assumes that a frame takes load times cost: the load, what else the machine does, is common
-to all widths, and what one width costs more than the next is measured at each change.
+The controller takes milliseconds and returns a width; its caller (a video loop, a server) measures them. The model is
+time = load x cost: the load is what else the machine does and is common to all widths; the cost ratio of two widths is
+measured at each change between them.
 
 * It narrows when a window of frames can no longer hold the percentile: with 95% of 80 frames, at the fifth one over the
   target. Three frames in a row far over it are enough. It goes to the widest width that should fit.
 * It widens, one step, when half a window at this width, times what the step costs, leaves a margin.
-* A width that proved too slow is left alone for some windows, twice as many each time, unless the load has dropped
-  since. So a steady load means ever rarer attempts. A measured cost is slowly forgotten, lest a mistake last.
+* A width that proved too slow is not tried again for some windows, twice as many after each failure, unless the load
+  has dropped since. A measured cost decays slowly, so that a wrong measurement does not last.
 
-It is not thread-safe: one owner observes.
+It is not thread-safe.
 
 Usage:
     >>> controller = Controller(predictor.widths, target_ms=20)
@@ -70,7 +70,7 @@ class Decision:
 class _Step:
     """How much slower a width is than the next narrower one.
 
-    It is not faster, and has at most quadratically more to do: what is measured beyond that was the load.
+    The ratio lies between 1 and the square of the widths' ratio: what is measured beyond that was the load.
     """
 
     extent: float  # wider / narrower width, > 1
@@ -83,12 +83,12 @@ class _Step:
         return self.extent if self.ratio is None else self.ratio
 
     def hopeful(self, remembered: float) -> float:
-        """What is expected of widening, so that it is tried once; `remembered` in [0, 1] is how fresh a measure is."""
+        """Optimistic ratio, so that widening is tried; `remembered` in [0, 1] is the weight of the measured one."""
         least = min(self.likely(), math.sqrt(self.extent))
         return float(least * (self.likely() / least) ** remembered) if self.alone else least
 
     def learn(self, ratio: float, alone: bool, frame: int) -> None:
-        """Take a measured ratio in, half and half with what was measured before."""
+        """Average a measured ratio with what was measured before."""
         ratio = min(max(ratio, 1.0), self.extent**2)
         self.ratio = ratio if self.ratio is None or alone > self.alone else math.sqrt(self.ratio * ratio)
         self.alone, self.frame = self.alone or alone, frame
@@ -96,7 +96,7 @@ class _Step:
 
 @dataclass
 class _Failures:
-    """Of a width: how many in a row, the frame before which it is left alone, the load at which it failed last."""
+    """Failures of a width: how many in a row, the frame until which it is not tried, the load at the last one."""
 
     count: int = 0
     retry: int = 0
@@ -169,11 +169,11 @@ class Controller:
 
     @property
     def overloaded(self) -> bool:
-        """Whether even the narrowest width is too slow: nothing is left but to do less."""
+        """Whether even the narrowest width is too slow."""
         return self._width == self.widths[-1] and self._too_slow() is not None
 
     def observe(self, milliseconds: float, now: float | None = None, *, width: float | None = None) -> float:
-        """Take note of a frame and choose.
+        """Record a frame's time and choose the next width.
 
         Args:
             milliseconds: that it took.

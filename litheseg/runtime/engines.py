@@ -1,8 +1,8 @@
-"""One call for every runtime: an image in, the network's output out, the same in PyTorch, ONNX Runtime and OpenVINO.
+"""One interface to PyTorch, ONNX Runtime and OpenVINO: an image in, the network's output out.
 
-An `Engine` takes an image at the size that its network takes, and gives logits at the network's own stride, or labels
-where the network makes them itself; it also turns that output into labels of any size. Exports open here; what runs in
-PyTorch is made by `litheseg.deploy.torch_engine`, on machines that have it. `pipeline` resizes and orders the stages.
+An `Engine` takes an image at its network's input size and returns logits at the network's own stride, or labels where
+the network computes them; it also turns that output into labels of any size. `open_engine` opens exports; engines that
+run in PyTorch are in `litheseg.deploy.torch_engine`. `pipeline` resizes images and runs the stages.
 
 Usage:
     >>> engine = open_engine("exports/street", width=0.5, runtime="openvino", threads=1)
@@ -45,7 +45,7 @@ class Engine(ABC):
         precision: "fp32", "bf16" or "int8".
         output: "logits" or "labels".
         size: height and width of the images that it takes, in pixels; None for any.
-        together: images of one size from which `run_batch` is faster than `run` one by one; 1 where it never is.
+        together: images of one size that `run_batch` takes faster than `run` one by one; 1 where it never does.
     """
 
     runtime: str
@@ -92,7 +92,7 @@ class Engine(ABC):
         return resize_mask(output, size) if self.output == "labels" else upsample_labels(output, size, threads=threads)
 
     def wait(self) -> None:
-        """Return when everything that was begun is computed; a CPU computes at once."""
+        """Wait until all computations that were started are done; on a CPU they are."""
         return
 
 
@@ -151,9 +151,9 @@ def batched(image: np.ndarray, layout: str, size: Size | None) -> np.ndarray:
 
 
 def session_options(threads: int | None = None) -> Any:
-    """How ONNX Runtime runs a network here: the networks of a process share one reserve of memory.
+    """Options of an ONNX Runtime session; the sessions of a process share one memory arena.
 
-    Else each keeps what its largest pass took, and all widths together keep several times what any of them needs.
+    Otherwise each keeps what its largest pass took, and all widths together several times what one of them needs.
     """
     import onnxruntime
 

@@ -1,8 +1,8 @@
 r"""The images that could not be labelled: a line of JSON for each in ``failed.jsonl``, written as they fail.
 
-Whoever stops or kills a run of many hours finds what failed so far, in whole lines. The same call goes on: an image
-that fails again has one line, one that is labelled now has none once the run ends or is stopped. Objects in a store
-cannot be appended to; there the file is written anew every half minute, and at the end.
+The file holds whole lines even when a run is killed. The same call resumes the run: an image that fails again has one
+line, and one that is labelled now has none once the run ends or is stopped. Objects in a store cannot be appended to;
+there the file is rewritten every half minute and at the end.
 
 A line is ``{"image": ..., "reason": ...}`` in UTF-8. File names that are no UTF-8 are as Python spells them: the byte
 FF is the escape ``\udcff``, and ``os.fsencode`` of the decoded name gives the file's own bytes back.
@@ -35,7 +35,7 @@ class FailureLog:
     """The list in an output folder.
 
     Args:
-        folder: the output folder; what an earlier run listed stays listed until the image's turn comes.
+        folder: the output folder; images listed by an earlier run stay listed until they are tried again.
 
     Raises (on use):
         LithesegError: the list cannot be read or written.
@@ -63,11 +63,11 @@ class FailureLog:
             self._write()
 
     def labelled(self, image: str) -> None:
-        """Take note that an image, which may have failed in an earlier run, has its results."""
+        """Record that an image, which may have failed in an earlier run, has its results."""
         self._earlier.pop(image, None)
 
     def close(self, rows: Iterable[_Row] | None = None) -> None:
-        """Write the list as it is to stay.
+        """Write the final list.
 
         Args:
             rows: all that failed, of a run that came to its end; without any the list goes. None for a run that was

@@ -1,4 +1,4 @@
-"""Predict many images: masks and overlays into a folder, one bad image no reason to stop.
+"""Predict many images: write masks and overlays into a folder; a bad image does not stop the run.
 
 Images come from files, folders, manifests and object stores; results are files or objects, each written once and as a
 whole. What exists is kept, so a run that was stopped or killed goes on with the same call. What could not be labelled
@@ -159,7 +159,7 @@ def _check(kind: str, engine: str, alpha: float, **counts: int | None) -> None:
 def _engine(
     model: Model | Predictor | str | Path, settings: PredictionSettings, folder: OutputFolder, workers: int, engine: str
 ) -> Callable[[Sequence[Job]], Generator[JobOutcome, None, None]]:
-    """What does the jobs; what is wrong with the model or the width is said here."""
+    """A function that runs the jobs; errors of the model or the width are raised now."""
     if engine == "ray":
         if not settings.model:
             raise DataError("engine 'ray' needs the path of a model, which its workers load; or take 'local'")

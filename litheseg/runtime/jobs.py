@@ -1,13 +1,13 @@
-"""What there is to predict: images among the inputs, and the results that each of them still lacks.
+"""Find the images among the inputs, and the results that each of them still lacks.
 
 Inputs are images, folders and manifests, as paths or URIs (`storage`). Folders are searched recursively and mirrored
 below the output folder. No result may replace an input or the result of another input; what exists is kept unless it is
-to be replaced. Names are all that is held, some hundred bytes an image.
+to be replaced. Only names are held in memory, some hundred bytes an image.
 
 A manifest is a Parquet or CSV file with a column `image`, and `output` for the names of the results. An image in it is
 a path or a URI; a relative one starts at the manifest's own folder. Its result is named by `output`, with or without
-``.png``; where there is none, a relative image keeps its path, and any other its path below the root or the bucket, so
-that names depend on nothing but their own row.
+``.png``; without it, a relative image keeps its path, and any other its path below the root or the bucket. A name
+depends on its own row only.
 
 Usage:
     >>> plan = make_plan(find_items(["photos/", "s3://bucket/frames.parquet"], folder), folder, ("mask",), force=False)
@@ -80,7 +80,7 @@ class WorkPlan:
         items: every image found.
         jobs: those with results due.
         kept: results that exist and stay.
-        refused: (index, reason) of images that there can be no results of.
+        refused: (index, reason) of images that cannot have results.
     """
 
     items: Sequence[Item]
@@ -191,7 +191,7 @@ def _items(address: str, output: OutputFolder, resolve: Callable[[str], str]) ->
 
 
 def _resolver() -> Callable[[str], str]:
-    """A function that gives all addresses of a file one text; links in the path of a folder are followed once."""
+    """A function that maps all addresses of a file to one text; links in the path of a folder are resolved once."""
     real = cache(os.path.realpath)
 
     def resolve(address: str) -> str:

@@ -12,8 +12,8 @@ the mask at full size are left out: on a target box they are done by whatever is
     python measure.py --only w0.5-180x240-fp32 --repeats 300      some again, with more repeats
     python measure.py --fps 15                  as for a camera: an image every 67 ms, and nothing to do meanwhile
 
-Networks take turns (see machine.py). Passes follow each other at once. Where images come at a frame rate, cores rest
-between them and threads must be woken, which takes time: --fps.
+Networks take turns (see machine.py), and passes follow each other at once. --fps measures with pauses instead, as with
+a camera: then cores idle between images, and waking threads takes time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One image after another: read, predict, encode, write; what every engine does with a job, so that all do the same.
+"""Do one job: read an image, predict, encode and write its results. Every engine uses this.
 
-An image always goes through the network alone, and in a fixed number of threads: sums of floating-point numbers depend
-on batch size and threads, and with these two the masks could. So they depend on neither engine nor workers, and more
-cores mean more images at once. Decoding, networks and encoding of different images overlap in threads of one process:
-all three release Python's lock. They share one network where its runtime computes several images at once.
+An image always goes through the network alone, in a fixed number of threads, since floating-point sums depend on batch
+size and threads. So masks do not depend on the engine or the workers, and more cores process more images at once.
+Decoding, networks and encoding of different images overlap in threads of one process: all three release Python's lock.
+The threads share one network where its runtime computes several images at once.
 
 Usage:
     >>> label = Labeller.open(PredictionSettings(model="model.safetensors", output="labelled", width=0.5), workers=2)
@@ -42,7 +42,7 @@ class UnwritableError(LithesegError):
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """What another process needs to label images as this one would.
+    """Settings with which another process labels images as this one would.
 
     Attributes:
         model: path of a bundle or an export.

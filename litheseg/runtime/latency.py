@@ -1,14 +1,13 @@
-"""Latencies: what they are of (the network alone, or end to end), how they are measured, and what they prove.
+"""Measure latencies, of the network alone or end to end, and test them against a budget.
 
-End to end is what a user waits for: a uint8 image of the camera's size in, a uint8 mask of that size out. What is timed
-is the pipeline that is used (`pipeline`). Pipelines take turns (`litheseg.machine.interleave`); within its turn, one
-passes image after image at once, or at a camera's frame rate. The image should look like what will come: of noise,
-every pixel would be a border, and labels would take many times as long.
+End to end means: a uint8 image of the camera's size in, a uint8 mask of that size out, through the `pipeline` that
+prediction uses. Pipelines take turns (`litheseg.machine.interleave`); in a turn images follow each other at once or at
+a frame rate. Images should look like those in use: in noise every pixel is a border, and labels take far longer.
 
 Latencies have long tails that no normal distribution describes, so nothing here assumes one. "The 95th percentile is
-within the budget" says that a pass exceeds the budget with a probability of at most 5 %: how many passes did is then
-binomial, and the tests are exact. They take passes for independent, which neighbours in time are not quite: levels are
-chosen accordingly small.
+within the budget" means that a pass exceeds the budget with a probability of at most 5 %. The number of passes over it
+is then binomial, and the tests are exact. They assume independent passes; neighbours in time are not quite, so the
+levels are small.
 
 Usage:
     >>> pipelines = {"narrow": Pipeline(open_engine("exports/street", width=0.25), size=(360, 480))}
@@ -53,7 +52,7 @@ class Scope(StrEnum):
 
 @dataclass
 class Latency:
-    """Milliseconds of one thing, as often as it was timed so far.
+    """Latency samples of one scope, in milliseconds.
 
     Attributes:
         scope: of what they are; numbers of different scopes must not be compared.
@@ -67,7 +66,7 @@ class Latency:
         return len(self.ms)
 
     def add(self, more: Sequence[float]) -> None:
-        """Measured since."""
+        """Append new samples."""
         self.ms.extend(more)
 
     def percentile(self, percentile: float) -> float:
@@ -84,7 +83,7 @@ class Latency:
         return _at_least(exceed, len(self.ms), 1 - percentile / 100) < _CLEARLY
 
     def upper_bound(self, percentile: float) -> float | None:
-        """Below which the percentile lies with 95 % confidence; None where there are too few samples to say.
+        """The bound below which the percentile lies with 95 % confidence; None with too few samples.
 
         The k-th smallest of n samples is such a bound if fewer than k of n passes lie below the percentile with a
         probability of at least 95 %.

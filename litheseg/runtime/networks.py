@@ -1,8 +1,8 @@
 """The networks of a model, one per width, opened when they are first asked for and then kept: what a `Predictor` runs.
 
-Several threads may ask at once. Of an engine that is faster with several images together (a GPU's), they share the
-passes: the thread that gets the engine computes for all that wait for it with images of the same size. None waits for
-others to come: alone, an image goes through at once.
+It is thread-safe. Where an engine is faster with several images together (on a GPU), threads share passes: the thread
+that gets the engine computes for all that wait for it with images of the same size. No thread waits for others to join:
+a single image goes through at once.
 
 Usage:
     >>> networks = export_networks(load_export("exports/street"), width=None, runtime=None)
@@ -33,9 +33,9 @@ class Networks:
     Args:
         header: of the bundle, or of the one that the export was made from.
         widths: to choose from, widest first.
-        check_width: gives a width back, or raises a `WidthError` that names those that there are.
+        check_width: returns a valid width, or raises a `WidthError` that names those available.
         make: an engine of a width.
-        first: the width that is made at once, so that what is wrong with the runtime is said now.
+        first: the width that is opened at once, so that errors of the runtime are raised now.
 
     Attributes:
         runtime: one of `litheseg.bundle.exported.RUNTIMES`.
@@ -119,7 +119,7 @@ class _Waiting:
 
 
 class SharedEngine(Engine):
-    """An engine behind which callers in several threads gather.
+    """An engine whose passes callers in several threads share.
 
     Args:
         engine: whose `together` says how many images go into one pass at most.
@@ -156,7 +156,7 @@ class SharedEngine(Engine):
         self._engine.wait()
 
     def _compute(self, request: _Waiting) -> None:
-        """One pass for this request and others like it. Where it fails, the others try again when their turn comes."""
+        """One pass for this request and waiting ones of its size. Where it fails, the others try again themselves."""
         with suppress(ValueError):  # one whose pass failed has left the queue already
             self._waiting.remove(request)
         alike = [other for other in tuple(self._waiting) if other.image.shape == request.image.shape]

@@ -1,8 +1,7 @@
 """From an image to its mask, the one path that everything takes: `predict`, `serve`, `video`, `fit`, `profile`.
 
-Three stages: the image is resized as the network wants it (prepare), the network runs (network), and its logits become
-labels at the image's size (labels). Training resizes with the same function, so a network sees in use what it saw in
-training. Whoever times a pipeline times what is used. It does not know files, widths or tiles.
+Three stages: the image is resized for the network (prepare), the network runs (network), and its logits become labels
+at the image's size (labels). Training resizes with the same function, and timing measures this same pipeline.
 
 Usage:
     >>> pipeline = Pipeline(open_engine("exports/street", width=0.5), size=(360, 480))
@@ -53,7 +52,7 @@ class Pipeline:
         return self.label(self.engine.run(self.prepare(image)), image)
 
     def batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The masks of several images; those that come to one size go through the network together if it likes that."""
+        """The masks of several images; those of one size after resizing share passes where the engine takes several."""
         masks: list[np.ndarray] = []
         for group in self._groups([self.prepare(image) for image in images]):
             outputs = self.engine.run_batch(group)

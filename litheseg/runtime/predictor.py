@@ -1,11 +1,10 @@
-"""A model at work, in any runtime: one image in, one mask of the image's own size out.
+"""Predict with a model in any runtime: one image in, one mask of the image's own size out.
 
-The model is a bundle or an export. The network of each width is made when it is first used, and kept; turning the width
-is then free, and several threads may predict at once, each with a width of its own. Images are resized as they were for
-training, masks come back at the size of the image. A large image that is taken at its own size is predicted tile by
-tile.
+The model is a bundle or an export. The network of each width is made when it is first used, and kept, so changing the
+width is then free; several threads may predict at once, each at its own width. Images are resized as for training, and
+masks have the size of the image. A large image that is not resized is predicted tile by tile.
 
-The walk of an image: `Predictor` chooses the width and reads the image (`rgb`); a `Pipeline` resizes it, runs the
+Path of an image: `Predictor` chooses the width and reads the image (`rgb`); a `Pipeline` resizes it, runs the
 `Engine` of that width and upsamples its logits to labels.
 
 Usage:
@@ -74,7 +73,7 @@ class Predictor:
         BundleError: the file cannot be loaded.
         WidthError: the model does not have the width.
         MissingExtraError: a runtime that is not installed, or a model file where there is no PyTorch.
-        LithesegError: a runtime, precision or device that is not to be had here, or sizes that do not go together.
+        LithesegError: a runtime, precision or device that is not available, or sizes that do not fit together.
     """
 
     def __init__(
@@ -144,12 +143,12 @@ class Predictor:
         self._width = self.check_width(width)
 
     def prepare(self, *widths: float) -> None:
-        """Do now what the first image would wait for: open these networks (all of them if none is given)."""
+        """Open the networks of these widths now (all if none is given), so that the first image need not wait."""
         for width in widths or self.widths:
             self.pipeline(width)
 
     def pipeline(self, width: float | None = None) -> Pipeline:
-        """What an image goes through at a width (None: the one in use), for those who time it or ask for more.
+        """The pipeline of a width (None: the one in use), for instance to time it.
 
         Raises:
             WidthError: the model does not have it.
@@ -222,7 +221,7 @@ class Predictor:
         )
 
     def outputs_rgb(self, image: np.ndarray, *, width: float | None = None) -> dict[str, Any]:
-        """What the network says of an image before labels are taken: how sure it is, and what the image is like.
+        """The network's logits and features for an image.
 
         Args:
             image: uint8 H W 3 RGB.

@@ -1,4 +1,4 @@
-"""What every width of a model costs: counted on paper and timed end to end, in the runtimes that will run it.
+"""Profile every width of a model: count parameters, MACs and memory, and time it end to end in each runtime.
 
 Rows are widths in runtimes and precisions. All of them take turns, so that they can be compared; milliseconds are those
 of an image of the camera's size to its mask, stage by stage (`latency`). What is counted is the plain network of a

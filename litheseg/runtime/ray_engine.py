@@ -1,9 +1,9 @@
 """Labelling by Ray Data: processes on this machine, or on all machines of a cluster.
 
-Every worker is a process with a predictor of its own; what travels are names, never pixels. A block of images is the
-unit of work. A worker that dies is replaced and its block done again, images that have their results by then left out;
-an image whose worker dies again and again is listed as bad. It connects to the cluster that is running in this program
-or that ``RAY_ADDRESS`` names, where model and paths must be readable everywhere, or starts one of its own and ends it.
+Every worker is a process with its own predictor; names are sent between processes, never pixels. A block of images is
+the unit of work. A worker that dies is replaced and its block repeated, without images that have results by then; an
+image whose worker dies repeatedly is listed as bad. It uses the cluster that is running in this program or that
+``RAY_ADDRESS`` names, where model and paths must be readable everywhere, or else starts one and stops it at the end.
 
 Usage:
     >>> for outcome in run_ray(PredictionSettings("model.safetensors", "labelled"), jobs, workers=8):
@@ -66,13 +66,13 @@ def run_ray(settings: PredictionSettings, jobs: Sequence[Job], *, workers: int) 
 
 
 class _Diary:
-    """What was begun and not ended, remembered across the deaths of workers: an actor that holds counts only."""
+    """An actor that counts what was begun and not ended, and outlives workers."""
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
 
     def begin(self, what: str) -> int:
-        """Note it; how often was it begun before, and never ended?"""
+        """Count it; returns how often it was begun before and not ended."""
         self._begun[what] += 1
         return self._begun[what] - 1
 
@@ -101,7 +101,7 @@ class _Worker:
         return {"index": [outcome.index for outcome in done], "problem": problems}
 
     def _carefully(self, jobs: Iterable[Job]) -> Iterator[JobOutcome]:
-        """A worker has died over this block: leave out what it wrote, then one image at a time, to find the culprit."""
+        """A worker has died over this block: leave out what it wrote, then one image at a time, to find the bad one."""
         for job in jobs:
             rest, name = job if self._settings.force else self._label.remaining(job), f"image {job.index}"
             if rest is None:
@@ -156,7 +156,7 @@ def _outcomes(batch: dict[str, np.ndarray]) -> Iterator[JobOutcome]:
 
 @contextmanager
 def _session(ray: ModuleType, cores: int) -> Iterator[None]:
-    """Ray, and as little talk from it as possible; what was running before goes on afterwards."""
+    """Connect to Ray, with little logging; settings, and a session that ran before, are kept."""
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = (context.enable_progress_bars, context.print_on_execution_start, log.level)
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -193,7 +193,7 @@ def _ray() -> ModuleType:
 
 
 def _bytes(text: str) -> bytes:
-    """Names as they travel: Arrow's strings hold UTF-8 only, and names of files anything."""
+    """Names as bytes: Arrow's strings hold UTF-8 only, file names any bytes."""
     return text.encode("utf-8", "surrogateescape")
 
 

@@ -40,7 +40,7 @@ __all__ = [
     "read_bytes",
 ]
 
-# Stores in which an object is there as a whole or not at all, so that one may write straight to its name.
+# Stores whose writes are atomic, so that results can be written straight to their names.
 _WHOLE = ("abfs", "abfss", "az", "gcs", "gs", "memory", "s3")
 _BY_ARROW = ("gcs", "gs", "s3")
 
@@ -69,7 +69,7 @@ class LocalFolder:
         """The names of all that lies directly in a folder below this one ("" for itself)."""
         try:
             return {entry.name for entry in (self._path / below).iterdir()}
-        except OSError:  # not there yet; or it cannot be, which writing says better
+        except OSError:  # not there yet; if it cannot be made, writing raises a clearer error
             return set()
 
     def write(self, name: str, data: bytes) -> None:
@@ -103,7 +103,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """The same in an object store, whose objects do not grow."""
+    """A folder for results in an object store; objects cannot be appended to."""
 
     appends = False
 

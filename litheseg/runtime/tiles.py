@@ -4,8 +4,8 @@ Tiles overlap, and their logits turn gradually from one to the other in the midd
 quarters, where a network sees the edge of its tile, count for nothing. Tiles start on multiples of `GRID`, which the
 strides inside networks divide, so that every layer samples the same pixels as on the whole image; logits are upsampled
 with the whole image's geometry. So a network that looks no further than a quarter of the overlap gives exactly the
-labels of the whole image (but for float32 rounding, where two classes tie). One that looks further gives other ones in
-places, but no visible seams. Besides the image and its labels, memory holds one tile and what it shares with others.
+labels of the whole image (but for float32 rounding, where two classes tie). One that looks further differs in places,
+without visible seams. Besides the image and its labels, memory holds one tile and what it shares with others.
 
 Usage:
     >>> labels = predict_tiles(engine, image, tile=(1024, 1024))
@@ -110,7 +110,7 @@ def _paste(
     fixed: bool,
     threads: int | None,
 ) -> _Paste:
-    """What to do with the tiles, judged by the first of them."""
+    """How tiles are joined, chosen by the first one's output."""
     if result.ndim == 2:
         return _Labels(labels, [_cuts(starts[axis], tile[axis], labels.shape[axis]) for axis in (0, 1)], starts)
     axes = [_axis(labels.shape[axis], starts[axis], tile[axis], result.shape[axis + 1], fixed) for axis in (0, 1)]

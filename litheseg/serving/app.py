@@ -1,11 +1,11 @@
-"""The application: routes, the page, what surrounds every request, and an OpenAPI document that says all of it.
+"""The ASGI application: routes, the page, middleware and the OpenAPI document.
 
-Around every request: foreign names are refused, answers counted, security headers set. A client that is refused while
-it still sends gets some of its bytes read and thrown away first: else the connection would be reset and the refusal
-lost. An unexpected error is logged with a number and becomes a 500 with that number and nothing else.
+The middleware refuses foreign host names, counts answers and sets security headers. When a client is refused while it
+still sends, some of its bytes are read and discarded first: otherwise the connection would be reset and the refusal
+lost. An unexpected error is logged with a number and becomes a 500 with only that number.
 
-The page is a handful of static files out of the package; its content security policy lets it load these and talk to its
-own server, and no more. There is no interactive documentation page: the usual ones load scripts from elsewhere.
+The page is a few static files of the package; its content security policy lets it load only these and connect only to
+its own server. There is no interactive documentation page: the usual ones load scripts from elsewhere.
 
 Usage:
     >>> app = create_app(Service(Predictor("model.safetensors"), ServerSettings(), name="model"))
@@ -48,7 +48,7 @@ the server takes the widest network that its load allows. Refusals are problem d
 the code."""
 
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 << 20  # how long, and for how much, a refused client is listened to
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 << 20  # seconds and bytes that a refused client's upload is still read
 
 _PAGE_TYPES = {
     "css": "text/css; charset=utf-8",
@@ -194,15 +194,15 @@ def _path(scope: Scope) -> str:
 class _Exchange:
     """One request's messages, in both directions.
 
-    A client that still sends when it is refused is listened to for a while. If there is more, it is answered, and the
-    connection is closed, since nobody can say where on it the next request begins.
+    What a refused client still sends is read for a while. If there is more, the client is answered and the connection
+    closed, since the start of the next request on it is unknown.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         headers = Headers(scope=scope)
         self._has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        self._asked_first = "expect" in headers  # "100-continue": who was not told to go on has sent nothing
+        self._asked_first = "expect" in headers  # "100-continue": the client sends nothing before it gets 100
         self._begun = self._complete = self._cut_off = False
         self.status = 0  # until the response starts
 

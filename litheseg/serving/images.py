@@ -1,8 +1,8 @@
-"""Images from strangers: received as a multipart form, decoded, and refused by name where they cannot be used.
+"""Uploaded images: receive them as a multipart form, decode them, and refuse what cannot be used.
 
 Bytes are counted and timed while they arrive; nothing is written to disk, and nothing beyond the limit is kept in
-memory. Pixels are counted by the header, before anything is decompressed: an image of a few kilobytes can claim, and
-hold, billions of them. Also the images that the server makes itself: a photo to measure with, and a street to try.
+memory. Pixels are counted by the header, before anything is decompressed: an image of a few kilobytes can hold billions
+of them. Also makes the server's own images: a photo to measure with, and a street to try.
 
 Usage:
     >>> data = await read_upload(request, max_bytes=20_000_000, seconds=30)

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: in a registry of its own, so that several servers may live in one process.
+"""Prometheus metrics of a server, in a registry of its own, so that several servers can run in one process.
 
 Labels have few values: paths are those of the routes, widths those of the model.
 

@@ -1,4 +1,4 @@
-"""Refusals: what a request can come to other than an answer. Each has a code, a status and a remedy.
+"""Refusals of requests. Each has a code, a status and a remedy.
 
 They travel as JSON problem details (RFC 9457, `application/problem+json`). `PROBLEMS` lists all of them, and the
 OpenAPI document is made from it, so that a code that can be sent is a code that is documented.

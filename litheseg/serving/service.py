@@ -1,7 +1,7 @@
 """Images in, encoded masks out: one model at work for many clients.
 
-It joins the worker threads, the choice of widths and the counters. It lives on an event loop but leaves it alone:
-decoding, the network and encoding run in worker threads. It knows nothing of HTTP.
+It joins the worker threads, the choice of widths and the metrics. It runs on an event loop without blocking it:
+decoding, the network and encoding run in worker threads.
 
 Usage:
     >>> service = Service(Predictor("model.safetensors"), ServerSettings(), name="model")
@@ -48,7 +48,7 @@ class Abandoned(Exception):
 
 @dataclass(frozen=True)
 class EncodedMask:
-    """An answer, and where its time went, in milliseconds."""
+    """An answer, and the milliseconds of its stages."""
 
     body: bytes
     width: float
@@ -99,7 +99,7 @@ class Service:
 
     @property
     def has_example(self) -> bool:
-        """Whether drawn streets are what the model knows."""
+        """Whether the model is one of street scenes, for which examples are drawn."""
         return self.predictor.classes.names == CAMVID_CLASSES.names
 
     def prepare(self) -> None:
@@ -159,7 +159,7 @@ class Service:
             data: an image file.
             request: its width is one of the model's.
             encode: makes the answer's body of the mask.
-            disconnected: returns when nobody waits for the answer any more.
+            disconnected: returns when the client has left.
 
         Raises:
             Problem: refused, or an image that cannot be used.

@@ -1,7 +1,7 @@
 """Which width a request gets: the one that it names, the widest that fits its time budget, or what the load allows.
 
 For requests that name neither, the controller holds the target: 95 of 100 answers within it, waiting included. A
-request that has waited long gets what still fits into its own time, judged by what each width took here lately. While
+request that has waited long gets the width that still fits into its time, by the latest times of each width. While
 the queue is half full, everything runs at the narrowest width, so narrowing comes before refusing. With a fixed width
 none of this applies.
 

@@ -4,8 +4,8 @@ What does not fit into the queue is refused at once; what was taken is finished.
 
 Before the first request every width is timed with all that a worker does for an image: alone, and with all workers
 busy. From that follows how many clients, each of which sends its next image when the answer has come, are answered
-within the target. Up to as many as there are workers do not wait; more of them take turns, so that an answer takes as
-many turns as there are clients to a worker, rounded up.
+within the target. With at most as many clients as workers none waits; with more, an answer takes clients / workers
+turns, rounded up.
 
 Usage:
     >>> workers = Workers(workers=2, queue=16)

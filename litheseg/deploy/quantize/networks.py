@@ -116,7 +116,7 @@ class QuantizableNetwork(ABC):
 
     @abstractmethod
     def described(self, text: str) -> QuantizableNetwork:
-        """The same network with an account of itself inside."""
+        """The same network with a description inside."""
 
     @abstractmethod
     def write(self, path: Path) -> tuple[Path, ...]:
@@ -128,7 +128,7 @@ class QuantizableNetwork(ABC):
 
     @abstractmethod
     def _copy(self) -> Any:
-        """The model, for NNCF to do with as it likes."""
+        """A copy of the model that NNCF may change."""
 
     @abstractmethod
     def _feed(self, image: np.ndarray) -> Any:
@@ -164,7 +164,7 @@ def require_nncf() -> None:
 
 def _nncf() -> Any:
     require_nncf()
-    # Otherwise it reports every call to its makers; it asks once, when it is imported.
+    # Disables telemetry, which it checks once, when it is imported.
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
 

@@ -1,7 +1,7 @@
 """From an exported fp32 network to an int8 network: calibrate, check, keep in floating point what int8 breaks.
 
-NNCF quantizes after training; whether the result may stand for fp32 is decided here, by running it in the runtime that
-the file is for. Where it may not, it is tried without NNCF's bias correction, which evens out errors over a layer but
+NNCF quantizes after training; here the result is compared with fp32 in the runtime that the file is for. Where it is
+worse than the tolerance, it is tried without NNCF's bias correction, which evens out errors over a layer but
 can shift a class; then the most sensitive layers go back to floating point, as few as will do and at most half of them:
 beyond that, int8 is no longer faster.
 
@@ -294,12 +294,12 @@ def _log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def _shortfall(trial: QuantizationTrial) -> tuple[float, int]:
-    """Less is better: what exceeds the tolerance, then, if nothing does, the layers that were kept for it."""
+    """Sort key, less is better: what exceeds the tolerance, then the number of layers kept."""
     return sum(violation.excess for violation in trial.violations), len(trial.kept)
 
 
 def _written(network: QuantizableNetwork, export: Export, artefact: Artefact) -> Artefact:
-    """The files, beside those of fp32, with the export's account of itself inside."""
+    """Write the files beside those of fp32, with the export's description inside."""
     name = f"{artefact.format}-int8-w{artefact.width:g}{network.suffix}"
     int8 = replace(artefact, precision="int8", path=name, files={})
     text = description(export.header, [int8], {**export.provenance, "nncf": version("nncf")})

@@ -1,9 +1,9 @@
-"""Whether int8 may stand for fp32, and the account of what it gained and cost, as JSON and in words.
+"""Decide whether int8 may replace fp32, and report what it gained and cost, as JSON and in words.
 
-mIoU alone would let a class go: among eleven classes, one that loses five points costs less than half a point of the
-mean. So each class has a limit of its own, four times as wide as that of the mean, since a class has fewer pixels and
-moves more; one with hardly any pixels has none, since a handful of them decides. Where nothing is labelled, the share
-of pixels that change their label decides.
+mIoU alone would hide the loss of a class: among eleven classes, one that loses five points costs less than half a
+point of the mean. So each class has its own limit, four times that of the mean, since a class has fewer pixels and its
+IoU varies more; classes with hardly any pixels have none. Without labels, the share of pixels that change their label
+decides.
 
 Usage:
     >>> Tolerance(miou=0.5).violations(certificate, shares)

@@ -1,4 +1,4 @@
-"""From frames to an annotated video: read ahead, predict, paint, write behind, and hold a target by changing the width.
+"""Annotate a video: read, predict, paint and write frames, and hold a target by changing the width.
 
 A file gives every frame; a live source gives the newest one, and the others are dropped. What could not be read is in
 the summary. Ctrl-C ends the video where it is: the file is finished and plays.
@@ -45,7 +45,7 @@ class VideoProgress:
 
     Attributes:
         frames: labelled so far.
-        total: frames in all; None if nobody knows.
+        total: frames in all; None if unknown.
         fps: frames per second, lately.
         width: in use.
         dropped: frames for which there was no time.

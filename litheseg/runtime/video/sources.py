@@ -84,11 +84,11 @@ class FrameSource:
 
     Attributes:
         name: for messages.
-        live: whether frames come when they come, wanted or not.
+        live: whether frames arrive in real time, as from a camera.
         rate: frames per second, as far as is known.
-        total: how many there will be; None if nobody knows.
+        total: how many there will be; None if unknown.
         troubles: frames that could not be read, or not wholly.
-        problem: after the last frame, why it was the last one although more were promised; None if all came.
+        problem: why the source ended early; None if all frames came.
     """
 
     name: str
@@ -278,7 +278,7 @@ class LiveStream(FrameSource):
         self._container.close()
 
     def _connected_again(self, pauses: Iterator[float]) -> bool:
-        """After a pause or several; true also if nobody wants it any more."""
+        """Whether to go on reading: connected again after pauses, or stopped."""
         self._container.close()
         for pause in pauses:
             if self._stop.wait(pause):

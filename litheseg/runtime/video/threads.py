@@ -28,11 +28,11 @@ _LEAVE_SECONDS = 2.0  # a thread that waits for a silent network any longer ends
 
 
 class ReadAhead:
-    """Reads a source in a thread: all frames, or only the newest one whenever somebody asks.
+    """Reads a source in a thread: all frames, or only the newest one.
 
     Args:
         source: closed at the end.
-        newest: a frame that nobody has taken when the next one comes is dropped, and counted in `dropped`.
+        newest: a frame that was not taken when the next one comes is dropped, and counted in `dropped`.
         in_time: frames come at the times that they are shown, as from a camera.
     """
 

@@ -144,7 +144,7 @@ async function ask(side) {
   accept(side, answer);
 }
 
-/** The answer for a picture, or null if it came too late, failed, or nobody waits for it any more. */
+/** The answer for a picture, or null if it came too late, failed, or is no longer needed. */
 async function answered(side, picture) {
   cancel(side);
   const mine = new AbortController();
