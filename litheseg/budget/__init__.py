@@ -1,7 +1,7 @@
-"""Budgets in milliseconds: what an image takes through a runtime, and the most accurate model that fits.
+"""Latency budgets in milliseconds: find the most accurate model within one by timing.
 
-`fit` is the command; it reads downwards: `candidates` lists what there is to choose among, `measure` times and scores
-it, `choose` finds the best and proves it. `dense_layers` keeps grouped convolutions dense where that is faster, and
+`fit` is the command: `candidates` lists the choices, `measure` times and scores them, `choose` finds and verifies the
+best. `dense_layers` keeps grouped convolutions dense where that is faster, and
 `kit` measures on machines without litheseg.
 """
 

@@ -1,6 +1,6 @@
-"""What a fit chooses among, and what has to hold: candidates, the limits of a budget, and costs that need no clock.
+"""The candidates of a fit, the limits of a budget, and costs that are counted rather than timed.
 
-A candidate is a network (a width at an input size, in a precision) and how it is run (a runtime, a number of threads).
+A candidate is a network (width, input size, precision) and how it is run (runtime, number of threads).
 
 Usage:
     >>> Limits(20.0, percentile=95, reserve=4.0, macs=1e9).available
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 _SIZE_STEP = 8  # pixels; networks reduce by 8 at least, and runtimes like multiples of it
-_ROUNDING = 1e-6  # of a rate that was a budget: 15fps
+_ROUNDING = 1e-6  # of a budget given as a rate: 15fps
 
 
 class Variant(NamedTuple):
-    """A network that a model can be deployed as: all that accuracy depends on."""
+    """A deployable network of a model: all that accuracy depends on."""
 
     width: float
     size: tuple[int, int]
@@ -86,7 +86,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a fit may choose among; None leaves it to litheseg, as `litheseg.budget.fit.fit` says."""
+    """What a fit may choose among; None means the defaults of `litheseg.budget.fit.fit`."""
 
     widths: Sequence[float] | None = None
     sizes: Sequence[tuple[int, int]] | None = None
@@ -95,7 +95,7 @@ class Choices:
     threads: Sequence[int] | None = None
 
     def candidates(self, widths: Sequence[float], size: tuple[int, int]) -> tuple[Candidate, ...]:
-        """All combinations; int8 only where nothing else is wanted, since making it takes minutes.
+        """All combinations; int8 only if it is the only precision, since making it takes minutes.
 
         Args:
             widths: of the model.
@@ -126,7 +126,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Limits:
-    """What has to hold, as `litheseg.budget.fit.fit` says; times in milliseconds, sizes in bytes.
+    """Limits on the choice, as in `litheseg.budget.fit.fit`; times in milliseconds, sizes in bytes.
 
     Raises:
         LithesegError: a number out of range.
@@ -158,12 +158,12 @@ class Limits:
 
     @property
     def available(self) -> float:
-        """Milliseconds for what is measured."""
+        """The budget less the reserve."""
         return self.milliseconds - self.reserve
 
     @property
     def period(self) -> float:
-        """Milliseconds from one image to the next; 0 where one follows the other at once."""
+        """Milliseconds from one image to the next; 0 without a frame rate."""
         return 1000 / self.fps if self.fps else 0.0
 
     def broken_on_paper(self, costs: Mapping[str, float]) -> tuple[str, ...]:

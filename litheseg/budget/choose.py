@@ -2,16 +2,16 @@
 
 `Race` is successive halving that cannot lose the best: more and more repeats for fewer and fewer candidates. All get a
 few repeats. Then, in rounds that double the repeats, only those are timed on which the answer depends: from the most
-accurate downwards to the first that is likely to fit. A candidate leaves for good only when its timings rule it out (an
-exact test, see `litheseg.runtime.latency`); the less accurate wait, and come back if all above them are too slow.
+accurate downwards to the first that is likely to fit. A candidate is dropped only when its timings rule it out (an
+exact test, see `litheseg.runtime.latency`); less accurate ones are timed further only if all above are too slow.
 Plain successive halving (Jamieson and Talwalkar, AISTATS 2016) drops the worse half in every round, which here would
 drop the answer whenever more than half of the candidates are a little too slow. A hyperparameter library fits less
 well still: accuracy does not depend on the timings, the budget is a constraint rather than a score, timings must be
 interleaved to be comparable, and the candidates are few enough to list.
 
-`Search` races the widths that the model has, then widths between the widest that fits and the next, then int8 of more
-accurate networks that are too slow. What it finds is timed anew, beside its rivals; if it does not hold, the next best
-has to. `choose_measured` chooses from what a benchmark kit brought back, where nothing can be timed again.
+`Search` races the model's widths, then widths between the widest that fits and the next, then int8 of more accurate
+networks that are too slow. The best is timed again, beside its rivals; if it misses the budget, the next best is tried.
+`choose_measured` chooses from the timings of a benchmark kit, where nothing can be timed again.
 
 Usage:
     >>> found = Search(limits, bench, accuracy, costs).run(candidates)
@@ -37,15 +37,15 @@ from litheseg.tables import short_number
 __all__ = ["FIRST_REPEATS", "PROOF_MS", "BudgetError", "Found", "Point", "Race", "Search", "choose_measured"]
 
 FIRST_REPEATS = 6
-"""What every candidate gets."""
+"""Repeats of every candidate."""
 _SAFELY = 0.85  # of the budget: a candidate whose slowest pass so far is below it is likely to fit
-_ALIKE = 1.25  # candidates of equal accuracy whose medians differ by less go on together
+_ALIKE = 1.25  # equally accurate candidates whose medians differ by less are both kept
 
 PROOF_MS = 20_000
-"""How long the choice and its rivals are timed, together, at least: a machine has slow and fast seconds."""
+"""Shortest time for which the choice and its rivals are timed together: machine speed varies over seconds."""
 _HALVINGS = 2
 _FINEST = 1 / 32  # of the widths between trained ones
-_NEAR = 1.1  # times the budget: what is timed again beside the choice, lest the first timings were unlucky
+_NEAR = 1.1  # times the budget: what is timed again beside the choice, in case its first timings were too slow
 _RIVALS = 2
 _VERIFYING = 3  # times the repeats that a percentile needs, at least
 _ROUNDS = 3
@@ -60,12 +60,12 @@ Costs = Callable[[Iterable[Variant]], Mapping[Variant, Mapping[str, float]]]
 
 
 class BudgetError(LithesegError):
-    """Nothing fits; the message names what is nearest."""
+    """Nothing fits; the message names the nearest candidate."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate, and what is known of it.
+    """A candidate and its measurements.
 
     Attributes:
         candidate: which.
@@ -87,7 +87,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Found:
-    """What was chosen, and from what.
+    """The choice and the candidates it was made from.
 
     Attributes:
         chosen: with its fresh timings only.
@@ -107,14 +107,14 @@ class Race(Generic[C]):
 
     Args:
         measure: (candidates, repeats) -> milliseconds of each, measured side by side.
-        accuracy: of a candidate; asked only for those that timings have not ruled out, once each.
+        accuracy: of a candidate; called once for each that timings have not ruled out.
         budget: milliseconds.
         percentile: that has to be within the budget.
-        recall: timings of a candidate from earlier, which count.
+        recall: earlier timings of a candidate, which count too.
 
     Attributes:
         samples: timings of every candidate so far.
-        accuracies: of those that were asked for.
+        accuracies: those measured so far.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Race(Generic[C]):
         return sorted(fitting, key=lambda c: (-self.accuracy(c), self.samples[c].percentile(50)))
 
     def accuracy(self, candidate: C) -> float:
-        """Of a candidate; asked for once."""
+        """Accuracy of a candidate, measured once."""
         if candidate not in self.accuracies:
             self.accuracies[candidate] = self._accuracy(candidate)
         return self.accuracies[candidate]
@@ -191,13 +191,13 @@ class Race(Generic[C]):
 
 
 class Search:
-    """Looks for the most accurate candidate, and proves it.
+    """Finds the most accurate candidate, and verifies it by fresh timings.
 
     Args:
         limits: what has to hold.
         bench: times candidates.
         accuracy: of candidates.
-        costs: of networks on paper.
+        costs: counted costs of networks.
         refine: whether widths between those given may be tried.
         int8: whether int8 may be tried.
         progress: called with what is being done.
@@ -223,7 +223,7 @@ class Search:
         )
 
     def run(self, candidates: Iterable[Candidate]) -> Found:
-        """Search, then prove.
+        """Search, then verify.
 
         Raises:
             BudgetError: nothing is within the limits; names the nearest point, and what it would take.
@@ -243,7 +243,7 @@ class Search:
         return Found(chosen, verified, self._points(), (*self._notes, *self._bench.warnings(self.race.samples)))
 
     def _admitted(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those whose accuracy can be known, that keep the limits on paper, and that run here."""
+        """Those with a known accuracy, within the counted limits, that run here."""
         first = not self.race.samples
         known = [candidate for candidate in candidates if self._scores.known(candidate.network)]
         if first and not known:
@@ -306,9 +306,9 @@ class Search:
         return best
 
     def _time_neighbours(self) -> None:
-        """Accuracies and better timings also of what is somewhat too slow, or less accurate than the choice.
+        """Measure accuracy and time also for what is somewhat too slow, or less accurate than the choice.
 
-        They show what more or fewer milliseconds would buy, and, if nothing fits, what is nearest.
+        This shows what another budget would give and, if nothing fits, what is nearest.
         """
         fastest = self._fastest(self.race.samples)
         reach = _BEYOND * max(self._limits.available, min(map(self.race.estimate, fastest), default=0.0))
@@ -318,7 +318,7 @@ class Search:
             self.race.accuracy(candidate)
 
     def _prove(self, best: Candidate) -> tuple[Point, tuple[Point, ...]]:
-        """The choice, and it beside its rivals: fresh timings until one holds."""
+        """The choice and its rivals: fresh timings until one holds."""
         first, promised = best, self.race.estimate(best)
         fresh: list[Candidate] = []
         for _ in range(_ROUNDS):
@@ -346,7 +346,7 @@ class Search:
         return next(point for point in verified if point.candidate == holding), verified
 
     def _proof_repeats(self, group: Sequence[Candidate]) -> int:
-        """So many that the percentile is sure, and that the group is timed for `PROOF_MS`."""
+        """Enough repeats for the percentile, and for `PROOF_MS` of the group."""
         round_ms = sum(max(self.race.samples[c].percentile(50), self._limits.period) for c in group)
         return max(_VERIFYING * needed_repeats(self._limits.percentile), math.ceil(PROOF_MS / round_ms))
 
@@ -414,7 +414,7 @@ def choose_measured(
 
 
 def _refusal(limits: Limits, points: Sequence[Point]) -> BudgetError:
-    """Why nothing of what was timed keeps the limits, and what is nearest."""
+    """The error when nothing timed keeps the limits."""
     name = f"p{limits.percentile:g}"
     wanted = f"a {name} within {limits.available:.2f} ms"
     accurate = list(points)
@@ -438,7 +438,7 @@ def _refusal(limits: Limits, points: Sequence[Point]) -> BudgetError:
 
 
 def _too_big(limits: Limits, costs: Mapping[Variant, Mapping[str, float]]) -> BudgetError:
-    """No network keeps the limits on paper: which is nearest."""
+    """The error when no network keeps the counted limits."""
 
     def excess(network: Variant) -> float:
         return max(costs[network][name] / getattr(limits, name) for name in limits.broken_on_paper(costs[network]))

@@ -2,11 +2,11 @@
 
 A grouped convolution is a dense one whose weight is zero outside the diagonal blocks. Fewer multiplications are not
 always less time: where a runtime's grouped kernel is slower than its dense one, the dense layer with zeros computes the
-same function and is deployed instead. Each layer is timed alone, in float32, at the size of its own input, in turns
-with its dense form, which has to be faster by 3 % to be taken. The result is a plan, kept per width, input size,
-runtime and threads, as JSON, and used again with `--plan`.
+same function and is deployed instead. Each layer is timed alone, in float32, at its input size, in turns with its dense
+form, which must be 3 % faster to be used. The result is a plan per width, input size, runtime and threads, kept as JSON
+and used again with `--plan`.
 
-A runtime may fuse a layer with its neighbours, so whole networks may take other times; `fit` times what it deploys.
+A runtime may fuse a layer with its neighbours, so `fit` also times the whole network.
 
 Usage:
     >>> plan.measure(bundle.plain(0.5), candidate)
@@ -218,7 +218,7 @@ def _onnx_bytes(onnx: Any, layer: nn.Conv2d, size: tuple[int, int]) -> bytes:
     """A model of the one layer: written by hand, since exporting takes a thousand times as long."""
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     tensors = {"w": layer.weight.detach().numpy(), **({} if layer.bias is None else {"b": layer.bias.detach().numpy()})}
-    left, right, top, bottom = layer._reversed_padding_repeated_twice  # pixels, whatever the padding is called
+    left, right, top, bottom = layer._reversed_padding_repeated_twice  # pixels, also for padding given by name
     sides = {"strides": layer.stride, "pads": [top, left, bottom, right], "dilations": layer.dilation}
     node = helper.make_node("Conv", ["x", *tensors], ["y"], group=layer.groups, **sides)
     image = helper.make_tensor_value_info("x", kind, [1, layer.in_channels, *size])

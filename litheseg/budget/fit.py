@@ -1,7 +1,7 @@
 """`litheseg fit`: from a model file and a budget to the most accurate deployable network within it, proven by timing.
 
-`fit` goes straight through the room: candidates and limits (`candidates`), how they are made to run, timed and scored
-(`measure`), which one is best (`choose`), and what is written of it.
+The steps of `fit`: candidates and limits (`candidates`), running, timing and scoring them (`measure`), choosing the
+best (`choose`), and writing the result.
 
 Usage:
     >>> result = fit("model.safetensors", budget=20.0, output="deployed", data="data/camvid")
@@ -92,8 +92,8 @@ def fit(
         budget: milliseconds of one image, end to end; written 20ms or, as a rate, 15fps.
         output: folder of the export, fit.json and frontier.png.
         percentile: of the times, that must be within the budget, in [50, 99.9].
-        reserve: milliseconds of the budget that are kept for what is not timed; written 3ms.
-        fps: images a second that come from a camera; by default one follows the other at once.
+        reserve: milliseconds of the budget kept for what is not timed; written 3ms.
+        fps: frame rate at which images come; by default one follows the other at once.
         memory: most bytes of weights and of activations alive at once; written 50MB.
         model_size: most bytes of the weights as stored; written 2MB.
         macs: most multiply-accumulates of an image; written 1G.
@@ -211,7 +211,7 @@ def _labelled(bundle: Bundle, data: str | Path | None, source: str, split: str) 
 def _frames(
     bundle: Bundle, labelled: SegmentationData | None, split: str, image: tuple[int, int] | None
 ) -> list[np.ndarray]:
-    """Images as the camera gives them: some that are scored, all of one size; or rendered streets."""
+    """Images of the camera's size: some of those that are scored; or rendered streets."""
     if labelled is None or image is not None:
         return street_frames(image or bundle.header.size)
     samples = labelled.source.samples(split)
@@ -281,7 +281,7 @@ class FitResult:
         )
 
     def table(self) -> Table:
-        """The frontier that was seen, around the choice: what is faster or more accurate than all others."""
+        """The measured frontier around the choice: what is faster or more accurate than all others."""
         name = f"p{self.limits.percentile:g} ms"
         head = ("", "width", "input", "precision", "runtime", "threads", "mIoU (%)", "p50 ms", name, "repeats", "MACs")
         points = pareto(self._latest(), self.limits.percentile)

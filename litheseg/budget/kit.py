@@ -1,10 +1,9 @@
-"""Benchmark kits: measuring on a machine without litheseg, and what is brought back from there.
+"""Benchmark kits: time networks on a machine without litheseg, and read the measurements.
 
 A kit is a folder of networks as ONNX files with a script (`litheseg.runtime.kit`, copied as measure.py) that needs
-Python, NumPy and a runtime. It times the networks alone: what reads, resizes and paints on the target is the target's
-own, and upsampling in NumPy would say nothing of the compiled kernel here. Batch-norm statistics do not change time, so
-widths between the trained ones need no calibration. Kit and measurements carry the digest of their model: those of
-another one are refused.
+Python, NumPy and a runtime. It times the networks alone: reading and resizing depend on the target, and upsampling in
+NumPy says nothing about the compiled kernel. Batch-norm statistics do not change time, so widths between the trained
+ones need no calibration. Kit and measurements carry the digest of their model: those of another one are refused.
 
 Usage:
     >>> write_kit("model.safetensors", "kit", widths=[0.5], sizes=[(180, 240)])
@@ -41,7 +40,7 @@ _BETWEEN = 2  # widths added between two trained ones
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a kit brought back.
+    """The measurements of a benchmark kit.
 
     Attributes:
         path: the file.

@@ -1,4 +1,4 @@
-"""Candidates made to run on this machine, timed and scored, and what earlier fits remember of them.
+"""Run, time and score candidates on this machine, and cache the results between fits.
 
 Each class builds on those before it: `Store` keeps timings, scores and exports on disk; `Exports` turns a candidate
 into an engine; `Accuracy` runs it over labelled images; `Bench` times it.
@@ -56,7 +56,7 @@ Progress = Callable[[str], None]
 
 
 def _silent(what: str) -> None:
-    """Progress that nobody asked for."""
+    """Progress callback that does nothing."""
 
 
 # --- what is remembered ----------------------------------------------------------------------------------------------
@@ -64,16 +64,16 @@ def _silent(what: str) -> None:
 
 @dataclass
 class Store:
-    """What fits of one model remember on one machine: timings, scores, exports; all of it may be deleted at any time.
+    """Cache of the fits of one model on one machine: timings, scores, exports; it may be deleted at any time.
 
     Timings are kept per processor, number of cores and versions of the runtimes; scores per data set. A file that
-    cannot be read counts as empty: what it held is measured again.
+    cannot be read counts as empty.
 
     Attributes:
         folder: where it lies; made when something is kept.
         host: `litheseg.machine.host_facts` of this machine.
-        samples: timings, by a text that names candidate and circumstances.
-        scores: likewise: name -> value.
+        samples: timings by the name of candidate and conditions.
+        scores: values by name.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Store:
 
     @classmethod
     def of(cls, bundle: Bundle, cache: Path | None = None, *, fresh: bool = False) -> Store:
-        """What is known of a bundle.
+        """The cache of a bundle.
 
         Args:
             bundle: a loaded one.
@@ -147,12 +147,12 @@ def default_cache() -> Path:
 
 
 def store_folder(bundle: Bundle, cache: Path | None = None) -> Path:
-    """Where what is known of a bundle lies: a folder named by a digest of its weights; `cache` as of `Store.of`."""
+    """The cache folder of a bundle, named by a digest of its weights; `cache` as for `Store.of`."""
     return (cache or default_cache()) / model_digest(bundle)[:16]
 
 
 def data_digest(source: Source, *splits: str) -> str:
-    """SHA-256 of which samples the splits hold, and of their files' sizes and times."""
+    """SHA-256 of the splits' samples and of their files' sizes and times."""
     result = hashlib.sha256(json.dumps([source.name, source.classes.names]).encode())
     for split in splits:
         for sample in source.samples(split):
@@ -210,8 +210,7 @@ class Exports:
     def engine(self, candidate: Candidate) -> Engine:
         """The candidate, ready to run.
 
-        Labels of a width between the trained ones are of no use in fp32, where its batch norm is not measured: timing
-        needs none of that.
+        In fp32 a width between the trained ones is not calibrated: use it for timing only.
 
         Raises:
             WidthError: a width outside the trained range.
@@ -266,7 +265,7 @@ class Exports:
         )
 
     def planned(self, candidate: Candidate, bundle: Bundle) -> Bundle:
-        """The bundle with those layers dense that are faster so where the candidate runs."""
+        """The bundle, with the layers dense that run faster so for this candidate."""
         if self._plan is None or candidate.runtime == "torch":  # a model file's layers are as they were trained
             return bundle
         if not self._plan.knows(candidate):
@@ -292,7 +291,7 @@ class Accuracy:
         progress: called with each network that takes time.
 
     Attributes:
-        origin: where accuracies are from, in words.
+        origin: source of the accuracies, in words.
 
     Raises:
         DataError: no data, and no scores in the model file either.
@@ -369,12 +368,12 @@ def score(pipeline: Pipeline, source: Source, samples: tuple[Sample, ...]) -> fl
 
 
 class Bench:
-    """Times candidates on this machine, end to end, in turns, and remembers what it measured at once.
+    """Times candidates on this machine, end to end, in turns, and saves the timings at once.
 
     Args:
         engine: makes a candidate run; raises a `LithesegError` where it cannot.
         frames: images of the camera's size, uint8 H x W x 3, that each candidate takes in turn.
-        store: remembers timings, so that a fit that is stopped goes on where it was.
+        store: keeps timings, so that a stopped fit can resume.
         fps: frame rate at which images come; None for one after the other.
         plan: file of a plan that was given: timings with another one are of other networks.
         progress: called with what is being done.
@@ -436,7 +435,7 @@ class Bench:
         return result
 
     def recall(self, candidate: Candidate) -> Latency:
-        """What was measured of a candidate so far, under the same circumstances."""
+        """Timings of a candidate so far, under the same conditions."""
         return Latency(Scope.END_TO_END, list(self._store.samples.get(self._key(candidate), ())))
 
     def warnings(self, candidates: Iterable[Candidate]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The command line: it parses, calls the function of the same name, and prints what that returns.
 
 A command is a function in the module of its name, built into options by `litheseg.cli.parsing`; the module's docstring
-is its help. It returns the exit status: 0 (or None) for success, 1 where a part failed or a check says no. Wrong usage
+is its help. It returns the exit status: 0 (or None) for success, 1 if a part or a check failed. Wrong usage
 and errors that the user can mend give 2 and one line on stderr, Ctrl-C 130. With `--json`, standard output holds JSON
 only.
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain("stopped by Ctrl-C", 130)
     except LithesegError as error:
         return complain(str(error), error.exit_status)
-    except BrokenPipeError:  # `litheseg models | head`: whoever reads has had enough
+    except BrokenPipeError:  # as in `litheseg models | head`: the reader has closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -108,7 +108,7 @@ def _run(words: list[str]) -> int:
         raise LithesegError(f"{words[0] if words else 'nothing'} is no command; `litheseg --help` lists them")
     try:
         run = read(words)
-    except SystemExit:  # --help, which is printed
+    except SystemExit:  # --help was printed
         return 0
     try:
         return run() or 0
@@ -141,13 +141,13 @@ def _module(command: str) -> str:
 
 
 def _missing(error: ModuleNotFoundError, command: str) -> Exception:
-    """What to say of a package that is not there; a module of our own that is missing is a bug, and stays one."""
+    """The error for a missing package; a missing module of litheseg is a bug and is raised again."""
     package = (error.name or "litheseg").partition(".")[0]
     return error if package == "litheseg" else MissingExtraError(package, "train", f"`litheseg {command}`")
 
 
 def _keep_quiet() -> None:
-    """Leave out other libraries' advice on hardware, loaders and loggers; what litheseg says itself stays."""
+    """Silence other libraries' advice on hardware, loaders and loggers."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("lightning", "torch", "tensorboard", "PIL"):

@@ -1,10 +1,10 @@
-"""Commands from functions: parameters become options, annotations say how they are read, docstrings are the help.
+"""Commands from functions: parameters become options, annotations their types, docstrings the help.
 
 Of a command's function, parameters without a default are arguments (``/`` before them keeps one with a default an
 argument too), and keyword-only ones are options: `max_pixels` is `--max-pixels`, a flag that is True by default is
 `--no-check`, a sequence may be given several times. Types such as `litheseg.values.Size` say how text is read.
-`command` adds the options of a function that does the work, which the command passes on and need not repeat.
-Parameters that nobody can write, such as callbacks, are no options.
+`command` adds the options of the function that does the work; the command passes them on as ``**options``.
+Parameters that cannot be written as text, such as callbacks, are no options.
 
 Usage:
     >>> @command(evaluate)

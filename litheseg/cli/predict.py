@@ -51,7 +51,7 @@ def predict(
         line.show(state.done, state.total, speed, f"[red]{state.failed} failed[/red]" if state.failed else "")
 
     try:
-        # Ray prints on standard output, which with --json is to hold JSON only.
+        # Ray prints on standard output, which with --json holds JSON only.
         with line, sigterm_stops(), redirect_stdout(sys.stderr):
             summary = files.predict_files(model, inputs, output, force=force, progress=note, **options)
     except KeyboardInterrupt as stop:

@@ -1,6 +1,6 @@
-"""How commands speak: tables and JSON on standard output, complaints in one line on standard error.
+"""Output of commands: tables and JSON on standard output, errors in one line on standard error.
 
-What they say may hold names that strangers chose: a terminal is shown what it would obey as escapes (`printable`).
+Output may hold names from untrusted files: control characters are escaped (`printable`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def show(line: str) -> None:
 
 
 def console() -> Console:
-    """Wide enough for every table where nobody's terminal says how wide it is."""
+    """Wide enough for every table where the terminal's width is unknown."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=140)
@@ -58,7 +58,7 @@ def complain_of(reasons: Sequence[str], rest: str = "", shown: int = 20, total: 
 
 
 def say(what: str) -> None:
-    """What is being done, on standard error: it may take a while."""
+    """Progress message on standard error."""
     print(f"{printable(what)} ...", file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
-"""What commands do while they work: a line that says how far it is, and an orderly end on SIGTERM.
+"""A progress line for commands, and an orderly end on SIGTERM.
 
-Batch systems and containers send SIGTERM: it ends a command like Ctrl-C, with a status of its own.
+Batch systems and containers send SIGTERM: it ends a command like Ctrl-C, with its own exit status.
 
 Usage:
     >>> try:
@@ -28,14 +28,14 @@ __all__ = ["ProgressLine", "Terminated", "sigterm_stops", "stopped"]
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came; whatever tidies up after Ctrl-C does so now."""
+    """SIGTERM came; it is handled like Ctrl-C."""
 
 
 @contextmanager
 def sigterm_stops() -> Iterator[threading.Event]:
     """Within it SIGTERM raises `Terminated`, and a second one ends the process at once; yields whether it came."""
     came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield came
         return
 
@@ -58,11 +58,11 @@ def stopped(stop: KeyboardInterrupt, how_far: str) -> int:
 
 
 class ProgressLine:
-    """A line on standard error, if somebody is there to read it.
+    """A progress line on standard error, if that is a terminal.
 
     Attributes:
-        done: how much of the work is.
-        total: how much there is; None while nobody knows.
+        done: units of work done.
+        total: all units of work; None while unknown.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class ProgressLine:
         self._bar.stop()
 
     def show(self, done: int, total: int | None, *state: str) -> None:
-        """Take note, and show it with further words; empty ones are left out."""
+        """Update and show the line with further words; empty ones are left out."""
         self.done, self.total = done, total
         words = ", ".join(filter(None, (f"{done}/{total}" if total else f"{done}", *state)))
         self._bar.update(self._task, completed=done, total=total, state=words)

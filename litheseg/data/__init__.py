@@ -51,7 +51,7 @@ SOURCES: dict[str, type[Source]] = {
     "voc": Voc,
 }
 
-# In this order: a folder is anything.
+# Detected in this order; `folder` fits any.
 _DETECTORS: dict[str, Callable[[Path], bool]] = {
     "cityscapes": Cityscapes.detects,
     "voc": Voc.detects,
@@ -99,7 +99,7 @@ def _detect(root: str | Path | None) -> str:
     if root is None:
         raise DataError("'auto' looks into a folder; name it, or choose 'streets', which needs none")
     folder = existing_folder(root)
-    # Whoever wrote a class file means it, whatever the folders are called.
+    # A class file decides, whatever the folders are called.
     if any((folder / name).is_file() for name in CLASS_FILES):
         return "folder"
     for name, detects in _DETECTORS.items():
@@ -147,7 +147,7 @@ def choose_labelled(
         output: the list file, for `--data.labelled` of training.
         ratio: the labelled share in (0, 1], such as "1/8"; either this or `count`.
         count: the number of labelled images.
-        seed: another one chooses others.
+        seed: random seed of the choice.
 
     Raises:
         DataError: as `open_source` and `partition`.

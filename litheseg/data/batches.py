@@ -1,11 +1,10 @@
-"""Which samples make up a batch, and by which random numbers they are augmented.
+"""Choose the samples of each batch and the random numbers that augment them.
 
-Everything is a function of (seed, epoch, index): no state runs along with the training, and any batch can be asked for
-at any time, in any worker or process, and is the same. Hence a resumed run repeats exactly, and the ranks of a
-distributed run each make their own slice of one global batch. The loaders only enumerate batches.
+A batch is a pure function of (seed, epoch, index), the same in every worker and process. Hence a resumed run repeats
+exactly, and each rank of a distributed run makes its own slice of the global batch. Loaders only enumerate batches.
 
-An unlabelled image's partner in CutMix is the next one of the global batch, the first for the last. So a rank holds one
-image more than its share, which serves as partner only; alone it has the whole ring.
+An unlabelled image's CutMix partner is the next one of the global batch; the last one's is the first. With several
+ranks, each therefore holds one image more than its share, used as partner only.
 
 Usage:
     >>> plan = BatchPlan(batch_size=8, crop=(360, 480))
@@ -39,11 +38,11 @@ __all__ = [
     "stateless_generator",
 ]
 
-# Streams of random numbers: the order of samples must not change because the augmentation draws more of them.
+# Separate random streams: the sample order must not change when augmentation draws more numbers.
 _ORDER, _VIEWS = 0, 1
 _UNLABELLED_ORDER, _GEOMETRY, _COLOURS, _BOXES = 3, 4, 5, 6
 
-_Key = tuple[int, int] | int  # (epoch, index); an index alone is one of epoch 0 (Lightning's `overfit_batches` asks so)
+_Key = tuple[int, int] | int  # (epoch, index); an index alone (from Lightning's `overfit_batches`) means epoch 0
 
 
 def stateless_generator(*key: int) -> torch.Generator:
@@ -59,7 +58,7 @@ class BatchPlan:
     Attributes:
         batch_size: of the global batch, over all ranks.
         crop: (H, W) of the views.
-        augment: how views differ from images; of unlabelled images its colours do not count.
+        augment: how views differ from images; its colours do not apply to unlabelled images.
         seed: random seed, >= 0.
         rank: of this process.
         world: number of processes; divides `batch_size`.
@@ -89,7 +88,7 @@ class BatchPlan:
 
 
 class _ShuffledPasses:
-    """Global batches out of pass after pass over all samples, each pass in an order of its own.
+    """Global batches from repeated passes over all samples, each pass newly shuffled.
 
     The last, smaller batch of a pass is dropped.
     """
@@ -113,16 +112,15 @@ class _ShuffledPasses:
 class TrainBatches(Dataset[dict[str, Tensor]]):
     """Training batches by (epoch, index); this rank's slice of each global batch.
 
-    A batch is {"image": uint8 N3HW, "mask": uint8 NHW, "parameters": int32 N x 16}, to be viewed on the device
-    (with the parameters' `.view(torch.float32)`: Lightning's half-precision plugins round floats, but not integers);
-    without `gather` {"index": int64 N} takes the place of the pixels. Samples of unequal sizes cannot be stacked before
-    they are cropped: then it is {"image": float32 N3hw, "mask": int64 Nhw}, viewed already. The entries of unlabelled
-    images come beside them.
+    A batch is {"image": uint8 N3HW, "mask": uint8 NHW, "parameters": int32 N x 16}; its views are made on the device.
+    The parameters are float32 stored as int32, because Lightning's half-precision plugins round floats only. Without
+    `gather`, {"index": int64 N} replaces the pixels. Samples of unequal sizes are viewed here, since only crops can be
+    stacked: {"image": float32 N3hw, "mask": int64 Nhw}. The entries of unlabelled images are added.
 
     Args:
         samples: the training samples; of any sizes if they are cropped.
         plan: how batches are made.
-        unlabelled: images without labels, whose number decides how long an epoch is; None for none.
+        unlabelled: images without labels, whose number sets the length of an epoch; None for none.
     """
 
     def __init__(self, samples: DecodedSamples, plan: BatchPlan, unlabelled: UnlabelledBatches | None = None) -> None:
@@ -169,7 +167,7 @@ class UnlabelledBatches(Dataset[dict[str, Tensor]]):
     A batch has M = n rows where the rank is alone and n + 1 otherwise: {"unlabelled": uint8 M3HW, "geometry": int32
     M x 16}, without `gather` {"unlabelled_index": int64 M, "geometry"}, or for images of unequal sizes, viewed here,
     {"weak": float32 M3hw, "inside": bool Mhw}. Beside them "strong", int32 V x M x 13 (`UnlabelledViews.resolve` for V
-    strong views), and "boxes", int32 V x n x K x 4. Parameters are floats to be had by `.view(torch.float32)`.
+    strong views), and "boxes", int32 V x n x K x 4. Parameters are float32 stored as int32.
 
     Args:
         images: the unlabelled images; of any sizes if they are cropped.
@@ -226,10 +224,10 @@ class UnlabelledBatches(Dataset[dict[str, Tensor]]):
 
 
 class EvalBatches(Dataset[dict[str, Tensor]]):
-    """Evaluation batches by index: every sample in exactly one batch of one rank, only equal sizes side by side.
+    """Evaluation batches by index: every sample in exactly one batch of one rank; the sizes in a batch are equal.
 
-    A batch is {"image": float32 N3hw normalised, "mask": int64 NHW}. Batches of one sample need no sizes beforehand,
-    hence no pass over files that are not kept.
+    A batch is {"image": float32 N3hw normalised, "mask": int64 NHW}. Batches of one sample need no sizes, and so no
+    pass over uncached files.
     """
 
     def __init__(
@@ -259,10 +257,10 @@ class EvalBatches(Dataset[dict[str, Tensor]]):
 
 
 class CalibrationBatches(Sequence[Tensor]):
-    """Normalised training images without augmentation, float32 N3HW each; a fixed choice, made when it is read.
+    """Normalised training images without augmentation, float32 N3HW each; a fixed choice, made when read.
 
     Args:
-        batches: numbers of images, which count through the samples, and then through the others.
+        batches: image numbers of each batch; they count through `samples`, then through `others`.
         samples: labelled images.
         others: images without labels.
         crop: (H, W); images of unequal sizes are cut (or padded with the mean colour) to their middle of that size.
@@ -319,7 +317,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        # Without a generator of its own, a loader takes a number from the global one at each epoch.
+        # Without its own generator, a loader draws from the global one at each epoch.
         generator=torch.Generator(),
     )
 
@@ -327,8 +325,7 @@ def make_loader(
 class _Keys(DistributedSampler[Any]):
     """(epoch, index) for all batches of an epoch, beginning at `start`.
 
-    It is a DistributedSampler because that is how Lightning knows samplers that must not be wrapped or replaced, and
-    whose `set_epoch` it calls.
+    A DistributedSampler, because Lightning neither wraps nor replaces those, and calls their `set_epoch`.
     """
 
     def __init__(self, batches: Any) -> None:

@@ -1,7 +1,7 @@
 """Samples decoded once, in parallel threads, and kept in RAM as uint8 tensors (or decoded again each time).
 
-The same pass over the files also finds what later needs every mask: their sizes and the label histogram. Images
-without labels come from anywhere and in numbers: of them, those that cannot be read are left out (`DecodedImages`).
+The same pass over the files also collects image sizes and the label histogram. Unlabelled images that cannot be read
+are left out (`DecodedImages`).
 
 Usage:
     >>> samples = DecodedSamples(source, source.samples("train"), size=(360, 480), resize_masks=True)
@@ -29,7 +29,7 @@ from litheseg.masks.resizing import resize_image, resize_mask
 
 __all__ = ["DecodedImages", "DecodedSamples", "SampleSize"]
 
-_PROGRESS_FROM = 200  # samples; fewer are decoded before a bar would be worth reading
+_PROGRESS_FROM = 200  # samples; fewer are decoded too fast for a progress bar
 _MOST_THREADS = 16
 _MOST_NAMES = 3  # files that a message names
 _T = TypeVar("_T")
@@ -79,19 +79,19 @@ class DecodedSamples:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The pair at `index`; kept tensors are handed out themselves and must not be written to."""
+        """The pair at `index`; kept tensors are not copied and must not be written to."""
         if not self._keep:
             return self._decode(self.samples[index])[:2]
         self._survey()
         return self._kept[index]
 
     def load(self) -> None:
-        """Decode now instead of at the first access; nothing to do where nothing is kept."""
+        """Decode now instead of at the first access; does nothing if nothing is kept."""
         if self._keep:
             self._survey()
 
     def sizes(self) -> list[SampleSize]:
-        """The size of each sample; reads every file once, unless `size` says it all."""
+        """The size of each sample; reads every file once, unless `size` is set."""
         if not self._surveyed and self._size is not None and self._resize_masks:
             return [SampleSize(self._size, self._size)] * len(self)
         self._survey()
@@ -103,7 +103,7 @@ class DecodedSamples:
         return self._histogram
 
     def _survey(self) -> None:
-        """One pass over all samples, at the first call, which finds everything that is to be known about them."""
+        """One pass over all samples, at the first call, which collects sizes and label counts."""
         if self._surveyed:
             return
         histogram, sizes, kept = np.zeros(256, np.int64), list[SampleSize](), list[tuple[Tensor, Tensor]]()
@@ -112,7 +112,7 @@ class DecodedSamples:
             sizes.append(SampleSize(_size(image), _size(mask)))
             if self._keep:
                 kept.append((image, mask))
-        # Only a whole pass counts: after a broken file the next use begins anew.
+        # Only a whole pass counts: after a broken file the next use starts again.
         self._histogram, self._sizes, self._kept = histogram[: len(self._source.classes)], sizes, kept
         self._surveyed = True
 
@@ -165,7 +165,7 @@ class DecodedImages:
         return len(self._survey())
 
     def __getitem__(self, index: int) -> Tensor:
-        """The image at `index`; kept tensors are handed out themselves and must not be written to."""
+        """The image at `index`; kept tensors are not copied and must not be written to."""
         sample = self._survey()[index][0]
         return self._kept[index] if self._keep else self._decode(sample)
 

@@ -1,9 +1,9 @@
 """Batches for Lightning: decoded once, cached as uint8, augmented on the device, the same on every run.
 
 Everything random depends on (seed, epoch, batch index) alone: a resumed run repeats exactly, also from the middle of an
-epoch. `batch_size` is that of the *global* batch: each of `world` processes gets its own batch_size / world samples of
-it, with the views that a single process would have given them. The global random generators are left alone. In a
-distributed run each process decodes its own cache.
+epoch. `batch_size` is that of the *global* batch: each of `world` processes gets batch_size / world of its samples,
+with the same views as in a single process. Global random generators are not used. In a distributed run each process
+decodes its own cache.
 
 Images without labels can come beside the labelled ones, each with weak and strong views of one geometry (see `views`).
 
@@ -54,7 +54,7 @@ class SegmentationData(L.LightningDataModule):
     With unlabelled images, as many as labelled ones, a training batch also holds {"weak": float32 M3hw, geometry only,
     "inside": bool Mhw, False in the padding, "mixed": float32 V n 3 h w, V strong views after CutMix, "cut": bool
     V n h w, True where a pixel is the partner's, "partner": int64 n, rows of "weak"}; see `batches` for M and n. An
-    epoch is then one pass over the unlabelled images, in which the labelled ones come round as often as they must.
+    epoch is then one pass over the unlabelled images; the labelled ones repeat as often as needed.
 
     Args:
         source: images and masks.
@@ -150,7 +150,7 @@ class SegmentationData(L.LightningDataModule):
 
     @property
     def unlabelled_count(self) -> int:
-        """Unlabelled training images that can be read; decodes them once to see."""
+        """Number of unlabelled training images that can be read; decodes them once."""
         return len(self._images()) if self.unlabelled is not None else 0
 
     @property
@@ -161,7 +161,7 @@ class SegmentationData(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Decode and check what the stage needs; called by Lightning."""
         if stage in (None, "fit"):
-            self._train_batches()  # refuses what does not fit before the long decoding
+            self._train_batches()  # fails before the long decoding
             self._samples("train").load()
         self._samples("val").load()
 
@@ -192,15 +192,15 @@ class SegmentationData(L.LightningDataModule):
         return views
 
     def train_batch(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """This process's slice of a training batch, augmented, on the CPU; the one that training sees there."""
+        """This process's slice of a training batch, augmented, on the CPU; the same as in training."""
         return self.on_after_batch_transfer(self._train_batches()[epoch, index])
 
     def calibration_batches(self, count: int = 32) -> Sequence[Tensor]:
         """At most `count` batches of normalised training images without augmentation, each float32 N3HW on the CPU.
 
         A fixed random choice from labelled and unlabelled images, the same in every process, at `size` (images of
-        unequal sizes: the middle `crop`); made when read, so it can be read again for the next width. There are fewer
-        when the training images run out.
+        unequal sizes: the middle `crop`); made when read, so it can be read again for each width. Fewer when there
+        are not enough training images.
         """
         samples, others = self._samples("train"), self._images() if self.unlabelled is not None else None
         total = len(samples) + self.unlabelled_count
@@ -214,7 +214,7 @@ class SegmentationData(L.LightningDataModule):
         return self._samples("train").histogram().copy()
 
     def absent_classes(self) -> tuple[str, ...]:
-        """Names of the classes without a pixel in the labelled training masks: nothing can teach them."""
+        """Names of the classes without a pixel in the labelled training masks; they cannot be learned."""
         return tuple(self.classes.names[i] for i in np.flatnonzero(self.class_histogram() == 0))
 
     def _samples(self, part: str) -> DecodedSamples:

@@ -1,9 +1,8 @@
-"""What is wrong with a data set, in which files, and how to mend it.
+"""Find what is wrong with a data set, in which files, and the remedy.
 
 Every sample is read once and measured (`_Exam`); the checks turn the measurements into findings: one for each kind of
-trouble, with its files and the remedy. Errors are what training cannot go on with; warnings are what spoils a result
-without stopping anything (a class that never occurs, training images that return in val); the rest is for information.
-No file is changed, and masks that are merely drawn badly are not noticed.
+trouble, with its files and the remedy. Errors stop training; warnings spoil its result (a class that never occurs,
+training images that return in val); the rest is information. No file is changed. Badly drawn masks are not detected.
 
 Images of train that return in val are found by the difference hash: an image is shrunk to 9 x 8 grey pixels and each of
 64 bits says whether a pixel is brighter than its right neighbour (Krawetz, "Kind of Like That", hackerfactor.com,
@@ -96,7 +95,7 @@ _FILE_TROUBLES = {
 }
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-_THUMB = 32  # edge in pixels of the thumbnail that verifies a likeness
+_THUMB = 32  # edge in pixels of the thumbnail that verifies a match
 _ALIKE_BITS = 8  # of 64; re-encoded copies differ in 0 to 3, CamVid frames a second apart mostly in more than 8
 _ALIKE_LEVELS = 6.0  # mean grey levels between thumbnails of equal mean; CamVid's train and val differ in 27 and more
 _ALIKE_BRIGHTNESS = 40  # grey levels between the means
@@ -150,7 +149,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The doctor's findings, the gravest first.
+    """The findings on a data set, the gravest first.
 
     Attributes:
         source: name of the data set.
@@ -177,7 +176,7 @@ class Diagnosis:
         return json.dumps(content, indent=2)
 
     def render(self) -> Group:
-        """For the terminal, to be handed to `rich.print`: a line of judgement, the findings, the classes by split."""
+        """For `rich.print`: a summary line, the findings, and the classes by split."""
         looked = ", ".join(f"{name} {summary.samples}" for name, summary in self.splits.items())
         verdict = "ready for training"
         if not self.ok:
@@ -230,7 +229,7 @@ def diagnose_path(
             raise
         refused = _finding("cannot-open", str(error), [str(data)])
     try:
-        # Without a class list one can at least say which values the masks hold.
+        # Without a class list, the values in the masks can still be listed.
         report = examined(allow_unlabelled=True)
     except DataError:
         return Diagnosis(source, (), (refused,))
@@ -289,7 +288,7 @@ def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _usable_samples(source: Source, split: str, findings: list[Finding], refusals: set[str]) -> Sequence[Sample]:
-    """The samples of a split; where the source refuses them, those that can be read all the same."""
+    """The samples of a split; if the source refuses it, those that can still be read."""
     doubles: list[str] = []
     try:
         return source.samples(split)
@@ -297,7 +296,7 @@ def _usable_samples(source: Source, split: str, findings: list[Finding], refusal
         refusal, doubles = str(error), [str(path) for path, _ in error.pairs]
     except DataError as error:
         refusal = str(error)
-    # A part held out of train is refused for the reason train was: once is enough.
+    # A part held out of train fails for the same reason as train: report it once.
     known = refusal in refusals
     refusals.add(refusal)
     try:

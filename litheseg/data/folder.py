@@ -64,7 +64,7 @@ class FolderSource(FileSource):
         val_fraction: the share of `train` held out as `val` where there is no `val`, in [0, 1); 0 for none.
         seed: chooses the images held out.
         lists: the folder of `train.txt`, `val.txt`, `test.txt`; default: `root`, its `splits/` or `lists/`.
-        mask_suffix: what the stems of masks have more than those of images, e.g. "_mask".
+        mask_suffix: what mask stems have after the image stem, e.g. "_mask".
         allow_unlabelled: let images without a mask be samples with `mask=None`; without any class file there are then
             no classes.
 
@@ -159,7 +159,7 @@ class FolderSource(FileSource):
         return find_images(images, recursive=True), found
 
     def _listed(self, split: str, path: Path) -> Pairing:
-        """The lines of a list; refused is the first one that does not fit."""
+        """The lines of a list; the refusal names the first bad one."""
         images, masks = self._files(self._flat) if self._flat else ({}, {})
         samples: dict[str, Sample] = {}
         missing, refusals = [], []

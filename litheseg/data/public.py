@@ -1,6 +1,6 @@
 """Well-known data sets as they unpack: CamVid, Cityscapes and PASCAL VOC 2012.
 
-CamVid: 701 street frames of Cambridge in the 11-class, 360x480 layout that SegNet made the usual one: `train/
+CamVid: 701 street frames of Cambridge in SegNet's usual 11-class, 360x480 layout: `train/
 trainannot/ val/ valannot/` and, where present, `test/ testannot/` (367, 101 and 233 frames); label 11 is void. The
 original 960x720 colour-coded labels of 32 classes want a `classes.yaml` and `folder`. Brostow, Fauqueur and Cipolla,
 "Semantic object classes in video", Pattern Recognition Letters 2009; split and classes: Badrinarayanan, Kendall and

@@ -45,7 +45,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".
 
 
 class DuplicateStemsError(DataError):
-    """Files in one folder that differ in their endings only, so that nothing says which is meant.
+    """Files in one folder that differ in their endings only, so that their stem is ambiguous.
 
     Attributes:
         pairs: (file, the one before it of the same stem), all of them.
@@ -87,7 +87,7 @@ class Pairing:
     Attributes:
         found: images with or without a mask.
         masks: masks without an image.
-        missing: what a list names and is not there: the entries, with their lines where that helps.
+        missing: list entries whose files do not exist, with their lines where that helps.
         refusal: why the split cannot be used as it is; "" where it can.
     """
 
@@ -243,7 +243,7 @@ def existing_folder(root: str | Path, remedy: str = "") -> Path:
 
     Args:
         root: the folder.
-        remedy: what else than another folder helps, for the message.
+        remedy: what helps besides another folder, for the message.
 
     Raises:
         DataError: it is no folder.
@@ -266,7 +266,7 @@ def find_images(
         folder: the folder; a missing one holds nothing.
         recursive: look into its folders too.
         suffix: what stems must end with, and ids do not, e.g. "_mask".
-        again: a list to which files of an id that is taken go, each with the file that has it; None to raise.
+        again: receives each duplicate file with the earlier file of its id; None to raise.
 
     Raises:
         DuplicateStemsError: several files of one id, such as a.png and a.jpg.
@@ -291,7 +291,7 @@ def find_images(
 def pair_up(
     images: Mapping[str, Path], masks: Mapping[str, Path], split: str, *, allow_unlabelled: bool = False
 ) -> Pairing:
-    """Join images and masks of equal id; refused are masks without an image and, unless allowed, the reverse."""
+    """Join images and masks of equal id; masks without an image are refused and, unless allowed, the reverse."""
     orphans, lone, refusal = sorted(masks.keys() - images.keys()), sorted(images.keys() - masks.keys()), ""
     if orphans:
         more = f" (nor have {len(orphans) - 1} more)" if len(orphans) > 1 else ""
@@ -308,7 +308,7 @@ def pair_up(
 def join(
     ids: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path], split: str, refusal: str = ""
 ) -> Pairing:
-    """The files of the given ids, sorted; what the folders hold beyond them is not looked at."""
+    """The files of the given ids, sorted; other files in the folders are ignored."""
     ids = sorted(ids)
     return Pairing(
         tuple(Sample(key, images[key], masks.get(key), split) for key in ids if key in images),

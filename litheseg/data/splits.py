@@ -1,10 +1,10 @@
-"""Which images are labelled, and which are judged by: partitions of a list of ids, and leaving one sequence out.
+"""Choose the labelled images (a partition of ids), and make one video the val split.
 
-A partition ranks ids by the SHA-256 of the random seed and the id, and takes the first ones. So it depends on nothing
-else (not on the order of the ids, the platform or Python's hash seed), and for one seed the 1/16 set lies inside the
-1/8 set. Small sets may miss a rare class; use a list file to choose by hand. The ratios 1/16, 1/8, 1/4 and 1/2 are
-those of Qin et al., "Multi-granularity distillation scheme towards lightweight semi-supervised semantic segmentation",
-2022; halves round up, so that CamVid's 367 give 23, 46, 92 and 184.
+A partition ranks ids by the SHA-256 of the random seed and the id, and takes the first ones. So it does not depend on
+the order of the ids, the platform or Python's hash seed, and for one seed the 1/16 set lies inside the 1/8 set. Small
+sets may miss a rare class; use a list file to choose by hand. The ratios 1/16, 1/8, 1/4 and 1/2 are those of Qin et
+al., "Multi-granularity distillation scheme towards lightweight semi-supervised semantic segmentation", 2022; halves
+round up, so that CamVid's 367 give 23, 46, 92 and 184.
 
 `LeaveOut` makes one video of the training images the val split: neighbouring frames of a video are nearly the same
 image, and a network that is scored on frames whose neighbours it was trained on looks better than it is.
@@ -128,7 +128,7 @@ def _first_ranks(ids: Sequence[str], count: int | None, seed: int, origin: str) 
 def _listed_ids(path: Path, ids: Sequence[str]) -> list[str]:
     known, chosen = set(ids), list[str]()
     for number, line in read_list(path):
-        # Lists of other projects name files ("train/a.png trainannot/a.png") where we name the stem.
+        # Lists of other projects name files ("train/a.png trainannot/a.png") instead of stems.
         image = PurePosixPath(line.split()[0])
         key = next((key for key in (line, str(image), str(image.with_suffix("")), image.stem) if key in known), None)
         if key is None:

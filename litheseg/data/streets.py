@@ -32,13 +32,13 @@ _SMALLEST, _LARGEST = 32, 4096  # pixels
 class Streets(Source):
     """Procedural street scenes.
 
-    Sample i of a split depends on (seed, split, i, size) only: more samples leave the earlier ones as they were.
+    Sample i of a split depends on (seed, split, i, size) only: adding samples keeps the earlier ones.
 
     Args:
         train: number of training scenes.
         val: number of validation scenes; 0 leaves the split out, as it does for `train`.
         size: (H, W) of every image in pixels, 32..4096.
-        seed: another seed gives another data set.
+        seed: random seed of the data set.
 
     Raises:
         DataError: a negative number, no samples at all, or a size out of range.
@@ -92,7 +92,7 @@ class Streets(Source):
 
 @lru_cache(maxsize=4)
 def _render(seed: int, split: int, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    # A reader asks for the image and then for its mask: the second one is free.
+    # Image and mask are read in turn; caching makes the second free.
     return render_street(np.random.default_rng([seed, split, index]), size)
 
 
@@ -112,7 +112,7 @@ def make_streets(
         train: number of training scenes.
         val: number of validation scenes.
         size: (H, W) of the images in pixels, 32..4096.
-        seed: another one gives other scenes.
+        seed: random seed of the scenes.
         progress: show a progress bar on standard error.
 
     Returns:

@@ -210,7 +210,7 @@ def mix_colours(view: Tensor, inside: Tensor, matrix: Tensor, weights: Tensor) -
     """Change the colours of a batch, without waiting for the device.
 
     Args:
-        view: float N3hw in [0, 1]; what lies outside the image is not looked at.
+        view: float N3hw in [0, 1]; values outside the image are ignored.
         inside: bool N1hw, True inside the image.
         matrix: N33, and
         weights: N3 from `colour_matrix`, in the views' type and on their device.
@@ -241,7 +241,7 @@ def normalise(
 
 
 def _grid(parameters: Tensor, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where each view pixel looks: NHW2 in [-1, 1], and bool N1HW, true where it sees the image."""
+    """Where each view pixel is sampled: NHW2 in [-1, 1]; and bool N1HW, true inside the image."""
     gain_x, offset_x, gain_y, offset_y = parameters[:, :4].unbind(1)
     x = gain_x[:, None] * _centres(crop[1], parameters) + offset_x[:, None]
     y = gain_y[:, None] * _centres(crop[0], parameters) + offset_y[:, None]

@@ -1,7 +1,7 @@
-"""Which images serve without labels: the rest of a data set, or any folder of images.
+"""Find the unlabelled images of a run: the rest of a data set, or any folder of images.
 
-No mask is read. Images that are labelled too, or that belong to the splits which measure the result, are refused:
-training on them would make the result look better than it is.
+No mask is read. Images that are also labelled, or in the validation or test split, are refused: training on them
+would inflate the scores.
 
 Usage:
     >>> few = partition([sample.id for sample in source.samples("train")], ratio="1/8")
@@ -46,7 +46,7 @@ class Unlabelled:
     """Images to learn from without their labels.
 
     Attributes:
-        samples: what they are; their masks do not count.
+        samples: the images; their masks are ignored.
         source: decodes them; None where they are files of no data set.
         max_pixels: of such a file, width times height.
     """
@@ -162,7 +162,7 @@ def _equal_files(ours: Iterable[Path], others: Iterable[Path]) -> list[tuple[Pat
 
 
 def _bytes(path: Path) -> int:
-    """The size of a file; 0 for one that cannot be read, which decoding will say."""
+    """The size of a file; 0 for one that cannot be read, which decoding reports."""
     try:
         return path.stat().st_size
     except OSError:

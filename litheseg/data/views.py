@@ -2,8 +2,8 @@
 
 All random numbers are drawn on the CPU beforehand: thirteen per image for its colours and blur, and the boxes of its
 mix, so that a step never waits for the device. A strong view keeps the geometry of its weak view pixel by pixel, and
-one mask mixes images and predictions alike (`cut_mix`): a teacher looks at weak views, and its outputs are mixed as
-the strong views are.
+one mask mixes images and predictions alike (`cut_mix`): the teacher predicts weak views, and its outputs are mixed
+like the strong views.
 
 CutMix with boxes: French et al., "Semi-supervised semantic segmentation needs strong, varied perturbations", 2020,
 Sec. 3.3; three boxes on 25 to 50 % of the area: Qin et al., "Multi-granularity distillation scheme towards lightweight
@@ -125,7 +125,7 @@ def draw_boxes(
 
     Each box is drawn for an equal part of a share within the bounds, with any aspect ratio, anywhere inside the view;
     sets whose union leaves the bounds (boxes overlap, edges are rounded) are drawn again. If none of 32 sets fits, one
-    near-rectangle of the last set's kind is made to measure.
+    near-rectangle with the last set's aspect is made to fit.
 
     Args:
         count: number of masks.
@@ -245,7 +245,7 @@ def _blur(view: Tensor, sigma: Tensor, reach: int) -> Tensor:
     count, channels, height, width = view.shape
     blurred = view.reshape(1, count * channels, height, width)
     for axis, length in ((-2, height), (-1, width)):
-        near = min(reach, length - 1)  # a mirror shows no more
+        near = min(reach, length - 1)  # mirroring reaches no further
         kernel = _gaussian(sigma, near).repeat_interleave(channels, 0)[:, None, :, None].transpose(-2, axis)
         pad = (0, 0, near, near) if axis == -2 else (near, near, 0, 0)
         blurred = F.conv2d(F.pad(blurred, pad, mode="reflect"), kernel, groups=count * channels)

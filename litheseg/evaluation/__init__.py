@@ -1,4 +1,4 @@
-"""How good a model is: scores of label maps, and the ways of getting label maps from models.
+"""Evaluation: predict label maps with a model and score them.
 
 Usage:
     >>> from litheseg.evaluation import evaluate

@@ -1,7 +1,7 @@
 """Scoring a bundle on data, and giving it widths that it was not trained at.
 
-The data defaults to what the bundle says it was trained on. A width between the trained ones that the bundle lacks has
-its batch-norm statistics measured on training images first (`litheseg.nn.recalibrate`). It knows no command line.
+The data defaults to the bundle's training data. A width that the bundle lacks has its batch-norm statistics measured on
+training images first (`litheseg.nn.recalibrate`).
 
 Usage:
     >>> evaluation = evaluate_bundle(load_bundle("model.safetensors"), "data/camvid", widths=(1.0, 0.6))
@@ -38,7 +38,7 @@ __all__ = ["Evaluation", "calibrate", "evaluate_bundle", "header_metrics", "open
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """Scores of a bundle.
 
     Attributes:
         bundle: the bundle, with the widths that were added.
@@ -123,7 +123,7 @@ def header_metrics(model: nn.Module, scores: Mapping[float, Scores], size: tuple
 def calibrate(bundle: Bundle, data: SegmentationData, widths: Sequence[float]) -> Bundle:
     """The bundle with further widths, whose batch-norm statistics are measured on training images.
 
-    Hand the result to `litheseg.models.bundle.save_bundle` to keep it.
+    Save it with `litheseg.models.bundle.save_bundle`.
 
     Raises:
         WidthError: a width outside (0, 1] or outside the trained range.
@@ -140,7 +140,7 @@ def calibrate(bundle: Bundle, data: SegmentationData, widths: Sequence[float]) -
 def open_bundle_data(
     bundle: Bundle, data: str | Path | Source | None = None, *, source: str = "auto", split: str = "val"
 ) -> SegmentationData:
-    """Images and labels as the bundle wants them: its size, its normalisation, its classes.
+    """Images and labels in the bundle's size, normalisation and classes.
 
     Raises:
         DataError: data that is missing or has other classes; a bundle that does not say what it was trained on.

@@ -1,8 +1,8 @@
 """Scoring a model: images in, logits by one pass or many, label maps scored at the labels' own resolution.
 
 `predict_logits` is test-time prediction: the whole image or sliding windows, flipped and at several scales.
-`evaluate` runs it over batches, at every width asked for, so that images are read once. Neither knows data sets or
-files; batches are what `litheseg.data` yields: {"image": N 3 h w normalised, "mask": N H W}, each at its own size.
+`evaluate` runs it over batches at every width, reading images once. Batches are as `litheseg.data` yields them:
+{"image": N 3 h w normalised, "mask": N H W}, each at its own size.
 
 Papers: sliding windows and averaged softmax over flips and scales as in PSPNet (Zhao et al., CVPR 2017, section 5.1)
 and DeepLab (Chen et al., TPAMI 2018).
@@ -42,7 +42,7 @@ def predict_logits(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> Tensor:
-    """Logits of a batch of images; gradients and training mode are the caller's business.
+    """Logits of a batch of images; the caller sets gradients and training mode.
 
     Overlapping windows are averaged as logits. Several views (flipped, scaled) are averaged as probabilities, and the
     result is their logarithm, which has the same softmax and argmax.

@@ -1,8 +1,7 @@
 """Scores of label maps: IoU, pixel accuracy, boundary IoU, and mean IoU within a band along label borders.
 
 `SegmentationMetrics` counts in int64 and divides once, at the end, so the result is that of the whole data set,
-whatever the batches, and exact across processes. It knows label maps only; `litheseg.evaluation.evaluate` makes them
-from models.
+whatever the batches, and exact across processes. `litheseg.evaluation.evaluate` makes label maps from models.
 
 A mean is taken over the classes that the labels hold; ignored pixels (255) count nowhere. The band is the "trimap" of
 DeepLab (Chen et al., TPAMI 2018, section 4.3) and of Kohli et al. (IJCV 2009).
@@ -186,7 +185,7 @@ def _class_contours(labels: Tensor, valid: Tensor, dilation: int) -> Tensor:
         Bool N H W.
     """
     own = labels.to(torch.uint8)
-    # 0 never raises a maximum, so invalid pixels have no say; the smallest label is the largest complement.
+    # Invalid pixels are 0, which never raises a maximum; the smallest label is the largest complement.
     differs = dilate(own.where(valid, 0), dilation) != own
     differs |= dilate((255 - own).where(valid, 0), dilation) != 255 - own
     differs[:, :dilation] = differs[:, -dilation:] = True

@@ -1,4 +1,4 @@
-"""The labelling loop: a model labels, the images worth a correction go to an annotation tool, and come back as data."""
+"""The labelling loop: a model labels images; those worth correcting go to an annotation tool and return as data."""
 
 from __future__ import annotations
 

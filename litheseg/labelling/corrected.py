@@ -1,6 +1,6 @@
-"""A corrected export becomes labelled data: a `folder` data set of images, index masks and a `classes.yaml`.
+"""Turn a corrected export into a `folder` data set: images, index masks and a `classes.yaml`.
 
-Everything is read before anything is put in place: an export that cannot be used leaves nothing behind. Several exports
+Everything is read before anything is written: an unusable export leaves nothing behind. Several exports
 may go into one folder, as long as they have the same classes and no image twice.
 
 Usage:
@@ -43,12 +43,12 @@ _CLASSES = CLASS_FILES[0]
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of an export.
+    """Result of an import.
 
     Attributes:
         folder: the data set.
         images: how many images with masks were written.
-        left_out: images of the export that nobody drew on.
+        left_out: images of the export without annotations.
         classes: the names, in the order of the masks' values.
     """
 
@@ -74,12 +74,12 @@ def import_labels(
         output: the folder of the data set; made if missing.
         images: the folder of the images that were annotated; None if the export brings them.
         classes: a `classes.yaml` or a model file, whose order the masks take; None for the export's own labels.
-        unlabelled_as: the class of pixels that nobody drew; None leaves them 255, which counts nowhere.
+        unlabelled_as: the class of pixels without annotation; None leaves them 255 (ignored).
         force: replace masks and images that exist.
 
     Raises:
         DataError: an export of no known format, damaged, or with labels, shapes or sizes that do not fit; an image that
-            is missing; files that would be replaced; nothing that anybody drew.
+            is missing; files that would be replaced; no annotation at all.
         LithesegError: it cannot be written.
     """
     output = Path(output).expanduser()
@@ -131,7 +131,7 @@ def _read_classes(given: str | Path | None, export: CorrectedExport, unlabelled_
             f"{export.path} does not list its classes; give them with --classes: the classes.yaml that pseudo-label "
             "wrote, or the model"
         )
-    # CVAT adds this label by itself; it is a class only for those who ask for it.
+    # CVAT adds this label by itself; it is a class only if `classes` has it.
     kept = {name: c for name, c in export.colors.items() if name != _BACKGROUND or unlabelled_as == _BACKGROUND}
     return Classes(tuple(kept), tuple(kept.values()))
 

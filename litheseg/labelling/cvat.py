@@ -2,9 +2,9 @@
 
 The format is PASCAL VOC's, in a zip: ``labelmap.txt`` (a line ``name:r,g,b::`` each), ``ImageSets/Segmentation/*.txt``
 (ids), ``SegmentationClass/ID.png`` (labels in those colours), ``SegmentationObject/ID.png`` (which object, in VOC's
-colour map; black where nothing was drawn) and, where images come along, ``JPEGImages/``; see CVAT's page "Segmentation
-mask". A class becomes one object per image. Where nothing is known there is no object, and the label is "background",
-which the format wants to have: CVAT leaves it out where a project has no such label.
+colour map; black where nothing was drawn) and, optionally, ``JPEGImages/``; see CVAT's page "Segmentation mask". A
+class becomes one object per image. Unknown pixels have no object and the label "background", which the format
+requires: CVAT leaves it out where a project has no such label.
 
 Nothing is ever unpacked: members are read one by one.
 
@@ -35,8 +35,8 @@ __all__ = ["CvatExport", "write_cvat"]
 _BACKGROUND = "background"
 _LABELS, _LISTS = "labelmap.txt", "ImageSets/Segmentation/"
 _CLASS, _OBJECT, _IMAGES = "SegmentationClass/", "SegmentationObject/", "JPEGImages/"
-_MAX_BYTES = 1 << 30  # of a member; a small zip may claim to hold much more
-_WHEN = (1980, 1, 1, 0, 0, 0)  # of members: the same content is to make the same file
+_MAX_BYTES = 1 << 30  # of a member; guards against zip bombs
+_WHEN = (1980, 1, 1, 0, 0, 0)  # of members: equal content gives an equal file
 _FORMAT = "export with the format 'Segmentation mask 1.1'"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 
@@ -170,7 +170,7 @@ class CvatExport(CorrectedExport):
             label = self._names[place]
             here = places == place
             if label == _BACKGROUND:
-                # Where nothing was drawn, CVAT paints the background too; only objects tell the two apart.
+                # CVAT also paints undrawn pixels as background; only objects tell the two apart.
                 here &= drawn if drawn is not None else label in classes.names
                 if not here.any():
                     continue

@@ -35,7 +35,7 @@ from litheseg.masks.run_lengths import decode_brush, encode_brush
 
 __all__ = ["LabelStudioExport", "write_label_studio"]
 
-_KEY = "litheseg_id"  # under a task's data: Label Studio hands it back as it was
+_KEY = "litheseg_id"  # under a task's data; Label Studio returns it unchanged
 _SERVED = "/data/local-files/?d="
 _BRUSH, _POLYGON = "brushlabels", "polygonlabels"
 _AGAIN = "export the project as 'JSON'"
@@ -161,7 +161,7 @@ class LabelStudioExport(CorrectedExport):
         return result
 
     def _key(self, task: Mapping[str, Any], place: int) -> str:
-        """The image's path without ending, from our own entry or from its address."""
+        """The image's path without ending, from our own entry or its URL."""
         data = task["data"]
         key = data.get(_KEY)
         if isinstance(key, str) and key:
@@ -194,7 +194,7 @@ def _tasks(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _regions_of(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The regions of the annotation that counts; none where nobody drew."""
+    """The regions of the annotation that counts; empty if there is none."""
     valid = [
         entry
         for entry in task.get("annotations", [])

@@ -1,11 +1,11 @@
-"""A model labels a folder of images, says how sure it is, and ranks them by what a correction would be worth.
+"""Label a folder of images with a model, with confidences, and rank the images by the value of a correction.
 
-What it leaves in the output folder:
+Files in the output folder:
 
 * ``masks/ID.png``: palette PNG of train ids, 255 where the network is less sure than the threshold;
 * ``confidence/ID.png``: 8-bit grey, 255 times the probability of the label, before any threshold;
 * ``images/``: links to the images, and ``classes.yaml``: together with the masks a `folder` data set;
-* ``scores/ID.json``: what ranking needs, so that a run that was stopped goes on where it was;
+* ``scores/ID.json``: what ranking needs, so that a stopped run can resume;
 * ``ranking.csv``: every image, best first (see `ranking`);
 * the chosen images for an annotation tool (see `cvat`, `label_studio`).
 
@@ -58,7 +58,7 @@ _SETTINGS = "pseudo-label.json"
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What became of the images.
+    """Result of a run.
 
     Attributes:
         images: found in the folder.
@@ -95,8 +95,8 @@ def pseudo_label(
 ) -> PseudoLabels:
     """Label all images of a folder, rank them, and export the best for correction.
 
-    An image that cannot be labelled is reported in the result and the others go on. What exists is kept: a run that was
-    stopped goes on with the same call.
+    An image that cannot be labelled is reported in the result and the others go on. Existing results are kept: the same
+    call resumes a stopped run.
 
     Args:
         model: a bundle, its path, or a predictor (then `device` is its own).
@@ -173,7 +173,7 @@ class _Run:
         return self.output / "confidence" / f"{key}.png"
 
     def begin(self) -> None:
-        """Write what is true of the whole folder, and refuse to mix two models' labels."""
+        """Write the folder's settings, and refuse to mix two models' labels."""
         settings = {"model": _digest(self.bundle), "width": self.width, "threshold": self.threshold}
         path = self.output / _SETTINGS
         if path.exists() and not self.force and _read_json(path) != settings:
@@ -187,7 +187,7 @@ class _Run:
             draft.write_text(class_file_text(self.predictor.classes, name=self.output.resolve().name), encoding="utf-8")
 
     def label(self, key: str, image: Path) -> None:
-        """Label one image, or find that it is labelled; what goes wrong with it is kept for the report."""
+        """Label one image unless that is done; errors are kept for the report."""
         score, results = self.output / "scores" / f"{key}.json", (self.mask(key), self.confidence(key))
         due = [path for path in results if self.force or not path.exists()]
         try:
@@ -284,7 +284,7 @@ def _find(folder: Path, output: Path) -> tuple[dict[str, Path], list[tuple[Path,
 
 
 def _digest(bundle: Bundle) -> str:
-    """SHA-256 of everything that decides what the model says."""
+    """SHA-256 of everything that decides the predictions."""
     result = hashlib.sha256(bundle.header.to_json().encode())
     for name, value in sorted(bundle.state_dict.items()):
         result.update(name.encode())

@@ -1,11 +1,11 @@
-"""What a correction of an image is worth: how sure the network is of it, and how unlike the others it is.
+"""Rank images by the value of a correction: the network's uncertainty, and the distance to other images.
 
 Confidence is computed pixel by pixel from the softmax of the logits at the image's own size, on their device. Large
-images are gone through in bands of rows, so that all classes of 24 megapixels are never in memory at once. Entropy and
+images are processed in bands of rows, to bound the memory for all classes of 24 megapixels. Entropy and
 margin as in Settles, "Active learning literature survey", 2009, section 3.1.
 
-Uncertainty alone picks twenty frames of the one scene that a network finds hard. Here an image's expected gain is its
-uncertainty times its distance to the nearest image that is chosen already, and images are taken greedily. With equal
+Uncertainty alone picks many frames of one hard scene. So an image's expected gain is its uncertainty times its distance
+to the nearest chosen image, and images are chosen greedily. With equal
 uncertainty this is the greedy k-center choice of Sener and Savarese, "Active learning for convolutional neural
 networks: a core-set approach", ICLR 2018, algorithm 1 (distances between features of the network); with equal distances
 it is uncertainty sampling (Lewis and Gale, SIGIR 1994). BADGE (Ash et al., ICLR 2020) has the same two aims, but draws
@@ -47,8 +47,8 @@ class Certainty:
         labels: uint8 H x W, class indices.
         confidence: float32 H x W, the probability of that class, in [1/K, 1].
         entropy: mean over the pixels of the entropy, divided by log K: in [0, 1]; 0 for a single class.
-        margin: mean over the pixels of how much the likeliest class is ahead of the next one, in [0, 1].
-        features: float32 C, the features of the network averaged over the image: what the image is like.
+        margin: mean over the pixels of the likeliest class's probability minus the next one's, in [0, 1].
+        features: float32 C, the features of the network averaged over the image.
     """
 
     labels: np.ndarray
@@ -88,7 +88,7 @@ def certainty(logits: Tensor, features: Tensor, size: tuple[int, int]) -> Certai
     if not (math.isfinite(entropy) and np.isfinite(pooled).all()):
         raise DataError("the network's output is not finite; train the model anew or use another one")
     pixels = height * width
-    # A certain network's entropy may come out a rounding error away from the ends of the range.
+    # Rounding may put the values slightly outside their range.
     relative = min(max(entropy / (pixels * math.log(classes)), 0.0), 1.0) if classes > 1 else 0.0
     return Certainty(labels, confidence, relative, margin / pixels, pooled)
 
@@ -124,8 +124,8 @@ class Ranking:
     """All images, best first.
 
     Attributes:
-        order: indices of the images: the chosen ones as they were taken, then the rest by what they would still gain.
-        gain: of the image at each place, in [0, 1]: when it was taken, or beside all chosen ones; never rises.
+        order: indices of the images: the chosen ones in order of choice, then the rest by remaining gain.
+        gain: of the image at each place, in [0, 1]: when chosen, or given all chosen ones; never rises.
         chosen: how many of the first places are chosen.
     """
 

@@ -1,7 +1,7 @@
-r"""What annotation tools are given and give back, and how files are put beside others without replacing them.
+r"""The interface to annotation tools, and writing files without replacing others.
 
-`Chosen` is an image that is to be corrected, `CorrectedExport` the face of what a tool exported; `cvat` and
-`label_studio` know the tools' formats.
+`Chosen` is an image to correct, `CorrectedExport` the base class of a tool's exports; `cvat` and `label_studio`
+implement the formats.
 
 Usage:
     >>> chosen = Chosen("deep/b", Path("photos/deep/b.jpg"), Path("labelled/masks/deep/b.png"))
@@ -38,7 +38,7 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the na
 
 @dataclass(frozen=True)
 class Chosen:
-    """An image that is to be corrected, with the labels that it has so far.
+    """An image to correct, with its labels so far.
 
     Attributes:
         key: its id: the path below the images' folder without its ending.
@@ -60,13 +60,13 @@ class Chosen:
 
 
 class CorrectedExport(ABC):
-    """What an annotation tool gave back.
+    """An export of an annotation tool.
 
     Attributes:
         path: the file or folder, for messages.
         colors: the labels it declares, with their colours; empty where it does not say.
-        keys: images that somebody drew on, each the image's path without its ending.
-        left_out: images that nobody drew on.
+        keys: images with annotations, each the image's path without its ending.
+        left_out: images without annotations.
     """
 
     path: Path
@@ -142,11 +142,11 @@ def image_key(key: str, where: str) -> str:
     """`key` (a path below a folder, without ending), if it names a file that surely lies below that folder.
 
     Args:
-        key: from a file that anyone may have written.
+        key: from an untrusted file.
         where: that file, for messages.
 
     Raises:
-        DataError: an absolute path, one that climbs ("..") or one that no file can have.
+        DataError: an absolute path, one with "..", or one that no file can have.
     """
     parts = key.split("/")
     if "\\" in key or "\0" in key or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
@@ -177,7 +177,7 @@ def write_once(target: str | Path, force: bool) -> Iterator[Path]:
 
 
 def link_image(image: Path, target: Path) -> None:
-    """Let `target` be `image`: a relative link, or a copy where links are not to be had.
+    """Make `target` a relative link to `image`, or a copy where links are impossible.
 
     Raises:
         LithesegError: neither can be written.

@@ -1,7 +1,7 @@
-"""What was measured, made readable: figures, the model card, and one self-contained HTML page.
+"""Reports of measurements: figures, the model card, and one self-contained HTML page.
 
-`run_report` is what commands call; it loads models and pictures. The rest knows numbers, arrays and headers only:
-`plots` draws figures, `card` says what a model is, `html` puts it all into one file, `terminal` shows tables.
+Commands call `run_report`, which loads models and images. The rest takes numbers, arrays and headers only: `plots`
+draws figures, `card` describes a model, `html` puts it all into one file, `terminal` shows tables.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The model card: what a bundle is, what it was trained on, how good and how dear each width is, and where it ends.
+"""The model card: what a bundle is, its training data, the accuracy and cost of each width, and its limits.
 
-A card is built as `Section`s, so that the Markdown file and the HTML report say the same. It says only what the
-bundle's header (and costs measured by the caller) hold; what is missing is called "not recorded", never guessed. It
-does not load weights and measures nothing. After "Model Cards for Model Reporting" (Mitchell et al., 2019, section 4).
+A card is built as `Section`s, so that the Markdown file and the HTML report agree. It holds only what the bundle's
+header and the caller's costs give; what is missing is called "not recorded". No weights are loaded. After
+"Model Cards for Model Reporting" (Mitchell et al., 2019, section 4).
 
 Usage:
     >>> header = load_bundle("lithe.safetensors").header
@@ -80,7 +80,7 @@ class WidthRow:
 
 
 def width_rows(header: BundleHeader, costs: Iterable[Profile | WidthCost] = ()) -> tuple[WidthRow, ...]:
-    """What is known of each width, the widest first; what is given goes before what the header recorded.
+    """Accuracy and cost of each width, the widest first; `costs` take precedence over the header.
 
     Args:
         header: its ``metrics`` may hold, per width, any of the fields of `WidthRow`.
@@ -104,7 +104,7 @@ def _costs(cost: Profile | WidthCost) -> dict[str, float | None]:
 
 
 def width_table(rows: Sequence[WidthRow]) -> Table:
-    """The rows as text; columns that nobody measured are left out."""
+    """The rows as text; columns without values are left out."""
     columns = [
         ("mIoU (%)", [_show(row.miou, 100, 1) for row in rows]),
         ("from labels alone (%)", [_show(row.labels_alone, 100, 1) for row in rows]),
@@ -142,7 +142,7 @@ def card_sections(
 
 
 def to_markdown(title: str, sections: Iterable[Section]) -> str:
-    """A Markdown document that shows every text as it is: nothing in it can become a heading, a link or HTML."""
+    """A Markdown document; all texts are escaped, so none becomes a heading, a link or HTML."""
     parts = [f"# {escaped(title)}"]
     for section in sections:
         parts += [f"## {escaped(section.heading)}", *(_markdown(block) for block in section.blocks)]
@@ -248,7 +248,7 @@ _UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 def _scaled(name: str, values: Sequence[float | None], large: str, small: str) -> tuple[str, list[str]]:
-    """A column in the large unit, or in the small one where two digits of the large one would say nothing."""
+    """A column in the large unit, or in the small one where two digits of the large one are too coarse."""
     known = [value for value in values if value]
     fine = bool(known) and min(known) < 0.1 * _UNITS[large]
     unit = small if fine else large

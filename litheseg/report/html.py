@@ -1,8 +1,8 @@
 """One HTML file that holds a whole report: tables, figures, per-class scores, the model card and how to repeat it.
 
-The file needs nothing else: images are inlined, there is no script, and a content security policy forbids everything
-from outside. It follows the reader's light or dark theme, reads well by screen reader and in print. All text is
-escaped. It does not measure, plot or load anything: figures are files that `litheseg.report.plots` wrote.
+The file is self-contained: images are inlined, there is no script, and a content security policy forbids external
+content. It follows the light or dark theme and suits screen readers and print. All text is escaped. Figures are files
+that `litheseg.report.plots` wrote.
 
 Usage:
     >>> figure = ReportFigure("frontier.png", caption="Accuracy against cost", alt="mIoU rises from 58 to 68 %")
@@ -64,7 +64,7 @@ class ReportFigure:
     Attributes:
         path: .png, .svg or .jpg.
         caption: what it shows, for everybody.
-        alt: what can be read off it, for those who do not see it; empty: the caption.
+        alt: what the figure shows, for screen readers; empty: the caption.
         heading: of its section; figures in a row with the same heading share one.
     """
 
@@ -176,7 +176,7 @@ def _figure(figure: ReportFigure) -> str:
 
 
 def _heat_table(class_iou: Mapping[str, Sequence[float]], classes: Classes | None) -> str:
-    """One row per class, one column per label; a deeper cell is a better one, and the number stands in it."""
+    """One row per class, one column per label; each cell has its number, and a stronger shade if better."""
     names = () if classes is None else classes.names
     for label, scores in class_iou.items():
         if len(scores) != len(names):

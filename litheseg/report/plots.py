@@ -1,7 +1,7 @@
 """Figures of a report: accuracy against cost, learning curves, and galleries of predictions.
 
 Every function writes one PNG or SVG (the suffix decides), whole or not at all. Figures are built without pyplot, so
-nothing is kept between calls and no display is needed. Knows nothing of models or training: numbers and arrays come in.
+nothing is kept between calls and no display is needed. Inputs are numbers and arrays.
 Lines differ in colour (Okabe and Ito's palette), marker and dash, so none of the three is needed to tell them apart.
 
 Usage:
@@ -249,8 +249,8 @@ def error_map(
         image: uint8 H W 3, RGB.
         prediction: integer H W, train ids.
         target: integer H W, train ids; 255 is not judged.
-        band: bool H W, true near label borders (`litheseg.losses.boundary.boundary_mask`); it sets errors of outline
-            apart from errors of recognition. None: no distinction.
+        band: bool H W, true near label borders (`litheseg.losses.boundary.boundary_mask`); it separates
+            outline errors from class errors. None: no distinction.
 
     Returns:
         uint8 H W 3; wrong and ignored pixels have exactly the colours of `ERROR_COLORS`.
@@ -326,7 +326,7 @@ def _patch(name: str, color: tuple[int, int, int]) -> Patch:
 
 
 def _axes(figure: Figure, title: str, x_label: str, y_label: str, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
-    """Axes in the one style of all figures: no frame but two quiet lines, a pale grid."""
+    """Axes in the style of all figures: two thin lines as a frame, a pale grid."""
     axes = figure.add_subplot(*place)
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(x_label, color=_GREY)

@@ -1,7 +1,7 @@
 """The report of a run, and of several bundles side by side: figures, HTML page, model card.
 
-It loads bundles, reads a few labelled images and runs the model on them; drawing and writing is done by the rest of the
-room. Scores and costs come from the bundles' headers unless the caller measured them anew.
+It loads bundles and runs them on a few labelled images; the rest of the package draws and writes. Scores and costs come
+from the bundles' headers unless the caller gives new ones.
 
 Usage:
     >>> report_run("runs/slimseg")

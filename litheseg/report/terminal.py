@@ -1,4 +1,4 @@
-"""What commands show of scores and layers, as tables of text.
+"""Text tables of scores and layers for the terminal.
 
 Usage:
     >>> rich.print(terminal_table(scores_table(evaluate_bundle(bundle, source).scores)))

@@ -1,4 +1,4 @@
-"""Procedural street scenes with exact masks: a stand-in where there is neither a camera nor a data set.
+"""Procedural street scenes with exact masks: for use without a camera or a data set.
 
 Each picture is a small 3-D world (road, pavement, houses, trees, traffic, people) seen through a pinhole camera under
 random light. The parts: `world` (camera and canvas), `scene` (what stands where), `things` (cars, people, trees, ...),
@@ -20,7 +20,7 @@ __all__ = ["render_street"]
 
 
 def render_street(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Invent a street and photograph it.
+    """Generate and render a random street.
 
     Args:
         rng: the only source of random numbers; the same state gives the same street.
@@ -32,6 +32,6 @@ def render_street(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDAr
     height, width = size
     scene = plan(rng, (2 * height, 2 * width))
     numbers, overlay, _ = scene.canvas.maps()
-    # One of the four fine pixels speaks for the pixel: majorities would erase the poles.
+    # Take one of the four fine pixels: a majority vote would erase the poles.
     fine = label_map(numbers[1::2, 1::2], None if overlay is None else overlay[1::2, 1::2], scene.canvas.surfaces)
     return shade(scene, rng), fine

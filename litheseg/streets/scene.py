@@ -51,7 +51,7 @@ class Sun:
 
 @dataclass(frozen=True)
 class Layout:
-    """Ground plan in metres; x is measured from the middle of the road."""
+    """Ground plan in metres; x = 0 is the middle of the road."""
 
     half_road: float
     pavement: float  # width of each pavement
@@ -81,7 +81,7 @@ class Scene:
 
 
 def plan(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Invent a street and paint it.
+    """Generate and paint a random street.
 
     Args:
         rng: the only source of random numbers.
@@ -153,7 +153,7 @@ def _leaves(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.int32
 
 
 def _ground(canvas: Canvas, layout: Layout) -> None:
-    """Fill sky, road, pavement and grass by pixel, because they reach from the feet to the horizon."""
+    """Fill sky, road, pavement and grass by pixel, because they reach up to the horizon."""
     for label, kind in ((SKY, Texture.SKY), (ROAD, Texture.GROUND), (PAVEMENT, Texture.GROUND), (TREE, Texture.GROUND)):
         canvas.surface(label, (128, 128, 128), FAR * 4, kind)
     across, down = canvas.camera.rays(canvas.size)

@@ -1,7 +1,7 @@
 """Light, texture and sensor of the procedural streets: from surface numbers to a picture.
 
 Textures are computed in world coordinates (metres on the wall, metres on the asphalt), so they shrink with distance as
-real ones do. No border moves: the surface map has decided the mask.
+real ones do. Shading moves no border, so the mask stays exact.
 
 Usage:
     >>> image = shade(scene, rng)
@@ -37,7 +37,7 @@ def label_map(
 
 
 def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Light the scene and photograph it.
+    """Light and render the scene.
 
     Args:
         scene: painted at twice the picture's size.
@@ -47,7 +47,7 @@ def shade(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
         uint8 H W 3, half the size of the surface map.
     """
     surfaces, overlay, shadow = scene.canvas.maps()
-    # Everything is flat, and taken by lists of pixels: several times faster than boolean masks and than brackets.
+    # Flat arrays indexed by pixel lists: several times faster than boolean masks and `[]`.
     numbers, view = surfaces.ravel(), _View.of(scene, surfaces.shape[0], surfaces.shape[1])
     picture, depth = view.colors.take(numbers, axis=0), view.depths.take(numbers)
     textures = view.textures.take(numbers)

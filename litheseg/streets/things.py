@@ -40,7 +40,7 @@ _CARS = {"car": (4.2, 1.72, 1.45, 0.3), "van": (5.0, 1.95, 2.2, 0.35), "bus": (9
 
 @dataclass
 class Brush:
-    """What all things need to be painted with.
+    """What painting any thing needs.
 
     Args:
         canvas: receives the polygons.

@@ -1,7 +1,7 @@
 """Camera and canvas of the procedural streets: world polygons become a map of surface numbers.
 
-Everything is painted once, far to near, into one map of *surface numbers* at twice the image size. A table says for
-each number which class, colour, depth and texture it has, so the mask and the picture cannot disagree.
+Everything is painted once, far to near, into one map of *surface numbers* at twice the image size. A table gives each
+number's class, colour, depth and texture, so mask and picture always agree.
 
 World axes in metres: x right, y up, z away from the camera; the ground is y = 0 and bends sideways by ``curve * z**2``.
 
@@ -156,7 +156,7 @@ class Canvas:
         half_v = radius * self.camera.focal / max(centre[2], NEAR)
         half_u = half_v * squash
         box = (u - half_u, v - half_v, u + half_u, v + half_v)
-        # A third of all leaves lies outside the picture, and Pillow takes its time to find out.
+        # A third of all leaves lies outside the picture; skipping them here is faster than in Pillow.
         outside = box[2] < -1 or box[0] > self.size[1] + 1 or box[3] < -1 or box[1] > self.size[0] + 1
         if half_v < 0.4 or outside:
             return
