@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import timm
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor
@@ -58,6 +57,8 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
             pass  # timm has them as well
         else:
             return _timm_names(encoder, read_weights(path))
+    from huggingface_hub import constants, try_to_load_from_cache  # brings a client for HTTP, which only this needs
+
     try:
         repository = _repository(encoder)
         if repository and not any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES):
