@@ -1,4 +1,4 @@
-"""What happens at label borders: the boundary mask and two losses that look there.
+"""Label borders: the boundary mask and two losses computed there.
 
 Widths of one network differ mostly near semantic borders, which is why SlimSeg-style training adds a loss there: the
 cross entropy over a band around them, or a binary head that exists in training only. The formulas are a
@@ -38,7 +38,7 @@ __all__ = ["BoundaryBand", "BoundaryHead", "band_cross_entropy", "boundary_head_
 
 @dataclass(frozen=True)
 class BoundaryBand(Loss, name="boundary-band"):
-    """Cross entropy once more, over the band around label borders.
+    """Cross entropy over the band around label borders, as extra weight.
 
     Added to cross-entropy, band pixels weigh more: by how much depends on the weight and on the band's share of the
     image, not on the image's size.
@@ -130,19 +130,19 @@ def dilate(image: Tensor, radius: int) -> Tensor:
 
 
 def boundary_head_loss(logits: Tensor, mask: Tensor, radius: int = 1, *, band: Tensor | None = None) -> Tensor:
-    """Class-balanced BCE + Dice for a head that tells boundary from the rest.
+    """Class-balanced BCE + Dice for a binary boundary head.
 
     Balanced as in HED, each side weighs by the other's share; normalised, this is the mean over boundary pixels and the
     mean over the others, averaged. Ignored pixels count for neither.
 
     Args:
-        logits: N 1 H W, positive where the head sees a boundary; a `LithesegError` if they do not fit the mask.
+        logits: N 1 H W, positive where the head predicts a boundary; a `LithesegError` if they do not fit the mask.
         mask: int64 N H W.
         radius: of the band that is to be found, pixels.
         band: bool N H W, `boundary_mask(mask, radius)` if it is already known.
 
     Returns:
-        Scalar, 0 where the band is empty: a batch without a border says little about what one looks like.
+        Scalar, 0 where the band is empty.
     """
     require_same_size(logits, mask)
     if logits.shape[1] != 1:

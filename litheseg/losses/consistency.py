@@ -1,7 +1,7 @@
-"""Learning from a teacher's labels as if they were the user's.
+"""Losses on pseudo-labels: a teacher's predictions used as labels.
 
-A pseudo-label is the teacher's most likely class; where it is less likely than `confidence`, or where nothing is known
-of the pixel (the padding outside an image, void labels), the pixel is left out.
+A pseudo-label is the teacher's most likely class; where it is less likely than `confidence`, or where the
+mask is ignored (padding outside an image, void labels), the pixel is left out.
 
 Papers: MGD (Qin et al., ECCV 2022), pixel level: every label counts; FixMatch (Sohn et al., NeurIPS 2020) and UniMatch
 (Yang et al., CVPR 2023): a confidence of 0.95, and the loss divided by all pixels, so that few sure ones weigh little.
@@ -46,7 +46,7 @@ class PseudoCrossEntropy(Loss, name="pseudo-labels"):
 
 @dataclass(frozen=True)
 class PseudoBand(Loss, name="pseudo-band"):
-    """Cross entropy to the teacher's labels once more, over the band around their borders.
+    """Cross entropy to the teacher's labels over the band around their borders, as extra weight.
 
     Attributes:
         confidence: as of pseudo-labels.

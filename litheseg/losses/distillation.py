@@ -1,7 +1,7 @@
 """Learning from another network's logits and features: pixels, channels, images, regions, and variation within classes.
 
 Pure tensor functions, and next to them the losses that recipes name. The teacher is always detached. Images,
-regions and features are compared by what both networks make of the *same* image; cosines are compared, not features,
+regions and features are compared by both networks' outputs on the *same* image; cosines are compared, not features,
 so that student and teacher may differ in channels and scale, and no projection between them is learned. A vector of
 length 0 has no direction: its cosines are 0, and no gradient passes through it.
 
@@ -96,7 +96,7 @@ class ChannelWise(Loss, name="channel-wise"):
 
 @dataclass(frozen=True)
 class ImageLevel(Loss, name="image-level"):
-    """MGD's image level: how far each class's mean logit is from the teacher's; twice the paper's weight is its own."""
+    """MGD's image level: how far each class's mean logit is from the teacher's; use twice the paper's weight."""
 
     needs_teacher = True
     on = "unlabelled"
@@ -318,7 +318,7 @@ def intra_class_variation(student: Tensor, teacher: Tensor, mask: Tensor, num_cl
     """Mean squared difference of how close each pixel's feature is, by cosine, to the prototype of its class.
 
     The labels are taken at the student's size (nearest), and the teacher's features are resized to it (bilinear,
-    antialiased) where they differ. Pixels without a label count for nothing, neither in the mean; the released code
+    antialiased) where they differ. Pixels without a label are left out, of the mean too; the released code
     counts them as equal.
 
     Args:

@@ -1,8 +1,8 @@
 """What a loss is, what it may read, and how all of them average.
 
 A loss is one class in one file. Its fields are the arguments that a recipe gives it, with their ranges as types; its
-class attributes say which images it is for and what it needs. To add one, write such a class: its name in recipes is
-all that registers it. It does not know which width it scores, who the teacher is, or which other losses there are.
+class attributes say which images it is for and what it needs. To add one, write such a class: its name in recipes
+registers it.
 
 Means go over the *global* batch of a distributed run, so labels may be spread unevenly over the processes; each of them
 must call the same losses in the same order. All losses compute in float32 (float64 stays float64) whatever autocast
@@ -64,8 +64,8 @@ class Loss(ABC):
     Attributes:
         needs_teacher: whether it reads a teacher's outputs; else it reads the images' own labels.
         on: the images that it is for where a recipe does not say.
-        whole_images: whether it compares what both networks make of the very same image. Of a CutMixed image, a teacher
-            otherwise gives what it makes of the images before, mixed afterwards.
+        whole_images: whether it needs both networks' outputs on the very same image. For a CutMixed image, a teacher
+            otherwise runs on the images before mixing, and its outputs are mixed.
         name: in recipes.
         head: the training-only part of the model that it reads, if any. The model is built with its "boundary_head" if
             a loss reads that; a loss on its "aux_head" is left out of models that have none.

@@ -1,7 +1,7 @@
 """What every segmentation network has in common: its interface, and bilinear resampling.
 
-A model is plain PyTorch: `litheseg.nn.slim` makes it elastic from the outside. `outputs` returns whatever a loss may
-ask for, `forward` what a user wants.
+A model is plain PyTorch: `litheseg.nn.slim` makes it elastic from the outside. `outputs` returns all tensors
+that losses use, `forward` the logits at the image's size.
 
 Usage:
     >>> model = DDRNet(num_classes=11)
@@ -71,7 +71,7 @@ class SegmentationModel(nn.Module, ABC):
         num_classes: K, the channels of the logits.
         training_only: names of the children that only a loss needs; `extract` drops them.
         encoder_ends: names of the modules whose outputs the encoder hands to the decoder.
-        roles: what parts of the network are called, as patterns of module names (``*`` is any text).
+        roles: parts of the network by name, as patterns of module names (``*`` is any text).
     """
 
     training_only: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class SegmentationModel(nn.Module, ABC):
 
     @abstractmethod
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        """Everything a loss may ask for.
+        """All tensors that losses use.
 
         Args:
             image: N x 3 x H x W, float, normalised.

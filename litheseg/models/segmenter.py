@@ -1,7 +1,7 @@
-"""Any timm backbone with a light decoder: the network for images of one's own, from pretrained weights.
+"""Any timm backbone with a light decoder: the network for custom data, from pretrained weights.
 
-The encoder gives feature maps at strides 4 to 32; a decoder of one's choice brings context to the coarsest of them and
-leads it back to stride 4 or 8. A plain vision transformer, whose maps all have one stride, gets a simple pyramid.
+The encoder gives feature maps at strides 4 to 32; the chosen decoder adds context to the coarsest of them and
+upsamples the result to stride 4 or 8. A plain vision transformer, whose maps share one stride, gets a simple pyramid.
 
 Decoders, each after its paper: "lraspp" (Howard et al., "Searching for MobileNetV3", ICCV 2019), "swiftnet" (pyramid
 pooling and lateral sums; Orsic et al., CVPR 2019), "deeplabv3plus" (dilated convolutions, depthwise separable; Chen et

@@ -82,8 +82,8 @@ class Relabelling:
         """Move the channels, in place; the parameters stay the same objects, in the same memory.
 
         Gradients move along, and so does what the optimizer remembers of a parameter entry by entry (Adam's moments,
-        the momentum); parameters that it has not seen yet do not matter. Whoever keeps other copies of the weights (a
-        moving average) calls this for them as well.
+        the momentum); parameters that it has not seen yet do not matter. Call this for other copies of
+        the weights (a moving average) as well.
 
         Args:
             model: the one that this was found for, or one with the same layers; still dense.
@@ -514,7 +514,7 @@ def _contrast(matrix: _Floats) -> _Floats:
 
 
 def _gathered(likeness: _Floats, home: _Ids) -> _Ids:
-    """An order in which each group of `home` has members that are alike: it grows by whoever is most like it."""
+    """An order in which each group of `home` has similar members: each next one is the most similar to its group."""
     order, free = np.zeros_like(home), np.ones(len(home), bool)
     left = likeness.sum(axis=1)
     for group in np.unique(home):

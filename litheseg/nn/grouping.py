@@ -45,7 +45,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class ChannelShuffle(nn.Module):
-    """`channel_shuffle` as a layer, made of operators that every exporter knows."""
+    """`channel_shuffle` as a layer, made of operators that every exporter supports."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()

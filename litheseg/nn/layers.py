@@ -1,6 +1,6 @@
-"""Elastic layers: they compute with the first part of their weights, as much as the model's width dial says.
+"""Elastic layers: they compute with the first channels of their weights, as many as the model's width dial sets.
 
-Each is built from the full-size layer whose place it takes, and is told by `Channels` how its input and output shrink.
+Each is built from the full-size layer that it replaces and from `Channels`, the rules by which input and output shrink.
 Weights keep the plain layer's names and sizes, so plain state dicts load; `to_plain` gives the ordinary layer of the
 current width. How layers are connected is found by `litheseg.nn.slim`.
 
@@ -145,7 +145,7 @@ class SlimConvTranspose2d(_SlimConvolution):
             self._sliced_weight(),
             self._sliced_bias(),
             self.stride,
-            self.padding,  # type: ignore[arg-type]  # a transposed convolution's padding is never a text
+            self.padding,  # type: ignore[arg-type]  # a transposed convolution's padding is never a string
             self.output_padding,
             self.groups,
             self.dilation,

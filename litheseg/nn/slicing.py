@@ -5,7 +5,7 @@ groups of the same size. *Blocks*: it has as many groups, each smaller; this is 
 narrowest width, and the only rule that passes a channel shuffle. Where the channels behind a shuffle of g groups are
 cut in b equal blocks, those before it are cut in g x b. Norms over groups follow the same rules.
 
-It works on the segments of a trace (see `litheseg.nn.tracing`). Where neither rule is exact, it refuses.
+It works on the segments of a trace (see `litheseg.nn.tracing`). Where neither rule is exact, it raises a `ModelError`.
 
 Usage:
     >>> set_group_rules(trace, narrowest=0.25)  # every segment now knows its `unit`, or its `blocks` and `step`

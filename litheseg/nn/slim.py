@@ -1,8 +1,8 @@
 """Make any plain CNN elastic.
 
 `slim` traces how channels flow through a network, then replaces every layer whose channels may shrink by its elastic
-layer. The network's own Python code stays as it is; the image and the class logits keep their size. What it cannot do
-exactly, it refuses, naming the layer. It knows neither architectures nor training.
+layer. The network's own Python code stays as it is; the image and the class logits keep their size. A
+layer that cannot shrink exactly is an error that names it.
 
 Papers: Yu et al., "Slimmable Neural Networks", ICLR 2019; Yu & Huang, "Universally Slimmable Networks", ICCV 2019
 (statistics measured after training, for any width).
@@ -190,7 +190,7 @@ def _switchable_norms(module: nn.Module) -> list[SwitchableBatchNorm2d]:
 
 
 def _install_norms(module: Network, dial: WidthDial) -> Network:
-    """Give a network that never shrinks its dial, in place: only its batch norms become elastic layers."""
+    """Give a network of width 1 alone its dial, in place: only its batch norms become elastic layers."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.BatchNorm2d):
             channels = Channels((ChannelPart(layer.num_features, elastic=False),))

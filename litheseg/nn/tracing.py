@@ -6,7 +6,7 @@ they shrink alike; a concatenation appends one list to the other; pooling, activ
 Where segments of different sizes meet, the larger one is split. What mixes channels in another way (a reshape across
 them, a slice of them) cannot shrink, and is an error that names the layer.
 
-Segments know nothing of widths: `litheseg.nn.slim` turns them into `Channels`.
+`litheseg.nn.slim` turns segments into `Channels`, which depend on the width.
 
 Usage:
     >>> trace = trace_model(model)
@@ -359,7 +359,7 @@ class _Tagger(Watch):
         self._set(output, tag.dim, tag.segments)
 
     def _elementwise(self, name: str, args: Any, tensors: Any, tagged: Any, output: Tensor) -> None:
-        """Broadcasting: channels at the same place from the right are tied; single channels take part unnoticed."""
+        """Broadcasting: channels at the same place from the right are tied; single channels are skipped."""
         wide = [(tensor, tag) for tensor, tag in tagged if tensor.shape[tag.dim] > 1]
         if not wide:
             return

@@ -1,6 +1,6 @@
 """Width: one dial per model, and the rule that turns a fraction of channels into a number of channels.
 
-`WidthDial` knows which widths a model was trained for and which one is set; all elastic layers of a model share one.
+`WidthDial` holds a model's trained widths and the one that is set; all elastic layers of a model share one.
 `Channels` says which channels of a tensor are kept at a width. A tensor that was concatenated has several parts, and
 each part keeps its own first channels: the first channels of the whole would be those of the first part alone.
 

@@ -154,7 +154,7 @@ def build_teachers(
 
     Args:
         recipe: its teachers; those that are frozen have a bundle.
-        data: a teacher's classes must be the same; its normalisation and size may differ, and it sees its own.
+        data: a teacher's classes must be the same; its normalisation and size may differ; its input is converted.
         model: the student.
         peer: the network beside it, if a teacher is one.
 
@@ -178,7 +178,7 @@ def build_task(recipe: Recipe, data: SegmentationData) -> Task:
     model = _student(recipe, data)
     if all(teacher.kind != "peer" for teacher in recipe.teachers.values()):
         return _task(recipe, data, model, weights)
-    peer = _student(recipe, data)  # its weights differ: the random numbers have gone on
+    peer = _student(recipe, data)  # its weights differ, because the random state has advanced
     return CrossPseudoTask(_task(recipe, data, model, weights, peer), _task(recipe, data, peer, weights, model))
 
 

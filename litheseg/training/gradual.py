@@ -1,7 +1,7 @@
 """The schedule of gradual grouping: when alpha falls, how fading weights are kept small, when channels are relabelled.
 
 Alpha depends on the step alone, so a resumed run goes on exactly, and is set on the layers that
-`litheseg.nn.grouping.densify` made, by `fade` at the start of each step. The task and the trainer know nothing of it.
+`litheseg.nn.grouping.densify` made, by `fade` at the start of each step.
 
 Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Grouping", CVPR Workshops 2018 (Sec. 3.2). It
 gives no schedule: shapes, start and length are our choice, and so are the safeguards.
@@ -88,7 +88,7 @@ class GradualGrouping(Callback):
         assert isinstance(pl_module, SegmentationTask)
         step, model = trainer.global_step, pl_module.model
         if self._relabellings(step) > self._relabellings(step - 1):
-            fade(model, *self._at(step - 1))  # as it stands, which a resumed run does not know yet
+            fade(model, *self._at(step - 1))  # the present stage and alpha, not restored yet in a resumed run
             find_relabelling(model).apply(model, trainer.optimizers[0])
         fade(model, *self._at(step))
         if self._config.recalibrate and self._is_done(step) and not self._is_done(step - 1):

@@ -2,7 +2,7 @@
 
 The format is channels_last, unless a kernel is known to be unsound there. On a CPU convolutions are oneDNN's, and two
 of its gradients are wrong in channels_last: one corrupts memory, the other is no number. A network with such a layer
-keeps PyTorch's own format, in which both are right. It does not know what is trained.
+keeps PyTorch's own format, in which both are right.
 
 Usage:
     >>> lay_out(model, recipe.trainer)
@@ -45,7 +45,7 @@ def suits_channels_last(model: nn.Module, *, bfloat16: bool = False) -> bool:
 
     Those of strided 1x1 convolutions of fewer than 8 inputs are not: in oneDNN 3.13 (PyTorch 2.15) on CPUs without
     AVX-512 they write outside their memory. Nor are those of dilated convolutions in small groups (fewer than 16
-    channels) in bfloat16: in oneDNN 3.12 (PyTorch 2.14) on CPUs with AVX-512 they are anything, infinity included.
+    channels) in bfloat16: in oneDNN 3.12 (PyTorch 2.14) on CPUs with AVX-512 they are arbitrary, infinity included.
 
     Args:
         model: plain, elastic or on its way to groups.

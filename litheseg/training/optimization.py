@@ -40,7 +40,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
-    """What Lightning wants of `configure_optimizers`: the optimizer, and its rate set at every step."""
+    """The result of Lightning's `configure_optimizers`: the optimizer, and its rate set at every step."""
     scheduler = LambdaLR(optimizer, schedule(config, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,4 +1,4 @@
-"""The processes of a distributed run on one machine: starting them, and one clear word when one of them dies.
+"""The processes of a distributed run on one machine: starting them, and one clear message when one of them dies.
 
 The first process runs its own command again for each further device. Lightning would do so too, but where a process
 dies it kills all others without saying why, unless the connection breaks first, with a traceback. Where somebody else
@@ -41,13 +41,13 @@ _running: list[Callable[[], str]] = []  # how to go on, of the runs that this pr
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes and speaks; known before there is a Trainer."""
+    """Whether this is the process that writes files and messages; known before there is a Trainer."""
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
     return getattr(rank_zero_only, "rank", 0) == 0 and node == 0
 
 
 def start_ranks(trainer: L.Trainer) -> None:
-    """Start a process for each further device of this machine, if a strategy needs them and nobody else starts them.
+    """Start a process for each further device of this machine, if a strategy needs them and no launcher starts them.
 
     Args:
         trainer: that is going to fit; of a DDP strategy, or on one device.
@@ -57,7 +57,7 @@ def start_ranks(trainer: L.Trainer) -> None:
         return
     node, script = cluster.node_rank(), sys.modules["__main__"].__spec__
     command = [os.path.abspath(sys.argv[0])] if script is None else ["-m", script.name]
-    # What Lightning documents for processes that are started by others.
+    # What Lightning documents for processes that a launcher starts.
     os.environ |= {
         "MASTER_ADDR": cluster.main_address,
         "MASTER_PORT": str(cluster.main_port),
@@ -78,7 +78,7 @@ def one_voice(how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """While processes run together: the death of one is a `RankError`, and of an error of all of them the first speaks.
 
     Args:
-        how_to_go_on: for the message, asked when it is needed.
+        how_to_go_on: gives its part of the message; called when needed.
 
     Raises:
         RankError: another process died.
@@ -104,7 +104,7 @@ def one_voice(how_to_go_on: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started now ignore Ctrl-C, which reaches all of a terminal: the first one tells the others."""
+    """Processes started now ignore Ctrl-C, which reaches all of a terminal: the first one stops the others."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
 """Recipes: every choice of one training run, from a YAML file and the command line to what the task runs.
 
-A recipe says which widths run, who teaches, what is minimised, and how the structure changes; it holds no code, so a
-paper is a YAML file in `litheseg/recipes`:
+A recipe holds the widths, teachers, objectives and changes of structure of a run; it holds no code, so a paper is a
+YAML file in `litheseg/recipes`:
 
     widths: [1, 0.5]
     teachers:
@@ -86,7 +86,7 @@ class Objective:
         return (LABELLED, UNLABELLED) if on == "all" else (on,)
 
     def view(self, stream: str) -> str:
-        """What the teacher must look at for these images."""
+        """The images that the teacher runs on for this stream."""
         return MIXED if self.loss.whole_images and stream == UNLABELLED else stream
 
 
@@ -130,7 +130,7 @@ class Recipe:
         return {name: objective for name, objective in self.objectives.items() if objective.weight}
 
     def asked(self, teacher: str) -> frozenset[str]:
-        """What a teacher must look at, for all objectives that learn from it."""
+        """The images that a teacher runs on, for all objectives that learn from it."""
         mine = [objective for objective in self.minimised.values() if objective.teacher == teacher]
         return frozenset(objective.view(stream) for objective in mine for stream in objective.streams)
 
@@ -260,7 +260,7 @@ def _check_option(path: list[str]) -> None:
 
 
 def _did_you_mean_one_of_a_section(name: str) -> str:
-    """A hint for whoever left out the section: ``epochs`` is ``--trainer.epochs``."""
+    """A hint where the section was left out: ``epochs`` is ``--trainer.epochs``."""
     options = list(_all_options(Recipe, "--"))
     same = [option for option in options if option.endswith(f".{name}")]
     near = same or difflib.get_close_matches(f"--{name}", ["--recipe", "--output", "--resume", *options], n=1)

@@ -1,4 +1,4 @@
-"""What `litheseg train --help` says of a recipe's fields, from the docstrings of their dataclasses.
+"""The help of `litheseg train --help` on a recipe's fields, from the docstrings of their dataclasses.
 
 Usage:
     >>> print(recipe_help(Recipe()))

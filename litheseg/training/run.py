@@ -6,7 +6,7 @@ resumes from the end of its last whole epoch and ends with the same weights as a
 from the very step; the losses logged for that epoch are then the mean over its other steps. The folder is shared by all
 processes of a distributed run.
 
-It knows no method and no loss; `litheseg.training.build` does the choosing.
+`litheseg.training.build` makes the data, model, teachers and task.
 
 Usage:
     >>> result = train(load_recipe("slimseg", ["--data.root=camvid"]), "runs/slimseg")

@@ -1,8 +1,8 @@
-"""Runs that a run needs first: teachers that are not there yet, and the same network from the labels alone.
+"""Runs that a run needs first: missing teachers, and the same network from the labels alone.
 
 Each is an ordinary run with a folder and a recipe of its own, so it resumes like any other; one that is finished is
 not repeated. Teachers are kept beside the runs under the hash of their recipe, so that the next student finds them.
-It knows which values of a recipe such a run takes over, and nothing of how a run goes.
+This module derives the recipes; `litheseg.training.run` runs them.
 
 Usage:
     >>> recipe = with_bundles(recipe, {"deep": "runs/teachers/deep/model.safetensors"})

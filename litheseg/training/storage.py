@@ -1,7 +1,7 @@
 """What a run writes while it goes on, each file whole or absent: checkpoints and the learning curves.
 
 Lightning's own writer moves a checkpoint over from the system's temporary folder, which on another disk is a copy that
-a kill can cut in two; its CSV logger deletes the curves of a run that is resumed. It knows neither method nor model.
+a kill can cut in two; its CSV logger deletes the curves of a run that is resumed.
 
 Usage:
     >>> Trainer(plugins=[AtomicCheckpoints()], logger=[Curves(folder / "metrics.csv", keep=resumed)])
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def remove_drafts(*folders: Path) -> None:
-    """Remove what a process that was killed while it wrote has left; nobody else may write there.
+    """Remove the unfinished files of a killed process; no other process may write there meanwhile.
 
     Args:
         folders: each; those below are left alone.
@@ -159,7 +159,7 @@ class Curves(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left; of a run that failed, if that can be done: its own error is the one to tell."""
+        """Write what is left; after a failed run errors here are ignored, so that the run's own error is shown."""
         with suppress(LithesegError) if status == "failed" else nullcontext():
             self.save()
 

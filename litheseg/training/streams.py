@@ -1,9 +1,9 @@
-"""The rows of a training step: what the student sees, and how a teacher's outputs are laid beside it.
+"""The rows of a training step: the student's input, and the teacher's outputs aligned with it.
 
 A student runs once per width on all rows of a step: labelled images first, then the CutMixed views of unlabelled
 images, then, if an objective asks for them, the unlabelled images as they are, while whole channels of the encoder's
 features are dropped. Each group of rows is a *stream* with a mask of its own. A teacher sees the images before they
-were mixed, and its outputs are mixed by the same boxes, so that both speak of the same pixels.
+were mixed, and its outputs are mixed by the same boxes, so that the pixels correspond.
 
 Papers: MGD (Qin et al., ECCV 2022) for streams of labelled and mixed images; UniMatch (Yang et al., CVPR 2023) for two
 mixed views, and (Sec. 3.2) for channel dropout of 50 % between encoder and decoder.
@@ -34,7 +34,7 @@ from litheseg.models import SegmentationModel
 __all__ = ["LABELLED", "MIXED", "PERTURBED", "UNLABELLED", "FeatureDropout", "LazyOutputs", "Outputs", "Step"]
 
 LABELLED, UNLABELLED, PERTURBED = "labelled", "unlabelled", "perturbed"
-MIXED = "mixed"  # what a teacher makes of the mixed images themselves; the student's stream is UNLABELLED
+MIXED = "mixed"  # a teacher's outputs on the mixed images themselves; the student's stream is UNLABELLED
 
 Outputs = dict[str, Tensor]
 
@@ -108,7 +108,7 @@ class Step:
 
     @cached_property
     def image(self) -> Tensor:
-        """All rows that the student sees, R x 3 x H x W."""
+        """The student's input, all rows, R x 3 x H x W."""
         if self.mixed is None or self.weak is None:
             return self.labelled
         rows = [self.labelled, self.mixed]
@@ -133,7 +133,7 @@ class Step:
         return {name: value[rows] for name, value in outputs.items()}
 
     def mix(self, values: Tensor) -> Tensor:
-        """Answers to `weak`, M x ... x H x W, mixed as the views are: (V * n) x ... x H x W."""
+        """Outputs on `weak`, M x ... x H x W, mixed as the views are: (V * n) x ... x H x W."""
         assert self.cut is not None and self.partner is not None, "there are unlabelled images"
         return torch.cat([cut_mix(values, view, self.partner) for view in self.cut])
 

@@ -1,8 +1,8 @@
 """The one training task: widths x teachers x objectives.
 
 A step runs each planned width, widest first, on all rows of the step, asks the teachers for their outputs, sums the
-objectives and averages over the widths. The task never asks which paper it is running: SlimSeg, MGD and plain
-supervision differ only in what is handed in. It does not know data sources, files or the command line.
+objectives and averages over the widths. SlimSeg, MGD and plain supervision differ
+only in the widths, teachers and objectives handed in.
 
 Usage:
     >>> objectives = {"labels": Objective(CrossEntropy()), "kl": Objective(KL(), teacher="wider")}
@@ -122,7 +122,7 @@ class SegmentationTask(L.LightningModule):
         return loss
 
     def begin(self, batch: Mapping[str, Tensor]) -> Step:
-        """Let the teachers look at a batch."""
+        """Hand a batch to the teachers."""
         step = Step.of(batch, perturbed=self._dropout is not None)
         for teacher in self._teachers().values():
             teacher.begin(step)
@@ -189,7 +189,7 @@ class SegmentationTask(L.LightningModule):
         return dict(self.teachers.items())  # type: ignore[arg-type]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and let a teacher that follows the student follow."""
+        """Step, then update the teachers (the moving average)."""
         super().optimizer_step(*args, **kwargs)
         for teacher in self._teachers().values():
             teacher.update(self.model)
@@ -226,10 +226,10 @@ class SegmentationTask(L.LightningModule):
 
 
 class CrossPseudoTask(L.LightningModule):
-    """Cross pseudo supervision: two networks of one architecture, each with the other as it is now for a teacher.
+    """Cross pseudo supervision: two networks of one architecture, each with the other's current weights as teacher.
 
-    They differ in nothing but their first weights. Paper: Chen et al., CVPR 2021, with CutMix (Sec. 3.3); so are the
-    teachers of MGD (Qin et al., ECCV 2022) trained.
+    They differ only in their initial weights. Paper: Chen et al., CVPR 2021, with CutMix (Sec. 3.3); the teachers of
+    MGD (Qin et al., ECCV 2022) are trained this way.
 
     Args:
         left: teaches `right`, and is the one that is validated and kept.
@@ -267,7 +267,7 @@ class CrossPseudoTask(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The sum of both losses: they share no weights."""
         losses = []
-        # Both are asked before either trains, which moves batch-norm statistics.
+        # Both compute targets before either trains, because training moves batch-norm statistics.
         steps = self.left.begin(batch), self.right.begin(batch)
         for name, task, step in zip(("", "peer/"), (self.left, self.right), steps, strict=True):
             loss, values = task.loss(step)

@@ -1,12 +1,11 @@
-"""Who teaches: each teacher gives, for a width about to run and a group of rows, the outputs that it should imitate.
+"""Teachers: each gives the outputs that a width about to run should imitate on a group of rows.
 
 A kind of teacher is a dataclass: its fields are the arguments in a recipe (`teachers: {NAME: {kind: ema, decay:
 0.99}}`), `build` makes the module that teaches. To add one, write both; its kind is all that registers it.
 
-A teacher sees the step's images (`begin`) and what each width computed (`observe`); it never passes a gradient on. Its
-outputs are at the labels' size, and computed once per step. Of an unlabelled image it is asked before mixing, and its
-outputs are mixed as the image was; for losses that compare whole images it is asked about the mixed image itself
-(`MIXED`). It does not know which loss uses its outputs.
+A teacher sees the step's images (`begin`) and what each width computed (`observe`); no gradient passes through it. Its
+outputs are at the labels' size, and computed once per step. It runs on an unlabelled image before mixing, and its
+outputs are mixed as the image was; for losses that compare whole images it runs on the mixed image itself (`MIXED`).
 
 Papers: SlimSeg (Xue et al., ACM MM 2022): the next wider width; Universally Slimmable Networks (Yu & Huang, ICCV
 2019): the widest; Mean Teacher (Tarvainen & Valpola, NeurIPS 2017): an exponential moving average; MGD (Qin et al.,
@@ -75,7 +74,7 @@ class Setting:
     """What a teacher may be built from.
 
     Attributes:
-        asked: what it must look at: labelled, unlabelled, perturbed or mixed images.
+        asked: the images it must run on: labelled, unlabelled, perturbed or mixed.
         student: the network that it teaches.
         peer: the network that is trained beside the student, if there is one.
         data: the run's images.
@@ -155,7 +154,7 @@ class FrozenConfig(TeacherConfig, kind="frozen"):
         """See `TeacherConfig`.
 
         Raises:
-            RecipeError: it knows other classes than the data has.
+            RecipeError: its classes are not those of the data.
             BundleError: the bundle cannot be read.
         """
         assert self.bundle is not None, "teachers without a bundle have been trained"
@@ -228,7 +227,7 @@ def _require_classes(path: str, theirs: tuple[str, ...], ours: tuple[str, ...]) 
 
 
 def _teacher_input(path: str, header: BundleHeader, data: SegmentationData) -> TeacherInput:
-    """What makes the data's views those that the teacher knows; its scale is known only where both resize."""
+    """Turns the data's views into the teacher's own; the change of scale is known only where both resize."""
     scale = (1.0, 1.0)
     if header.resizes and data.size:
         scale = (header.size[0] / data.size[0], header.size[1] / data.size[1])
@@ -298,7 +297,7 @@ class Widest(NextWider):
     """In-place distillation: every width learns from the widest one of the same step."""
 
     def observe(self, width: float, parts: dict[str, Outputs]) -> None:
-        """Keep the first."""
+        """Keep the outputs of the first, widest width."""
         self._previous = self._previous or _detached(parts)
 
 
@@ -306,7 +305,7 @@ class NetworkTeacher(Teacher):
     """A network that runs once a step, for all widths, in evaluation mode and without gradient.
 
     Args:
-        asked: what it must look at: labelled, unlabelled, perturbed or mixed images; it is not run on others.
+        asked: the images it is run on: labelled, unlabelled, perturbed or mixed.
     """
 
     def __init__(self, asked: Collection[str]) -> None:
@@ -332,7 +331,7 @@ class NetworkTeacher(Teacher):
         return self._outputs_of.get(view)
 
     def _images(self, step: Step) -> dict[str, Tensor]:
-        """Those that it must see for what it is asked."""
+        """The images for each entry of `asked`."""
         images = {LABELLED: step.labelled} if LABELLED in self._asked else {}
         if step.weak is not None and self._asked - {LABELLED}:
             images["weak"] = step.weak
@@ -341,7 +340,7 @@ class NetworkTeacher(Teacher):
         return images
 
     def _later(self, step: Step, parts: dict[str, Outputs]) -> dict[str, dict[str, Callable[[], Tensor]]]:
-        """By what it is asked: the outputs that can be read, and what computes them."""
+        """By entry of `asked`: the outputs that can be read, and what computes them."""
         later = {LABELLED: _readings(parts[LABELLED], step.size)} if LABELLED in parts else {}
         if "weak" not in parts:
             return later
@@ -384,7 +383,7 @@ def _split(outputs: Outputs, counts: list[int]) -> list[Outputs]:
 
 
 class _Apart:
-    """Holds a network that is no part of the module that asks it, so is not saved, averaged or copied with it."""
+    """Holds a network outside the module that uses it, so that it is not saved, averaged or copied with that module."""
 
     def __init__(self, model: SegmentationModel) -> None:
         self.model = model
@@ -402,7 +401,7 @@ class Frozen(NetworkTeacher):
         model: the network.
         asked: see `NetworkTeacher`.
         bfloat16: compute in half precision, which is for devices that are faster in it.
-        sees: turns the student's images into those that the network knows; None where they are the same.
+        sees: turns the student's images into the network's own input; None where they are the same.
     """
 
     def __init__(
@@ -419,7 +418,7 @@ class Frozen(NetworkTeacher):
 
     @property
     def model(self) -> SegmentationModel:
-        """The network, on the device of the images that it saw last."""
+        """The network, on the device of its last input."""
         return self._apart.model
 
     def _outputs(self, image: Tensor) -> Outputs:
@@ -447,7 +446,7 @@ class Ema(NetworkTeacher):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the student; faster in the first steps, when the average is still of random weights."""
+        """Move towards the student; faster in the first steps, while the average still holds random weights."""
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
@@ -460,15 +459,15 @@ class Ema(NetworkTeacher):
         return torch.tensor(self.steps)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take it back."""
+        """Restore the number of updates."""
         self.steps = int(state)
 
 
 class Live(NetworkTeacher):
     """A network as it is now: the student itself, or a peer that is trained beside it.
 
-    In evaluation mode, so that looking does not move its batch-norm statistics. It is not part of this module: whoever
-    trains it moves and saves it.
+    It runs in evaluation mode, which leaves its batch-norm statistics alone. It is not part of this module: its
+    own task moves it between devices and saves it.
     """
 
     def __init__(self, model: SegmentationModel, width: float, asked: Collection[str] = (UNLABELLED,)) -> None:

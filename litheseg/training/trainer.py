@@ -1,7 +1,6 @@
-"""Lightning's Trainer as a recipe wants it: devices, precision, loggers, and what happens around training steps.
+"""Lightning's Trainer, configured by a recipe: devices, precision, loggers, and what happens around training steps.
 
-Its callbacks say what is shown, when weights are kept, and how a run is stopped. It knows the run's folder, but neither
-data nor method.
+Its callbacks say what is shown, when weights are kept, and how a run is stopped.
 
 Usage:
     >>> trainer = build_trainer(recipe, Path("runs/slimseg"), resumed=False)
@@ -83,7 +82,7 @@ def build_trainer(recipe: Recipe, folder: Path, extra: Sequence[Callback] = (), 
         plugins=[AtomicCheckpoints()],
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        use_distributed_sampler=False,  # the data module deals its own batches out
+        use_distributed_sampler=False,  # the data module distributes the batches itself
         enable_model_summary=False,
         enable_progress_bar=sys.stdout.isatty(),
     )
@@ -112,7 +111,7 @@ def _devices(config: TrainerConfig) -> int | str:
 
 
 def _strategy(config: TrainerConfig) -> str:
-    """Lightning's strategy; DDP must bear weights that a step leaves out.
+    """Lightning's strategy; DDP must accept weights that a step leaves out.
 
     A sandwich leaves out norms, a head may have no loss term; to look for them costs a walk over the graph per step.
     """
@@ -183,7 +182,7 @@ class _RequireFinite(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the end of each epoch, and now and then in between."""
+        """Check at the end of each epoch, and at intervals in between."""
         if trainer.is_last_batch or (batch_idx + 1) % _FINITE_EVERY == 0:
             _require_finite(trainer, pl_module, outputs)
 
@@ -208,7 +207,7 @@ class _StayStopped(Callback):
         self._stopper = stopper
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The patience that was used up comes out of the checkpoint."""
+        """The early-stopping count comes from the checkpoint."""
         if self._stopper.wait_count >= self._stopper.patience:
             trainer.should_stop = True
 
