@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from test_architecture import MODULES, dotted
+from test_docs import blocks
 
 ROOT = Path(__file__).parents[1]
 OURS = [path for path in MODULES if path.name != "__main__.py" and "cli" not in path.parts]
@@ -25,11 +26,6 @@ def prompts(text: str) -> str:
     """The statements behind ``>>>`` and ``...``."""
     lines = (re.match(r"\s*(?:>>>|\.\.\.) ?(.*)", line) for line in text.splitlines())
     return "\n".join(line[1] for line in lines if line)
-
-
-def blocks(text: str) -> str:
-    """The Python of a page."""
-    return "\n".join(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if ">>>" not in block)
 
 
 def public_names() -> dict[str, Any]:
@@ -116,7 +112,8 @@ def test_usages_in_docstrings(path: Path, known: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_usages_on_pages(path: Path, known: dict[str, Any]) -> None:
-    assert list(faults(blocks(path.read_text()), known)) == []
+    code = "\n".join(block for block in blocks(path, "python") if ">>>" not in block)
+    assert list(faults(code, known)) == []
 
 
 def test_the_check_sees_what_is_stale(known: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SegmentationModel", "initialise", "resample", "resize"]
+__all__ = ["SegmentationModel", "conv_head", "conv_norm", "initialise", "resample", "resize"]
 
 
 def resize(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -27,6 +27,20 @@ def resize(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     if logits.shape[-2:] == torch.Size(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def conv_norm(
+    in_channels: int, out_channels: int, kernel: int = 1, *, dilation: int = 1, groups: int = 1, relu: bool = True
+) -> nn.Sequential:
+    """Convolution that keeps the size, batch norm and, if wanted, ReLU."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *([nn.ReLU()] if relu else []))
+
+
+def conv_head(in_channels: int, channels: int, out_channels: int) -> nn.Sequential:
+    """A small head: 3x3 `conv_norm` to `channels`, then a 1x1 convolution."""
+    return nn.Sequential(conv_norm(in_channels, channels, 3), nn.Conv2d(channels, out_channels, 1))
 
 
 def initialise(module: nn.Module) -> None:

