@@ -41,7 +41,7 @@ class ModelConfig:
         divisor: channels of narrower widths are rounded to multiples of it.
     """
 
-    name: str = "ddrnet"
+    name: str = "segmenter"
     args: dict[str, Any] = field(default_factory=dict)
     efficient: Efficient = field(default_factory=Efficient)
     weights: str | None = None

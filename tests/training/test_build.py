@@ -26,10 +26,10 @@ def test_the_limit_on_pixels_reaches_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "suits"),
     [
-        (["--model.args={base: 8}"], True),
-        (["--model.args={base: 4}"], False),  # a strided 1x1 shortcut reads 4 channels
-        (["--model.args={base: 8}", "--widths=[1,.5]", "--model.divisor=4"], False),  # at width .5
-        (["--model.args={base: 8}", "--trainer.channels_last=false"], False),
+        (["--model.name=ddrnet", "--model.args={base: 8}"], True),
+        (["--model.name=ddrnet", "--model.args={base: 4}"], False),  # a strided 1x1 shortcut reads 4 channels
+        (["--model.name=ddrnet", "--model.args={base: 8}", "--widths=[1,.5]", "--model.divisor=4"], False),  # at width .5
+        (["--model.name=ddrnet", "--model.args={base: 8}", "--trainer.channels_last=false"], False),
     ],
 )
 def test_channels_last_only_where_kernels_are_sound(overrides: list[str], suits: bool) -> None:
