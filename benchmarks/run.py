@@ -121,7 +121,7 @@ def _record(row: Row, metrics: Any, minutes: float, recipe: Recipe) -> dict[str,
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help="slimseg, grouping, mgd or peers")
+    parser.add_argument("table", help="slimseg, ablation, grouping, mgd, pairs or peers")
     parser.add_argument("--protocol", default="camvid-half", help="one of protocols.yaml")
     parser.add_argument("--data", required=True, help="the CamVid folder")
     parser.add_argument("--model", "--student", help="one of the table's models or students; by default its first")

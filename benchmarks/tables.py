@@ -74,7 +74,9 @@ def build(root: Path = ROOT) -> Pages:
 
 def trained_rows() -> str:
     """How many rows were trained, when, and on what; empty without any."""
-    rows = [row for table in ("slimseg", "ablation", "grouping", "mgd", "peers") for row in newest(results(table))]
+    rows = [
+        row for table in ("slimseg", "ablation", "grouping", "mgd", "pairs", "peers") for row in newest(results(table))
+    ]
     if not rows:
         return ""
     dates, machines = sorted(row["date"] for row in rows), sorted({row["hardware"] for row in rows})

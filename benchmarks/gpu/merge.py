@@ -28,7 +28,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     **{"seed": int, "metrics": dict, "versions": dict, "minutes": (int, float)},
 }
 _ROOT = Path(__file__).parents[2]
-_TABLES = ("slimseg", "ablation", "mgd", "grouping", "peers")
+_TABLES = ("slimseg", "ablation", "mgd", "grouping", "pairs", "peers")
 
 
 def merge(folder: Path, *, models: Path | None = None, again: bool = False) -> int:
