@@ -28,11 +28,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     here = Path(__file__).parent
-    packing = commands.add_parser("pack", help="gather data, packages and encoders in one folder that git ignores")
+    packing = commands.add_parser("pack", help="gather data and packages in one folder that git ignores")
     packing.add_argument("--data", type=Path, required=True, help="the CamVid folder")
     packing.add_argument("--to", type=Path, default=here.parent / "gpu-pack", help="the folder; made anew")
     packing.add_argument("--machine", type=Path, default=here / "machine.yaml", help="what the machine has already")
-    packing.add_argument("--pretrained", type=Path, help="folder of the encoders' packages (see docs/benchmarks.md)")
     packing.add_argument("--most", type=float, default=60, help="MiB that pack and repository may have together")
     running = commands.add_parser("run", help="do the most wanted missing rows side by side")
     running.add_argument("--minutes", type=float, default=9, help="from the first line of this program to its last")

