@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from litheseg.bundle.model_file import read_model_file
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
 from litheseg.data.splits import LeaveOut
 from litheseg.data.unlabelled import find_unlabelled
-from litheseg.errors import ModelError, RecipeError
+from litheseg.errors import LithesegError, ModelError, RecipeError
 from litheseg.losses import class_weights
 from litheseg.losses.loss import Weighting
 from litheseg.models import SegmentationModel, build_model
@@ -36,7 +37,7 @@ from litheseg.training.gradual import GradualGrouping
 from litheseg.training.layout import lay_out
 from litheseg.training.recipe import Objective, Recipe
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
-from litheseg.training.teachers import Setting, Teacher
+from litheseg.training.teachers import FrozenConfig, Setting, Teacher, require_classes
 
 __all__ = [
     "Task",
@@ -46,6 +47,7 @@ __all__ = [
     "build_network",
     "build_task",
     "build_teachers",
+    "check_teachers",
     "objectives_of",
 ]
 
@@ -166,6 +168,25 @@ def build_teachers(
         name: teacher.build(Setting(recipe.asked(name), model, peer, data, recipe.trainer))
         for name, teacher in recipe.teachers.items()
     }
+
+
+def check_teachers(recipe: Recipe, data: SegmentationData) -> None:
+    """Refuse frozen teachers that could not teach, before hours go into anything that is trained first.
+
+    Raises:
+        RecipeError: a teacher of other classes, or one to be trained whose network cannot be built: unknown names or
+            arguments, pretrained weights that are not to be had.
+        BundleError: a bundle cannot be read.
+    """
+    for name, teacher in recipe.teachers.items():
+        if isinstance(teacher, FrozenConfig) and teacher.bundle is not None:
+            require_classes(teacher.bundle, read_model_file(teacher.bundle).header.classes.names, data.classes.names)
+        elif isinstance(teacher, FrozenConfig):
+            assert teacher.model is not None, "the recipe was checked"
+            try:
+                build_network(teacher.model, GroupingConfig(), len(data.classes))
+            except LithesegError as error:
+                raise RecipeError(f"teachers.{name}.model: {error}") from error
 
 
 def build_task(recipe: Recipe, data: SegmentationData) -> Task:

@@ -147,6 +147,8 @@ class OptimizerConfig:
         schedule: of the learning rate after the warm-up; poly falls with a power of 0.9.
         warmup: share of all steps over which the rate rises linearly from 0, in [0, 1).
         clip: largest gradient norm; 0 for no clipping.
+        encoder: factor on the learning rate of the encoder: 0.1, say, for one that brings good weights; 0 leaves its
+            weights as they are.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -156,6 +158,7 @@ class OptimizerConfig:
     schedule: Literal["poly", "cosine", "one-cycle", "constant"] = "poly"
     warmup: BelowOne = 0.05
     clip: NonNegativeFloat = 0.0
+    encoder: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True)

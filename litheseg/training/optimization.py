@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from litheseg.errors import RecipeError
+from litheseg.models import SegmentationModel
 from litheseg.training.config import OptimizerConfig
 
 __all__ = ["build_optimizer", "lr_scheduler", "schedule"]
@@ -27,16 +30,46 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     """SGD or AdamW over the parameters that need gradients; vectors and scalars (norms and biases) do not decay.
 
     On a GPU one kernel moves all weights, unless gradients are clipped, which Lightning does not do with such a kernel.
+
+    Raises:
+        RecipeError: the encoder is to learn at a rate of its own, and no network in `module` has one.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     fused = (all(parameter.is_cuda for parameter in parameters) and not config.clip) or None
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if config.encoder != 1:
+        groups = _with_rates(groups, _encoder_parameters(module), config)
     if config.name == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
     return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
+
+
+def _encoder_parameters(module: nn.Module) -> set[int]:
+    """The ids of the parameters of all encoders in `module`, as its networks' `roles` name them."""
+    models = [part for part in module.modules() if isinstance(part, SegmentationModel)]
+    found = {
+        id(parameter)
+        for model in models
+        for name, parameter in model.named_parameters()
+        if any(fnmatch(name, pattern) for pattern in model.roles.get("encoder", ()))
+    }
+    if not found:
+        names = ", ".join(sorted({type(model).__name__ for model in models})) or type(module).__name__
+        raise RecipeError(f"optimizer.encoder: {names} names no encoder among its roles; leave it at 1")
+    return found
+
+
+def _with_rates(groups: list[dict[str, Any]], encoder: set[int], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Each group in two: the encoder's parameters at their own rate, and the others."""
+    parts = [
+        {**group, "params": [p for p in group["params"] if (id(p) in encoder) == within], "lr": rate}
+        for group in groups
+        for within, rate in ((True, config.lr * config.encoder), (False, config.lr))
+    ]
+    return [part for part in parts if part["params"]]
 
 
 def lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:

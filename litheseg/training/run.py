@@ -43,7 +43,7 @@ from litheseg.locks import folder_lock
 from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.nn import available_widths, recalibrate
 from litheseg.nn.grouping import convert
-from litheseg.training.build import Task, build_data, build_grouping, build_task
+from litheseg.training.build import Task, build_data, build_grouping, build_task, check_teachers
 from litheseg.training.config import ModelConfig, TrainerConfig
 from litheseg.training.ranks import is_first_process, one_voice, start_ranks
 from litheseg.training.recipe import Recipe, check_recipe, recipe_to_dict
@@ -105,6 +105,8 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
     resumed = last.exists()
     _set_up_torch(recipe.trainer)
     data = build_data(recipe)
+    if not resumed:
+        check_teachers(recipe, data)
     alone = _labels_alone(recipe, data, folder)
     taught = _with_teachers(recipe, folder)
     _set_up_torch(recipe.trainer)  # the random numbers of those runs must not count

@@ -39,7 +39,8 @@ def with_bundles(recipe: Recipe, bundles: Mapping[str, Path]) -> Recipe:
 
 
 def teacher_recipe(recipe: Recipe, teacher: FrozenConfig) -> Recipe:
-    """How a teacher is trained: as its own recipe says, with the run's images, optimizer and trainer.
+    """How a teacher is trained: as its own recipe says, with the run's images and trainer, and its optimizer if the
+    teacher brings none.
 
     Objectives on labels that both recipes name are the run's.
     """
@@ -51,7 +52,7 @@ def teacher_recipe(recipe: Recipe, teacher: FrozenConfig) -> Recipe:
         model=teacher.model,
         data=replace(recipe.data, views=method.data.views),
         objectives={name: ours.get(name, item) for name, item in method.objectives.items()},
-        optimizer=recipe.optimizer,
+        optimizer=teacher.optimizer or recipe.optimizer,
         trainer=replace(recipe.trainer, epochs=teacher.epochs or recipe.trainer.epochs, baseline=False),
     )
 

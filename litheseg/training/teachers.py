@@ -43,7 +43,7 @@ from litheseg.models.base import resample, resize
 from litheseg.models.bundle import BundleHeader, load_bundle
 from litheseg.models.upsampling import upsample_labels
 from litheseg.nn import get_width, set_width
-from litheseg.training.config import ModelConfig, TrainerConfig
+from litheseg.training.config import ModelConfig, OptimizerConfig, TrainerConfig
 from litheseg.training.layout import gains_from_bfloat16, lay_out
 from litheseg.training.streams import LABELLED, MIXED, PERTURBED, UNLABELLED, LazyOutputs, Outputs, Step
 
@@ -64,6 +64,7 @@ __all__ = [
     "TeacherInput",
     "Widest",
     "at_size",
+    "require_classes",
 ]
 
 TEACHERS: dict[str, type[TeacherConfig]] = {}  # by the kind that recipes name
@@ -140,8 +141,9 @@ class FrozenConfig(TeacherConfig, kind="frozen"):
         bundle: its model file.
         width: the width at which it runs.
         model: what is trained first where there is no bundle, from the same images.
-        recipe: how that is done: cps (MGD), unimatch, supervised, ...
+        recipe: how that is done: cps (MGD), unimatch-v2, supervised, ...
         epochs: of that training; 0 for the run's own.
+        optimizer: of that training; None for the run's own.
     """
 
     bundle: str | None = None
@@ -149,6 +151,7 @@ class FrozenConfig(TeacherConfig, kind="frozen"):
     model: ModelConfig | None = None
     recipe: str = "cps"
     epochs: NonNegativeInt = 0
+    optimizer: OptimizerConfig | None = None
 
     def build(self, setting: Setting) -> Teacher:
         """See `TeacherConfig`.
@@ -159,7 +162,7 @@ class FrozenConfig(TeacherConfig, kind="frozen"):
         """
         assert self.bundle is not None, "teachers without a bundle have been trained"
         bundle = load_bundle(self.bundle)
-        _require_classes(self.bundle, bundle.header.classes.names, setting.data.classes.names)
+        require_classes(self.bundle, bundle.header.classes.names, setting.data.classes.names)
         plain = bundle.plain(self.width)
         assert isinstance(plain, SegmentationModel)
         lay_out(plain, setting.trainer)
@@ -215,7 +218,8 @@ class PeerConfig(TeacherConfig, kind="peer"):
         return Live(setting.peer, self.width, setting.asked)
 
 
-def _require_classes(path: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+def require_classes(path: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    """Refuse a teacher, the file at `path`, whose classes are not those of the data, with the first that differs."""
     if theirs == ours:
         return
     differing = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny_training import tiny
 
+from litheseg.errors import RecipeError
+from litheseg.models.segmenter import segmenter
 from litheseg.nn import slim
 from litheseg.training.config import OptimizerConfig
 from litheseg.training.optimization import build_optimizer, schedule
@@ -58,3 +60,16 @@ def test_momentum_of_both() -> None:
     sgd = build_optimizer(model, OptimizerConfig(name="sgd", momentum=0.0))
     assert not sgd.param_groups[0]["nesterov"]
     assert build_optimizer(model, OptimizerConfig(momentum=0.8)).param_groups[0]["betas"] == (0.8, 0.999)
+
+
+def test_an_encoder_learns_at_a_rate_of_its_own() -> None:
+    model = slim(segmenter(3, encoder="test_efficientnet", pretrained="none", channels=16), (1.0, 0.5))
+    optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, encoder=0.01, weight_decay=0.1))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.001 if name.startswith("encoder.") else 0.1)
+        assert decays[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+    with pytest.raises(RecipeError, match=r"optimizer\.encoder: Tiny names no encoder.*leave it at 1"):
+        build_optimizer(tiny(4), OptimizerConfig(encoder=0.1))
