@@ -27,16 +27,15 @@ from pathlib import Path
 
 from litheseg.cli.printing import print_next, print_table
 from litheseg.errors import LithesegError, TrainingError
-from litheseg.models.bundle import load_bundle
-from litheseg.report.card import width_rows, width_table
-from litheseg.training.recipe import Recipe, load_recipe
-from litheseg.training.recipe_help import recipe_help
 
 __all__ = ["train"]
 
 
 def help_all() -> str:
     """Every field of a recipe, with its default in brackets."""
+    from litheseg.training.recipe import Recipe
+    from litheseg.training.recipe_help import recipe_help
+
     return f"recipe fields, and in brackets the value where a recipe says nothing:\n{recipe_help(Recipe())}"
 
 
@@ -52,9 +51,13 @@ def train(
         resume: go on from the folder's last checkpoint.
         command: the shell command, for the report.
     """
-    from litheseg.report.run_report import report_run  # Lightning takes its time, which --help need not wait for
+    # PyTorch and Lightning take their time, which --help need not wait for.
+    from litheseg.models.bundle import load_bundle
+    from litheseg.report.card import width_rows, width_table
+    from litheseg.report.run_report import report_run
     from litheseg.training import run
     from litheseg.training.ranks import is_first_process
+    from litheseg.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, list(overrides))
     result = run.train(loaded, output or Path("runs") / loaded.name, resume=resume)
