@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_training import tiny
 
 from litheseg import __version__, cli
 from litheseg.errors import Interrupted
 from litheseg.models.bundle import load_bundle
 
-TINY = ["--model.name=ddrnet", "--model.args", "{base: 4, head_channels: 4}", "--widths=[1,.5]", "--model.divisor=2"]
+TINY = [f"--model.name={tiny.__name__}", "--widths=[1,.5]", "--model.divisor=2"]
 SHORT = ["--trainer.epochs", "1", "--data.batch_size=2", "--trainer.loggers=[csv]", "--trainer.threads=1"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_training import tiny
 
 from litheseg.cli import main
 from litheseg.demo import run_demo
@@ -12,7 +13,8 @@ from litheseg.errors import TrainingError
 
 SMALL = [
     "--data.options={train: 4, val: 2, size: [32, 48]}",
-    "--model.args={base: 4, head_channels: 4}",
+    f"--model.name={tiny.__name__}",
+    "--model.args={}",
     "--model.divisor=2",
     "--data.batch_size=2",
     "--trainer.epochs=1",

@@ -19,7 +19,6 @@ Usage:
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from litheseg.models.inference import evaluating
+from litheseg.nn.surgery import copied
 from litheseg.nn.watching import Watch
 
 __all__ = ["Cost", "LayerCost", "count", "layer_table"]
@@ -179,4 +179,4 @@ def _meta_copy(module: nn.Module) -> nn.Module:
     for buffer in module.buffers():
         dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
         memo[id(buffer)] = torch.empty_like(buffer, device="meta", dtype=dtype)
-    return copy.deepcopy(module, memo)
+    return copied(module, memo)

@@ -17,7 +17,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from litheseg.models.blueprint import build_within
 from litheseg.models.weights import weight_problem
 from litheseg.nn import add_width, extract, slim
 from litheseg.nn.efficient import Efficient
-from litheseg.nn.surgery import densified
+from litheseg.nn.surgery import copied, densified
 
 __all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "content_digest", "load_bundle", "model_digest", "save_bundle"]
 
@@ -68,6 +68,12 @@ class Bundle:
         Raises:
             BundleError: an unknown architecture, arguments it does not take, or weights that do not fit it.
         """
+        with torch.inference_mode(False):
+            return copied(self._elastic)
+
+    @cached_property
+    def _elastic(self) -> SegmentationModel:
+        """The elastic model, built once and never changed; errors as of `model`."""
         header, name = self.header, self.header.architecture["name"]
         _check_name(name, self._label)
         try:
@@ -106,7 +112,7 @@ class Bundle:
         """
         self.check_width(width)
         with torch.inference_mode(False):
-            return densified(extract(self.model(), width).eval(), self.dense)
+            return densified(extract(self._elastic, width), self.dense)
 
     def check_width(self, width: float) -> float:
         """`width` if this bundle has it.

@@ -9,11 +9,10 @@ Usage:
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from litheseg.nn.slim import set_width
+from litheseg.nn.surgery import copied
 
 __all__ = ["drop_training_heads", "extract", "fold"]
 
@@ -24,7 +23,7 @@ def extract(module: nn.Module, width: float = 1.0) -> nn.Module:
     Raises:
         WidthError: the width is not available.
     """
-    plain = copy.deepcopy(module)
+    plain = copied(module)
     set_width(plain, width)
     _replace_children(plain, "to_plain")
     if hasattr(plain, "width_dial"):

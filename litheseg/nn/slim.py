@@ -36,7 +36,7 @@ from litheseg.nn.layers import (
     SwitchableBatchNorm2d,
 )
 from litheseg.nn.slicing import set_group_rules
-from litheseg.nn.surgery import replace_layer
+from litheseg.nn.surgery import copied, replace_layer
 from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
 from litheseg.nn.watching import Watch
 from litheseg.nn.width import ChannelPart, Channels, WidthDial
@@ -85,10 +85,10 @@ def slim(
     run = call or run_example
     with torch.random.fork_rng(devices=[]):  # dropout and the example must not shift the caller's random state
         image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
-        probe = copy.deepcopy(module).cpu().train()
+        probe = copied(module).cpu().train()
         trace = trace_channels(probe, lambda m: run(m, image))
         set_group_rules(trace, dial.widths[-1])
-        _verify(_install(copy.deepcopy(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
+        _verify(_install(copied(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
     return _install(module, trace, dial)
 
 

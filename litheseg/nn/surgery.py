@@ -11,8 +11,9 @@ Usage:
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,26 @@ from torch import Tensor, nn
 
 from litheseg.errors import ModelError
 
-__all__ = ["conv_like", "convolve", "densified", "grouped_layers", "replace_layer", "to_dense"]
+__all__ = ["conv_like", "convolve", "copied", "densified", "grouped_layers", "replace_layer", "to_dense"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place of the submodule `name`, in its mode."""
     model.set_submodule(name, layer.train(model.get_submodule(name).training))
+
+
+def copied(module: Network, memo: Mapping[int, Any] | None = None) -> Network:
+    """A deep copy, made in half the time: most of what a module holds are empty dictionaries of hooks.
+
+    Args:
+        module: any.
+        memo: by `id`, what is to stand in the place of some of its parts.
+    """
+    values = (value for child in module.modules() for value in vars(child).values())
+    empty = {id(value): type(value)() for value in values if type(value) in (dict, OrderedDict) and not value}
+    return copy.deepcopy(module, {**empty, **(memo or {})})
 
 
 def conv_like(layer: Any, kind: Any = nn.Conv2d, **others: Any) -> Any:
@@ -77,7 +92,7 @@ def densified(module: nn.Module, names: Collection[str]) -> nn.Module:
     """
     if not names:
         return module
-    result = copy.deepcopy(module)
+    result = copied(module)
     grouped = grouped_layers(result)
     if unknown := sorted(set(names) - set(grouped)):
         raise ModelError(

@@ -15,7 +15,6 @@ Usage:
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from litheseg.nn.layers import (
     SlimLinear,
     SwitchableBatchNorm2d,
 )
+from litheseg.nn.surgery import copied
 from litheseg.nn.watching import Watch
 
 __all__ = ["CONVOLUTIONS", "NORMS", "Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
@@ -181,8 +181,8 @@ def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
     device = "meta" if any(parameter.is_meta for parameter in module.parameters()) else "cpu"
     with torch.random.fork_rng(devices=[]):
         image = torch.rand(2, 3, 64, 64, device=device)
-        copied = _at_full_width(copy.deepcopy(module)).to(device).float().train()
-        return trace_channels(copied, lambda m: run_example(m, image), dense=dense)
+        probe = _at_full_width(copied(module)).to(device).float().train()
+        return trace_channels(probe, lambda m: run_example(m, image), dense=dense)
 
 
 def _at_full_width(module: nn.Module) -> nn.Module:

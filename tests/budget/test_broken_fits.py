@@ -20,6 +20,7 @@ from litheseg.models.bundle import Bundle, load_bundle
 
 KILLED = """
 import os, signal, sys
+import tiny_budget
 from litheseg.budget import choose, fit, measure
 from litheseg.cli import main
 
