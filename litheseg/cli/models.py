@@ -24,7 +24,7 @@ def models(name: str | None = None, /, *, json: bool = False) -> None:
         json: print JSON.
     """
     if name is None:
-        summaries = {name: (inspect.getdoc(build) or "").splitlines()[0] for name, build in MODELS.items()}
+        summaries = {name: (inspect.getdoc(build) or "").partition("\n")[0] for name, build in MODELS.items()}
         lines = "\n".join(f"{name:<16}{summary}" for name, summary in summaries.items())
         return print_json(summaries) if json else print(lines)
     if name not in MODELS:

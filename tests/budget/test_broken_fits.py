@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 import tiny_budget
 from litheseg.budget import choose, fit, measure
 from litheseg.cli import main
@@ -27,50 +26,53 @@ from litheseg.cli import main
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-choose.PROOF_MS = 1
-where, save = sys.argv[1], measure.Store.save_samples
-if where == "timing":
-    measure.Store.save_samples = lambda self: (save(self), die())
-else:
-    fit.FitResult.draw = die
-main(sys.argv[2:])
+def killed(where, words):
+    choose.PROOF_MS = 1
+    save = measure.Store.save_samples
+    if where == "timing":
+        measure.Store.save_samples = lambda self: (save(self), die())
+    else:
+        fit.FitResult.draw = die
+    main(words)
+    os._exit(0)
+
+for where, words in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if not child:
+        killed(where, words)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, where
 """
 
 
 def words(bundle: Bundle, tmp_path: Path) -> list[str]:
-    fast = [
-        "--budget",
-        "10s",
-        "--percentile",
-        "50",
-        "--sizes",
-        "32x48",
-        "--threads",
-        "1",
-        "--runtime",
-        "torch",
-        "--widths",
-        "1,.5",
-    ]
+    fast = "--budget 10s --percentile 50 --sizes 32x48 --threads 1 --runtime torch --widths 1,.5".split()
     return ["fit", str(bundle.path), *fast, "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
+
+
+@pytest.fixture(scope="module")
+def killed(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of fits that were killed after the first timings were saved, and before the last file was written."""
+    folders = {where: tmp_path_factory.mktemp(where) for where in ("timing", "writing")}
+    commands = json.dumps({where: words(bundle, folder) for where, folder in folders.items()})
+    script = [sys.executable, "-c", KILLED, commands]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300, env=tiny_training.environment())
+    assert done.returncode == 0, done.stderr
+    return folders
 
 
 @pytest.mark.parametrize("where", ["timing", "writing"])
 def test_a_killed_fit_goes_on_with_the_same_command(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    bundle: Bundle, killed: dict[str, Path], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(choose, "PROOF_MS", 1)
-    command = words(bundle, tmp_path)
-    script = [sys.executable, "-c", KILLED, where, *command]
-    killed = subprocess.run(script, capture_output=True, text=True, timeout=300, env=tiny_training.environment())
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    [timings] = (tmp_path / "cache").rglob("timings-*.json")
+    folder = killed[where]
+    [timings] = (folder / "cache").rglob("timings-*.json")
     assert json.loads(timings.read_text())["entries"]  # whole, and remembered
-    assert not (tmp_path / "out" / "fit.json").exists()
-    assert main(command) == 0
-    assert json.loads((tmp_path / "out" / "fit.json").read_text())["litheseg"] == "fit"
-    assert load_bundle(tmp_path / "out" / "model.safetensors").header.widths == bundle.header.widths
-    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+    assert not (folder / "out" / "fit.json").exists()
+    assert main(words(bundle, folder)) == 0
+    assert json.loads((folder / "out" / "fit.json").read_text())["litheseg"] == "fit"
+    assert load_bundle(folder / "out" / "model.safetensors").header.widths == bundle.header.widths
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
 
 
 @pytest.mark.parametrize("what", ["output", "cache"])

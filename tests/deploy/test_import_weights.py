@@ -237,8 +237,7 @@ def assert_same(bundle: Bundle, net: nn.Module, size: tuple[int, int] = (64, 96)
 # --- what is accepted ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", [True, False])
-@pytest.mark.parametrize("kind", ["erfnet", "erfnet-dg4*"])
+@pytest.mark.parametrize(("kind", "head"), [("erfnet", True), ("erfnet", False), ("erfnet-dg4*", True)])
 def test_outputs_are_those_of_the_authors_network(kind: str, head: bool, imported: Callable[..., Bundle]) -> None:
     """With and without the classifier on the encoder, which is left out in any case."""
     net = network(kind, head=head)

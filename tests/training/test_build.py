@@ -28,7 +28,10 @@ def test_the_limit_on_pixels_reaches_the_data(tmp_path: Path) -> None:
     [
         (["--model.name=ddrnet", "--model.args={base: 8}"], True),
         (["--model.name=ddrnet", "--model.args={base: 4}"], False),  # a strided 1x1 shortcut reads 4 channels
-        (["--model.name=ddrnet", "--model.args={base: 8}", "--widths=[1,.5]", "--model.divisor=4"], False),  # at width .5
+        (
+            ["--model.name=ddrnet", "--model.args={base: 8}", "--widths=[1,.5]", "--model.divisor=4"],
+            False,
+        ),  # at width .5
         (["--model.name=ddrnet", "--model.args={base: 8}", "--trainer.channels_last=false"], False),
     ],
 )
