@@ -97,7 +97,7 @@ def test_teachers_are_found_again(mgd_run: Path, capsys: pytest.CaptureFixture[s
 def test_a_run_that_dies_in_any_stage_resumes(
     mgd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    """Baseline, deep teacher, wide teacher, student: the run dies in the second step of one of them (of one teacher)."""
+    """Baseline, deep teacher, wide teacher, student: the run dies in the second step of one of them."""
     calls = [0]
 
     def die(loss: torch.Tensor) -> torch.Tensor:
