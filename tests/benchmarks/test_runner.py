@@ -41,8 +41,8 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> None:
-    words = ["run.py", "slimseg", "--data", "/data/camvid", "--work", str(tmp_path / "work"), *arguments]
-    monkeypatch.setattr(sys, "argv", words)
+    words = ["run.py", "slimseg", "--data", "/data/camvid", "--model", "ddrnet", "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", [*words, *arguments])
     run.main()
 
 
