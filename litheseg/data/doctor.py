@@ -37,7 +37,7 @@ from litheseg.data import open_source
 from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.errors import DataError, printable
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
-from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError
+from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError, mask_numbers
 from litheseg.values import Quantity, Size
 
 __all__ = ["Diagnosis", "Finding", "SplitSummary", "diagnose", "diagnose_path"]
@@ -65,6 +65,11 @@ _KNOWN: dict[str, tuple[Severity, str]] = {
     "index-mask": ("error", "set 'encoding: index' in classes.yaml, or export colour masks"),
     "unknown-label": ("error", "name the values under 'classes' (id), 'remap' or 'ignore' in classes.yaml"),
     "off-by-one": ("error", "labels seem to count from 1: give the classes 'id: 1', 'id: 2', ... in classes.yaml"),
+    "zero-255": (
+        "error",
+        "255 is ignored unless a class has it: 'classes: [{name: A, id: 0}, {name: B, id: 255}]' in classes.yaml",
+    ),
+    "one-class": ("error", "label a second class, or name the values of the others in classes.yaml ('id', 'remap')"),
     "nothing-labelled": ("error", "check 'ignore' and 'remap' in classes.yaml: every pixel is ignored"),
     "no-val": ("warning", "hold out a part of train: without val, learning and memorising look the same"),
     "maybe-off-by-one": (
@@ -271,6 +276,7 @@ def diagnose(
     findings += _ignore_findings(exams)
     findings += _likeness_findings(exams)
     findings += _off_by_one(exams, _scheme_of(source))
+    findings += _one_class(exams, _scheme_of(source), limited=limit is not None)
     findings += _class_findings(exams, source.classes.names, limited=limit is not None)
     findings += _size_findings(exams, crop)
     summaries = {split: _summary(found, source) for split, found in exams.items()}
@@ -389,12 +395,11 @@ def _examine_mask(exam: _Exam, source: Source) -> None:
     if exam.size is not None and raw.shape[:2] != exam.size and not _fits_when_turned(source, exam.sample):
         shown = f"mask {raw.shape[0]}x{raw.shape[1]}, image {exam.size[0]}x{exam.size[1]} (HxW)"
         exam.troubles.append(("size-mismatch", file, shown))
-    if (raw.ndim == 3) != (scheme.encoding == "rgb"):
+    numbers = mask_numbers(raw, scheme.encoding)
+    if numbers is None:
         exam.troubles.append(("rgb-mask" if raw.ndim == 3 else "index-mask", file, ""))
         return
-    if raw.ndim == 3:
-        raw = raw.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    values, counts = np.unique(raw, return_counts=True)
+    values, counts = np.unique(numbers, return_counts=True)
     values, table = values.astype(np.int64), scheme.table()
     known = table[np.clip(values, 0, len(table) - 1)]
     known[(values < 0) | (values >= len(table))] = UNKNOWN_INDEX
@@ -497,6 +502,20 @@ def _off_by_one(exams: _Exams, scheme: LabelScheme) -> Iterator[Finding]:
         yield _finding("maybe-off-by-one", f"{shown}; {classes} is ignored", files)
     else:
         yield _finding("off-by-one", shown, files)
+
+
+def _one_class(exams: _Exams, scheme: LabelScheme, *, limited: bool) -> Iterator[Finding]:
+    """A single class in all masks, so that there is nothing to tell apart; because 255 is ignored, or for good."""
+    values, known = _values(_all(exams)), dict(scheme.values)
+    found = {known[value] for value in values if known.get(value, IGNORE_INDEX) != IGNORE_INDEX}
+    if len(found) != 1 or len(scheme.classes) < 2:
+        return
+    name = scheme.classes.names[found.pop()]
+    if set(values) == {0, 255} and scheme.encoding == "index":
+        share = _share(values[255], values.total())
+        yield _finding("zero-255", f"masks hold 0 and 255 only; 255, {share} of the pixels, is ignored", [])
+    elif not limited:
+        yield _finding("one-class", f"'{name}' is the only class that any mask holds", [])
 
 
 def _ignore_findings(exams: _Exams) -> Iterator[Finding]:

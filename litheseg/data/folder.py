@@ -243,8 +243,8 @@ def _class_file(root: Path, given: str | Path | Sequence[str] | Classes | None, 
         raise DataError(f"{root} holds both {found[0].name} and {found[1].name}; keep one")
     if not found and not allow_none:
         raise DataError(
-            f"{root} has no classes.yaml; write one there, e.g. 'classes: [road, car]', or pass the class names "
-            "(`litheseg doctor` shows the values that masks hold)"
+            f"{root} has no classes.yaml; write one there, e.g. 'classes: [road, car]', have one drafted from the "
+            f"masks (`litheseg doctor {root} --write-classes`), or pass the class names"
         )
     return read_class_file(found[0]) if found else ClassFile(LabelScheme.build(Classes((), ())))
 

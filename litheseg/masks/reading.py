@@ -36,6 +36,7 @@ __all__ = [
     "TooManyPixelsError",
     "count_pixels",
     "encode",
+    "mask_numbers",
     "open_image",
     "read_image",
     "read_mask",
@@ -159,7 +160,7 @@ def encode(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> np.ndar
     """Map file values to train ids.
 
     Args:
-        values: integers H W, or H W 3 for encoding "rgb".
+        values: as `read_raw_mask` gives them.
         scheme: what the values mean.
         path: the file, for messages.
 
@@ -169,25 +170,37 @@ def encode(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> np.ndar
     Raises:
         DataError: values that the scheme does not know, or colours where indices are expected (and the reverse).
     """
-    _check_encoding(values, scheme, path)
-    if scheme.encoding == "rgb":
-        values = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    elif values.dtype != np.uint8 and values.size and (values.min() < 0 or values.max() > 0xFFFF):
-        raise _outside(values[(values < 0) | (values > 0xFFFF)], scheme, path)
-    labels = scheme.table()[values]
+    numbers = mask_numbers(values, scheme.encoding)
+    if numbers is None and scheme.encoding == "rgb":
+        raise DataError(f"{path}: an index mask where colours are expected; set 'encoding: index' in classes.yaml")
+    if numbers is None:
+        raise DataError(
+            f"{path}: an RGB mask where class indices are expected; set 'encoding: rgb' and each class's 'color' in "
+            "classes.yaml"
+        )
+    if scheme.encoding == "index" and numbers.dtype != np.uint8:
+        outside = (numbers < 0) | (numbers > 0xFFFF)
+        if outside.any():
+            raise _outside(numbers[outside], scheme, path)
+    labels = scheme.table()[numbers]
     unknown = labels == UNKNOWN_INDEX
     if unknown.any():
-        raise _outside(values[unknown], scheme, path)
+        raise _outside(numbers[unknown], scheme, path)
     return labels
 
 
-def _check_encoding(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> None:
-    if scheme.encoding == "index" and values.ndim == 3:
-        grey = (values == values[..., :1]).all()
-        remedy = "save it with one channel" if grey else "set 'encoding: rgb' and each class's 'color' in classes.yaml"
-        raise DataError(f"{path}: an RGB mask where class indices are expected; {remedy}")
-    if scheme.encoding == "rgb" and values.ndim == 2:
-        raise DataError(f"{path}: an index mask where colours are expected; set 'encoding: index' in classes.yaml")
+def mask_numbers(values: np.ndarray, encoding: str) -> np.ndarray | None:
+    """One number for each pixel of a mask: its index, or its colour as 0xRRGGBB; None for a mask of the other encoding.
+
+    Args:
+        values: as `read_raw_mask` gives them. Grey ones in three equal channels are indices as well.
+        encoding: "index" or "rgb".
+    """
+    if encoding == "rgb":
+        return values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32) if values.ndim == 3 else None
+    if values.ndim == 2:
+        return values
+    return values[..., 0] if (values == values[..., :1]).all() else None
 
 
 def _outside(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> DataError:

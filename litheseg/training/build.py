@@ -25,7 +25,7 @@ from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
 from litheseg.data.splits import LeaveOut
 from litheseg.data.unlabelled import find_unlabelled
-from litheseg.errors import LithesegError, ModelError, RecipeError
+from litheseg.errors import DataError, LithesegError, ModelError, RecipeError
 from litheseg.losses import class_weights
 from litheseg.losses.loss import Weighting
 from litheseg.models import SegmentationModel, build_model
@@ -206,6 +206,11 @@ def build_task(recipe: Recipe, data: SegmentationData) -> Task:
 def _class_weights(recipe: Recipe, data: SegmentationData) -> dict[str, Tensor]:
     """The class weights by weighting."""
     absent = data.absent_classes()
+    if len(data.classes) > 1 and len(absent) >= len(data.classes) - 1:
+        raise DataError(
+            f"the labelled training images show fewer than two of the {len(data.classes)} classes, so there is nothing "
+            "to tell apart; `litheseg doctor` says what the masks hold (255 is ignored unless a class has 'id: 255')"
+        )
     partial = recipe.data.labelled is not None or recipe.data.unlabelled is not None
     if absent and partial and not recipe.data.absent_classes:
         raise RecipeError(

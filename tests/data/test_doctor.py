@@ -285,7 +285,8 @@ def test_labels_from_one_on_purpose_are_fine(data):
 
 
 def test_colour_masks_read_as_index(data):
-    put(data / "masks/train/0.png", np.stack([labels()] * 3, axis=-1) * 40)
+    put(data / "masks/train/1.png", np.stack([labels()] * 3, axis=-1))  # grey: indices all the same
+    put(data / "masks/train/0.png", np.stack([labels(), labels(), 0 * labels()], axis=-1) * 40)
     assert only(diagnose_path(data), "rgb-mask").files == (str(data / "masks/train/0.png"),)
 
 
@@ -460,3 +461,21 @@ def test_brackets_in_file_names_are_no_markup(data):
 
 def test_every_code_has_a_remedy():
     assert all(severity in ("error", "warning", "info") and remedy for severity, remedy in _KNOWN.values())
+
+
+def test_masks_of_0_and_255_are_an_error_until_255_is_a_class(data):
+    (data / "classes.yaml").write_text("classes: [background, leaf]\n")
+    for path in data.glob("masks/*/*.png"):
+        put(path, (labels() > 0) * np.uint8(255))
+    report = diagnose_path(data)
+    assert not report.ok and "zero-255" in codes(report)
+    (data / "classes.yaml").write_text("classes: [{name: background, id: 0}, {name: leaf, id: 255}]\n")
+    assert diagnose_path(data).findings == ()
+
+
+def test_masks_of_one_class_are_an_error(data):
+    for path in data.glob("masks/*/*.png"):
+        put(path, np.zeros(SIZE, np.uint8))
+    report = diagnose_path(data)
+    assert not report.ok and "one-class" in codes(report)
+    assert "'road' is the only class" in next(item.message for item in report.findings if item.code == "one-class")

@@ -135,8 +135,11 @@ def test_negative_and_huge_values_are_named():
 def test_rgb_where_indices_are_expected(tmp_path):
     with pytest.raises(DataError, match=r"a\.png: an RGB mask where class indices.*encoding: rgb"):
         read_mask(save(tmp_path / "a.png", np.array([[(1, 2, 3)]], np.uint8)), INDEX)
-    with pytest.raises(DataError, match="save it with one channel"):
-        read_mask(save(tmp_path / "b.png", np.ones((2, 2, 3), np.uint8)), INDEX)
+
+
+def test_a_grey_mask_of_three_channels_is_an_index_mask(tmp_path):
+    three = save(tmp_path / "a.png", np.stack([LABELS] * 3, -1))
+    np.testing.assert_array_equal(read_mask(three, INDEX), read_mask(save(tmp_path / "b.png", LABELS), INDEX))
 
 
 def test_indices_where_colours_are_expected(tmp_path):
