@@ -88,7 +88,10 @@ def _values(path: Path, max_pixels: int) -> _MaskValues:
     mask = read_raw_mask(path, max_pixels=max_pixels)
     numbers = mask_numbers(mask, "index")
     colours = numbers is None
-    values, counts = np.unique(mask_numbers(mask, "rgb") if colours else numbers, return_counts=True)
+    if numbers is None:
+        numbers = mask_numbers(mask, "rgb")
+        assert numbers is not None
+    values, counts = np.unique(numbers, return_counts=True)
     return _MaskValues(dict(zip(values.tolist(), counts.tolist(), strict=True)), mask.ndim == 3, colours)
 
 
