@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from litheseg.errors import RecipeError, did_you_mean
-from litheseg.training.streams import LABELLED, PERTURBED
+from litheseg.training.streams import COMPLEMENTARY, DROPPING, LABELLED
 from litheseg.training.teachers import FrozenConfig, TeacherConfig
 from litheseg.values import check_width
 
@@ -69,10 +69,28 @@ def _check_objective(name: str, objective: Objective, recipe: Recipe) -> None:
             f"objectives.{name}: {loss} learns from the labels of labelled images; for a teacher's labels, on any "
             "images, there are pseudo-labels and pseudo-band"
         )
-    if PERTURBED in objective.streams and teacher is not None and recipe.teachers[teacher].within:
+    if COMPLEMENTARY in objective.streams and recipe.data.views.count != 2:
         raise RecipeError(
-            f"objectives.{name}: on perturbed images a teacher must see whole features, which {teacher} "
-            f"({recipe.teachers[teacher].kind}) does not; choose another teacher"
+            f"objectives.{name} is on complementary images, halves of the features of two views, but data.views.count "
+            f"is {recipe.data.views.count}; set --data.views.count 2, or --objectives.{name}.on unlabelled"
+        )
+    if teacher is not None:
+        _check_what_is_taught(name, objective, teacher, recipe)
+
+
+def _check_what_is_taught(name: str, objective: Objective, teacher: str, recipe: Recipe) -> None:
+    """Refuse images on which this kind of teacher cannot teach."""
+    config = recipe.teachers[teacher]
+    if config.within and DROPPING.intersection(objective.streams):
+        raise RecipeError(
+            f"objectives.{name}: on {objective.on} images a teacher must see whole features, which {teacher} "
+            f"({config.kind}) does not; choose another teacher"
+        )
+    labelled = LABELLED in objective.streams and (len(objective.streams) == 1 or recipe.data.unlabelled is None)
+    if config.needs_labels and not labelled:
+        raise RecipeError(
+            f"objectives.{name}: {teacher} ({config.kind}) sees the labels beside an image, and unlabelled images have "
+            f"none; set --objectives.{name}.on labelled"
         )
 
 

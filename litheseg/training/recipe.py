@@ -34,9 +34,10 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 from litheseg.errors import RecipeError, did_you_mean
 from litheseg.losses import LOSSES, Loss
 from litheseg.losses.supervised import CrossEntropy, DeepSupervision
+from litheseg.training import assisted  # noqa: F401 - so that its kind of teacher is known
 from litheseg.training.checks import check_together
 from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from litheseg.training.streams import LABELLED, MIXED, UNLABELLED
+from litheseg.training.streams import COMPLEMENTARY, LABELLED, MIXED, UNLABELLED
 from litheseg.training.teachers import TEACHERS, TeacherConfig
 
 __all__ = ["Objective", "Recipe", "check_recipe", "load_recipe", "recipe_names", "recipe_to_dict", "recipe_yaml"]
@@ -64,9 +65,10 @@ class Objective:
     Attributes:
         loss: which one; a recipe gives its name, and its own arguments beside the fields here.
         teacher: the name of the teacher that it learns from; None for the labels.
-        on: the images that it is for: labelled; unlabelled; perturbed (unlabelled ones, while half of the encoder's
-            features are dropped); all (labelled ones and, if there are any, unlabelled ones, each with a mean of its
-            own); None for what the loss is made for.
+        on: the images that it is for: labelled; unlabelled; complementary (unlabelled ones, while each of two views
+            drops the half of the encoder's features that the other keeps); perturbed (unlabelled ones before mixing,
+            while half of the encoder's features are dropped); all (labelled ones and, if there are any, unlabelled
+            ones, each with a mean of its own); None for what the loss is made for.
         weight: factor in the sum; 0 leaves it out.
         warmup: share of all steps over which the weight rises from 0.
         widths: all, or the widest alone: then the others learn from their teachers only.
@@ -74,7 +76,7 @@ class Objective:
 
     loss: Loss
     teacher: str | None = None
-    on: Literal["labelled", "unlabelled", "perturbed", "all"] | None = None
+    on: Literal["labelled", "unlabelled", "complementary", "perturbed", "all"] | None = None
     weight: NonNegativeFloat = 1.0
     warmup: ClosedUnitInterval = 0.0
     widths: Literal["all", "widest"] = "all"
@@ -87,7 +89,9 @@ class Objective:
 
     def view(self, stream: str) -> str:
         """The images that the teacher runs on for this stream."""
-        return MIXED if self.loss.whole_images and stream == UNLABELLED else stream
+        if stream in (UNLABELLED, COMPLEMENTARY):  # the same images; a teacher drops no features
+            return MIXED if self.loss.whole_images else UNLABELLED
+        return stream
 
 
 def _from_labels() -> dict[str, Objective]:

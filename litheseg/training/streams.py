@@ -1,22 +1,24 @@
 """The rows of a training step: the student's input, and the teacher's outputs aligned with it.
 
 A student runs once per width on all rows of a step: labelled images first, then the CutMixed views of unlabelled
-images, then, if an objective asks for them, the unlabelled images as they are, while whole channels of the encoder's
-features are dropped. Each group of rows is a *stream* with a mask of its own. A teacher sees the images before they
-were mixed, and its outputs are mixed by the same boxes, so that the pixels correspond.
+images, then whatever else objectives ask for: the mixed views while each of two passes on the channels of the encoder's
+features that the other drops; the unlabelled images as they are, while channels are dropped at random. Each group of
+rows is a *stream* with a mask of its own. A teacher sees the images before they were mixed, and its outputs are mixed
+by the same boxes, so that the pixels correspond.
 
 Papers: MGD (Qin et al., ECCV 2022) for streams of labelled and mixed images; UniMatch (Yang et al., CVPR 2023) for two
-mixed views, and (Sec. 3.2) for channel dropout of 50 % between encoder and decoder.
+mixed views, and (Sec. 3.2) for channel dropout of 50 % between encoder and decoder; UniMatch V2 (Yang et al., TPAMI
+2025) for complementary dropout.
 
 Usage:
-    >>> step = Step.of(batch, perturbed=False)
+    >>> step = Step.of(batch, (LABELLED, UNLABELLED))
     >>> outputs = model.outputs(step.image)
     >>> labelled = step.part(outputs, LABELLED)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,9 +33,22 @@ from litheseg.errors import ModelError
 from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.models import SegmentationModel
 
-__all__ = ["LABELLED", "MIXED", "PERTURBED", "UNLABELLED", "FeatureDropout", "LazyOutputs", "Outputs", "Step"]
+__all__ = [
+    "COMPLEMENTARY",
+    "DROPPING",
+    "LABELLED",
+    "MIXED",
+    "PERTURBED",
+    "UNLABELLED",
+    "FeatureDropout",
+    "LazyOutputs",
+    "Outputs",
+    "Step",
+]
 
-LABELLED, UNLABELLED, PERTURBED = "labelled", "unlabelled", "perturbed"
+LABELLED, UNLABELLED = "labelled", "unlabelled"
+COMPLEMENTARY, PERTURBED = "complementary", "perturbed"
+DROPPING = frozenset({COMPLEMENTARY, PERTURBED})  # the streams in which features are dropped
 MIXED = "mixed"  # a teacher's outputs on the mixed images themselves; the student's stream is UNLABELLED
 
 Outputs = dict[str, Tensor]
@@ -84,20 +99,22 @@ class Step:
     masks: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, batch: Mapping[str, Tensor], *, perturbed: bool = False) -> Step:
+    def of(cls, batch: Mapping[str, Tensor], streams: Collection[str] = (LABELLED, UNLABELLED)) -> Step:
         """The step of a batch of `litheseg.data.SegmentationData`.
 
         Args:
             batch: "image" and "mask"; with unlabelled data also "weak", "inside", "mixed", "cut" and "partner".
-            perturbed: whether there is a stream of the unlabelled images as they are.
+            streams: those that objectives learn from, as far as the batch has them; the labelled one is always there.
         """
         masks = {LABELLED: batch["mask"]}
         if "weak" not in batch:
             return cls(batch["image"], None, None, None, None, masks)
         cut, partner = batch["cut"], batch["partner"]
         inside = torch.cat([cut_mix(batch["inside"], view, partner) for view in cut])
-        masks[UNLABELLED] = _unknown(inside)
-        if perturbed:
+        for stream in (UNLABELLED, COMPLEMENTARY):
+            if stream in streams:
+                masks[stream] = _unknown(inside)
+        if PERTURBED in streams:
             masks[PERTURBED] = _unknown(batch["inside"][: len(partner)])
         return cls(batch["image"], batch["weak"], batch["mixed"].flatten(0, 1), cut, partner, masks)
 
@@ -111,10 +128,9 @@ class Step:
         """The student's input, all rows, R x 3 x H x W."""
         if self.mixed is None or self.weak is None:
             return self.labelled
-        rows = [self.labelled, self.mixed]
-        if PERTURBED in self.masks:
-            rows.append(self.weak[: len(self.masks[PERTURBED])])
-        return torch.cat(rows)
+        weak = self.weak[: len(self.partner)] if self.partner is not None else self.weak
+        rows = {LABELLED: self.labelled, UNLABELLED: self.mixed, COMPLEMENTARY: self.mixed, PERTURBED: weak}
+        return torch.cat([rows[stream] for stream in self.masks])
 
     def rows(self, stream: str) -> slice:
         """Where a stream lies in `image`."""
@@ -156,28 +172,45 @@ class FeatureDropout:
         if not model.encoder_ends:
             raise ModelError(
                 f"{type(model).__name__} does not say where its encoder ends (encoder_ends), so no features can be "
-                "dropped between encoder and decoder; leave out the objective on perturbed images, or use another model"
+                "dropped between encoder and decoder; leave out objectives on perturbed or complementary images, or "
+                "use another model"
             )
-        self._rows: slice | None = None
+        self._rows: Mapping[str, slice] = {}
+        self._whole: Tensor | None = None
         for name in model.encoder_ends:
             model.get_submodule(name).register_forward_hook(self._drop)
 
     @contextmanager
-    def on(self, rows: slice) -> Iterator[None]:
-        """Drop features of these rows of the batch."""
+    def on(self, rows: Mapping[str, slice]) -> Iterator[None]:
+        """Drop features of these rows of the batch, by stream: PERTURBED, or COMPLEMENTARY, of two views."""
         self._rows = rows
+        if COMPLEMENTARY in rows:
+            pairs = (rows[COMPLEMENTARY].stop - rows[COMPLEMENTARY].start) // 2
+            self._whole = torch.randperm(pairs)[: pairs // 2]
         try:
             yield
         finally:
-            self._rows = None
+            self._rows = {}
 
     def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._rows is None:
+        if not self._rows:
             return output
         return [self._dropped(value) for value in output] if isinstance(output, list) else self._dropped(output)
 
     def _dropped(self, features: Tensor) -> Tensor:
-        assert self._rows is not None
         kept = features.new_ones(*features.shape[:2], 1, 1)
-        kept[self._rows] = F.dropout(kept[self._rows], _DROPPED, training=True)
+        if rows := self._rows.get(PERTURBED):
+            kept[rows] = F.dropout(kept[rows], _DROPPED, training=True)
+        if rows := self._rows.get(COMPLEMENTARY):
+            kept[rows] = self._halves(kept[rows])
         return features * kept
+
+    def _halves(self, kept: Tensor) -> Tensor:
+        """2 for a random half of the channels of each first view, 0 for the others, and the reverse for the second.
+
+        Half of the pairs keep all channels, the same ones at every end of the encoder, as in the paper's code.
+        """
+        assert self._whole is not None
+        first = 2 * torch.randint_like(kept[: len(kept) // 2], 2)
+        first[self._whole.to(kept.device)] = 1
+        return torch.cat([first, 2 - first])

@@ -28,7 +28,7 @@ from litheseg.nn import set_width
 from litheseg.training.config import OptimizerConfig
 from litheseg.training.optimization import build_optimizer, lr_scheduler
 from litheseg.training.recipe import Objective
-from litheseg.training.streams import LABELLED, PERTURBED, FeatureDropout, Outputs, Step
+from litheseg.training.streams import DROPPING, LABELLED, FeatureDropout, Outputs, Step
 from litheseg.training.teachers import Teacher, at_size
 
 __all__ = ["CrossPseudoTask", "SegmentationTask", "plan_widths"]
@@ -88,15 +88,20 @@ class SegmentationTask(L.LightningModule):
             self.register_buffer(f"class_weights_{name}", weights, persistent=False)
         self.optimizer_config, self.total_steps = optimizer or OptimizerConfig(), total_steps
         self.seed, self.compile_outputs = seed, compile
-        perturbs = any(PERTURBED in objective.streams for objective in objectives.values())
-        self._dropout = FeatureDropout(model) if perturbs else None
+        self._streams = frozenset(stream for objective in objectives.values() for stream in objective.streams)
+        self._dropout = FeatureDropout(model) if self._streams & DROPPING else None
         self._outputs: Callable[[Tensor], Outputs] = model.outputs
         self.metrics = nn.ModuleList(SegmentationMetrics(model.num_classes) for _ in self.widths)
 
     @property
     def students(self) -> tuple[SegmentationModel, ...]:
-        """All networks that are trained."""
+        """All networks that are trained to be kept."""
         return (self.model,)
+
+    @property
+    def learners(self) -> nn.Module:
+        """All that the optimizer moves: the model, and teachers that learn."""
+        return nn.ModuleList([self.model, self.teachers])
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits N x K x H x W at the current width."""
@@ -123,13 +128,13 @@ class SegmentationTask(L.LightningModule):
 
     def begin(self, batch: Mapping[str, Tensor]) -> Step:
         """Hand a batch to the teachers."""
-        step = Step.of(batch, perturbed=self._dropout is not None)
+        step = Step.of(batch, self._streams)
         for teacher in self._teachers().values():
             teacher.begin(step)
         return step
 
     def loss(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a step that has begun, and each addend, detached, as NAME@WIDTH."""
+        """The loss of a step that has begun; each addend, detached, as NAME@WIDTH, and what each teacher learns by."""
         plan = plan_widths(self.widths, self.sandwich, seed=self.seed, step=self.global_step)
         bands: dict[Any, Any] = {}
         values: dict[str, Tensor] = {}
@@ -139,7 +144,10 @@ class SegmentationTask(L.LightningModule):
             totals.append(torch.stack(list(addends.values())).sum())
             values |= {f"{name}@{width:g}": value.detach() for name, value in addends.items()}
             values[f"loss@{width:g}"] = totals[-1].detach()
-        return torch.stack(totals).mean(), values
+        found = {name: teacher.loss(step) for name, teacher in self._teachers().items()}
+        theirs = {name: loss for name, loss in found.items() if loss is not None}
+        values |= {name: loss.detach() for name, loss in theirs.items()}
+        return sum(theirs.values(), start=torch.stack(totals).mean()), values
 
     def _addends(self, width: float, step: Step, bands: dict[Any, Any]) -> dict[str, Tensor]:
         """The weighted objectives of one width."""
@@ -176,9 +184,9 @@ class SegmentationTask(L.LightningModule):
 
     def _student(self, width: float, step: Step) -> Outputs:
         set_width(self.model, width)
-        if self._dropout is None or PERTURBED not in step.masks:
+        if self._dropout is None:
             return self._outputs(step.image)
-        with self._dropout.on(step.rows(PERTURBED)):
+        with self._dropout.on({stream: step.rows(stream) for stream in step.masks if stream in DROPPING}):
             return self._outputs(step.image)
 
     def _ramp(self, warmup: float) -> float:
@@ -222,7 +230,7 @@ class SegmentationTask(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, its rate set at every step."""
         steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
-        return lr_scheduler(build_optimizer(self.model, self.optimizer_config), self.optimizer_config, steps)
+        return lr_scheduler(build_optimizer(self.learners, self.optimizer_config), self.optimizer_config, steps)
 
 
 class CrossPseudoTask(L.LightningModule):
@@ -288,5 +296,5 @@ class CrossPseudoTask(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer for both."""
         config, steps = self.left.optimizer_config, self.left.total_steps
-        optimizer = build_optimizer(nn.ModuleList(self.students), config)
+        optimizer = build_optimizer(nn.ModuleList([self.left.learners, self.right.learners]), config)
         return lr_scheduler(optimizer, config, steps or int(self.trainer.estimated_stepping_batches))

@@ -3,9 +3,10 @@
 A kind of teacher is a dataclass: its fields are the arguments in a recipe (`teachers: {NAME: {kind: ema, decay:
 0.99}}`), `build` makes the module that teaches. To add one, write both; its kind is all that registers it.
 
-A teacher sees the step's images (`begin`) and what each width computed (`observe`); no gradient passes through it. Its
-outputs are at the labels' size, and computed once per step. It runs on an unlabelled image before mixing, and its
-outputs are mixed as the image was; for losses that compare whole images it runs on the mixed image itself (`MIXED`).
+A teacher sees the step's images (`begin`) and what each width computed (`observe`); no gradient passes through it. One
+that learns itself has a `loss`, which is added to the student's. Outputs are at the labels' size, and computed once per
+step. A teacher runs on an unlabelled image before mixing, and its outputs are mixed as the image was; for losses that
+compare whole images it runs on the mixed image itself (`MIXED`).
 
 Papers: SlimSeg (Xue et al., ACM MM 2022): the next wider width; Universally Slimmable Networks (Yu & Huang, ICCV
 2019): the widest; Mean Teacher (Tarvainen & Valpola, NeurIPS 2017): an exponential moving average; MGD (Qin et al.,
@@ -96,8 +97,10 @@ class TeacherConfig(ABC):
     Attributes:
         kind: in recipes.
         within: whether it is a part of the student itself, in the same step: it needs no further images.
+        needs_labels: whether it teaches on labelled images only.
     """
 
+    needs_labels = False
     within = False  # without annotations, as in `Loss`
     kind = ""
 
@@ -268,6 +271,10 @@ class Teacher(nn.Module, ABC):
 
     def observe(self, width: float, parts: dict[str, Outputs]) -> None:
         """`width` computed these outputs, by stream."""
+
+    def loss(self, step: Step) -> Tensor | None:
+        """What it minimises itself, by the student's optimizer; None for one that does not learn."""
+        return None
 
     def update(self, model: nn.Module) -> None:
         """The optimizer has moved the model's weights."""

@@ -56,6 +56,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "cps": ("cps", *FEW),
     "mean-teacher": ("mean-teacher", *FEW),
     "unimatch": ("unimatch", *FEW, "--objectives.pseudo.confidence=0.2", "--objectives.perturbed.confidence=0.2"),
+    "label-assisted": ("label-assisted",),
+    "unimatch-v2": ("unimatch-v2", *FEW, "--objectives.pseudo.confidence=0.2"),
     "gradual-grouping": ("gradual-grouping", *GROUPED, "--grouping.start=0.2"),
     # benchmarks/slimseg.yaml and benchmarks/ablation.yaml
     "one-narrow-width": ("supervised", "--widths=[0.5]"),

@@ -130,7 +130,7 @@ def test_lithe_teaches_every_width_on_both_kinds_of_images(tmp_path: Path, mgd_r
     assert 2 in groups
 
 
-@pytest.mark.parametrize("name", ["cps", "unimatch", "mean-teacher"])
+@pytest.mark.parametrize("name", ["cps", "unimatch", "unimatch-v2", "mean-teacher"])
 def test_the_other_recipes_resume_exactly(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (*PLAIN, "--trainer.epochs=2", "--trainer.baseline=false")
     whole = train_tiny(tmp_path / "whole", *options, name=name)
@@ -194,7 +194,7 @@ def test_two_processes_train_as_one_on_unlabelled_images(tmp_path: Path, mgd_run
 
 
 def test_a_teachers_recipe_takes_over_images_and_labels() -> None:
-    options = ("--objectives.labels.loss=ohem", "--teachers.wide.epochs=7", "--teachers.deep.recipe=unimatch")
+    options = ("--objectives.labels.loss=ohem", "--teachers.wide.epochs=7", "--teachers.deep.recipe=unimatch-v2")
     recipe = tiny_recipe(*PLAIN, *TEACHERS, *options, name="mgd")
     missing = missing_teachers(recipe)
     first = teacher_recipe(recipe, missing["wide"])
@@ -204,6 +204,7 @@ def test_a_teachers_recipe_takes_over_images_and_labels() -> None:
     assert replace(first.data, views=recipe.data.views) == recipe.data and first.optimizer == recipe.optimizer
     other = teacher_recipe(recipe, missing["deep"])
     assert other.data.views.count == 2 and other.objectives["pseudo"].loss == PseudoCrossEntropy(confidence=0.95)
+    assert [teacher.kind for teacher in other.teachers.values()] == ["ema"]
     folder = teacher_folder(first, Path("runs/mgd"))
     assert folder.parent == Path("runs/teachers") and folder.name.startswith("cps-tiny-")
     quiet = replace(first, trainer=replace(first.trainer, loggers=(), val_every=50))
@@ -238,6 +239,12 @@ def test_labels_alone_keeps_teachers_within_the_network() -> None:
             "--data.unlabelled=rest --objectives.kl.on=perturbed",
             r"objectives\.kl: on perturbed images a teacher must see whole features",
         ),
+        (
+            "unimatch-v2",
+            "--data.views.count=1",
+            r"objectives\.pseudo is on complementary images.* count is 1; set --data\.views\.count 2, or",
+        ),
+        ("lithe", "--objectives.kl.on=complementary", r"on complementary images a teacher must see whole features"),
         ("mgd", "--data.views.area=[0.5,0.2]", r"area"),
         ("unimatch", "--objectives.pseudo.confidence=1", r"--objectives\.pseudo\.confidence 1 .*below 1"),
         ("unimatch", "--teachers.itself.width=0.5", r"teachers\.itself\.width 0\.5 is not among"),

@@ -20,7 +20,7 @@ from litheseg.losses.supervised import CrossEntropy
 from litheseg.models import SegmentationModel
 from litheseg.nn import get_width, slim
 from litheseg.training.recipe import Objective
-from litheseg.training.streams import LABELLED, MIXED, PERTURBED, UNLABELLED, FeatureDropout, Step
+from litheseg.training.streams import COMPLEMENTARY, LABELLED, MIXED, PERTURBED, UNLABELLED, FeatureDropout, Step
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, Live, NextWider
 
@@ -191,6 +191,62 @@ def test_unimatch_by_hand() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+def test_unimatch_v2_by_hand() -> None:
+    """Two mixed views, each with the features that the other drops, against the sure labels of the average."""
+    batch, student, average = batch_of(views=2), network(0), network(1)
+    before = answers(average, batch["weak"])["logits"]
+    threshold = float(before.softmax(1).amax(1).median())
+    objectives = {
+        "labels": Objective(CrossEntropy()),
+        "pseudo": Objective(PseudoCrossEntropy(confidence=threshold), "average", "complementary"),
+    }
+    seen: list[Tensor] = []
+    student.body.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    task = SegmentationTask(student, objectives, teachers={"average": Ema(average, 0.99, 1.0, (UNLABELLED,))}).train()
+    student.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    plain = copy.deepcopy(network(0)).train()
+    loss = task.training_step(batch, 0)
+
+    factors = (seen[1].sum((2, 3)) / seen[0].sum((2, 3)))[:, :, None, None]
+    assert seen[0].shape[0] == 6 and (factors[:2] == 1).all()  # labelled ones, then both views; the latter run once
+    first, second = factors[2:4], factors[4:6]
+    torch.testing.assert_close(first + second, torch.full_like(first, 2.0))
+    whole = (first == 1).all(1).flatten()
+    assert whole.sum() == 1  # one of the two images keeps all in both views
+    halved = first[~whole]
+    torch.testing.assert_close(halved * (2 - halved), torch.zeros_like(halved))  # each factor is 0 or 2
+    assert 2 <= (halved > 1).sum() <= 14  # of 16 channels; 8 expected
+
+    rows = torch.cat([batch["image"], batch["mixed"][0], batch["mixed"][1]])
+    logits = full(plain.classifier(plain.body(plain.stem(rows)) * factors))
+    expected = F.cross_entropy(logits[:2], batch["mask"], ignore_index=255)
+    theirs = torch.cat([mixed_by_hand(before, batch, view) for view in (0, 1)])
+    inside = torch.cat([mixed_by_hand(batch["inside"], batch, view) for view in (0, 1)])
+    counted = inside & (theirs.softmax(1).amax(1) >= threshold)
+    assert 0 < counted.sum() < inside.sum()
+    each = F.cross_entropy(logits[2:], theirs.argmax(1), reduction="none")
+    torch.testing.assert_close(loss, expected + (each * counted).sum() / inside.sum())
+
+
+def test_only_what_objectives_learn_from_is_run() -> None:
+    batch = batch_of(views=2)
+    for streams, rows in (
+        ((LABELLED,), 2),
+        ((LABELLED, UNLABELLED), 6),
+        ((LABELLED, COMPLEMENTARY), 6),
+        ((COMPLEMENTARY, PERTURBED, UNLABELLED), 12),
+    ):
+        step = Step.of(batch, streams)
+        assert len(step.image) == rows == sum(len(mask) for mask in step.masks.values())
+        for stream in streams:
+            assert len(step.part({"logits": step.image}, stream)["logits"]) == len(step.masks[stream])
+
+
+def test_whole_images_on_complementary_views_are_compared_with_the_teachers_mixed_ones() -> None:
+    assert Objective(ImageLevel(), "deep", "complementary").view(COMPLEMENTARY) == MIXED
+    assert Objective(KL(), "deep", "complementary").view(COMPLEMENTARY) == UNLABELLED
+
+
 def test_dropped_features_concern_their_rows_only() -> None:
     model, image = network(0).train(), torch.randn(4, 3, *SIZE)
     whole = copy.deepcopy(model).outputs(image)["logits"]
@@ -198,7 +254,7 @@ def test_dropped_features_concern_their_rows_only() -> None:
     seen: list[Tensor] = []
     model.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     plain = copy.deepcopy(model)
-    with dropout.on(slice(2, 4)):
+    with dropout.on({PERTURBED: slice(2, 4)}):
         logits = model.outputs(image)["logits"]
     assert torch.equal(logits[:2], whole[:2]) and not torch.equal(logits[2:], whole[2:])
     gone = (seen[-1][2:] == 0).all(3).all(2)
@@ -207,7 +263,9 @@ def test_dropped_features_concern_their_rows_only() -> None:
 
     nameless = network(1)
     nameless.encoder_ends = ()
-    with pytest.raises(ModelError, match=r"Tiny .*encoder_ends.*leave out the objective on perturbed images"):
+    with pytest.raises(
+        ModelError, match=r"Tiny .*encoder_ends.*leave out objectives on perturbed or complementary images"
+    ):
         FeatureDropout(nameless)
 
 
@@ -232,7 +290,7 @@ def test_a_live_teacher_is_the_network_as_it_is_and_leaves_it_so() -> None:
 
 
 def test_a_teacher_runs_only_what_it_is_asked_about() -> None:
-    step, counts = Step.of(batch_of(), perturbed=True), []
+    step, counts = Step.of(batch_of(), (LABELLED, UNLABELLED, PERTURBED)), []
     for asked in ((LABELLED,), (UNLABELLED,), (LABELLED, PERTURBED), (UNLABELLED, MIXED)):
         own = network(1)
         own.stem.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
