@@ -69,13 +69,13 @@ def _check_objective(name: str, objective: Objective, recipe: Recipe) -> None:
             f"objectives.{name}: {loss} learns from the labels of labelled images; for a teacher's labels, on any "
             "images, there are pseudo-labels and pseudo-band"
         )
+    if teacher is not None:
+        _check_what_is_taught(name, objective, teacher, recipe)
     if COMPLEMENTARY in objective.streams and recipe.data.views.count != 2:
         raise RecipeError(
             f"objectives.{name} is on complementary images, halves of the features of two views, but data.views.count "
             f"is {recipe.data.views.count}; set --data.views.count 2, or --objectives.{name}.on unlabelled"
         )
-    if teacher is not None:
-        _check_what_is_taught(name, objective, teacher, recipe)
 
 
 def _check_what_is_taught(name: str, objective: Objective, teacher: str, recipe: Recipe) -> None:

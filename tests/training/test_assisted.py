@@ -168,7 +168,7 @@ def test_labels_alone_do_not_tell_it_the_classes() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss) / 2)
+        losses.append(loss.item() / 2)
     assert sum(losses[-20:]) / 20 > 0.9 * torch.tensor(float(CLASSES)).log()
 
 

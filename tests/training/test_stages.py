@@ -242,7 +242,7 @@ def test_labels_alone_keeps_teachers_within_the_network() -> None:
         (
             "unimatch-v2",
             "--data.views.count=1",
-            r"objectives\.pseudo is on complementary images.* count is 1; set --data\.views\.count 2, or",
+            r"objectives\.pseudo is on complementary images.*views\.count is 1; set --data\.views\.count 2, or",
         ),
         ("lithe", "--objectives.kl.on=complementary", r"on complementary images a teacher must see whole features"),
         ("mgd", "--data.views.area=[0.5,0.2]", r"area"),
