@@ -31,6 +31,9 @@ SIZE = (64, 96)
 ODD_SIZE = (65, 97)
 WIDTHS = (1.0, 0.5, 0.25)
 
+# Operators of convolutions and linear layers; the products within attention are no layer's.
+_OF_LAYERS = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
+
 _ELASTIC: dict[str, SegmentationModel] = {}
 
 
@@ -73,8 +76,11 @@ class Case:
 
 
 def shake(model: nn.Module) -> nn.Module:
-    """Give batch norms statistics and affine parameters that a mix-up would show."""
+    """Give batch norms, and what scales or shifts channels, values that a mix-up would show."""
     for module in model.modules():
+        if isinstance(module, nn.LayerNorm) or not hasattr(module, "weight"):
+            for value in module.parameters(recurse=False):  # a layer scale of 1e-5 would silence its branch
+                value.data.uniform_(0.5, 1.5)
         if isinstance(module, nn.BatchNorm2d):
             for low, values in ((0.5, (module.weight, module.running_var)), (-0.2, (module.bias, module.running_mean))):
                 for value in values:
@@ -110,11 +116,14 @@ class Used(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in (torch.conv2d, torch.conv_transpose2d, nn.functional.linear):
             pixels = args[0] if func is torch.conv_transpose2d else result
-            self.macs += args[1].numel() * pixels.shape[0] * pixels[0, 0].numel()
+            channels = pixels.shape[-1 if func is nn.functional.linear else 1]
+            self.macs += args[1].numel() * pixels.numel() // channels
             bias = args[2] if len(args) > 2 else None
             self.parameters += args[1].numel() + (0 if bias is None else bias.numel())
         if func is nn.functional.batch_norm:  # scale and shift
             self.parameters += 2 * args[0].shape[1]
+        if func is nn.functional.layer_norm:
+            self.parameters += 2 * args[0].shape[-1]
         return result
 
 
@@ -214,7 +223,7 @@ def extraction_stands_alone(case: Case) -> None:
 def costs_equal_what_is_used(case: Case) -> None:
     """Parameters and MACs of each extraction are those that the elastic model touches, by three counters."""
     model = case.elastic()
-    folds = any(hasattr(module, "fold") for module in model.modules())
+    folds = any(hasattr(module, name) for module in model.modules() for name in ("fold", "fuse", "reparameterize"))
     macs = []
     for width in case.widths:
         set_width(model, width)
@@ -222,10 +231,19 @@ def costs_equal_what_is_used(case: Case) -> None:
         with no_grad(), FlopCounterMode(display=False) as flops, Used() as used:
             (small if folds else model)(image(batch=1))  # where blocks fold, the elastic model touches more
         cost = counting.count(small, SIZE)
-        assert sum(parameter.numel() for parameter in small.parameters()) == used.parameters == cost.params
-        assert flops.get_total_flops() == 2 * used.macs == 2 * cost.macs
+        assert sum(parameter.numel() for parameter in small.parameters()) == cost.params
+        assert cost.params == used.parameters + _bare_parameters(small)
+        counted = sum(flops.get_flop_counts()["Global"].get(operator, 0) for operator in _OF_LAYERS)
+        assert counted == 2 * used.macs == 2 * cost.macs
         macs.append(used.macs)
     assert all(wide > 2 * narrow for wide, narrow in pairwise(macs))
+
+
+def _bare_parameters(model: nn.Module) -> int:
+    """Those outside of layers: layer scales, tokens, embeddings."""
+    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
+    owners = [module for module in model.modules() if not isinstance(module, layers)]
+    return sum(value.numel() for module in owners for value in module.parameters(recurse=False))
 
 
 def grouping_equals_its_conversion(case: Case) -> None:

@@ -46,7 +46,8 @@ from torch import Tensor, nn
 from litheseg.errors import ModelError
 from litheseg.nn.grouping import ChannelShuffle, GroupMask, gradual_layers
 from litheseg.nn.layers import SlimConvTranspose2d, SlimGroupNorm, SwitchableBatchNorm2d
-from litheseg.nn.tracing import Segment, Sides, Trace, trace_model
+from litheseg.nn.segments import Segment
+from litheseg.nn.tracing import HEADS, Sides, Trace, trace_model
 from litheseg.nn.width import Channels
 
 __all__ = ["Relabelling", "find_relabelling"]
@@ -190,6 +191,10 @@ class _Network:
         self._number(trace)
         owners = Counter(id(value) for child in model.modules() for value in child.parameters(recurse=False))
         for name, sides in trace.items():
+            if isinstance(sides.module, HEADS):
+                for channels in self.sides[name]:
+                    self._hold(channels, f"belongs to the heads of '{name}'")
+                continue
             layer = model.get_submodule(name)
             self._mark_groups(name, sides)
             self._mark_widths(name, layer)
@@ -243,6 +248,10 @@ class _Network:
         }
         for index, segment in enumerate(segments):
             self._mark_segment(index, segment, numbers[places[segment]])
+        for (owner, name), bare in trace.bare.items():
+            for segment in bare.segments:
+                if segment in places:  # else it has an entry for each head
+                    self._hold(numbers[places[segment]], f"belongs to the parameter '{f'{owner}.{name}'.lstrip('.')}'")
 
     def _mark_segment(self, index: int, segment: Segment, channels: _Ids) -> None:
         self._mark(("segment", index), channels, np.zeros_like(channels))

@@ -1,7 +1,7 @@
 """From an elastic model to a plain one: at one width, with the small weights, and nothing left that is not used.
 
 Export, quantization and runtimes see only what `extract` returns. It also drops heads that only a loss needs and folds
-re-parameterisable blocks (any child with a `fold()` method that returns its replacement).
+re-parameterisable blocks: timm's, and any child with a `fold()` method that returns its replacement.
 
 Usage:
     >>> small = extract(model, 0.25)
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from litheseg.nn.bare import widen_parameters
+from litheseg.nn.folding import fold_blocks
 from litheseg.nn.slim import set_width
 from litheseg.nn.surgery import copied
 
@@ -25,6 +27,9 @@ def extract(module: nn.Module, width: float = 1.0) -> nn.Module:
     """
     plain = copied(module)
     set_width(plain, width)
+    for child in plain.modules():
+        if hasattr(child, "narrowing"):
+            widen_parameters(child)
     _replace_children(plain, "to_plain")
     if hasattr(plain, "width_dial"):
         del plain.width_dial
@@ -43,7 +48,7 @@ def drop_training_heads(module: nn.Module) -> nn.Module:
 def fold(module: nn.Module) -> nn.Module:
     """Replace, in place, every foldable block by the one layer it amounts to in evaluation mode; returns the model."""
     _replace_children(module, "fold")
-    return module
+    return fold_blocks(module)
 
 
 def _replace_children(module: nn.Module, method: str) -> None:

@@ -3,7 +3,8 @@
 There are two exact rules, which also hold for a dense weight under a mask. *Whole groups*: a narrower layer has fewer
 groups of the same size. *Blocks*: it has as many groups, each smaller; this is for layers with too few groups for the
 narrowest width, and the only rule that passes a channel shuffle. Where the channels behind a shuffle of g groups are
-cut in b equal blocks, those before it are cut in g x b. Norms over groups follow the same rules.
+cut in b equal blocks, those before it are cut in g x b. Norms over groups follow the same rules, and so do the heads of
+attention: each is a group.
 
 It works on the segments of a trace (see `litheseg.nn.tracing`). Where neither rule is exact, it raises a `ModelError`.
 
@@ -15,23 +16,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from litheseg.errors import ModelError
 from litheseg.nn.grouping import ChannelShuffle
-from litheseg.nn.tracing import Segment, Sides, Trace
+from litheseg.nn.segments import Segment
+from litheseg.nn.tracing import HEADS, Sides, Trace
 
 __all__ = ["set_group_rules"]
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A grouped layer or norm, or a shuffle: its name, the channels on its two sides, its groups."""
+    """A grouped layer or norm, a shuffle, or heads: its name, the channels on its two sides, its groups.
+
+    `whole` is whether its groups can only be dropped.
+    """
 
     name: str
     inputs: Segment
     outputs: Segment
     groups: int
     shuffles: bool = False
+    whole: bool = False
 
     @property
     def sides(self) -> tuple[Segment, Segment]:
@@ -49,6 +56,9 @@ def set_group_rules(trace: Trace, narrowest: float) -> None:
         ModelError: a layer that cannot be cut exactly; the message names it and what would work.
     """
     layers = [_site(name, sides) for name, sides in trace.items() if sides.groups > 1 and not sides.depthwise]
+    for name, sides in trace.items():
+        if isinstance(sides.module, HEADS):
+            layers += _head_sites(name, sides)
     shuffles = [_site(name, sides) for name, sides in trace.items() if isinstance(sides.module, ChannelShuffle)]
     sites = layers + shuffles
     in_blocks = {side for site in sites if site.shuffles or site.groups * narrowest < 1 for side in site.sides}
@@ -63,10 +73,16 @@ def set_group_rules(trace: Trace, narrowest: float) -> None:
                 side.blocks = math.lcm(side.blocks, site.groups)
             else:
                 side.unit = math.lcm(side.unit or 1, side.size // site.groups)
+    _fit_units([site for site in layers if site.inputs not in in_blocks])
     _fit_blocks(shuffles, in_blocks)
     for site in sites:
+        if site.whole and site.inputs in in_blocks and not site.inputs.fixed:
+            raise ModelError(
+                f"layer '{site.name}' cannot be slimmed to width {narrowest:g}: less than one of its {site.groups} "
+                f"heads would be left; the narrowest width is {1 / site.groups:g}, use wider --widths"
+            )
         if not site.inputs.fixed:
-            _check_blocks(site, narrowest) if site.inputs in in_blocks else _check_units(site)
+            _check_blocks(site, narrowest) if site.inputs in in_blocks else _check_units(site, narrowest)
 
 
 def _site(name: str, sides: Sides) -> _Site:
@@ -80,6 +96,28 @@ def _site(name: str, sides: Sides) -> _Site:
             "depthwise (choose other layers with --model.efficient.where)"
         )
     return _Site(name, sides.inputs[0], sides.outputs[0], groups, shuffles)
+
+
+def _head_sites(name: str, sides: Sides) -> list[_Site]:
+    """The heads of one layer; those that hold query, key and value can only go as a whole."""
+    core: Any = sides.module
+    if len(sides.inputs) != len(sides.outputs):
+        raise ModelError(
+            f"layer '{name}' cannot be slimmed: its {core.heads} heads would cross the parts of a concatenation. "
+            "Train it at width 1 only"
+        )
+    heads = core.heads // len(sides.outputs)
+    pairs = [*zip(sides.inputs, sides.outputs, strict=True), *((piece, sides.outputs[0]) for piece in sides.per_head)]
+    return [_Site(name, inputs, outputs, heads, whole=not core.parts) for inputs, outputs in pairs]
+
+
+def _fit_units(sites: list[_Site]) -> None:
+    """Give both sides of every site as many units, repeatedly, since sites may follow one another."""
+    for _ in range(len(sites) + 1):
+        for site in sites:
+            units = math.gcd(*(side.size // side.unit for side in site.sides))
+            for side in site.sides:
+                side.unit = side.size // units
 
 
 def _fit_blocks(shuffles: list[_Site], in_blocks: set[Segment]) -> None:
@@ -119,10 +157,11 @@ def _check_blocks(site: _Site, narrowest: float) -> None:
             )
 
 
-def _check_units(site: _Site) -> None:
-    a, b = site.sides
-    if a.size // a.unit != b.size // b.unit:
+def _check_units(site: _Site, narrowest: float) -> None:
+    units = site.inputs.size // site.inputs.unit
+    if units * narrowest < 1:
         raise ModelError(
-            f"layer '{site.name}' cannot be slimmed: its {site.groups} groups cannot be dropped one by one, because "
-            f"{a.unit} input and {b.unit} output channels must stay together; use a common number of groups"
+            f"layer '{site.name}' cannot be slimmed to width {narrowest:g}: its {site.groups} groups cannot be dropped "
+            f"one by one, because {site.inputs.unit} of its {site.inputs.size} input channels must stay together; the "
+            f"narrowest width is {1 / units:g}; use wider --widths, or a common number of groups"
         )

@@ -1,4 +1,4 @@
-"""Make any plain CNN elastic.
+"""Make any plain CNN or vision transformer elastic.
 
 `slim` traces how channels flow through a network, then replaces every layer whose channels may shrink by its elastic
 layer. The network's own Python code stays as it is; the image and the class logits keep their size. A
@@ -25,6 +25,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, WidthError
+from litheseg.nn.attention import Heads, SlimHeads, adopt_attention
+from litheseg.nn.bare import narrow_parameters
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.layers import (
     BatchNormThen,
@@ -35,9 +37,10 @@ from litheseg.nn.layers import (
     SlimLinear,
     SwitchableBatchNorm2d,
 )
+from litheseg.nn.segments import Segment
 from litheseg.nn.slicing import set_group_rules
 from litheseg.nn.surgery import copied, replace_layer
-from litheseg.nn.tracing import Segment, Sides, Trace, run_example, trace_channels
+from litheseg.nn.tracing import Sides, Trace, run_example, trace_channels
 from litheseg.nn.watching import Watch
 from litheseg.nn.width import ChannelPart, Channels, WidthDial
 from litheseg.values import check_width
@@ -65,7 +68,7 @@ def slim(
     """Make `module` elastic, in place, and return it.
 
     Args:
-        module: a plain CNN; its weights are kept, and plain state dicts still load afterwards.
+        module: a plain network; its weights are kept, and plain state dicts still load afterwards.
         widths: those that get batch-norm statistics of their own, each in (0, 1]. For width 1 alone nothing has to
             shrink: any network will do, attention included.
         divisor: channels are rounded to multiples of it, so that kernels stay efficient.
@@ -85,7 +88,7 @@ def slim(
     run = call or run_example
     with torch.random.fork_rng(devices=[]):  # dropout and the example must not shift the caller's random state
         image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
-        probe = copied(module).cpu().train()
+        probe = adopt_attention(copied(module).cpu().train())
         trace = trace_channels(probe, lambda m: run(m, image))
         set_group_rules(trace, dial.widths[-1])
         _verify(_install(copied(module).cpu().train(), trace, copy.copy(dial)), lambda m: run(m, image))
@@ -201,10 +204,19 @@ def _install_norms(module: Network, dial: WidthDial) -> Network:
 
 def _install(module: Network, trace: Trace, dial: WidthDial) -> Network:
     """Replace, in place, every traced layer that depends on the width; returns the module."""
+    adopt_attention(module)
     for name, sides in trace.items():
         layer = _elastic_layer(module.get_submodule(name), sides, dial)
         if layer is not None:
             replace_layer(module, name, layer)
+    for owner in {owner for owner, _ in trace.bare}:
+        rules = {
+            name: (bare.dim, channels)
+            for (other, name), bare in trace.bare.items()
+            if other == owner and (channels := _channels(bare.segments, dial)).elastic
+        }
+        if rules:
+            narrow_parameters(module.get_submodule(owner), dial, rules)
     module.width_dial = dial  # type: ignore[assignment]
     return module
 
@@ -220,6 +232,8 @@ def _elastic_layer(layer: nn.Module, sides: Sides, dial: WidthDial) -> nn.Module
         if isinstance(layer, plain):
             made: nn.Module = elastic(layer, dial, inputs=inputs, outputs=outputs)
             return made
+    if isinstance(layer, Heads):
+        return SlimHeads(layer, dial, outputs=outputs)
     if isinstance(layer, nn.GroupNorm):
         return SlimGroupNorm(layer, dial, channels=inputs)
     assert isinstance(layer, nn.LayerNorm)
@@ -255,7 +269,7 @@ def _verify(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) ->
         watch = Watch(module)
         try:
             watch.run(lambda: list(call(module)))
-        except (RuntimeError, ValueError) as error:
+        except (IndexError, RuntimeError, ValueError) as error:
             where, message = watch.where or "(the model itself)", str(error).splitlines()[0]
             raise ModelError(
                 f"layer '{where}' cannot be slimmed to width {width:g}: {message}. "

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 import timm.layers
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from litheseg.errors import ModelError
+from litheseg.nn.attention import Heads, SlimHeads, adopt_attention
 from litheseg.nn.grouping import ChannelShuffle, GradualConv2d
 from litheseg.nn.layers import (
     BatchNormThen,
@@ -37,80 +38,21 @@ from litheseg.nn.layers import (
     SlimLinear,
     SwitchableBatchNorm2d,
 )
+from litheseg.nn.segments import Segment, cut, resolve, tie
 from litheseg.nn.surgery import copied
 from litheseg.nn.watching import Watch
 
-__all__ = ["CONVOLUTIONS", "NORMS", "Segment", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
+__all__ = ["CONVOLUTIONS", "HEADS", "NORMS", "Bare", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, SlimConv2d, SlimConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, SwitchableBatchNorm2d, SlimGroupNorm, SlimLayerNorm)
-_LEAVES = (*CONVOLUTIONS, *NORMS, nn.Linear, SlimLinear, ChannelShuffle)
+HEADS = (Heads, SlimHeads)
+_LEAVES = (*CONVOLUTIONS, *NORMS, *HEADS, nn.Linear, SlimLinear, ChannelShuffle)
 # Subclasses whose forward is the plain layer's, at most with a masked weight, or an activation that keeps the channels.
-_KNOWN_FORWARDS = (BatchNormAct2d, BatchNormThen, GradualConv2d, timm.layers.Linear)
-
-
-class Segment:
-    """A run of channels that shrinks as one, wherever in the network it appears.
-
-    Attributes:
-        size: number of channels at full width.
-        fixed: whether it keeps its size at every width.
-        unit: channels that stay or go together, set by `litheseg.nn.slicing` with the next two; 0 for any.
-        blocks: equal parts of the segment; each keeps as many of its first channels.
-        step: the number of kept channels is a multiple of it.
-        meets_itself: whether it was added to, or multiplied by, something made of it, as a residual stream is.
-    """
-
-    def __init__(self, size: int, *, fixed: bool = False) -> None:
-        self.size, self.fixed = size, fixed
-        self.unit, self.blocks, self.step = 0, 1, 1
-        self.meets_itself = False
-        self._joined: Segment | None = None
-        self._halves: tuple[Segment, Segment] | None = None
-
-    def resolve(self) -> list[Segment]:
-        """The segments that this one has become: itself, the one it was tied to, or the pieces it was split into."""
-        if self._joined is not None:
-            return self._joined.resolve()
-        if self._halves is not None:
-            return [piece for half in self._halves for piece in half.resolve()]
-        return [self]
-
-    def split(self, size: int) -> None:
-        """Split into the first `size` channels and the rest."""
-        self._halves = (Segment(size, fixed=self.fixed), Segment(self.size - size, fixed=self.fixed))
-        for half in self._halves:
-            half.meets_itself = self.meets_itself
-
-    def join(self, other: Segment) -> None:
-        """Tie this segment to one of the same size: from now on they are one."""
-        if self is other:
-            self.meets_itself = True
-            return
-        other.fixed |= self.fixed
-        other.meets_itself |= self.meets_itself
-        self._joined = other
-
-
-def _resolve(segments: Iterable[Segment]) -> list[Segment]:
-    return [piece for segment in segments for piece in segment.resolve()]
-
-
-def _tie(first: list[Segment], second: list[Segment]) -> None:
-    """Tie two lists of the same total size piece by piece, splitting the larger segment where their ends differ."""
-    position = 0
-    while True:
-        left, right = _resolve(first), _resolve(second)
-        if position == len(left):
-            return
-        a, b = left[position], right[position]
-        if a.size > b.size:
-            a.split(b.size)
-        elif b.size > a.size:
-            b.split(a.size)
-        else:
-            a.join(b)
-            position += 1
+_KNOWN_FORWARDS = (
+    *(BatchNormAct2d, BatchNormThen, GradualConv2d),
+    *(timm.layers.GroupNorm, timm.layers.GroupNorm1, timm.layers.Linear),
+)
 
 
 @dataclass
@@ -123,6 +65,7 @@ class Sides:
         outputs: segments of its output.
         keeps: whether every channel passes through by itself: norms, depthwise convolutions.
         channels_first: whether the channels are dimension 1 of its input, rather than the last.
+        per_head: of the heads of attention: segments that have one channel for each head.
     """
 
     module: nn.Module
@@ -130,6 +73,7 @@ class Sides:
     outputs: list[Segment]
     keeps: bool = False
     channels_first: bool = True
+    per_head: list[Segment] = field(default_factory=list)
 
     @property
     def groups(self) -> int:
@@ -149,14 +93,34 @@ class Sides:
 
 @dataclass
 class _Tag:
-    """Which dimension of a tensor holds its channels, and which channels they are."""
+    """Which dimension of a tensor holds its channels, and which channels they are.
+
+    A guess is made of a bare parameter: it counts once the parameter meets a tensor whose channels are known.
+    """
+
+    dim: int
+    segments: list[Segment]
+    guess: bool = False
+
+
+@dataclass
+class Bare:
+    """A parameter that a module adds, multiplies or concatenates itself: the dimension of its channels, and these."""
 
     dim: int
     segments: list[Segment]
 
 
-Trace: TypeAlias = dict[str, Sides]
-"""The two sides of every layer that ran, by name, in the order in which they first ran."""
+class Trace(dict[str, Sides]):
+    """The two sides of every layer that ran, by name, in the order in which they first ran.
+
+    Attributes:
+        bare: bare parameters whose channels are those of layers, by the name of their module and their own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bare: dict[tuple[str, str], Bare] = {}
 
 
 def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
@@ -181,7 +145,7 @@ def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
     device = "meta" if any(parameter.is_meta for parameter in module.parameters()) else "cpu"
     with torch.random.fork_rng(devices=[]):
         image = torch.rand(2, 3, 64, 64, device=device)
-        probe = _at_full_width(copied(module)).to(device).float().train()
+        probe = adopt_attention(_at_full_width(copied(module))).to(device).float().train()
         return trace_channels(probe, lambda m: run_example(m, image), dense=dense)
 
 
@@ -213,9 +177,8 @@ def trace_channels(module: nn.Module, call: Callable[[nn.Module], Iterable[Tenso
     for tensor in outputs:
         for segment in watch.segments_of(tensor):
             segment.fixed = True
-    for sides in watch.sides.values():
-        sides.inputs, sides.outputs = _resolve(sides.inputs), _resolve(sides.outputs)
-    return watch.sides
+    watch.settle()
+    return watch.trace
 
 
 class _Tagger(Watch):
@@ -228,20 +191,44 @@ class _Tagger(Watch):
 
     def __init__(self, module: nn.Module, *, dense: bool) -> None:
         super().__init__(module)
-        self.sides: Trace = {}
+        self.trace = Trace()
         self._module, self._dense = module, dense
         self._tags: dict[int, _Tag] = {}
         self._alive: list[Tensor] = []  # ids are only unique among the living
         self._leaf: nn.Module | None = None
+        self._guessing = False  # whether the present operator has read nothing but guesses
+        self._find_bare_parameters()
+
+    def _find_bare_parameters(self) -> None:
+        """Tag every parameter outside of layers whose shape tells which dimension may hold channels."""
+        for name, child in self._module.named_modules():
+            if not isinstance(child, _LEAVES):
+                for own, value in child.named_parameters(recurse=False):
+                    wide = [dim for dim, size in enumerate(value.shape) if size > 1]
+                    if len(wide) == 1 or (value.ndim == 3 and value.shape[0] == 1 and wide):
+                        bare = Bare(wide[-1], [Segment(value.shape[wide[-1]])])
+                        self.trace.bare[name, own] = bare
+                        self._tags[id(value)] = _Tag(bare.dim, bare.segments, guess=True)
+
+    def settle(self) -> None:
+        """Resolve what the trace holds, and forget bare parameters whose channels are no layer's."""
+        for sides in self.trace.values():
+            sides.inputs, sides.outputs = resolve(sides.inputs), resolve(sides.outputs)
+            sides.per_head = resolve(sides.per_head)
+        known = {piece for sides in self.trace.values() for piece in (*sides.inputs, *sides.outputs, *sides.per_head)}
+        for key, bare in list(self.trace.bare.items()):
+            bare.segments = resolve(bare.segments)
+            if not known.issuperset(bare.segments):
+                del self.trace.bare[key]
 
     def segments_of(self, tensor: Tensor) -> list[Segment]:
         """The current segments of a tensor; none if its channels are not tracked."""
         tag = self._tags.get(id(tensor))
-        return _resolve(tag.segments) if tag else []
+        return resolve(tag.segments) if tag else []
 
     def _set(self, tensor: Tensor, dim: int, segments: list[Segment]) -> None:
         self._alive.append(tensor)
-        self._tags[id(tensor)] = _Tag(dim, segments)
+        self._tags[id(tensor)] = _Tag(dim, segments, self._guessing)
 
     def _fail(self, what: str) -> ModelError:
         kind = type(self._module.get_submodule(self.where)).__name__
@@ -261,22 +248,44 @@ class _Tagger(Watch):
         """Record a layer's sides and tag its output."""
         if self._leaf is not module:
             return
-        self._leaf, x = None, inputs[0]
+        self._leaf, self._guessing, x = None, False, inputs[0]
         tag = self._tags.get(id(x)) or _Tag(1, [Segment(x.shape[1], fixed=True)])
         self._check_layer(module, x, tag.dim)
-        sides = self.sides.get(self.where)
+        sides = self.trace.get(self.where)
         if sides is None:
             made = Segment(output.shape[tag.dim], fixed=output.shape[tag.dim] == 1)
             sides = Sides(module, tag.segments, [made], channels_first=tag.dim == 1 and x.ndim == 4)
+            if isinstance(module, HEADS):
+                self._tie_heads(sides, inputs)
             still_dense = self._dense and getattr(module, "grouping", None) is not None
             if isinstance(module, NORMS) or (sides.depthwise and not still_dense):
                 sides.keeps, sides.outputs = True, sides.inputs
-            self.sides[self.where] = sides
+            self.trace[self.where] = sides
         else:  # a layer that is used again ties both uses
-            _tie(sides.inputs, tag.segments)
+            tie(sides.inputs, tag.segments)
         self._set(output, tag.dim, sides.outputs)
 
+    def _tie_heads(self, sides: Sides, inputs: tuple[Any, ...]) -> None:
+        """Tie query, key and value; what comes out of heads that hold all three has a third of the channels."""
+        core = sides.module.core if isinstance(sides.module, SlimHeads) else sides.module
+        assert isinstance(core, Heads)
+        if not core.parts:
+            sides.inputs = resolve(sides.inputs)
+            sides.outputs = [Segment(piece.size // 3, fixed=piece.fixed) for piece in sides.inputs]
+            return
+        equal: list[list[Segment]] = []
+        for x, parts in zip(inputs, core.parts, strict=False):
+            size = x.shape[-1] // parts
+            equal += [cut(self._tags[id(x)].segments, part * size, size) for part in range(parts)]
+        for other in equal[1:]:
+            tie(equal[0], other)
+        sides.inputs = equal[0]
+        for x in inputs[len(core.parts) :]:
+            sides.per_head += self._tags[id(x)].segments if id(x) in self._tags else []
+
     def _check_layer(self, module: nn.Module, x: Tensor, dim: int) -> None:
+        if isinstance(module, HEADS):
+            return
         plain = next(kind for kind in _LEAVES if isinstance(module, kind))
         if isinstance(module, nn.LayerNorm):
             if len(module.normalized_shape) > 1 or module.normalized_shape[0] != x.shape[dim]:
@@ -299,8 +308,14 @@ class _Tagger(Watch):
             return
         name = func.overloadpacket.__name__
         rule = _RULES.get(name, _Tagger._elementwise if len(tensors) > 1 else _Tagger._unary)
+        self._guessing = all(tag.guess for _, tag in tagged)
+        tagged.sort(key=lambda pair: pair[1].guess)
         for output in outputs:
-            rule(self, name, args, tensors, tagged, output)
+            try:
+                rule(self, name, args, tensors, tagged, output)
+            except ModelError:
+                if not self._guessing:
+                    raise
 
     def _concatenate(self, name: str, args: Any, tensors: Any, tagged: Any, output: Tensor) -> None:
         dim = (args[1] if len(args) > 1 else 0) % output.ndim
@@ -311,7 +326,7 @@ class _Tagger(Watch):
         segments: list[Segment] = []
         for tensor in tensors:
             own = self._tags.get(id(tensor))
-            segments += own.segments if own else [Segment(tensor.shape[dim], fixed=True)]
+            segments += own.segments if own and own.dim == dim else [Segment(tensor.shape[dim], fixed=True)]
         self._set(output, dim, segments)
 
     def _permute(self, name: str, args: Any, tensors: Any, tagged: Any, output: Tensor) -> None:
@@ -335,7 +350,8 @@ class _Tagger(Watch):
 
     def _reduce(self, name: str, args: Any, tensors: Any, tagged: Any, output: Tensor) -> None:
         tensor, tag = tagged[0]
-        dims = args[1] if len(args) > 1 and args[1] is not None else list(range(tensor.ndim))
+        at = 2 if name == "linalg_vector_norm" else 1  # behind the order of the norm
+        dims = args[at] if len(args) > at and args[at] is not None else list(range(tensor.ndim))
         reduced = {dim % tensor.ndim for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
         if tag.dim in reduced:
             return  # over all channels: whatever their number, one value
@@ -345,12 +361,24 @@ class _Tagger(Watch):
     def _slice(self, name: str, args: Any, tensors: Any, tagged: Any, output: Tensor) -> None:
         tensor, tag = tagged[0]
         dim = (args[1] if len(args) > 1 else 0) % tensor.ndim
-        if name in ("split", "split_with_sizes", "unsafe_split"):
+        if name in _SPLITS:
             dim = (args[2] if len(args) > 2 else 0) % tensor.ndim
+            if dim == tag.dim:
+                self._split(tensor, tag, output)
+                return
         if dim == tag.dim and output.shape[min(dim, output.ndim - 1)] != tensor.shape[dim]:
             raise self._fail(f"it takes a part of the {tensor.shape[dim]} channels ({name})")
         removed = output.ndim < tensor.ndim and dim < tag.dim
         self._set(output, tag.dim - removed, tag.segments)
+
+    def _split(self, tensor: Tensor, tag: _Tag, output: Tensor) -> None:
+        """A run of the channels; runs of the same size shrink alike, so that a narrower tensor is split as evenly."""
+        start = int(output.storage_offset() - tensor.storage_offset()) // tensor.stride(tag.dim)
+        size = output.shape[tag.dim]
+        own, first = cut(tag.segments, start, size), cut(tag.segments, 0, size)
+        if start >= size:
+            tie(first, own)
+        self._set(output, tag.dim, resolve(own))
 
     def _unary(self, name: str, args: Any, tensors: Any, tagged: Any, output: Tensor) -> None:
         tensor, tag = tagged[0]
@@ -365,24 +393,29 @@ class _Tagger(Watch):
             return
         tensor, tag = wide[0]
         place, channels = tensor.ndim - tag.dim, tensor.shape[tag.dim]
+        # A guess that does not hold here is a constant.
+        wrong = {id(other) for other, own in wide if own.guess and not tag.guess and other.ndim - own.dim != place}
+        wide = [pair for pair in wide if id(pair[0]) not in wrong]
+        known = self._tags.keys() - wrong
         for other in tensors:
-            if id(other) not in self._tags and other.ndim >= place and other.shape[other.ndim - place] == channels:
+            if id(other) not in known and other.ndim >= place and other.shape[other.ndim - place] == channels:
                 raise self._fail(f"'{name}' mixes its {channels} channels with a constant or a bare parameter")
         for other, other_tag in wide[1:]:
             if other.ndim - other_tag.dim != place or other.shape[other_tag.dim] != channels:
                 raise self._fail(f"'{name}' of {tuple(tensor.shape)} and {tuple(other.shape)} mixes channels")
-            _tie(tag.segments, other_tag.segments)
+            tie(tag.segments, other_tag.segments)
         if output.ndim < place or output.shape[output.ndim - place] != channels:
             raise self._fail(f"'{name}' turns {tuple(tensor.shape)} into {tuple(output.shape)}")
         self._set(output, output.ndim - place, tag.segments)
 
 
+_SPLITS = ("split", "split_with_sizes", "unsafe_split")
 _RULES: dict[str, Callable[..., None]] = {
     "cat": _Tagger._concatenate,
     "permute": _Tagger._permute,
     "transpose": _Tagger._permute,
     "t": _Tagger._permute,
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"), _Tagger._reshape),
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), _Tagger._reduce),
-    **dict.fromkeys(("slice", "narrow", "select", "split", "split_with_sizes", "unsafe_split"), _Tagger._slice),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "linalg_vector_norm"), _Tagger._reduce),
+    **dict.fromkeys(("slice", "narrow", "select", *_SPLITS), _Tagger._slice),
 }

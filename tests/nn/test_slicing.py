@@ -117,6 +117,16 @@ def test_channel_multiplier_keeps_input_and_output_in_step(width: float) -> None
     _equal_at(_slim(net, (1.0, 0.4, 0.25)), width, wanted)
 
 
+@pytest.mark.parametrize(("width", "groups"), [(1.0, (4, 8)), (0.5, (2, 4)), (0.25, (1, 2))])
+def test_layers_of_different_groups_drop_the_same_channels(width: float, groups: tuple[int, int]) -> None:
+    layers = [nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 1, groups=4), nn.Conv2d(24, 48, 1, groups=8), nn.Conv2d(48, 2, 1)]
+    net = _whole_numbers(nn.Sequential(*layers))
+    a, b = list(range(int(24 * width))), list(range(int(48 * width)))
+    y = _select(net[1], a, a, groups[0])(_select(net[0], a, [0, 1, 2], 1)(IMAGE))
+    wanted = _select(net[3], [0, 1], b, 1)(_select(net[2], b, a, groups[1])(y))
+    _equal_at(_slim(net, (1.0, 0.5, 0.25)), width, wanted)
+
+
 class _Residual(nn.Module):
     def __init__(self, middle: nn.Module) -> None:
         super().__init__()
@@ -322,9 +332,9 @@ def _close(actual: Tensor, expected: Tensor) -> None:
     ("net", "widths", "message"),
     [
         (
-            nn.Sequential(nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 1, groups=4), nn.Conv2d(24, 24, 1, groups=8)),
-            (1.0, 0.5),
-            r"layer '2' .*cannot be slimmed.*groups",
+            nn.Sequential(nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 1, groups=4), nn.Conv2d(24, 24, 1, groups=6)),
+            (1.0, 0.25),
+            r"layer '1' cannot be slimmed to width 0\.25.*4 groups.*12 of its 24 .*narrowest width is 0\.5;",
         ),
         (
             _shuffled(4, 32),
