@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 __all__ = [
     "BundleError",
     "DataError",
+    "DownloadError",
     "FolderInUseError",
     "Interrupted",
     "LithesegError",
@@ -54,6 +55,10 @@ class BundleError(LithesegError):
 
 class DataError(LithesegError):
     """Images, masks or class lists that cannot be used as they are."""
+
+
+class DownloadError(LithesegError):
+    """A file that cannot be had from where it lies, or is another one there."""
 
 
 class FolderInUseError(LithesegError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from litheseg.errors import LithesegError
 
-__all__ = ["atomic_folder", "atomic_path", "write_text"]
+__all__ = ["atomic_folder", "atomic_path", "cache_folder", "file_digest", "make_folder", "write_text"]
 
 # What file systems answer that cannot, or need not, bring a file to the disk.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS, errno.EBADF)
@@ -100,6 +101,41 @@ def write_text(target: str | Path, text: str) -> None:
     """
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if they are not there.
+
+    Raises:
+        LithesegError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LithesegError(f"cannot make the folder {path}: {error.strerror or error}; choose another") from error
+
+
+def cache_folder(name: str) -> Path:
+    """Where what can be made or fetched again is kept: below ``$LITHESEG_CACHE``, or else ``~/.cache/litheseg``.
+
+    ``$XDG_CACHE_HOME`` is honoured. The folder need not exist.
+
+    Args:
+        name: of what is kept there.
+    """
+    own = os.environ.get("LITHESEG_CACHE")
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litheseg"
+    return (Path(own).expanduser() if own else usual) / name
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal text.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _usual_mode(path: Path) -> int:

@@ -35,14 +35,14 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def terminal_table(table: Table, title: str | None = None) -> RichTable:
-    """A table of text: the first column to the left, the others to the right."""
+def terminal_table(table: Table, title: str | None = None, left: Sequence[str] = ()) -> RichTable:
+    """A table of text: the first column and those named in `left` to the left, the others to the right."""
     from rich import box
     from rich.table import Table as RichTable
 
     result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(table.head):
-        result.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        result.add_column(name, justify="left" if index == 0 or name in left else "right", no_wrap=True)
     for row in table.rows:
         result.add_row(*row)
     return result

@@ -18,6 +18,7 @@ HOUSE = (
     "errors",
     "values",
     "files",
+    "downloads",
     "lazy",
     "locks",
     "machine",

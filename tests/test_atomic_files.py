@@ -18,7 +18,7 @@ import pytest
 
 from litheseg import files
 from litheseg.errors import LithesegError
-from litheseg.files import atomic_folder, atomic_path
+from litheseg.files import atomic_folder, atomic_path, cache_folder
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and permissions of POSIX")
 
@@ -170,3 +170,13 @@ def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path, kind: str, mo
     with atomic_folder(tmp_path / "out") as temporary:
         (temporary / "next").write_text("next")
     assert (tmp_path / "a.txt").read_text() == (tmp_path / "out" / "next").read_text() == "next"
+
+
+def test_the_cache_is_where_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LITHESEG_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("budget") == tmp_path / "litheseg" / "budget"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder("budget") == Path.home() / ".cache" / "litheseg" / "budget"
+    monkeypatch.setenv("LITHESEG_CACHE", str(tmp_path / "own"))
+    assert cache_folder("budget") == tmp_path / "own" / "budget"

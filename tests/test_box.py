@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 from registry import registered
 from tiny_export import build_tiny, tiny_bundle
+from tiny_zoo import tiny_zoo
 
 import litheseg
 from litheseg.deploy.export import export_bundle
@@ -188,6 +189,23 @@ def test_what_needs_pytorch_says_so(python: Path, export: Path, tmp_path: Path, 
     result = run(python, *words, folder=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert "pip install 'litheseg[train]'" in result.stderr
+
+
+def test_a_name_of_the_zoo_is_its_export(
+    python: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _registered: None
+) -> None:
+    zoo = tiny_zoo(tmp_path / "made")
+    monkeypatch.setenv("LITHESEG_ZOO", str(zoo))
+    monkeypatch.setenv("LITHESEG_CACHE", str(tmp_path / "cache"))
+    succeeds(python, "predict", "zoo:tiny", photos, "--output", "masks", "--width", 0.5, folder=tmp_path)
+    predictor = Predictor(zoo / "tiny-onnx", width=0.5)
+    for photo in photos.iterdir():
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / photo.name)), predictor(photo))
+    shown = succeeds(python, "models", folder=tmp_path)
+    assert "zoo:tiny" in shown and "cache" in shown and "pip install 'litheseg[train]'" in shown
+    assert succeeds(python, "pull", "tiny", folder=tmp_path).strip().startswith(str(tmp_path / "cache"))
+    refused = run(python, "pull", "hf:owner/name", folder=tmp_path)
+    assert refused.returncode == 2 and "pip install 'litheseg[hub]'" in refused.stderr
 
 
 def test_python_needs_no_pytorch_either(python: Path, export: Path, photos: Path) -> None:

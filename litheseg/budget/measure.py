@@ -25,7 +25,7 @@ import torch
 
 from litheseg.budget.candidates import Candidate, Variant
 from litheseg.budget.dense_layers import DensePlan
-from litheseg.bundle.exported import Export, file_digest, load_export
+from litheseg.bundle.exported import Export, load_export
 from litheseg.cost.widths import with_widths
 from litheseg.data.source import Sample, Source
 from litheseg.deploy.export import CHECK_IMAGES, export_bundle
@@ -34,7 +34,7 @@ from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
 from litheseg.evaluation.bundle import calibrate
 from litheseg.evaluation.metrics import confusion_matrix, mean_iou
-from litheseg.files import write_text
+from litheseg.files import cache_folder, file_digest, write_text
 from litheseg.machine import cores, host_facts
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime import latency
@@ -45,7 +45,7 @@ from litheseg.runtime.pipeline import Pipeline
 if TYPE_CHECKING:
     from litheseg.data.datamodule import SegmentationData
 
-__all__ = ["Accuracy", "Bench", "Exports", "Store", "data_digest", "default_cache", "score", "store_folder"]
+__all__ = ["Accuracy", "Bench", "Exports", "Store", "data_digest", "score", "store_folder"]
 
 _FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _MOST_SAMPLES = 400  # of a candidate; older ones are forgotten
@@ -87,7 +87,7 @@ class Store:
 
         Args:
             bundle: a loaded one.
-            cache: the folder of all models; None for `default_cache()`.
+            cache: the folder of all models; None for `cache_folder("budget")`.
             fresh: forget the timings.
         """
         store = cls(store_folder(bundle, cache))
@@ -141,14 +141,9 @@ def _entries(path: Path) -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def default_cache() -> Path:
-    """``~/.cache/litheseg/budget``, or below ``$XDG_CACHE_HOME``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litheseg" / "budget"
-
-
 def store_folder(bundle: Bundle, cache: Path | None = None) -> Path:
     """The cache folder of a bundle, named by a digest of its weights; `cache` as for `Store.of`."""
-    return (cache or default_cache()) / model_digest(bundle)[:16]
+    return (cache or cache_folder("budget")) / model_digest(bundle)[:16]
 
 
 def data_digest(source: Source, *splits: str) -> str:

@@ -12,7 +12,6 @@ Usage:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -23,7 +22,9 @@ from typing import Annotated, Any
 
 from litheseg.bundle.description import KEY, read_description
 from litheseg.bundle.header import BundleHeader, checked_size
+from litheseg.bundle.names import model_path
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
+from litheseg.files import file_digest
 from litheseg.masks.classes import Classes
 from litheseg.values import Written
 
@@ -41,7 +42,6 @@ __all__ = [
     "RuntimeName",
     "check_choice",
     "description",
-    "file_digest",
     "is_export",
     "load_export",
 ]
@@ -230,8 +230,8 @@ def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether a path is that of an export rather than of a model file."""
-    path = Path(path).expanduser()
+    """Whether a model (see `litheseg.bundle.names`) is an export rather than a model file."""
+    path = model_path(path)
     return path.is_dir() or path.suffix.lower() in (".json", ".onnx", ".pt2", ".xml")
 
 
@@ -239,13 +239,14 @@ def load_export(path: str | Path) -> Export:
     """Read what an export holds, and check that its files are the ones that were written, and what it says they are.
 
     Args:
-        path: a folder with `export.json`, or one .onnx, .xml or .pt2 file of an export.
+        path: a folder with `export.json`, or one .onnx, .xml or .pt2 file of an export; or a name
+            (`litheseg.bundle.names`).
 
     Raises:
         BundleError: nothing there, no export, an export of another version, a file that is missing or changed, or a
             network that gives another account of itself.
     """
-    path = Path(path).expanduser()
+    path = model_path(path)
     file = path / EXPORT_FILE if path.is_dir() else path
     if not file.is_file():
         problem = f"has no {EXPORT_FILE}" if path.is_dir() else "does not exist"
@@ -270,12 +271,6 @@ def description(header: BundleHeader, artefacts: Iterable[Artefact], provenance:
         "artefacts": [artefact.to_dict() for artefact in artefacts],
     }
     return json.dumps(content, sort_keys=True, allow_nan=False)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_text(file: Path) -> str:

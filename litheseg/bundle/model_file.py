@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from litheseg.bundle.description import KEY
 from litheseg.bundle.header import BundleHeader
+from litheseg.bundle.names import model_path
 from litheseg.errors import BundleError
 
 __all__ = ["ModelFile", "parse_model_file", "read_model_file"]
@@ -46,12 +47,12 @@ class ModelFile:
 
 
 def read_model_file(path: str | Path) -> ModelFile:
-    """Read the front of a model file.
+    """Read the front of a model file, which is given by its path or a name (`litheseg.bundle.names`).
 
     Raises:
         BundleError: a file that is missing, no model, or newer than this litheseg, or whose header is damaged.
     """
-    path = Path(path).expanduser()
+    path = model_path(path)
     try:
         with path.open("rb") as file:
             return parse_model_file(path, file)

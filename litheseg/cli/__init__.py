@@ -32,7 +32,8 @@ __all__ = ["COMMANDS", "main", "read"]
 
 COMMANDS = (
     *("train", "evaluate", "export", "profile", "fit", "measure", "predict", "video", "serve", "pseudo-label"),
-    *("import-labels", "doctor", "data", "convert", "import-weights", "models", "recipes", "report", "demo"),
+    *("import-labels", "doctor", "data", "convert", "import-weights", "models", "pull", "push"),
+    *("recipes", "report", "demo"),
 )
 """Each is the module of its name, which is imported when the command is named."""
 

@@ -9,6 +9,7 @@ the options that matter most, by example:
   --trainer.epochs 40           how long
   --widths "[1,.5]"             the widths that it shall run at, as fractions of the channels
   --optimizer.lr 5e-4           the learning rate
+  --init zoo:camvid-lite0       start from a trained model: the network is its, the classes are those of the data
   --output runs/camvid          the run's folder
   --resume                      go on after Ctrl-C, a crash or a reboot
 
@@ -40,13 +41,19 @@ def help_all() -> str:
 
 
 def train(
-    *overrides: str, recipe: str = "slimseg", output: Path | None = None, resume: bool = False, command: str = ""
+    *overrides: str,
+    recipe: str = "slimseg",
+    init: str | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    command: str = "",
 ) -> None:
     """Print the scores of each width, and what to do with the model.
 
     Args:
         *overrides: recipe fields.
         recipe: name (see `litheseg recipes`) or .yaml file.
+        init: a trained model to start from: its file, zoo:NAME or hf:OWNER/NAME; by default fresh weights.
         output: the run's folder; by default runs/RECIPE.
         resume: go on from the folder's last checkpoint.
         command: the shell command, for the report.
@@ -59,7 +66,7 @@ def train(
     from litheseg.training.ranks import is_first_process
     from litheseg.training.recipe import load_recipe
 
-    loaded = load_recipe(recipe, list(overrides))
+    loaded = load_recipe(recipe, list(overrides), init=init)
     result = run.train(loaded, output or Path("runs") / loaded.name, resume=resume)
     if not is_first_process():
         return

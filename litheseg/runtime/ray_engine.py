@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from litheseg.bundle.names import is_named
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.runtime.jobs import Job
 from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings, UnwritableError
@@ -202,5 +203,5 @@ def _text(data: bytes) -> str:
 
 
 def _absolute(address: str) -> str:
-    path = local_path(address)
+    path = None if is_named(address) else local_path(address)
     return address if path is None else str(path.absolute())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litheseg.bundle.exported import PrecisionName, RuntimeName
+from litheseg.bundle.names import is_named
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.machine import cores
 from litheseg.runtime.predictor import Predictor
@@ -105,11 +106,16 @@ def serve(
     if settings.api_key is None and not is_loopback(host):
         _warn(f"anyone who reaches {host} can use this server; set --api-key-file, and put a proxy with TLS before it")
     predictor = Predictor(model, device=device, runtime=runtime, precision=precision, threads=threads)
+    service = Service(predictor, settings, _display_name(model))
+    run_until_stopped(service, host, port, grace=grace, announce=partial(announce, service))
+
+
+def _display_name(model: str | Path) -> str:
+    if is_named(model):
+        return str(model)
     path = Path(model).expanduser().resolve()
     # Training calls every model file model.safetensors: there the folder says more.
-    name = path.parent.name if path.stem == "model" and path.parent.name else path.stem
-    service = Service(predictor, settings, name)
-    run_until_stopped(service, host, port, grace=grace, announce=partial(announce, service))
+    return path.parent.name if path.stem == "model" and path.parent.name else path.stem
 
 
 def check_extra() -> None:

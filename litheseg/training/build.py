@@ -10,16 +10,19 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pickle import UnpicklingError
 from typing import get_args
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from litheseg.bundle.description import KEY
 from litheseg.bundle.model_file import read_model_file
+from litheseg.bundle.names import is_named
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Source
@@ -29,6 +32,7 @@ from litheseg.errors import DataError, LithesegError, ModelError, RecipeError
 from litheseg.losses import class_weights
 from litheseg.losses.loss import Weighting
 from litheseg.models import SegmentationModel, build_model
+from litheseg.models.bundle import Bundle, from_nothing, load_bundle
 from litheseg.nn import slim
 from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
@@ -36,6 +40,7 @@ from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig
 from litheseg.training.gradual import GradualGrouping
 from litheseg.training.layout import lay_out
 from litheseg.training.recipe import Objective, Recipe
+from litheseg.training.start import start_from
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
 from litheseg.training.teachers import FrozenConfig, Setting, Teacher, require_classes
 
@@ -128,13 +133,31 @@ def build_elastic_model(
 
     Raises:
         ModelError: unknown name or arguments, layers that cannot be grouped, or weights that do not fit.
+        BundleError: weights of a model that cannot be read.
         WidthError: a width outside (0, 1].
     """
+    start = None if model.weights is None else _trained_model(model.weights)
+    if start is not None:  # it brings the encoder's weights, too
+        model = replace(model, args={**model.args, **from_nothing(model.name)})
     network = build_network(model, grouping or GroupingConfig(), num_classes, boundary_head=boundary_head)
     slim(network, widths, divisor=model.divisor)
-    if model.weights is not None:
+    if start is not None:
+        start_from(network, start)
+    elif model.weights is not None:
         _load_weights(network, model.weights)
     return network
+
+
+def _trained_model(path: str) -> Bundle | None:
+    """The model file that is named, or None for a plain state dict."""
+    if not is_named(path):
+        try:
+            with safe_open(path, "pt") as file:
+                if KEY not in (file.metadata() or {}):
+                    return None
+        except (OSError, SafetensorError):  # reading it as a state dict says what is wrong
+            return None
+    return load_bundle(path)
 
 
 def _load_weights(network: SegmentationModel, path: str) -> None:

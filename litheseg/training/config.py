@@ -37,7 +37,8 @@ class ModelConfig:
         name: one of `litheseg models`.
         args: its keyword arguments, such as {base: 16}.
         efficient: cheaper convolutions laid over it.
-        weights: a state dict (.safetensors, or .pt without code) to start from, of the plain or of the elastic model.
+        weights: what to start from: a trained model (its file, zoo:NAME or hf:OWNER/NAME), of other widths or classes
+            if need be; or a state dict (.safetensors, or .pt without code) of the plain or of the elastic model.
         divisor: channels of narrower widths are rounded to multiples of it.
     """
 

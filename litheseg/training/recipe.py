@@ -31,6 +31,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt
 
+from litheseg.bundle.model_file import read_model_file
 from litheseg.errors import RecipeError, did_you_mean
 from litheseg.losses import LOSSES, Loss
 from litheseg.losses.supervised import CrossEntropy, DeepSupervision
@@ -168,14 +169,16 @@ def _folder() -> Any:
     return resources.files("litheseg") / "recipes"
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(name: str, overrides: list[str] | None = None, *, init: str | None = None) -> Recipe:
     """Read a recipe and change what `overrides` say.
 
     Args:
         name: one of `recipe_names()`, or the path of a YAML file.
         overrides: command-line style, such as ``["--trainer.epochs=40", "--widths=[1,.5]", "--objectives.kl=null"]``.
+        init: a trained model (its file, ``zoo:NAME`` or ``hf:OWNER/NAME``) to start from: the network is then its.
 
     Raises:
+        BundleError: `init` cannot be read.
         RecipeError: an unknown recipe or key, or a value of the wrong type or range; the message names it.
     """
     try:
@@ -187,9 +190,21 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     _refuse_old_form(f"recipe {name}", values)
     _check_keys(values, Recipe, name)
     values.setdefault("objectives", recipe_to_dict(Recipe())["objectives"])
+    if init is not None:
+        values["model"] = _model_of(init, values.get("model", {}).get("args", {}))
     for path, value in _options(overrides or []):
         _put(values, path, value)
     return _parse(values)
+
+
+def _model_of(init: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a recipe for the network of a trained model, with the heads for training that `args` ask for."""
+    header = read_model_file(init).header
+    own = {name: value for name, value in header.architecture["args"].items() if not name.endswith("_head")}
+    heads = {name: value for name, value in args.items() if name.endswith("_head")}
+    efficient = header.architecture.get("efficient", {})
+    section = {"name": header.architecture["name"], "args": {**own, **heads}, "efficient": efficient}
+    return {**section, "divisor": header.divisor, "weights": init}
 
 
 def _refuse_old_form(where: str, values: Mapping[str, Any]) -> None:

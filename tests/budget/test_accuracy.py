@@ -9,7 +9,7 @@ import torch
 
 from litheseg.budget import measure as room
 from litheseg.budget.candidates import Candidate, Variant, default_sizes, paper_costs
-from litheseg.budget.measure import Accuracy, Exports, Store, data_digest, default_cache
+from litheseg.budget.measure import Accuracy, Exports, Store, data_digest
 from litheseg.cost import count
 from litheseg.cost.widths import with_widths
 from litheseg.data import open_source
@@ -120,13 +120,6 @@ def test_digests_tell_models_and_data_apart(bundle: Bundle, labelled: Path) -> N
     assert model_digest(Bundle(bundle.header, changed)) != digest
     source = open_source("auto", labelled)
     assert data_digest(source, "val") == data_digest(source, "val") != data_digest(source, "train")
-
-
-def test_the_cache_is_where_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "litheseg" / "budget"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache() == Path.home() / ".cache" / "litheseg" / "budget"
 
 
 def test_costs_on_paper(bundle: Bundle) -> None:

@@ -16,12 +16,13 @@ from litheseg.budget import measure as room
 from litheseg.budget.candidates import Candidate, Choices, Variant
 from litheseg.budget.dense_layers import DensePlan, LayerTimes
 from litheseg.budget.measure import Accuracy, Bench, Exports, Store
-from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, file_digest, load_export
+from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, load_export
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import LithesegError, WidthError
 from litheseg.evaluation.bundle import open_bundle_data
+from litheseg.files import file_digest
 from litheseg.models import build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn.efficient import Efficient

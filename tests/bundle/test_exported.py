@@ -10,9 +10,10 @@ import pytest
 from tiny_export import CLASSES
 from tiny_onnx import tiny_onnx
 
-from litheseg.bundle.exported import EXPORT_VERSION, Artefact, Export, description, file_digest, load_export
+from litheseg.bundle.exported import EXPORT_VERSION, Artefact, Export, description, load_export
 from litheseg.bundle.header import BundleHeader
 from litheseg.errors import BundleError, LithesegError, WidthError
+from litheseg.files import file_digest
 
 HEADER = BundleHeader(architecture={"name": "tiny", "args": {}}, classes=CLASSES, widths=(1.0, 0.5), size=(24, 32))
 

@@ -1,173 +1,28 @@
-"""Downloads from a local server that cuts, lies and refuses on request."""
+"""Archives that try to leave their folder, and data sets from a local server."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import re
 import tarfile
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_download_server import file_server
 
-from litheseg.data import download as module
+from litheseg import downloads
 from litheseg.data import open_source
-from litheseg.data.download import download, extract, fetch, sha256_of
+from litheseg.data.download import extract, fetch
 from litheseg.errors import DataError
-
-BODY = bytes(range(256)) * 4096
-SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `body`; `cuts` are the bytes after which the next connections end."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.etag, self.ranges, self.cuts, self.codes, self.asked = BODY, '"v1"', True, [], [], []
-        self.url = f"http://127.0.0.1:{self.server_port}/data.bin"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        server = self.server
-        server.asked.append(self.headers.get("Range"))
-        if server.codes:
-            self.send_error(server.codes.pop(0))
-            return
-        start, match = 0, re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if match and server.ranges and self.headers.get("If-Range", server.etag) == server.etag:
-            start = int(match[1])
-            if start >= len(server.body):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(server.body)}")
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
-        else:
-            self.send_response(200)
-        rest = server.body[start:]
-        self.send_header("ETag", server.etag)
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        self.wfile.write(rest[: server.cuts.pop(0)] if server.cuts else rest)
-
-    def log_message(self, *arguments):
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def get(server, target, **options):
-    return download(server.url, target, progress=False, timeout=5, **options)
-
-
-def test_download(server, tmp_path):
-    target = get(server, tmp_path / "deep" / "a.bin", sha256=SHA256.upper())
-    assert target.read_bytes() == BODY
-    assert [path.name for path in target.parent.iterdir()] == ["a.bin"]
-
-
-def test_computed_checksum_is_printed(server, tmp_path, capsys):
-    download(server.url, tmp_path / "a.bin", progress=True)
-    assert f"not verified; SHA-256 {SHA256}" in capsys.readouterr().err
-
-
-def test_cut_connection_is_resumed(server, tmp_path):
-    server.cuts = [100_000, 300_000]
-    assert get(server, tmp_path / "a.bin", sha256=SHA256).read_bytes() == BODY
-    assert server.asked == [None, "bytes=100000-", "bytes=400000-"]
-
-
-def test_resumed_by_a_later_call(server, tmp_path):
-    server.cuts = [100_000]
-    with pytest.raises(DataError, match=r"cut, with 100000 bytes in .*a\.bin\.part; run it again"):
-        get(server, tmp_path / "a.bin", retries=0)
-    assert not (tmp_path / "a.bin").exists()
-    assert get(server, tmp_path / "a.bin", sha256=SHA256).read_bytes() == BODY
-    assert server.asked == [None, "bytes=100000-"]
-
-
-def test_server_without_ranges_starts_again(server, tmp_path):
-    server.cuts, server.ranges = [100_000], False
-    assert get(server, tmp_path / "a.bin", sha256=SHA256).read_bytes() == BODY
-
-
-def test_file_that_changed_meanwhile_starts_again(server, tmp_path):
-    server.cuts = [100_000]
-    with pytest.raises(DataError):
-        get(server, tmp_path / "a.bin", retries=0)
-    server.body, server.etag = BODY[::-1], '"v2"'
-    assert get(server, tmp_path / "a.bin").read_bytes() == BODY[::-1]
-
-
-def test_part_that_is_already_whole(server, tmp_path):
-    (tmp_path / "a.bin.part").write_bytes(BODY)
-    assert get(server, tmp_path / "a.bin", sha256=SHA256).read_bytes() == BODY
-
-
-def test_part_that_is_too_long(server, tmp_path):
-    (tmp_path / "a.bin.part").write_bytes(BODY + b"more")
-    assert get(server, tmp_path / "a.bin", sha256=SHA256).read_bytes() == BODY
-
-
-def test_checksum_mismatch(server, tmp_path):
-    with pytest.raises(DataError, match=f"SHA-256 is {SHA256}, not {'0' * 64}"):
-        get(server, tmp_path / "a.bin", sha256="0" * 64)
-    assert not list(tmp_path.iterdir())
-
-
-def test_existing_file(server, tmp_path):
-    (tmp_path / "a.bin").write_bytes(BODY)
-    get(server, tmp_path / "a.bin", sha256=SHA256)
-    with pytest.raises(DataError, match="exists, but its SHA-256"):
-        get(server, tmp_path / "a.bin", sha256="0" * 64)
-    assert not server.asked
-
-
-def test_busy_server_is_asked_again(server, tmp_path):
-    server.codes = [503, 429]
-    assert get(server, tmp_path / "a.bin").read_bytes() == BODY
-
-
-def test_missing_file_is_not_asked_again(server, tmp_path):
-    server.codes = [404] * 4
-    with pytest.raises(DataError, match="404"):
-        get(server, tmp_path / "a.bin")
-    assert len(server.asked) == 1
-
-
-def test_no_server(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
-    with pytest.raises(DataError, match="run it again"):
-        download("http://127.0.0.1:9/a.bin", tmp_path / "a.bin", progress=False, timeout=2)
-
-
-def test_file_address(tmp_path):
-    (tmp_path / "source.bin").write_bytes(BODY)
-    target = download((tmp_path / "source.bin").as_uri(), tmp_path / "a.bin", sha256=SHA256, progress=False)
-    assert sha256_of(target) == SHA256
-
-
-def test_bad_scheme(tmp_path):
-    with pytest.raises(DataError, match="http, https or file"):
-        download("ftp://example.org/a.zip", tmp_path / "a.zip")
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    with file_server() as server:
+        yield server
 
 
 # Archives

@@ -16,13 +16,14 @@ from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_
 from torch import Tensor
 
 import litheseg.deploy.export as room
-from litheseg.bundle.exported import Artefact, Export, description, file_digest, load_export
+from litheseg.bundle.exported import Artefact, Export, description, load_export
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.openvino import save_openvino
 from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import DataError, FolderInUseError, LithesegError, MissingExtraError, ModelError, WidthError
+from litheseg.files import file_digest
 from litheseg.models import MODELS, build_model
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import open_engine

@@ -117,6 +117,37 @@ def test_round_trip_is_exact_at_every_width(tmp_path: Path, width: float) -> Non
     assert torch.equal(model(image), loaded(image))
 
 
+@pytest.mark.parametrize("width", [1.0, 0.5])
+def test_half_precision_on_disk_gives_the_labels_of_rounded_weights(tmp_path: Path, width: float) -> None:
+    model, image = _model().eval(), torch.randn(2, 3, 17, 23)
+    whole = save_bundle(tmp_path / "whole.safetensors", model, _header())
+    half = save_bundle(tmp_path / "half.safetensors", model, _header(), half=True)
+    with safe_open(tmp_path / "half.safetensors", "np") as file:
+        assert {file.get_tensor(name).dtype.name for name in file.keys()} == {"float16", "float32", "int64"}
+    loaded = load_bundle(tmp_path / "half.safetensors")
+    assert all(value.dtype in (torch.float32, torch.int64) for value in loaded.state_dict.values())
+    for name, value in whole.state_dict.items():  # NumPy rounds the same way
+        rounded = value.numpy().astype(np.float16).astype(np.float32) if value.ndim > 1 else value.numpy()
+        assert np.array_equal(loaded.state_dict[name].numpy(), rounded), name
+        assert torch.equal(half.state_dict[name], loaded.state_dict[name]), "what was returned is what is read"
+    set_width(model, width)
+    logits, given = model(image), loaded.plain(width)(image)
+    rounding = 2**-10 * float(logits.abs().max())
+    assert 0 < (logits - given).abs().max() < rounding
+    sure = logits.topk(2, dim=1).values.diff(dim=1).abs()[:, 0] > 2 * rounding
+    assert sure.float().mean() > 0.9 and torch.equal(logits.argmax(1)[sure], given.argmax(1)[sure])
+
+
+def test_what_half_precision_cannot_hold_stays_whole(tmp_path: Path) -> None:
+    model = _model()
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = 1e5  # type: ignore[union-attr, operator]
+        model.stem[1].norms[0].running_var[0] = 1e-9  # type: ignore[index, union-attr]
+    save_bundle(tmp_path / "half.safetensors", model, _header(), half=True)
+    state = load_bundle(tmp_path / "half.safetensors").state_dict
+    assert state["classifier.weight"][0, 0] == 1e5 and state["stem.1.norms.0.running_var"][0] == torch.tensor(1e-9)
+
+
 def test_header_comes_back_equal(saved: Path) -> None:
     header = load_bundle(saved).header
     expected = _header(
@@ -377,8 +408,8 @@ def test_the_checksum_of_the_forger_fits(saved: Path) -> None:
         ("stem.1.norms.1.running_var", lambda t: t.neg_(), "is negative where a variance is expected"),
         ("stem.0.weight", lambda t: t > 0, "is bool, where real numbers are expected"),
         ("stem.0.weight", lambda t: t.to(torch.int8), "is int8, where real numbers are expected"),
-        ("stem.0.weight", lambda t: t.half(), "is float16, where float32 is expected"),
-        ("stem.0.weight", lambda t: t.double(), "is float64, where float32 is expected"),
+        ("stem.0.weight", lambda t: t.bfloat16(), "is bfloat16, where float32 or float16 is expected"),
+        ("stem.0.weight", lambda t: t.double(), "is float64, where float32 or float16 is expected"),
     ],
 )
 def test_weights_that_are_no_numbers_to_compute_with(

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from litheseg.bundle.exported import Artefact, Export, description, file_digest
+from litheseg.bundle.exported import Artefact, Export, description
 from litheseg.deploy.parity import certify, pytorch_reference
 from litheseg.deploy.quantize.networks import QuantizableNetwork, require_nncf
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
@@ -41,6 +41,7 @@ from litheseg.deploy.quantize.report import (
 )
 from litheseg.deploy.samples import CalibrationImages, Samples
 from litheseg.errors import LithesegError
+from litheseg.files import file_digest
 from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import Engine, open_engine
