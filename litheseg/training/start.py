@@ -40,7 +40,7 @@ def start_from(network: SegmentationModel, bundle: Bundle) -> None:
     for name, norm in network.named_modules():
         if isinstance(norm, SwitchableBatchNorm2d) and isinstance(layers.get(name), SwitchableBatchNorm2d):
             for width in widths:
-                _start_norm(norm, layers[name], width, f"{label}: {name}")
+                _start_norm(norm, layers[name], width, f"{label} is another network: '{name}'")
     source, classes = trained.state_dict(), (trained.num_classes, network.num_classes)
     heads = tuple(f"{head}." for head in getattr(network, "training_only", ()))
     for name, value in network.state_dict().items():

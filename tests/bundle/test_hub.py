@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def test_an_export_too(hub: TinyHub, made: Path, monkeypatch: pytest.MonkeyPatch
     push(made / "export", f"hf:{NAME}", "--message", "for the box")
     assert "licence" in hub.repositories[NAME][2]["README.md"].decode()
     assert model_path(f"hf:{NAME}").name == "model.safetensors"
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)  # as where PyTorch is not installed
+    find = importlib.util.find_spec
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     module._pulled.cache_clear()
     export = load_export(f"hf:{NAME}")
     assert export.header == load_export(made / "export").header
