@@ -23,10 +23,11 @@ from pages.few_labels import few_labels_sections
 from pages.folds import fold_sections
 from pages.grouping import grouping_sections
 from pages.latency import latency_sections
-from pages.peers import headline, peers_sections
+from pages.pairs import pairs_sections
+from pages.peers import PICTURE, headline, peers_sections
 from pages.slimmable import slimmable_sections
 from pages.writer import Draw, Section, replaced, table
-from records import newest, report, results
+from records import newest, results
 
 from litheseg.files import atomic_path
 
@@ -35,6 +36,7 @@ PAGES: dict[str, Callable[[], list[Section]]] = {  # page in docs/results -> its
     "slimmable-widths": lambda: [*slimmable_sections(), *fold_sections("slimseg"), *fold_sections("ablation")],
     "gradual-grouping": lambda: [*grouping_sections(), *fold_sections("grouping"), *latency_sections()],
     "few-labels": lambda: [*few_labels_sections(), *fold_sections("mgd")],
+    "encoders-and-decoders": pairs_sections,
     "other-libraries": peers_sections,
     "latency-promises": promise_sections,
     "training-cost": cost_sections,
@@ -65,8 +67,10 @@ def build(root: Path = ROOT) -> Pages:
     summary = docs / "results.md"
     targets = "\n\n".join(filter(None, [trained_rows(), overview(sections)])) or "No table has been run yet."
     pages.texts[summary] = replaced(summary, "targets", targets)
-    for path in (summary, root / "README.md"):
-        pages.texts[path] = _with_headline(path, pages.texts.get(path))
+    drawn = docs / f"images/{PICTURE}.png" in pages.plots
+    for path, images in ((summary, "images"), (root / "README.md", "docs/images")):
+        picture = f"{images}/{PICTURE}.png" if drawn else None
+        pages.texts[path] = _with_headline(path, pages.texts.get(path), picture)
     if results("tiles").exists():
         pages.texts[docs / "runtime.md"] = replaced(docs / "runtime.md", "tiles", tiles_table())
     return pages
@@ -105,16 +109,11 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def _with_headline(path: Path, text: str | None) -> str:
-    """A page with the small table and its origin; `text` is what the page is to be otherwise."""
-    content = report(results("peers_time"))
-    block = "Not measured yet."
-    if content:
-        block = (
-            f"One training of `ddrnet` at four widths beside light networks of other libraries, protocol "
-            f"`{content['protocol']}`: from a 360x480 image to its mask, end to end, on {content['hardware']} with "
-            f"{content['options']['threads']} threads, commit {content['commit'][:12]}. Ours in bold.\n\n{headline()}"
-        )
+def _with_headline(path: Path, text: str | None, picture: str | None) -> str:
+    """A page with the small table and its picture; `text` is what the page is to be otherwise."""
+    block = headline()
+    if picture is not None:
+        block = f"![mIoU against time, ours and other libraries]({picture})\n\n{block}"
     return replaced(path, "headline", block, text)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-PROGRAMS = sorted(path.stem for path in HERE.glob("[a-z]*.py") if path.stem not in ("common", "peer_models"))
+SHARED = ("common", "contenders", "peer_models", "runtimes")
+PROGRAMS = sorted(path.stem for path in HERE.glob("[a-z]*.py") if path.stem not in SHARED)
 
 
 def main() -> None:

@@ -1,63 +1,110 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pages import peers
 
 
-def row(network: str, width: float, ours: bool, fp32: tuple[float, float | None], int8: tuple[float, float | None]):
-    ways = [
-        {"runtime": "openvino", "precision": name, "p50": ms, "p95": 2 * ms, "miou": miou, "peak_mib": 100.0}
-        for name, (ms, miou) in {"fp32": fp32, "int8": int8}.items()
-    ]
-    return {"network": network, "width": width, "ours": ours, "params": 2e6, "macs": 3e9, "ways": ways}
+def row(network: str, width: float, ours: bool, fp32: float, int8: float) -> dict[str, Any]:
+    times = {f"openvino {name}": {"min": ms, "p50": ms, "p95": 2 * ms} for name, ms in (("fp32", fp32), ("int8", int8))}
+    times["onnxruntime fp32"] = {"min": 99.0, "p50": 99.0, "p95": 99.0}
+    facts = {"network": network, "width": width, "ours": ours, "params": 2e6, "macs": 3e9}
+    return {**facts, "times": times, "refused": {"onnxruntime int8": "zero points"}}
 
 
-def settings(*rows: dict[str, Any]) -> dict[str, Any]:
-    return {"scored": list(rows)}
+def scored(network: str, width: float, fp32: float, int8: float, folds: str = "abc") -> list[dict[str, Any]]:
+    miou = {"openvino fp32": fp32 / 100, "openvino int8": int8 / 100}
+    return [{"metrics": {"network": network, "width": width, "fold": fold, "miou": miou}} for fold in folds]
 
 
-LRASPP = row("LR-ASPP", 1.0, False, (20.0, 0.25), (18.0, 0.24))
-FPN = row("FPN", 1.0, False, (40.0, 0.31), (30.0, 0.30))
-NARROW = row("ddrnet", 0.25, True, (5.0, 0.28), (2.5, 0.27))
+LRASPP, FPN = row("LR-ASPP (tv)", 1.0, False, 20.0, 18.0), row("FPN (smp)", 1.0, False, 40.0, 30.0)
+NARROW, WIDE = row("ours", 0.25, True, 5.0, 2.5), row("ours", 1.0, True, 12.0, 9.0)
+ROWS = [LRASPP, FPN, NARROW, WIDE]
+SCORES = [
+    *scored("LR-ASPP (tv)", 1.0, 25, 24),
+    *scored("FPN (smp)", 1.0, 31, 30),
+    *scored("ours", 0.25, 28, 27),
+    *scored("ours", 1.0, 33, 32),
+]
 
 
-def test_a_width_is_compared_with_the_fastest_peer_that_is_as_good() -> None:
-    text = peers.peers_tables(settings(LRASPP, FPN, NARROW))
-    # 0.27 at 2.5 ms: LR-ASPP reaches 0.25 only, FPN in int8 0.30 at 30 ms.
-    told = "12.0x by ddrnet, width 0.25, int8, mIoU 27.00; 6.0x by ddrnet, width 0.25, fp32, mIoU 28.00"
-    assert f"**met** ({told})" in text
-    assert "at most 0.15 of LR-ASPP's time: **met** (0.14)" in text
+def text(rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
+    return peers.peers_tables({"scored": rows}, records)
 
 
-def test_without_a_peer_that_is_as_good_nothing_is_claimed() -> None:
-    assert "peer of equal or better mIoU: **open** (no peer reached" in peers.peers_tables(settings(LRASPP, NARROW))
+def test_targets_compare_ours_with_every_peer_at_equal_accuracy() -> None:
+    page = text(ROWS, SCORES)
+    assert "our most accurate network above the most accurate peer: **met** (33.00 and 31.00)" in page
+    # LR-ASPP in int8 has 24 in 18 ms: 2.5 ms are enough. FPN has 30 in 30 ms: only the whole width reaches it.
+    assert "LR-ASPP (tv): 0.14 by ours, width 0.25, int8; FPN (smp): 0.30 by ours, width 1, int8" in page
+    assert "a third of its time: **met**" in page and "of LR-ASPP's time: **met** (0.14 by ours)" in page
 
 
-def test_a_slower_network_of_ours_misses() -> None:
-    slow = row("ddrnet", 0.25, True, (50.0, 0.28), (30.0, 0.27))
-    text = peers.peers_tables(settings(LRASPP, FPN, slow))
+def test_a_peer_that_is_more_accurate_than_all_of_ours_is_said() -> None:
+    page = text([LRASPP, FPN, NARROW], SCORES[:-3])
+    assert "**missed** (28.00 and 31.00)" in page and "FPN (smp): none is as accurate" in page
+    assert "a third of its time: **missed**" in page
+
+
+def test_ours_that_take_too_long_miss() -> None:
+    page = text([LRASPP, FPN, row("ours", 0.25, True, 15.0, 12.0)], SCORES[:-3])
+    assert "a third of its time: **missed** (LR-ASPP (tv): 0.67" in page and "time: **missed** (0.67 by ours)" in page
+
+
+def test_without_trained_rows_nothing_is_claimed() -> None:
+    page = text(ROWS, [])
+    assert page.count("**open** (rows are not trained)") == 2
+    assert "| LR-ASPP (tv) | int8 | openvino | 18.00 | – |" in page
+
+
+def test_means_are_over_the_sequences_that_all_scored_networks_have() -> None:
+    records = [*scored("A", 1.0, 10, 10, "ab"), *scored("B", 1.0, 20, 20, "bc"), *scored("B", 1.0, 50, 50, "a")]
+    scores, folds = peers.scores_of(records)
+    assert folds == ["a", "b"]
+    assert scores["B", 1.0]["openvino fp32"] == pytest.approx(35) and scores["A", 1.0]["openvino int8"] == 10
+
+
+def test_rows_are_in_order_of_time_and_int8_has_the_score_of_its_own_runtime() -> None:
+    other = row("Unet", 1.0, False, 3.0, 4.0)
+    records = [*scored("FPN (smp)", 1.0, 31, 30), *scored("Unet", 1.0, 20, 20)]
+    del records[-1]["metrics"]["miou"]["openvino int8"], records[0]["metrics"]["miou"]["openvino int8"]
+    page = text([FPN, NARROW, other], records)
+    names = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")][2:]
+    assert names == ["**ours, width 0.25**", "Unet", "Unet", "**ours, width 0.25**", "FPN (smp)", "FPN (smp)"]
     assert (
-        "**missed** (1.0x by ddrnet, width 0.25, int8, mIoU 27.00; 0.6x by ddrnet, width 0.25, fp32, mIoU 28.00)"
-        in text
+        "| FPN (smp) | int8 | openvino | 30.00 | – |" in page
+        and "| FPN (smp) | fp32 | openvino | 40.00 | 31.00 |" in page
     )
-    assert "**missed** (1.67)" in text
 
 
-def test_rows_are_in_order_of_time_and_untrained_networks_have_no_score() -> None:
-    untrained = row("Unet", 1.0, False, (3.0, None), (4.0, None))
-    lines = peers.peers_tables(settings(FPN, NARROW, untrained)).splitlines()
-    names = [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
-    assert names == ["**ddrnet, width 0.25**", "Unet", "Unet", "**ddrnet, width 0.25**", "FPN", "FPN"]
-    assert "| Unet | fp32 | openvino | 3.00 | – |" in lines[10]
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Scores, which a test fills in, beside the times of all rows."""
+    found: list[dict[str, Any]] = []
+    origin = {"hardware": "CPU", "commit": "0123456789abcdef", "clock": "in turns", "options": {"threads": 1}}
+    content = {"protocol": "camvid-half-seq", "scored": ROWS, "full": ROWS, **origin}
+    monkeypatch.setattr(peers, "report", lambda path: content)
+    monkeypatch.setattr(peers, "newest", lambda path: found)
+    return found
 
 
-def test_the_readme_shows_trained_networks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = FPN, NARROW, row("Unet", 1.0, False, (3.0, None), (4.0, None))
-    monkeypatch.setattr(peers, "report", lambda path: settings(*rows))
+def test_the_readme_shows_scored_networks_once_each(records: list[dict[str, Any]]) -> None:
+    assert "not trained" in peers.headline()
+    records += SCORES[:-3]
     block = peers.headline()
-    assert "Unet" not in block and "| FPN | int8 | openvino | 30.00 |" in block
-    assert "fp32 | openvino" not in block, "once each, as fast as it goes"
-    monkeypatch.setattr(peers, "report", lambda path: {})
-    assert peers.headline() == ""
+    assert "| FPN (smp) | int8 | openvino | 30.00 |" in block and "fp32 | openvino" not in block
+    assert "width 1" not in block and "each without the sequence that it is scored on (a, b, c)" in block
+
+
+def test_the_page_draws_both_frontiers_and_says_what_was_left_out(
+    records: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert not any(section.plots for section in peers.peers_sections())
+    records += SCORES
+    scored_section = peers.peers_sections()[0]
+    assert "- FPN (smp), width 1, onnxruntime int8: zero points" in str(scored_section)
+    [(_, draw)] = scored_section.plots.values()
+    draw(tmp_path / "peers.png")
+    assert (tmp_path / "peers.png").stat().st_size > 1000

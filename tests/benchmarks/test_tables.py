@@ -168,7 +168,7 @@ def test_pages_are_written_and_checked(root: Path) -> None:
     )
     place = "results/slimmable-widths.md#one-network-beside-four-ddrnet-protocol-camvid-half"
     assert f"**met**: [One network beside four: `ddrnet`, protocol `camvid-half`]({place})" in summary
-    assert "1 met, 0 missed, " in summary and "Not measured yet" in (root / "README.md").read_text()
+    assert "1 met, 0 missed, " in summary and "not measured yet" in (root / "README.md").read_text()
     assert (root / "docs/images/slimseg-camvid-half-ddrnet.png").stat().st_size > 1000
     finish(root, band(shifted(2, 2, 2, 2), seed=1))
     assert any("±" in line for line in tables.check(tables.build(root)))
