@@ -36,9 +36,9 @@ def pairs_sections() -> list[Section]:
 
 
 _TIMES = (
-    f"Milliseconds of CPU time of the network alone at {_SIZE}, image in, logits out, one thread: the median in turns with "
-    "the default pair, and in brackets the share of the default pair's median in those turns, which is what to compare. "
-    "The faster runtime of each precision counts, o for OpenVINO, r for ONNX Runtime. Weights are random."
+    f"Milliseconds of CPU time of the network alone at {_SIZE}, image in, logits out, one thread: the median in turns "
+    "with the default pair, and in brackets the share of the default pair's median in those turns, which is what to "
+    "compare. The faster runtime of each precision counts, o for OpenVINO, r for ONNX Runtime. Weights are random."
 )
 
 

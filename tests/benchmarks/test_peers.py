@@ -44,7 +44,7 @@ def test_targets_compare_ours_with_every_peer_at_equal_accuracy() -> None:
 
 def test_a_peer_that_is_more_accurate_than_all_of_ours_is_said() -> None:
     page = text([LRASPP, FPN, NARROW], SCORES[:-3])
-    assert "**missed** (28.00 and 31.00)" in page and "FPN (smp): none is as accurate" in page
+    assert "**missed** (28.00 and 31.00)" in page and "FPN (smp): none of ours is as accurate" in page
     assert "a third of its time: **missed**" in page
 
 
