@@ -19,7 +19,7 @@ from rich.table import Table
 
 from litheseg.masks.classes import CAMVID_CLASSES
 
-__all__ = ["arguments", "ddrnet_file", "in_turns", "memory", "show"]
+__all__ = ["arguments", "both_clocks", "ddrnet_file", "in_turns", "memory", "show"]
 
 Name = TypeVar("Name")
 
@@ -62,6 +62,13 @@ def in_turns(
             run()
             times[name].append(1e3 * (clock() - started))
     return {name: values[1:] for name, values in times.items()}
+
+
+def both_clocks(call: Callable[[], object]) -> tuple[float, float]:
+    """Milliseconds of one call: CPU time of all threads, and wall-clock time."""
+    used, began = time.process_time(), time.perf_counter()
+    call()
+    return 1e3 * (time.process_time() - used), 1e3 * (time.perf_counter() - began)
 
 
 def memory(process: int | str, name: str) -> float | None:

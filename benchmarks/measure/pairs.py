@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
 from litheseg.models.segmenter import BACKBONES, DECODERS
 from litheseg.runtime.latency import street_frames
-from measure.common import arguments, show
+from measure.common import arguments, both_clocks, show
 from measure.runtimes import Deployed, untrained
 
 DEFAULT = ("efficientnet_lite0", "swiftnet")
@@ -152,13 +151,6 @@ class Bench:
         for (name, choice), passes in interleave(calls, self.rounds, timed=both_clocks).items():
             times[name][choice] = summary(passes)
         return times
-
-
-def both_clocks(call: Callable[[], object]) -> tuple[float, float]:
-    """Milliseconds of one call: CPU time of all threads, and wall-clock time."""
-    used, began = time.process_time(), time.perf_counter()
-    call()
-    return 1e3 * (time.process_time() - used), 1e3 * (time.perf_counter() - began)
 
 
 def summary(passes: list[tuple[float, float]]) -> dict[str, float]:
