@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     end = time.monotonic() + 60 * options.minutes
     done = {record["key"] for record in read(options.output)} if options.output else set()
-    missing = [pair for pair in PAIRS if "-".join(pair) not in done]
+    missing = [pair for pair in PAIRS if "-".join(pair) not in done - set(options.again)]
     rows: list[dict[str, Any]] = []
     bench = Bench(options.work, tuple(options.size), options.threads, options.rounds)
     for number, pair in enumerate(missing):
@@ -72,6 +72,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__, size=(360, 480), rounds=15, threads=1, seed=0)
     parser.add_argument("--work", type=Path, default=Path("runs/pairs"), help="where exports are kept")
+    parser.add_argument("--again", nargs="+", default=[], metavar="ENCODER-DECODER", help="these are measured again")
     parser.add_argument("--minutes", type=float, default=600, help="no pair is begun after so many")
     return parser.parse_args()
 
