@@ -154,7 +154,7 @@ def untrained(
         LithesegError: the network cannot be elastic.
     """
     torch.manual_seed(0)
-    network = build_model(name, len(CAMVID_CLASSES), **arguments)
+    network = build_model(name, len(CAMVID_CLASSES), aux_head=False, **arguments)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the mean over all images seen
