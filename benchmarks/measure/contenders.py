@@ -26,7 +26,7 @@ __all__ = ["FOLDS", "PROTOCOL", "SIZE", "Contender", "contenders"]
 PROTOCOL, SIZE = "camvid-half-seq", (180, 240)
 FOLDS = read_protocols()[PROTOCOL].folds
 
-_OURS = {"segmenter": "segmenter, Lite0", "e-next-wider-band": "ddrnet (base 16)"}  # id of a row -> what it is
+_OURS = {"segmenter": "segmenter, Lite0", "e-next-wider-band": "ddrnet"}  # id of a row -> what it is
 _WIDTHS = (1.0, 0.75, 0.5, 0.25)
 
 
