@@ -99,7 +99,17 @@ def test_folds_take_equally_many_steps() -> None:
 def test_a_row_is_trained_and_scored_on_both_vals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     camvid, results = make_camvid(tmp_path / "camvid"), tmp_path / "rows.jsonl"
     words = ["run.py", "slimseg", "--protocol", "camvid-seq", "--data", str(camvid), "--work", str(tmp_path / "work")]
-    words += ["--results", str(results), "--folds", "0016E5", "--only", "a-independent-0.25", "--tiny"]
+    words += [
+        "--model",
+        "ddrnet",
+        "--results",
+        str(results),
+        "--folds",
+        "0016E5",
+        "--only",
+        "a-independent-0.25",
+        "--tiny",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     run.main()
     run.main()  # which finds it done

@@ -125,5 +125,5 @@ def test_dry_run_only_lists(
 
 
 def test_an_unknown_model_is_refused(training: FakeTraining) -> None:
-    with pytest.raises(SystemExit, match=r"no model 'unet'; choose from ddrnet, erfnet"):
+    with pytest.raises(SystemExit, match=r"no model 'unet'; choose from segmenter, ddrnet, erfnet"):
         run.read_rows("slimseg", "camvid-half", "unet", [0])
