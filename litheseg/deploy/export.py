@@ -43,7 +43,7 @@ from litheseg.data.source import Source
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.openvino import save_openvino
-from litheseg.deploy.parity import THRESHOLD, Certificate, certify_all, pytorch_reference
+from litheseg.deploy.parity import THRESHOLD, Certificate, certify, pytorch_reference
 from litheseg.deploy.readme import export_readme
 from litheseg.deploy.samples import Samples, open_samples
 from litheseg.deploy.shared import share_weights
@@ -54,7 +54,6 @@ from litheseg.locks import folder_lock
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
-from litheseg.tables import fenced
 from litheseg.values import Widths
 
 __all__ = ["CERTIFICATE_FILE", "CHECK_IMAGES", "WEIGHTS_FILE", "Further", "export_bundle"]
@@ -65,9 +64,9 @@ WEIGHTS_FILE = "onnx-fp32-weights.bin"
 CHECK_IMAGES = 200
 """So many images at most are compared; evenly spread where there are more."""
 
-Further = Callable[[Export], Iterable[tuple[Artefact, Mapping[str, Any]]]]
+Further = Callable[[Export], Iterable[tuple[Artefact, Certificate, Mapping[str, Any]]]]
 """Writes further networks, such as int8 ones, into the folder of an export that is not finished yet; yields each with
-what its check found, for `CERTIFICATE_FILE`: a certificate and, as ``"int8"``, how the network was quantized."""
+its certificate and how it was made, for `CERTIFICATE_FILE`, among it a ``"summary"`` in words."""
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _LIBRARIES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
@@ -153,19 +152,20 @@ def export_bundle(
             if shared:
                 artefacts = job.share(folder, artefacts)
             export = Export(folder, bundle.header, tuple(artefacts), job.provenance())
-            found: dict[str, Mapping[str, Any]] = {}
+            certificates: dict[str, Certificate] = {}
+            int8: dict[str, Mapping[str, Any]] = {}
             for width in chosen:
                 written = replace(export, artefacts=tuple(a for a in export.artefacts if a.width == width))
                 if size is None:
                     job.try_sizes(written)
                 if samples is not None:
-                    certificates = job.compare(written, samples)
-                    _check_agreement(certificates, threshold)
-                    found |= {path: certificate.to_dict() for path, certificate in certificates.items()}
-            for artefact, result in further(export) if further is not None else ():
+                    found = job.compare(written, samples)
+                    _check_agreement(found, threshold)
+                    certificates |= found
+            for artefact, certificate, made in further(export) if further is not None else ():
                 export = replace(export, artefacts=(*export.artefacts, artefact))
-                found[artefact.path] = result
-            _finish(export, found, threshold)
+                certificates[artefact.path], int8[artefact.path] = certificate, made
+            _finish(export, certificates, int8, threshold)
     return load_export(target)
 
 
@@ -262,7 +262,7 @@ class _Job:
                     "(pip install 'litheseg[export]'), or write it unchecked with --no-check (check=False)"
                 )
             engines[artefact.path] = engine
-        return certify_all(
+        return certify(
             engines,
             pytorch_reference(self.bundle, width),
             samples,
@@ -319,18 +319,16 @@ def _check_agreement(certificates: Mapping[str, Certificate], threshold: float) 
             )
 
 
-def _finish(export: Export, found: Mapping[str, Mapping[str, Any]], threshold: float) -> None:
-    """Write export.json, the certificate and the README."""
+def _finish(
+    export: Export, certificates: Mapping[str, Certificate], int8: Mapping[str, Mapping[str, Any]], threshold: float
+) -> None:
+    """Write export.json, the certificates, if there are any, and the README."""
     account = json.loads(description(export.header, export.artefacts, export.provenance))
     texts = {EXPORT_FILE: json.dumps(account, indent=2)}
-    int8 = {path: result["int8"] for path, result in found.items() if "int8" in result}
-    certificates = {path: {k: v for k, v in result.items() if k != "int8"} for path, result in found.items()}
-    if found:
-        content = {"threshold": threshold, "certificates": certificates, **({"int8": int8} if int8 else {})}
+    if certificates:
+        found = {path: certificate.to_dict() for path, certificate in certificates.items()}
+        content = {"threshold": threshold, "certificates": found, **({"int8": int8} if int8 else {})}
         texts[CERTIFICATE_FILE] = json.dumps(content, indent=2, allow_nan=False)
-    texts["README.md"] = export_readme(export, certificates)
-    if int8:
-        summaries = "\n\n".join(report["summary"] for report in int8.values())
-        texts["README.md"] += f"\n\n## int8\n\n{fenced(summaries)}"
+    texts["README.md"] = export_readme(export, certificates, [made["summary"] for made in int8.values()])
     for name, text in texts.items():
         (export.folder / name).write_text(text + "\n", encoding="utf-8")

@@ -7,9 +7,8 @@ variance) that the model has there. All of them fit, or nothing is loaded. Readi
 A state dict does not hold classes, normalisation and size; the caller gives them.
 
 Usage:
-    >>> classes = read_classes("cityscapes", extra=["void"])
-    >>> mean, std = read_normalisation("none")
-    >>> import_weights("erfnet.pth", "erfnet.safetensors", model="erfnet", classes=classes, mean=mean, std=std)
+    >>> how = {"classes": "cityscapes", "extra_class": ["void"], "normalisation": "none"}
+    >>> import_weights("erfnet.pth", "erfnet.safetensors", model="erfnet", **how)
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models.weights import Entries, entries, first_misfit, weight_problem
-from litheseg.values import Size
+from litheseg.values import Numbers, Size, YamlMapping
 
 __all__ = ["KNOWN_CLASSES", "NORMALISATIONS", "import_weights", "read_classes", "read_normalisation"]
 
@@ -63,79 +62,88 @@ class _File:
 
 
 def import_weights(
-    path: str | Path,
-    output: str | Path,
+    weights: Path | str,
+    output: Path | str,
     *,
     model: str,
-    classes: Classes,
-    mean: Sequence[float],
-    std: Sequence[float],
+    args: YamlMapping | None = None,
+    classes: Classes | str,
+    extra_class: Sequence[str] = (),
+    normalisation: str | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     size: Size = (512, 1024),
-    args: Mapping[str, Any] | None = None,
     source_note: str = "",
     licence: str = "",
     force: bool = False,
 ) -> Bundle:
-    """Write a bundle of the weights in `path`, whole or not at all.
+    """Write a bundle of weights, whole or not at all.
 
     A classifier on the encoder (where the model's `aux_head` is) may be in the file; it is checked and left out.
 
     Args:
-        path: a state dict, alone or in the usual wrappers: a PyTorch file, or a `.safetensors` file, which keeps no
+        weights: a state dict, alone or in the usual wrappers: a PyTorch file, or a .safetensors file, which keeps no
             order and must hence have the model's own names.
-        output: the bundle; `.safetensors` is appended to a name without it.
-        model: a key of `litheseg.models.MODELS`.
-        classes: of the outputs, in their order.
-        mean: that the weights expect, per RGB channel of images in [0, 1].
-        std: likewise; > 0.
+        output: the model file; .safetensors is appended to a name without it.
+        model: the architecture, see `litheseg models`.
+        args: its arguments, such as {up: bilinear}.
+        classes: camvid, cityscapes or voc, a file, or names with commas between them.
+        extra_class: an output behind these; may be given several times.
+        normalisation: what the weights expect of images: imagenet or none.
+        mean: instead, of images in [0, 1], one number for each of red, green and blue.
+        std: likewise.
         size: height and width in pixels that images are resized to for the network; MACs are counted for it.
-        args: further arguments of the architecture.
         source_note: where the weights come from; kept in the provenance.
         licence: of the weights; likewise.
         force: replace a file that exists.
 
     Raises:
         BundleError: a file that cannot be read, would run code, or does not fit the model and its classes.
+        DataError: no class list.
         ModelError: an unknown architecture or arguments that it does not take.
-        LithesegError: `output` exists, or cannot be written.
+        LithesegError: `output` exists, or cannot be written; no normalisation, or two.
     """
+    means, stds = read_normalisation(normalisation, mean, std)
+    known, given = read_classes(classes, extra_class), dict(args or {})
     target = _checked_output(output, force)
-    file = _read_file(Path(path).expanduser())
-    network = _filled(file, model, len(classes), dict(args or {}))
+    file = _read_file(Path(weights).expanduser())
+    network = _filled(file, model, len(known), given)
     header = BundleHeader(
-        architecture={"name": model, "args": dict(args or {})},
-        classes=classes,
+        architecture={"name": model, "args": given},
+        classes=known,
         size=size,
-        mean=tuple(mean),  # type: ignore[arg-type]
-        std=tuple(std),  # type: ignore[arg-type]
+        mean=tuple(means),  # type: ignore[arg-type]
+        std=tuple(stds),  # type: ignore[arg-type]
         provenance=_provenance(file, source_note, licence),
     )
     [cost] = width_costs(network, size=header.size)
     return save_bundle(target, network, replace(header, metrics={"1": {"params": cost.params, "macs": cost.macs}}))
 
 
-def read_classes(text: str, extra: Iterable[str] = ()) -> Classes:
+def read_classes(given: Classes | str, extra: Iterable[str] = ()) -> Classes:
     """Classes as a user names them.
 
     Args:
-        text: a key of `KNOWN_CLASSES`; a class file (.yaml, .yml or .json, see `litheseg.masks.classes`); any other
-            file, one name a line; or names with commas between them.
+        given: some; a key of `KNOWN_CLASSES`; a class file (.yaml, .yml or .json, see `litheseg.masks.classes`); any
+            other file, one name a line; or names with commas between them.
         extra: names of further outputs behind these, drawn in black.
 
     Raises:
         DataError: none of these, or names that do not make a class list.
     """
-    path, extra = Path(text).expanduser(), tuple(extra)
-    if text in KNOWN_CLASSES:
-        classes = KNOWN_CLASSES[text]
-    elif path.is_file():
+    extra = tuple(extra)
+    if isinstance(given, Classes):
+        classes = given
+    elif given in KNOWN_CLASSES:
+        classes = KNOWN_CLASSES[given]
+    elif (path := Path(given).expanduser()).is_file():
         named = path.suffix.lower() in (".yaml", ".yml", ".json")
         classes = read_class_file(path).scheme.classes if named else Classes.from_names(_lines(path))
-    elif "," in text:
-        classes = Classes.from_names(name.strip() for name in text.split(","))
+    elif "," in given:
+        classes = Classes.from_names(name.strip() for name in given.split(","))
     else:
         raise DataError(
-            f"classes '{text}' are neither a known list nor a file.{did_you_mean(text, KNOWN_CLASSES)} "
+            f"classes '{given}' are neither a known list nor a file.{did_you_mean(given, KNOWN_CLASSES)} "
             "Names are given with commas between them"
         )
     return Classes((*classes.names, *extra), (*classes.colors, *((0, 0, 0) for _ in extra)))
@@ -248,7 +256,9 @@ def _filled(file: _File, name: str, num_classes: int, args: dict[str, Any]) -> S
         if first_misfit(layout, found) is None and (file.ordered or found is not file.entries):
             weights = {expected: value for (expected, _), (_, value) in zip(layout, found, strict=True)}
             _check_values(file.path, layout, found)
-            return _load(variants[0], weights)
+            state = variants[0].state_dict()
+            variants[0].load_state_dict({key: weights.get(key, value) for key, value in state.items()}, strict=True)
+            return variants[0].eval()
     raise _mismatch(file, name, num_classes, args, layouts)
 
 
@@ -279,12 +289,6 @@ def _check_values(path: Path, layout: Entries, found: Entries) -> None:
                 f"{path}: {problem}; the file is damaged, or its tensors are in another order: save the state dict of "
                 "a model whose layers are defined in the order they run"
             )
-
-
-def _load(model: SegmentationModel, weights: Mapping[str, Tensor]) -> SegmentationModel:
-    state = model.state_dict()
-    model.load_state_dict({name: weights.get(name, value) for name, value in state.items()}, strict=True)
-    return model.eval()
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------

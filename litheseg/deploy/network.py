@@ -77,7 +77,10 @@ def deployed(bundle: Bundle, width: float, *, layout: str = "NHWC", output: str 
         BundleError: as `Bundle.model`.
     """
     network = bundle.plain(width)
-    fold_batch_norms(_without_dropout(network))
+    for name, module in list(network.named_modules()):
+        if isinstance(module, _DROPOUTS):
+            network.set_submodule(name, nn.Identity())
+    fold_batch_norms(network)
     made = Deployed(network, bundle.header.mean, bundle.header.std, layout=layout, output=output)
     return made.eval().requires_grad_(False)
 
@@ -144,13 +147,6 @@ def _scale_outputs(layer: nn.Module, scale: Tensor, shift: Tensor) -> Tensor:
         weight = layer.weight * factors.view(-1, 1, 1, 1)
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias.float())
     return factors
-
-
-def _without_dropout(network: nn.Module) -> nn.Module:
-    for name, module in list(network.named_modules()):
-        if isinstance(module, _DROPOUTS):
-            network.set_submodule(name, nn.Identity())
-    return network
 
 
 class _Readers(Watch):

@@ -5,7 +5,7 @@ so that the mIoU here is the one of the bundle; where the export gives labels, P
 export that disagrees with PyTorch at more than a few pixels in ten thousand is broken even if its mIoU is the same.
 
 Usage:
-    >>> certificate = certify(open_engine(export), pytorch_reference(bundle, 1.0), samples, classes.names)
+    >>> certificate = certify({"": open_engine(export)}, pytorch_reference(bundle, 1.0), samples, classes.names)[""]
     >>> certificate.agreement, certificate.worst_image
     (0.99998, 'val/0016E5_07961')
 """
@@ -13,7 +13,7 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from litheseg.data.transforms import normalise
 from litheseg.deploy.samples import Picture
-from litheseg.errors import BundleError, DataError, LithesegError
+from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
 from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.masks.resizing import resize_image, resize_mask
@@ -31,7 +31,7 @@ from litheseg.models.bundle import Bundle
 from litheseg.models.upsampling import upsample_labels
 from litheseg.runtime.engines import Engine
 
-__all__ = ["THRESHOLD", "Certificate", "Reference", "certify", "certify_all", "pytorch_reference"]
+__all__ = ["THRESHOLD", "Certificate", "Reference", "certify", "pytorch_reference"]
 
 THRESHOLD = 0.999
 """Least share of pixels at which an fp32 export must agree with PyTorch."""
@@ -82,29 +82,19 @@ class Certificate:
         return 1 - self.differing / self.pixels
 
     @property
+    def changes(self) -> dict[str, float]:
+        """IoU that each class gained in the export (below 0: lost), of those that the labels hold."""
+        pairs = zip(self.classes, self.iou or (), self.reference_iou or (), strict=False)
+        return {name: own - other for name, own, other in pairs if own is not None and other is not None}
+
+    @property
     def worst_class(self) -> tuple[str, float] | None:
         """The class whose IoU changed most, and by how much (export minus PyTorch); None without labels."""
-        pairs = zip(self.classes, self.iou or (), self.reference_iou or (), strict=False)
-        changes = [(name, own - other) for name, own, other in pairs if own is not None and other is not None]
-        return max(changes, key=lambda change: abs(change[1]), default=None)
+        return max(self.changes.items(), key=lambda change: abs(change[1]), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `agreement` is among them."""
         return asdict(self) | {"agreement": self.agreement}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
-        """What `to_dict` gave.
-
-        Raises:
-            BundleError: something else.
-        """
-        names = {entry.name for entry in fields(cls)}
-        content = {name: value for name, value in content.items() if name != "agreement"}
-        if set(content) != names:
-            raise BundleError(f"a certificate must have exactly {', '.join(sorted(names))}")
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
-        return cls(**values)
 
 
 def pytorch_reference(bundle: Bundle, width: float) -> Reference:
@@ -124,34 +114,8 @@ def pytorch_reference(bundle: Bundle, width: float) -> Reference:
     return run
 
 
-def certify(
-    engine: Engine,
-    reference: Reference,
-    samples: Iterable[Picture],
-    classes: Sequence[str],
-    *,
-    size: tuple[int, int] | None = None,
-    origin: str = "",
-) -> Certificate:
-    """Compare an engine with PyTorch.
-
-    Args:
-        engine: the export.
-        reference: PyTorch.
-        samples: the images, with or without labels.
-        classes: their names.
-        size: height and width that images are resized to for the network; None leaves each at its own.
-        origin: where the images come from, in words.
-
-    Raises:
-        DataError: no images, or one that cannot be read.
-        LithesegError: the export gives numbers that are not finite.
-    """
-    return certify_all({"": engine}, reference, samples, classes, size=size, origin=origin)[""]
-
-
 @torch.inference_mode()
-def certify_all(
+def certify(
     engines: Mapping[str, Engine],
     reference: Reference,
     samples: Iterable[Picture],
@@ -159,35 +123,44 @@ def certify_all(
     *,
     size: tuple[int, int] | None = None,
     origin: str = "",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Certificate]:
-    """As `certify`, for several engines of one network; images are decoded, and PyTorch runs, once.
+    """Compare engines of one network with PyTorch; images are decoded, and PyTorch runs, once for all of them.
 
     Args:
-        engines: by names of the caller's own.
-        reference: see `certify`, as for the others.
-        samples: likewise.
-        classes: likewise.
-        size: likewise.
-        origin: likewise.
+        engines: of exports, by names of the caller's own.
+        reference: PyTorch.
+        samples: the images, with or without labels.
+        classes: their names.
+        size: height and width that images are resized to for the network; None leaves each at its own.
+        origin: where the images come from, in words.
         progress: called with the number of images that are done.
+
+    Returns:
+        A certificate of each engine.
+
+    Raises:
+        DataError: no images, or one that cannot be read.
+        LithesegError: an export gives numbers that are not finite.
     """
     tallies = {name: _Tally(tuple(classes)) for name in engines}
-    count = 0
+    count, largest = 0, 0.0
     for count, sample in enumerate(samples, start=1):
         seen = sample.image if size is None else resize_image(sample.image, size)
         expected = reference(seen)
+        largest = max(largest, float(np.abs(expected).max()))
         for name, engine in engines.items():
             result = engine(seen)
-            labels = _labels(result, seen, sample.image)
-            wanted = expected if engine.output == "logits" else _at_input(expected, seen)
-            tallies[name].add(sample, labels, _labels(wanted, seen, sample.image))
-            tallies[name].compare(sample.name, result if engine.output == "logits" else None, expected)
-        if progress is not None:
-            progress(count)
+            wanted = expected
+            if engine.output == "logits":
+                tallies[name].compare(sample.name, result, expected)
+            else:  # labels are compared at the same place
+                wanted = upsample_labels(torch.from_numpy(expected), (seen.shape[0], seen.shape[1])).numpy()
+            tallies[name].add(sample, _labels(result, seen, sample.image), _labels(wanted, seen, sample.image))
+        progress(count)
     if not count:
         raise DataError("there are no images to check the export on; name a folder of images")
-    return {name: tally.certificate(engines[name].runtime, count, origin) for name, tally in tallies.items()}
+    return {name: tally.certificate(engines[name].runtime, count, origin, largest) for name, tally in tallies.items()}
 
 
 class _Tally:
@@ -198,7 +171,6 @@ class _Tally:
         self._same = self._pixels = 0
         self._worst = ("", 2.0)
         self._difference: float | None = None
-        self._magnitude = 0.0
         self._confusions = [np.zeros((len(classes),) * 2, np.int64) for _ in range(2)]
         self._labelled = False
 
@@ -213,14 +185,12 @@ class _Tally:
             for counts, found in zip(self._confusions, (labels, expected), strict=True):
                 counts += confusion_matrix(found.long(), mask, len(self._classes)).numpy()
 
-    def compare(self, name: str, logits: np.ndarray | None, expected: np.ndarray) -> None:
-        self._magnitude = max(self._magnitude, float(np.abs(expected).max()))
-        if logits is not None:
-            if not np.isfinite(logits).all():
-                raise LithesegError(f"the export gives logits for '{name}' that are not finite; export another format")
-            self._difference = max(self._difference or 0.0, float(np.abs(logits - expected).max()))
+    def compare(self, name: str, logits: np.ndarray, expected: np.ndarray) -> None:
+        if not np.isfinite(logits).all():
+            raise LithesegError(f"the export gives logits for '{name}' that are not finite; export another format")
+        self._difference = max(self._difference or 0.0, float(np.abs(logits - expected).max()))
 
-    def certificate(self, runtime: str, images: int, origin: str) -> Certificate:
+    def certificate(self, runtime: str, images: int, origin: str, largest_logit: float) -> Certificate:
         scores: dict[str, Any] = {}
         if self._labelled:
             for prefix, counts in zip(("", "reference_"), self._confusions, strict=True):
@@ -235,14 +205,10 @@ class _Tally:
             worst_image=self._worst[0],
             worst_agreement=self._worst[1],
             largest_difference=self._difference,
-            largest_logit=self._magnitude,
+            largest_logit=largest_logit,
             classes=self._classes,
             **scores,
         )
-
-
-def _at_input(logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    return upsample_labels(torch.from_numpy(logits), (seen.shape[0], seen.shape[1])).numpy()
 
 
 def _labels(result: np.ndarray, seen: np.ndarray, image: np.ndarray) -> Tensor:

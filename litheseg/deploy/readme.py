@@ -3,13 +3,12 @@
 It says what the export and its certificates hold, and measures nothing.
 
 Usage:
-    >>> text = export_readme(export, {"onnx-fp32-w1.onnx": certificate.to_dict()})
+    >>> text = export_readme(export, {"onnx-fp32-w1.onnx": certificate})
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from litheseg.bundle.exported import Artefact, Export
 from litheseg.deploy.parity import Certificate
@@ -17,17 +16,19 @@ from litheseg.tables import escaped, fenced, markdown_table
 
 __all__ = ["export_readme"]
 
-Certificates = Mapping[str, Mapping[str, Any]]
 
-
-def export_readme(export: Export, certificates: Certificates) -> str:
+def export_readme(export: Export, certificates: Mapping[str, Certificate], int8: Sequence[str] = ()) -> str:
     """Markdown.
 
     Args:
         export: of which all files are written.
-        certificates: what the checks found, by the path of the network; empty if nothing was checked.
+        certificates: by the path of the network; empty if nothing was checked.
+        int8: how each int8 network came about, in words.
     """
-    header = export.header
+    header, classes = export.header, zip(export.classes.names, export.classes.colors, strict=True)
+    rows = [(str(index), escaped(name), ", ".join(map(str, color))) for index, (name, color) in enumerate(classes)]
+    facts = {**header.provenance, **export.provenance}
+    origin = (f"{name}: {value}" for name, value in facts.items() if isinstance(value, (str, int, float)))
     return "\n\n".join(
         (
             f"# {escaped(header.architecture['name'])}, {len(header.classes)} classes, exported by litheseg",
@@ -39,9 +40,10 @@ def export_readme(export: Export, certificates: Certificates) -> str:
             "## Use",
             _use(export),
             "## Classes",
-            markdown_table(("index", "class", "colour (RGB)"), _class_rows(export)),
+            markdown_table(("index", "class", "colour (RGB)"), rows),
             "## Origin",
-            _origin(export),
+            "\n".join(f"- {escaped(fact)}" for fact in origin),
+            *(("## int8", fenced("\n\n".join(int8))) if int8 else ()),
         )
     )
 
@@ -78,30 +80,29 @@ def _network_rows(export: Export) -> list[tuple[str, ...]]:
     return [*rows, *shared]
 
 
-def _certificate(export: Export, certificates: Certificates) -> str:
-    compared = [
-        (artefact, certificates[artefact.path]) for artefact in export.artefacts if artefact.path in certificates
-    ]
-    known = [(artefact, found) for artefact, found in compared if "differing" in found]
-    if not known:
-        return "These networks were not compared with PyTorch." if not compared else "See `certificate.json`."
-    origin = f"Against PyTorch in fp32, on {known[0][1]['images']} images ({escaped(str(known[0][1]['origin']))}):"
+def _certificate(export: Export, certificates: Mapping[str, Certificate]) -> str:
+    if not certificates:
+        return "These networks were not compared with PyTorch."
+    first = next(iter(certificates.values()))
     head = (
         *("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "class that moved most"),
         *("worst image", "logits differ by"),
     )
-    return f"{origin}\n\n{markdown_table(head, (_certificate_row(artefact, found) for artefact, found in known))}"
+    rows = (_certificate_row(artefact, certificates) for artefact in export.artefacts if artefact.path in certificates)
+    table = markdown_table(head, rows)
+    return f"Against PyTorch in fp32, on {first.images} images ({escaped(first.origin)}):\n\n{table}"
 
 
-def _certificate_row(artefact: Artefact, found: Mapping[str, Any]) -> tuple[str, ...]:
-    difference, moved = found["largest_difference"], Certificate.from_dict(found).worst_class
+def _certificate_row(artefact: Artefact, certificates: Mapping[str, Certificate]) -> tuple[str, ...]:
+    found = certificates[artefact.path]
+    difference, moved = found.largest_difference, found.worst_class
     return (
         f"`{artefact.path}`",
-        f"{found['differing']:,} of {found['pixels']:,}",
-        *("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou")),
+        f"{found.differing:,} of {found.pixels:,}",
+        *("–" if score is None else f"{100 * score:.2f}" for score in (found.miou, found.reference_miou)),
         "–" if moved is None else f"{escaped(moved[0])} ({100 * moved[1]:+.4f})",
-        f"{escaped(str(found['worst_image']))} ({100 * found['worst_agreement']:.3f} % alike)",
-        "–" if difference is None else f"{difference:.1e} of {found['largest_logit']:.0f}",
+        f"{escaped(found.worst_image)} ({100 * found.worst_agreement:.3f} % alike)",
+        "–" if difference is None else f"{difference:.1e} of {found.largest_logit:.0f}",
     )
 
 
@@ -129,14 +130,3 @@ image = np.array({read}){arranged}
 {lines[1]}
 labels = {result}"""
     return fenced(code, "python")
-
-
-def _class_rows(export: Export) -> list[tuple[str, ...]]:
-    pairs = zip(export.classes.names, export.classes.colors, strict=True)
-    return [(str(index), escaped(name), ", ".join(map(str, color))) for index, (name, color) in enumerate(pairs)]
-
-
-def _origin(export: Export) -> str:
-    facts = {**export.header.provenance, **export.provenance}
-    told = (f"{name}: {value}" for name, value in facts.items() if isinstance(value, (str, int, float)))
-    return "\n".join(f"- {escaped(fact)}" for fact in told)

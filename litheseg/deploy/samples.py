@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -95,36 +94,26 @@ class Samples:
         return replace(self, samples=[self.samples[position] for position in positions])
 
 
-class CalibrationImages(Sequence[np.ndarray]):
-    """Images at the size of a network's input, each decoded when it is asked for.
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Images at the size of a network's input, decoded each time they are gone through.
 
-    Args:
+    Attributes:
         samples: which.
         size: height and width that they are resized to, in pixels; None leaves each at its own.
     """
 
-    def __init__(self, samples: Samples, size: tuple[int, int] | None) -> None:
-        self.samples, self.size = samples, size
+    samples: Samples
+    size: tuple[int, int] | None
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self.samples)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        """uint8 h w 3; or some of the images.
-
-        Raises:
-            DataError: the image cannot be read.
-        """
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        one = replace(self.samples, samples=[self.samples.samples[index]])
-        image = next(iter(one)).image
-        return image if self.size is None else resize_image(image, self.size)
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """uint8 h w 3 each; errors as of `Samples`."""
+        for picture in self.samples:
+            yield picture.image if self.size is None else resize_image(picture.image, self.size)
 
 
 def open_samples(

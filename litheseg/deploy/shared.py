@@ -71,7 +71,8 @@ def share_weights(models: Mapping[float, Any], bundle: Bundle, path: Path) -> No
             nodes: list[Any] = []
             for initializer in list(model.graph.initializer):
                 name = initializer.name.removeprefix(_PREFIX).removesuffix(".weight")
-                part = next((p for p in parts.get(name, ()) if _same(p, to_array(initializer))), None)
+                weight = to_array(initializer)
+                part = next((p for p in parts.get(name, ()) if np.array_equal(p.value, weight)), None)
                 if part is not None:
                     if name not in places:
                         places[name] = _append(file, part.full, path.name)
@@ -112,11 +113,6 @@ def _candidates(full: np.ndarray, numbers: Tensor, factors: Tensor | None) -> It
     for axis, extent in ((0, len(rows)), (1, len(columns))):
         if len(factors) == extent:
             yield _Part(full, rows, columns, factors.numpy().reshape([-1 if i == axis else 1 for i in range(4)]))
-
-
-def _same(part: _Part, weight: np.ndarray) -> bool:
-    value = part.value
-    return value.shape == weight.shape and np.array_equal(value, weight)
 
 
 def _append(file: BinaryIO, weight: np.ndarray, name: str) -> dict[str, str]:

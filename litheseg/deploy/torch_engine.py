@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +32,10 @@ from litheseg.models.base import SegmentationModel
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.models.inference import has_bfloat16, threads_limited
 from litheseg.models.upsampling import upsample_labels
-from litheseg.nn import extract
-from litheseg.nn.surgery import densified
 from litheseg.runtime.engines import Engine, batched, open_engine
 from litheseg.runtime.networks import Networks
 
-__all__ = ["ModuleEngine", "TorchNetworks", "archive_engine", "bundle_engine", "open_model"]
+__all__ = ["ModuleEngine", "archive_engine", "bundle_engine", "open_model"]
 
 Size = tuple[int, int]
 
@@ -155,56 +153,6 @@ class _ArchiveEngine(_TorchEngine):
             return self._network(torch.from_numpy(batch if batch.flags.writeable else batch.copy()))[0]
 
 
-class TorchNetworks(Networks):
-    """The widths of a model file in PyTorch, each extracted when it is first asked for.
-
-    Args:
-        bundle: a loaded one.
-        width: the first to be used; None for the widest.
-        device: "cpu", "cuda", "cuda:1", ...
-        threads: of the CPU; None leaves PyTorch's as they are.
-        channels_last: run in this memory format.
-        precision: "fp32" or "bf16".
-
-    Raises:
-        BundleError: as `Bundle.model`.
-        WidthError: the bundle does not have the width.
-        LithesegError: a device or precision that is not to be had.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        width: float | None = None,
-        *,
-        device: str = "cpu",
-        threads: int | None = None,
-        channels_last: bool = False,
-        precision: str = "fp32",
-    ) -> None:
-        self._bundle = bundle
-        self._how: dict[str, Any] = {"device": device, "threads": threads, "channels_last": channels_last}
-        self._how["precision"] = precision
-        self._elastic = bundle.model()
-        first = bundle.header.available_widths[0] if width is None else bundle.check_width(width)
-        super().__init__(bundle.header, bundle.header.available_widths, bundle.check_width, self._extracted, first)
-
-    def module(self, width: float) -> nn.Module:
-        """The plain network of a width, batch norms folded, on the device; shared, not to be changed."""
-        return cast(ModuleEngine, self.engine(width)).module
-
-    def outputs(self, image: np.ndarray, width: float) -> dict[str, Tensor]:
-        """See `ModuleEngine.outputs`."""
-        return cast(ModuleEngine, self.engine(width)).outputs(image)
-
-    def _extracted(self, width: float) -> Engine:
-        with torch.inference_mode(False):  # else the weights of the module could not be exported later
-            module = densified(extract(self._elastic, width).eval(), self._bundle.dense)
-            fold_batch_norms(module)
-            header = self._bundle.header
-            return ModuleEngine(module, header.mean, header.std, **self._how)
-
-
 def open_model(
     source: Bundle | str | Path,
     width: float | None = None,
@@ -240,12 +188,15 @@ def open_model(
     check_choice("precision", precision, PRECISIONS)
     if precision == "int8":
         raise LithesegError("a bundle holds no int8 network; make one with `litheseg export --precision int8`")
-    if runtime == "torch":
-        return TorchNetworks(
-            bundle, width, device=device, threads=threads, channels_last=channels_last, precision=precision
-        )
-    if device != "cpu":
+    if runtime != "torch" and device != "cpu":
         raise LithesegError(f"{runtime} runs bundles on the CPU, not on '{device}'; choose runtime torch or device cpu")
+
+    def extracted(width: float) -> Engine:
+        with torch.inference_mode(False):  # else the weights of the module could not be exported later
+            module = bundle.plain(width)
+            fold_batch_norms(module)
+            how: dict[str, Any] = {"device": device, "threads": threads, "channels_last": channels_last}
+            return ModuleEngine(module, bundle.header.mean, bundle.header.std, precision=precision, **how)
 
     def exported(width: float) -> Engine:
         with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
@@ -255,9 +206,8 @@ def open_model(
             export = Export(Path(folder), bundle.header, (artefact,))
             return open_engine(export, runtime=runtime, precision=precision, threads=threads)
 
-    widths = bundle.header.available_widths
-    first = widths[0] if width is None else bundle.check_width(width)
-    return Networks(bundle.header, widths, bundle.check_width, exported, first)
+    make = extracted if runtime == "torch" else exported
+    return Networks(bundle.header, bundle.header.available_widths, bundle.check_width, make, width)
 
 
 def bundle_engine(bundle: Bundle, width: float, runtime: str, **how: Any) -> Engine:

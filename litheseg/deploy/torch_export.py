@@ -84,19 +84,20 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
     free = None if size is not None else {"image": {first: Dim.DYNAMIC, first + 1: Dim.DYNAMIC}}
     try:
         # Oblivious: no graph of its own for a dimension of 1.
-        with (
-            warnings.catch_warnings(),
-            symbolic_shapes.patch(  # type: ignore[attr-defined]
-                backed_size_oblivious=size is None
-            ),
-        ):
+        oblivious = symbolic_shapes.patch(backed_size_oblivious=size is None)  # type: ignore[attr-defined]
+        with warnings.catch_warnings(), oblivious:
             warnings.simplefilter("ignore")
             program = torch.export.export(network, (torch.zeros(shape, dtype=torch.uint8),), dynamic_shapes=free)
     except Exception as error:  # as many kinds as there are ways to be untraceable
-        raise ModelError(f"the network cannot be exported ({_first_line(error)}); {_remedy(size)}") from error
+        remedy = "its architecture does what no exported graph can" if size else "give a fixed size (--size HxW)"
+        raise ModelError(f"the network cannot be exported ({_first_line(error)}); {remedy}") from error
     for node in program.graph.nodes:  # they hold paths of this machine
         node.meta.pop("stack_trace", None)
-    return program if size is not None else _any_size(program)
+    if size is None:
+        for symbol, known in program.range_constraints.items():
+            program.range_constraints[symbol] = type(known)(1, known.upper)
+        program._guards_code = []
+    return program
 
 
 def save_archive(program: ExportedProgram, path: Path, text: str) -> None:
@@ -149,14 +150,6 @@ def check_archive(path: Path) -> None:
         raise BundleError(f"{path} is damaged, or no torch.export archive ({error}); copy it again") from error
 
 
-def _any_size(program: ExportedProgram) -> ExportedProgram:
-    ranges = program.range_constraints
-    for symbol, known in ranges.items():
-        ranges[symbol] = type(known)(1, known.upper)
-    program._guards_code = []
-    return program
-
-
 def _check_sizes(entries: list[zipfile.ZipInfo], size: int) -> None:
     """Nothing unpacks to more than it is: PyTorch stores what it writes, and each byte once."""
     for entry in entries:
@@ -198,10 +191,6 @@ def _foreign(content: Any, key: str = "") -> Iterator[str]:
         listed = not content.startswith(_ATEN) or content.removeprefix(_ATEN) in OPERATORS
         if not _ALLOWED.get(key, _ONE_LINE).fullmatch(content) or (key == "target" and not listed):
             yield content
-
-
-def _remedy(size: tuple[int, int] | None) -> str:
-    return "give a fixed size (--size HxW)" if size is None else "its architecture does what no exported graph can"
 
 
 def _first_line(error: Exception) -> str:

@@ -233,15 +233,12 @@ class Controller:
         wider = [width for width in self.widths if width > self._width]
         if not wider or self.latency_ms is None:
             return
-        width, step = wider[-1], self._steps[wider[-1]]
+        width, step, failures = wider[-1], self._steps[wider[-1]], self._failures[wider[-1]]
         expected = self.latency_ms * step.hopeful(0.5 ** ((self._frame - step.frame) / (_FORGET * self._window)))
-        if expected <= self._fitting and self._may_retry(width):
+        eased = self._frame >= failures.retry or self._load() < _RELIEF * failures.load
+        if expected <= self._fitting and (eased or not failures.count):
             why = f"{self.latency_ms:.1f} ms should become {expected:.1f}, target {self.target_ms:.1f}"
             self._change(width, why, now)
-
-    def _may_retry(self, width: float) -> bool:
-        failures = self._failures[width]
-        return not failures.count or self._frame >= failures.retry or self._load() < _RELIEF * failures.load
 
     def _change(self, width: float, why: str, now: float | None) -> None:
         decision = Decision(self._frame, now, self._width, width, why)

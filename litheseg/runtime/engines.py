@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
@@ -129,8 +129,13 @@ def open_engine(
     opened = export if isinstance(export, Export) else load_export(export)
     artefact = opened.find(width, runtime or _installed(opened, width, precision), precision)
     chosen = runtime or next(name for name in artefact.runtimes if name in available_runtimes())
-    file = opened.file(artefact)
-    return _OPENERS[chosen](file, artefact, precision=precision, threads=threads, device=device)
+    file, how = opened.file(artefact), {"precision": precision, "threads": threads, "device": device}
+    if chosen == "torch":
+        engine: Engine = workstation("deploy.torch_engine", f"running {file.name} in PyTorch").archive_engine(
+            file, artefact, **how
+        )
+        return engine
+    return {"onnxruntime": _OnnxEngine, "openvino": _OpenVinoEngine}[chosen](file, artefact, **how)  # type: ignore[arg-type]
 
 
 def batched(image: np.ndarray, layout: str, size: Size | None) -> np.ndarray:
@@ -252,19 +257,6 @@ class _OpenVinoEngine(Engine):
         with _explained(self.runtime, image):
             self._requests.own.infer([batch], share_inputs=True)
             return np.array(self._requests.own.get_output_tensor(0).data[0])  # a copy: the next call overwrites it
-
-
-def _open_torch(file: Path, artefact: Artefact, **how: Any) -> Engine:
-    engines = workstation("deploy.torch_engine", f"running {file.name} in PyTorch")
-    engine: Engine = engines.archive_engine(file, artefact, **how)
-    return engine
-
-
-_OPENERS: dict[str, Callable[..., Engine]] = {
-    "onnxruntime": _OnnxEngine,
-    "openvino": _OpenVinoEngine,
-    "torch": _open_torch,
-}
 
 
 def _installed(export: Export, width: float | None, precision: str) -> str | None:

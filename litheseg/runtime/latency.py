@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache, partial
@@ -135,7 +135,10 @@ def measure(
         raise LithesegError(f"timing needs repeats >= 1 and warmup >= 0, not {repeats} and {warmup}")
     if fps is not None and not fps > 0:
         raise LithesegError(f"fps is {fps:g}; give images a second, such as 15")
-    calls = {name: partial(_next, pipeline, itertools.cycle(images)) for name, pipeline in pipelines.items()}
+    calls = {
+        name: partial(lambda pipeline, frames: pipeline.stages(next(frames)), pipeline, itertools.cycle(images))
+        for name, pipeline in pipelines.items()
+    }
     times = interleave(calls, repeats, warmup=warmup, fps=fps, timed=lambda call: call())
     return {name: _by_scope(rows) for name, rows in times.items()}
 
@@ -143,10 +146,6 @@ def measure(
 def street_frames(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
     """Rendered street scenes, uint8 H x W x 3: stand-ins where there are no images of the camera."""
     return [np.ascontiguousarray(render_street(np.random.default_rng(seed), size)[0]) for seed in range(count)]
-
-
-def _next(pipeline: Pipeline, images: Iterator[np.ndarray]) -> tuple[float, ...]:
-    return pipeline.stages(next(images))
 
 
 def _by_scope(rows: Sequence[tuple[float, ...]]) -> Stages:

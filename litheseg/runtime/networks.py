@@ -34,8 +34,8 @@ class Networks:
         header: of the bundle, or of the one that the export was made from.
         widths: to choose from, widest first.
         check_width: returns a valid width, or raises a `WidthError` that names those available.
-        make: an engine of a width.
-        first: the width that is opened at once, so that errors of the runtime are raised now.
+        make: an engine of a width; what is no width is a `WidthError` as well.
+        width: the one that is opened at once, so that errors of the runtime are raised now; None for the widest.
 
     Attributes:
         runtime: one of `litheseg.bundle.exported.RUNTIMES`.
@@ -48,11 +48,11 @@ class Networks:
         widths: tuple[float, ...],
         check_width: Callable[[float], float],
         make: Callable[[float], Engine],
-        first: float,
+        width: float | None,
     ) -> None:
         self.header, self.widths, self.check_width = header, widths, check_width
         self._make, self._made, self._lock = make, dict[float, Engine](), threading.Lock()
-        engine = self.engine(first)
+        engine = self.engine(widths[0] if width is None else width)
         self.runtime, self.size = engine.runtime, engine.size
 
     def engine(self, width: float) -> Engine:
@@ -108,7 +108,7 @@ def export_networks(
         widths,
         lambda width: export.find(width, first.runtime, chosen).width,
         lambda width: ready.pop() if ready else opened(width),  # the first one is open already
-        widths[0] if width is None else width,
+        width,
     )
 
 

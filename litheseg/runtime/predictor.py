@@ -134,7 +134,7 @@ class Predictor:
         Raises:
             WidthError: it is not; names those that there are.
         """
-        return width if width in self.widths else self._networks.check_width(width)
+        return self._networks.check_width(width)
 
     def set_width(self, width: float) -> None:
         """Use another width from the next image on.
@@ -155,7 +155,7 @@ class Predictor:
         Raises:
             WidthError: the model does not have it.
         """
-        width = self._chosen(width)
+        width = self._width if width is None else width
         if width not in self._pipelines:
             engine = self._networks.engine(width)
             shared = SharedEngine(engine) if engine.together > 1 else engine
@@ -170,7 +170,7 @@ class Predictor:
             WidthError: the model does not have it.
             LithesegError: not a model file that runs in PyTorch.
         """
-        return self._in_torch().module(self._chosen(width))
+        return self._in_torch(width).module
 
     @overload
     def __call__(self, image: ImageLike, *, width: float | None = None) -> np.ndarray: ...
@@ -237,8 +237,7 @@ class Predictor:
             WidthError: the model does not have the width.
             LithesegError: not a model file that runs in PyTorch.
         """
-        chosen = self._chosen(width)
-        outputs = self._in_torch().outputs(self.pipeline(chosen).prepare(image), chosen)
+        outputs = self._in_torch(width).outputs(self.pipeline(width).prepare(image))
         return {name: outputs[name].float() for name in ("logits", "features")}
 
     def _tile_of(self, image: np.ndarray) -> tuple[int, int] | None:
@@ -246,13 +245,12 @@ class Predictor:
         whole = self.size is not None or image.shape[0] * image.shape[1] <= _WHOLE
         return self.tile or (None if whole else _TILE)
 
-    def _chosen(self, width: float | None) -> float:
-        return self._width if width is None else self.check_width(width)
-
-    def _in_torch(self) -> Any:
-        if not hasattr(self._networks, "module"):
+    def _in_torch(self, width: float | None) -> Any:
+        """The engine of a width, if it is a module."""
+        engine = self._networks.engine(self._width if width is None else width)
+        if not hasattr(engine, "module"):
             raise LithesegError("this needs a bundle that runs in PyTorch; give the bundle, without a runtime")
-        return self._networks
+        return engine
 
     def _agreed(self, wanted: tuple[int, int] | None, asked: Any) -> tuple[int, int] | None:
         """The size that images are resized to, where the networks may take one size only."""

@@ -162,26 +162,18 @@ def _session(ray: ModuleType, cores: int) -> Iterator[None]:
     before = (context.enable_progress_bars, context.print_on_execution_start, log.level)
     context.enable_progress_bars = context.print_on_execution_start = False
     log.setLevel(logging.ERROR)
-    started = _connect(ray, cores)
+    starts, quiet = not ray.is_initialized(), {"log_to_driver": False, "logging_level": logging.ERROR}
+    if starts and "RAY_ADDRESS" in os.environ:
+        ray.init(**quiet)
+    elif starts:
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     try:
         yield
     finally:
-        if started:
+        if starts:
             ray.shutdown()
         context.enable_progress_bars, context.print_on_execution_start = before[:2]
         log.setLevel(before[2])
-
-
-def _connect(ray: ModuleType, cores: int) -> bool:
-    """Whether this made the connection."""
-    if ray.is_initialized():
-        return False
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
-    else:
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-    return True
 
 
 def _ray() -> ModuleType:

@@ -83,60 +83,37 @@ def predict_tiles(
     overlap = max(GRID, min(tile) // 4) if overlap is None else overlap
     starts = [tile_starts(length, side, overlap) for length, side in zip(image.shape, tile, strict=False)]
     labels = np.empty(image.shape[:2], np.uint8)
-    paste: _Paste | None = None
+    paste: _Labels | _Logits | None = None
     for row, top in enumerate(starts[0]):
         for column, left in enumerate(starts[1]):
             pixels = image[top : top + tile[0], left : left + tile[1]]
-            result = network(_filled(pixels, tile) if fixed else pixels)
-            paste = paste or _paste(result, labels, starts, tile, fixed, threads)
+            if fixed:
+                missing = [(0, side - length) for length, side in zip(pixels.shape, tile, strict=False)]
+                pixels = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+            result = network(pixels)
+            if paste is None and result.ndim == 2:
+                paste = _Labels(labels, tile, starts)
+            elif paste is None:
+                axes = [_axis(labels.shape[i], starts[i], tile[i], result.shape[i + 1], fixed) for i in (0, 1)]
+                paste = _Logits(labels, axes[0], axes[1], threads)
             paste(result, row, column)
     return labels
 
 
-_Paste = Callable[[np.ndarray, int, int], None]
-
-
-def _filled(pixels: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
-    """At the size of a tile."""
-    missing = [(0, side - length) for length, side in zip(pixels.shape, tile, strict=False)]
-    return np.pad(pixels, [*missing, (0, 0)], mode="edge")
-
-
-def _paste(
-    result: np.ndarray,
-    labels: np.ndarray,
-    starts: Sequence[Sequence[int]],
-    tile: tuple[int, int],
-    fixed: bool,
-    threads: int | None,
-) -> _Paste:
-    """How tiles are joined, chosen by the first one's output."""
-    if result.ndim == 2:
-        return _Labels(labels, [_cuts(starts[axis], tile[axis], labels.shape[axis]) for axis in (0, 1)], starts)
-    axes = [_axis(labels.shape[axis], starts[axis], tile[axis], result.shape[axis + 1], fixed) for axis in (0, 1)]
-    return _Logits(labels, axes[0], axes[1], threads)
-
-
-def _cuts(starts: Sequence[int], tile: int, length: int) -> list[int]:
-    """In the middle of what neighbours share, and at both ends, in pixels."""
-    return [0, *((before + tile + after) // 2 for before, after in pairwise(starts)), length]
-
-
-@dataclass
 class _Labels:
-    """Puts labels in their places."""
+    """Puts labels in their places; tiles are cut in the middle of what they share."""
 
-    labels: np.ndarray
-    cuts: Sequence[Sequence[int]]
-    starts: Sequence[Sequence[int]]
+    def __init__(self, labels: np.ndarray, tile: tuple[int, int], starts: Sequence[Sequence[int]]) -> None:
+        self._labels, self._starts = labels, starts
+        middles = [[(a + side + b) // 2 for a, b in pairwise(own)] for own, side in zip(starts, tile, strict=True)]
+        self._cuts = [[0, *own, length] for own, length in zip(middles, labels.shape, strict=True)]
 
     def __call__(self, result: np.ndarray, row: int, column: int) -> None:
         place, part = [], []
-        for axis, index in enumerate((row, column)):
-            first, last = self.cuts[axis][index : index + 2]
-            place.append(slice(first, last))
-            part.append(slice(first - self.starts[axis][index], last - self.starts[axis][index]))
-        self.labels[tuple(place)] = result[tuple(part)]
+        for starts, cuts, index in zip(self._starts, self._cuts, (row, column), strict=True):
+            place.append(slice(cuts[index], cuts[index + 1]))
+            part.append(slice(cuts[index] - starts[index], cuts[index + 1] - starts[index]))
+        self._labels[tuple(place)] = result[tuple(part)]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from litheseg.deploy.export import export_bundle
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.openvino import save_openvino
+from litheseg.deploy.parity import Certificate
 from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.errors import DataError, FolderInUseError, LithesegError, MissingExtraError, ModelError, WidthError
 from litheseg.files import file_digest
@@ -342,18 +343,22 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(bundle: Bundle, tmp_path: P
 
 
 def test_further_networks_join_the_export(bundle: Bundle, tmp_path: Path) -> None:
-    def twin(export: Export) -> Iterator[tuple[Artefact, dict[str, Any]]]:
+    found = Certificate("onnxruntime", 1, "by hand", 4, 1, "photo", 0.75, None, 1.0, ("a", "b", "c"))
+
+    def twin(export: Export) -> Iterator[tuple[Artefact, Certificate, dict[str, Any]]]:
         for artefact in export.artefacts:
             path = artefact.path.replace("fp32", "int8")
             made = replace(artefact, precision="int8", path=path, files={})
             text = description(export.header, [made], export.provenance)
             save_onnx(onnx.load(str(export.file(artefact))), export.folder / path, text)
-            yield replace(made, files={path: file_digest(export.folder / path)}), {"kept": ["first layer"]}
+            yield replace(made, files={path: file_digest(export.folder / path)}), found, {"summary": "one layer"}
 
     export = export_bundle(bundle, tmp_path / "x", formats=("onnx",), widths=[0.5], check=False, further=twin)
     assert [artefact.precision for artefact in export.artefacts] == ["fp32", "int8"]
     content = json.loads((export.folder / "certificate.json").read_text())
-    assert content["certificates"] == {"onnx-int8-w0.5.onnx": {"kept": ["first layer"]}}
+    assert content["certificates"]["onnx-int8-w0.5.onnx"]["differing"] == 1
+    assert content["int8"] == {"onnx-int8-w0.5.onnx": {"summary": "one layer"}}
+    assert "1 of 4" in (readme := (export.folder / "README.md").read_text()) and "one layer" in readme
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import litheseg.runtime.predictor as room
 from litheseg.deploy import torch_engine
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
+from litheseg.models import bundle as bundles
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.runtime.predictor import Predictor
 
@@ -125,13 +126,13 @@ def test_a_model_trained_on_crops_takes_whole_images_at_their_own_size(bundle: B
 
 def test_widths_are_extracted_when_first_used_and_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted: list[float] = []
-    real = torch_engine.extract
+    real = bundles.extract
 
     def counted(module: nn.Module, width: float) -> nn.Module:
         extracted.append(width)
         return real(module, width)
 
-    monkeypatch.setattr(torch_engine, "extract", counted)
+    monkeypatch.setattr(bundles, "extract", counted)
     predictor = Predictor(bundle)
     assert (predictor.width, predictor.widths, extracted) == (1.0, (1.0, 0.5), [1.0])
     for width in (0.5, 1.0, 0.5):
@@ -165,8 +166,8 @@ def test_unavailable_widths_name_the_available_ones(bundle: Bundle) -> None:
 
 def test_threads_share_a_predictor(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted: list[float] = []
-    real = torch_engine.extract
-    monkeypatch.setattr(torch_engine, "extract", lambda module, width: extracted.append(width) or real(module, width))
+    real = bundles.extract
+    monkeypatch.setattr(bundles, "extract", lambda module, width: extracted.append(width) or real(module, width))
     predictor, start = Predictor(bundle), threading.Barrier(4)
 
     def work(index: int) -> bool:

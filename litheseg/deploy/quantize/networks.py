@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import rich
 
+from litheseg.deploy.samples import CalibrationImages
 from litheseg.errors import LithesegError, MissingExtraError
 
 __all__ = ["PASSING", "QuantizableNetwork", "require_nncf"]
@@ -37,8 +38,6 @@ PASSING = frozenset(
 )
 """Operations that only pass values on: NNCF moves their quantizers in front of them, to be looked for there."""
 
-_WEIGHTS = "enable"  # half the range, for all layers
-
 
 class QuantizableNetwork(ABC):
     """A network file in memory, as NNCF takes it.
@@ -46,21 +45,22 @@ class QuantizableNetwork(ABC):
     Args:
         model: as its library holds it; what it computes is never changed.
         layout: of its input, "NHWC" or "NCHW".
+        untouched: names of operations that are never quantized.
     """
 
     suffix: str
     """Of its main file."""
 
-    def __init__(self, model: Any, layout: str) -> None:
-        self.model, self.layout = model, layout
+    def __init__(self, model: Any, layout: str, untouched: Sequence[str] = ()) -> None:
+        self.model, self.layout, self._untouched = model, layout, untouched
 
     def quantized(
-        self, images: Sequence[np.ndarray], *, kept: Collection[str] = (), corrected: bool = True, probe: bool = False
+        self, images: CalibrationImages, *, kept: Collection[str] = (), corrected: bool = True, probe: bool = False
     ) -> QuantizableNetwork:
         """An int8 network; the same images give the same one.
 
         Args:
-            images: to calibrate on: uint8 h w 3, RGB, at a size that it takes.
+            images: to calibrate on, at a size that it takes.
             kept: names of layers that stay in floating point.
             corrected: whether biases make up for the mean error of their layers (Nagel et al., ICCV 2019, section 4.2).
             probe: for `layers` and `only`: weights are stored as they were; not with `corrected`, since a layer in
@@ -70,10 +70,13 @@ class QuantizableNetwork(ABC):
             MissingExtraError: NNCF is not installed.
             LithesegError: NNCF cannot quantize this network.
         """
-        nncf = _nncf()
-        ignored = sorted({*kept, *self._untouched()})
+        require_nncf()
+        os.environ.setdefault("NNCF_CI", "1")  # disables telemetry; looked at once, when it is imported
+        import nncf
+
+        ignored = sorted({*kept, *self._untouched})
         advanced = nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix(_WEIGHTS),
+            overflow_fix=nncf.OverflowFix.ENABLE,  # half the range of weights, in all layers
             disable_bias_correction=not corrected,
             backend_params={"compress_weights": not probe},
         )
@@ -115,16 +118,13 @@ class QuantizableNetwork(ABC):
         """A probe in which one of its `layers` runs in int8 and everything else in floating point."""
 
     @abstractmethod
-    def described(self, text: str) -> QuantizableNetwork:
-        """The same network with a description inside."""
+    def write(self, path: Path, text: str = "") -> tuple[Path, ...]:
+        """Write it to `path`, which ends in `suffix`, and, for some formats, beside it; returns the files.
 
-    @abstractmethod
-    def write(self, path: Path) -> tuple[Path, ...]:
-        """Write it to `path`, which ends in `suffix`, and, for some formats, beside it; returns the files."""
-
-    @abstractmethod
-    def _untouched(self) -> tuple[str, ...]:
-        """Names of operations that are never quantized."""
+        Args:
+            path: the main file.
+            text: a description to store inside.
+        """
 
     @abstractmethod
     def _copy(self) -> Any:
@@ -160,12 +160,3 @@ def require_nncf() -> None:
     """
     if importlib.util.find_spec("nncf") is None:
         raise MissingExtraError("nncf", "export", "int8")
-
-
-def _nncf() -> Any:
-    require_nncf()
-    # Disables telemetry, which it checks once, when it is imported.
-    os.environ.setdefault("NNCF_CI", "1")
-    import nncf
-
-    return nncf

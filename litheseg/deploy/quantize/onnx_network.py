@@ -29,9 +29,12 @@ class OnnxNetwork(QuantizableNetwork):
     @classmethod
     def read(cls, path: Path, layout: str) -> QuantizableNetwork:
         """See `QuantizableNetwork.read`."""
-        model = _onnx().load(str(path))
-        _unite_normalisation(model)
-        return cls(model, layout)
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingExtraError("onnx", "export", "int8 in ONNX") from error
+        model = onnx.load(str(path))
+        return cls(model, layout, _unite_normalisation(model))
 
     def layers(self) -> tuple[tuple[str, str], ...]:
         """See `QuantizableNetwork.layers`."""
@@ -57,15 +60,14 @@ class OnnxNetwork(QuantizableNetwork):
         model.graph.node.extend(nodes)
         return OnnxNetwork(model, self.layout)
 
-    def described(self, text: str) -> QuantizableNetwork:
-        """See `QuantizableNetwork.described`."""
-        model = self._copy()
-        _onnx().helper.set_model_props(model, {KEY: text})
-        return OnnxNetwork(model, self.layout)
-
-    def write(self, path: Path) -> tuple[Path, ...]:
+    def write(self, path: Path, text: str = "") -> tuple[Path, ...]:
         """See `QuantizableNetwork.write`."""
-        path.write_bytes(self.model.SerializeToString(deterministic=True))
+        from onnx.helper import set_model_props
+
+        model = self._copy()
+        if text:
+            set_model_props(model, {KEY: text})
+        path.write_bytes(model.SerializeToString(deterministic=True))
         return (path,)
 
     def _quantizers(self) -> dict[str, frozenset[str]]:
@@ -83,9 +85,6 @@ class OnnxNetwork(QuantizableNetwork):
         skipped = {"QuantizeLinear", "DequantizeLinear", *PASSING}
         return {node.name: frozenset(behind(node)) for node in self.model.graph.node if node.op_type not in skipped}
 
-    def _untouched(self) -> tuple[str, ...]:
-        return tuple(node.name for node in self.model.graph.node if node.name == _NORMALISATION)
-
     def _copy(self) -> Any:
         model = type(self.model)()
         model.CopyFrom(self.model)
@@ -95,13 +94,15 @@ class OnnxNetwork(QuantizableNetwork):
         return {self.model.graph.input[0].name: self._batch(image)}
 
 
-def _unite_normalisation(model: Any) -> None:
-    """Make the image's multiplication and addition one batch norm, with the same result, in place.
+def _unite_normalisation(model: Any) -> tuple[str, ...]:
+    """Make the image's multiplication and addition one batch norm, with the same result, in place; returns its name.
 
     ONNX Runtime arranges an int8 network by pixels, and its multiplication by three numbers per pixel is slow: as long
     as a fifth of the network at width 1. A batch norm it leaves as it is.
     """
-    onnx, graph = _onnx(), model.graph
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
     multiply, add = _normalisation(graph)
     constants = {entry.name: entry for entry in graph.initializer}
 
@@ -110,33 +111,28 @@ def _unite_normalisation(model: Any) -> None:
 
     gain, offset = constant(multiply), constant(add)
     if gain is None or offset is None or gain.dims != offset.dims or np.prod(gain.dims) != 3:
-        return
-    values = [onnx.numpy_helper.to_array(constant) for constant in (gain, offset)] + [np.zeros(3), np.ones(3)]
+        return ()
+    values = [numpy_helper.to_array(constant) for constant in (gain, offset)] + [np.zeros(3), np.ones(3)]
     names = [f"{_NORMALISATION}.{part}" for part in ("gain", "offset", "mean", "variance")]
     for name, value in zip(names, values, strict=True):
-        graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32).reshape(3), name))
+        graph.initializer.append(numpy_helper.from_array(value.astype(np.float32).reshape(3), name))
     inputs = [*(name for name in multiply.input if name != gain.name), *names]
-    united = onnx.helper.make_node("BatchNormalization", inputs, list(add.output), name=_NORMALISATION, epsilon=0.0)
+    united = helper.make_node("BatchNormalization", inputs, list(add.output), name=_NORMALISATION, epsilon=0.0)
     graph.node.insert(list(graph.node).index(add), united)
     graph.node.remove(multiply)
     graph.node.remove(add)
     graph.initializer.remove(gain)
     graph.initializer.remove(offset)
+    return (_NORMALISATION,)
 
 
 def _normalisation(graph: Any) -> tuple[Any, Any]:
     """The Mul and the Add that follow the image's Cast to float32; without inputs where there are none."""
-    nothing = _onnx().NodeProto()
+    from onnx import NodeProto
+
+    nothing = NodeProto()
     readers = {value: node for node in graph.node for value in node.input}
     pixels = next((node.output[0] for node in graph.node if node.op_type == "Cast"), "")
     multiply = readers.get(pixels, nothing)
     add = readers.get(multiply.output[0], nothing) if multiply.op_type == "Mul" else nothing
     return (multiply, add) if add.op_type == "Add" else (nothing, nothing)
-
-
-def _onnx() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("onnx", "export", "int8 in ONNX") from error
-    return onnx

@@ -50,18 +50,17 @@ class OpenVinoNetwork(QuantizableNetwork):
                 node.output(0).replace(node.input_value(0))
         return OpenVinoNetwork(model, self.layout)
 
-    def described(self, text: str) -> QuantizableNetwork:
-        """See `QuantizableNetwork.described`."""
-        model = self._copy()
-        model.set_rt_info(text, KEY)
-        return OpenVinoNetwork(model, self.layout)
-
-    def write(self, path: Path) -> tuple[Path, ...]:
+    def write(self, path: Path, text: str = "") -> tuple[Path, ...]:
         """See `QuantizableNetwork.write`; the same network gives the same bytes."""
+        import openvino
+
         for place, node in enumerate(self.model.get_ordered_ops()):
             if node.get_friendly_name() == node.get_name():  # a number of its own in this process
                 node.set_friendly_name(f"int8.{node.get_type_name()}.{place}")
-        require_openvino("int8 in OpenVINO").save_model(self.model, path, compress_to_fp16=False)
+        model = self._copy()
+        if text:
+            model.set_rt_info(text, KEY)
+        openvino.save_model(model, path, compress_to_fp16=False)
         return (path, path.with_suffix(".bin"))
 
     def _quantizers(self) -> dict[str, frozenset[str]]:
@@ -81,9 +80,6 @@ class OpenVinoNetwork(QuantizableNetwork):
             for node in self.model.get_ordered_ops()
             if node.get_type_name() not in skipped
         }
-
-    def _untouched(self) -> tuple[str, ...]:
-        return ()
 
     def _copy(self) -> Any:
         return self.model.clone()

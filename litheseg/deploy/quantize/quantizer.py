@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from litheseg.bundle.exported import Artefact, Export, description
-from litheseg.deploy.parity import certify, pytorch_reference
+from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.quantize.networks import QuantizableNetwork, require_nncf
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
@@ -87,11 +87,11 @@ class Quantizer:
         """Raise MissingExtraError now if NNCF is not installed: not after minutes of exporting."""
         require_nncf()
 
-    def __call__(self, export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
+    def __call__(self, export: Export) -> Iterator[tuple[Artefact, Certificate, dict[str, Any]]]:
         """Quantize all networks of an export that can be, as `export_bundle` asks of `further`.
 
         Yields:
-            Each int8 network and what its check found; a report is written beside it.
+            Each int8 network, its certificate and how it was quantized; a report is written beside it.
 
         Raises:
             LithesegError: see `quantize`; or no network of the export can be quantized.
@@ -102,7 +102,7 @@ class Quantizer:
         for original in originals:
             artefact, report = self.quantize(export, original)
             report.write(export.file(artefact).with_suffix(REPORT_SUFFIX))
-            yield artefact, {**report.result.certificate.to_dict(), "int8": report.essence()}
+            yield artefact, report.result.certificate, report.essence()
 
     def quantize(self, export: Export, artefact: Artefact) -> tuple[Artefact, QuantizationReport]:
         """Write the int8 network of one fp32 network beside it; a file of its name is replaced.
@@ -172,11 +172,11 @@ class _Job:
         network = self._network.quantized(self._images, kept=names, corrected=corrected)
         engine, size_bytes = self._run(network)
         self._say("checking")
-        quantizer, header = self._quantizer, self._export.header
+        quantizer, names_of_classes = self._quantizer, self._export.classes.names
         reference = pytorch_reference(quantizer.bundle, self._artefact.width)
-        origin = quantizer.check.origin
-        certificate = certify(engine, reference, quantizer.check, header.classes.names, size=self._size, origin=origin)
-        image = self._images[0]
+        how: dict[str, Any] = {"size": self._size, "origin": quantizer.check.origin}
+        certificate = certify({"": engine}, reference, quantizer.check, names_of_classes, **how)[""]
+        image = next(iter(self._images))
         runs = {"fp32": partial(self._fp32, image), "int8": partial(engine, image)}
         times: dict[str, list[float]] = interleave(runs, _REPEATS)
         fp32, int8 = (Latency(Scope.NETWORK, times[name]).percentile(50) for name in ("fp32", "int8"))
@@ -193,7 +193,7 @@ class _Job:
         """
         few = CalibrationImages(self._quantizer.calibration.thinned(_PROBE_IMAGES), self._size)
         probe = self._network.quantized(few, corrected=False, probe=True)
-        images = [few[index] for index in range(len(few))]
+        images = list(few)
         expected = [self._fp32(image) for image in images]
         layers, ranked = probe.layers(), []
         for done, (name, kind) in enumerate(layers, 1):
@@ -306,7 +306,7 @@ def _written(network: QuantizableNetwork, export: Export, artefact: Artefact) ->
     text = description(export.header, [int8], {**export.provenance, "nncf": version("nncf")})
     try:
         with tempfile.TemporaryDirectory(dir=export.folder) as scratch:
-            files = network.described(text).write(Path(scratch) / name)
+            files = network.write(Path(scratch) / name, text)
             for file in files:
                 os.replace(file, export.folder / file.name)
     except (OSError, RuntimeError) as error:  # OpenVINO knows the second only

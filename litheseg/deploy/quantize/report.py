@@ -35,7 +35,6 @@ __all__ = [
     "Sensitivity",
     "Tolerance",
     "Violation",
-    "class_changes",
     "class_shares",
 ]
 
@@ -97,24 +96,17 @@ class Tolerance:
             return _exceeding(text, 100 * (1 - found), 100 * (1 - self.agreement))
         fall = 100 * (certificate.reference_miou - certificate.miou)
         broken = _exceeding(f"mIoU fell by {fall:.2f} points (at most {self.miou:g})", fall, self.miou)
-        for (name, change), share in zip(class_changes(certificate).items(), shares, strict=True):
-            if self.class_iou is not None and not math.isnan(change) and share >= self.class_share:
-                text = f"{name} fell by {-change:.1f} points (at most {self.class_iou:g})"
-                broken += _exceeding(text, -change, self.class_iou)
+        for name, share in zip(certificate.classes, shares, strict=True):
+            if self.class_iou is not None and name in certificate.changes and share >= self.class_share:
+                fall = -100 * certificate.changes[name]
+                text = f"{name} fell by {fall:.1f} points (at most {self.class_iou:g})"
+                broken += _exceeding(text, fall, self.class_iou)
         return broken
 
 
 def _exceeding(text: str, value: float, limit: float) -> tuple[Violation, ...]:
     """A violation if `value` is above `limit`, or is no number."""
     return () if value <= limit else (Violation(text, value - limit),)
-
-
-def class_changes(certificate: Certificate) -> dict[str, float]:
-    """Points of IoU that each class gained (below 0: lost); NaN for those that the labels lack."""
-    none = (None,) * len(certificate.classes)
-    pairs = zip(certificate.iou or none, certificate.reference_iou or none, strict=True)
-    changes = (math.nan if own is None or other is None else 100 * (own - other) for own, other in pairs)
-    return dict(zip(certificate.classes, changes, strict=True))
 
 
 def class_shares(samples: Samples, num_classes: int) -> tuple[float, ...]:
@@ -176,19 +168,19 @@ class QuantizationTrial:
     @property
     def worst_class(self) -> tuple[str, float]:
         """The class that lost most, and the points of IoU that it gained (below 0: lost); NaN without labels."""
-        changes = {name: change for name, change in class_changes(self.certificate).items() if not math.isnan(change)}
+        changes = {name: 100 * change for name, change in self.certificate.changes.items()}
         return min(changes.items(), key=lambda item: item[1], default=("–", math.nan))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; classes as points of IoU that they gained."""
         own = ("kept", "corrected", "holds", "size_bytes", "speedup", "milliseconds", "fp32_milliseconds")
-        name, change = self.worst_class
+        (name, change), changes = self.worst_class, self.certificate.changes
         return {
             **{key: getattr(self, key) for key in own},
             **{key: getattr(self.certificate, key) for key in ("miou", "reference_miou", "agreement")},
             "worst_class": name,
             "worst_class_change": change,
-            "class_changes": class_changes(self.certificate),
+            "class_changes": {name: 100 * changes.get(name, math.nan) for name in self.certificate.classes},
             "violations": [str(violation) for violation in self.violations],
         }
 
