@@ -28,7 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from litheseg.errors import DownloadError
 from litheseg.files import file_digest, make_folder
 
-__all__ = ["download", "read_address"]
+__all__ = ["away", "download", "read_address"]
 
 _BLOCK = 1 << 18
 _CUT = (OSError, http.client.HTTPException)
@@ -96,6 +96,24 @@ def read_address(url: str, *, limit: int, timeout: float = 10.0) -> bytes:
         problem = f"has more than {limit:,} bytes" if len(content) > limit else "was cut short"
         raise DownloadError(f"{url} {problem}; check the address, or try again")
     return content
+
+
+def away(url: str, timeout: float = 10.0) -> OSError | None:
+    """Why a server does not answer; None if it does, with whatever status.
+
+    For clients that would try for a minute before they say so.
+
+    Args:
+        url: an http or https address.
+        timeout: seconds to wait for the answer.
+    """
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+    except urllib.error.HTTPError as error:  # it answers
+        error.close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _check_scheme(url: str) -> None:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,9 @@ from litheseg.models import MODELS, SegmentationModel
 from litheseg.models.bundle import load_bundle
 from litheseg.training import Recipe, TrainResult, load_recipe, train
 from litheseg.training.task import SegmentationTask
+
+# For tests that run the steps of a task themselves: what Lightning then says of the absent trainer.
+NO_TRAINER = pytest.mark.filterwarnings("ignore:.*self.log.*no trainer.*|.*not registered.*")
 
 IMAGES, BATCH = 8, 2
 STEPS = IMAGES // BATCH  # per epoch

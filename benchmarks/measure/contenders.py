@@ -10,18 +10,21 @@ Usage:
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rows import Row, read_protocols, read_rows
 
-from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.models.bundle import Bundle, from_nothing, load_bundle
+from measure.common import arguments
 from measure.peer_models import PEERS
 from measure.runtimes import untrained
 
-__all__ = ["FOLDS", "PROTOCOL", "SIZE", "Contender", "contenders"]
+__all__ = ["FOLDS", "PROTOCOL", "SIZE", "Contender", "contenders", "parse"]
 
 PROTOCOL, SIZE = "camvid-half-seq", (180, 240)
 FOLDS = read_protocols()[PROTOCOL].folds
@@ -66,8 +69,24 @@ class Contender:
         for fold in FOLDS:
             if found := self.trained(fold):
                 return found, fold
-        arguments = {"pretrained": "none"} if self.row.model == "segmenter" else {}
-        return untrained(self.row.model, arguments, _WIDTHS if self.ours else (1.0,), SIZE, frames), None
+        name, widths = self.row.model, _WIDTHS if self.ours else (1.0,)
+        return untrained(name, from_nothing(name), widths, SIZE, frames), None
+
+
+def parse(documentation: str | None, begun: str, **defaults: Any) -> argparse.Namespace:
+    """The command line of a comparison.
+
+    Args:
+        documentation: of the program.
+        begun: what is not begun any more after so many minutes.
+        **defaults: see `measure.common.arguments`.
+    """
+    parser = arguments(documentation, **defaults)
+    parser.add_argument("--data", type=Path, required=True, help="the CamVid folder")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where the runs are kept")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of them only")
+    parser.add_argument("--minutes", type=float, default=600, help=f"no {begun} is begun after so many")
+    return parser.parse_args()
 
 
 def contenders(work: Path, chosen: Sequence[str] | None) -> list[Contender]:

@@ -13,7 +13,6 @@ import argparse
 import itertools
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ from litheseg.data.source import Source
 from litheseg.data.splits import LeaveOut
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.pipeline import Pipeline
-from measure.common import arguments, show
-from measure.contenders import FOLDS, PROTOCOL, SIZE, Contender, contenders
+from measure.common import show
+from measure.contenders import FOLDS, PROTOCOL, SIZE, Contender, contenders, parse
 from measure.peers import CALIBRATION, LIBRARIES, exported
 
 SCORED = (("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))  # fp32 is the same in all
@@ -34,7 +33,7 @@ SCORED = (("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8"))  
 
 def main() -> None:
     """Parse, score what is missing, write records, print a table."""
-    options = parse()
+    options = parse(__doc__, "model", threads=1)
     torch.set_num_threads(options.threads)
     end = time.monotonic() + 60 * options.minutes
     source = open_source("camvid", options.data)
@@ -59,15 +58,6 @@ def main() -> None:
             head = {"table": options.output.stem, "key": key, "seed": 0, "protocol": PROTOCOL, "metrics": lines[-1]}
             append(options.output, head | {"digest": digest} | origin(options, *LIBRARIES))
     show(lines, "mIoU as deployed")
-
-
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, threads=1)
-    parser.add_argument("--data", type=Path, required=True, help="the CamVid folder")
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where the runs are kept")
-    parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of them only")
-    parser.add_argument("--minutes", type=float, default=600, help="no model is begun after so many")
-    return parser.parse_args()
 
 
 def scores(contender: Contender, bundle: Bundle, source: Source, options: argparse.Namespace) -> dict[str, float]:

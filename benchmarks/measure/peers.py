@@ -41,8 +41,8 @@ from litheseg.deploy.quantize import calibration_samples
 from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.pipeline import Pipeline
-from measure.common import arguments, both_clocks
-from measure.contenders import PROTOCOL, SIZE, Contender, contenders
+from measure.common import both_clocks
+from measure.contenders import PROTOCOL, SIZE, Contender, contenders, parse
 from measure.runtimes import CHOICES, Choice, Deployed
 
 SETTINGS = {"scored": SIZE, "full": (384, 480)}
@@ -53,7 +53,7 @@ LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "onn
 
 def main() -> None:
     """Parse, export what is missing, time both settings, print the tables, write records."""
-    options = parse()
+    options = parse(__doc__, "export", rounds=20)
     torch.set_num_threads(THREADS)
     source = open_source("camvid", options.data)
     found = contenders(options.work, options.networks)
@@ -63,15 +63,6 @@ def main() -> None:
     }
     Console(width=200).print(Markdown(peers_tables(settings, newest(results("peers_scores")))))
     save(options, {"protocol": PROTOCOL, **settings}, *LIBRARIES, clock="CPU time and wall-clock time, in turns")
-
-
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, rounds=20)
-    parser.add_argument("--data", type=Path, required=True, help="the CamVid folder")
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where the runs are kept")
-    parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of them only")
-    parser.add_argument("--minutes", type=float, default=600, help="no export is begun after so many")
-    return parser.parse_args()
 
 
 def all_exports(

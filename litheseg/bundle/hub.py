@@ -15,8 +15,6 @@ import importlib.util
 import json
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from litheseg.bundle.exported import EXPORT_FILE, Artefact
+from litheseg.downloads import away
 from litheseg.errors import BundleError, DownloadError, LithesegError, MissingExtraError
 
 __all__ = ["MODEL_FILE", "hub_path", "push_files"]
@@ -71,8 +70,8 @@ def push_files(name: str, files: Mapping[str, Path | bytes], *, private: bool, m
     from huggingface_hub import CommitOperationAdd
 
     with _explained(repository, revision):
-        if (away := _away(api)) is not None:
-            raise away
+        if (problem := _away(api)) is not None:
+            raise problem
         api.create_repo(repository, private=private or None, exist_ok=True)
         contents = {path: content if isinstance(content, bytes) else str(content) for path, content in files.items()}
         additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
@@ -91,31 +90,31 @@ def _parsed(name: str) -> tuple[str, str | None]:
 def _pulled(repository: str, revision: str | None) -> Path:
     api = _api()
     with _explained(repository, revision):
-        away = _away(api)
+        problem = _away(api)
         wanted = (MODEL_FILE, EXPORT_FILE)
         for file in wanted if importlib.util.find_spec("torch") else reversed(wanted):
-            found = _fetched(api, repository, revision, file, away)
+            found = _fetched(api, repository, revision, file, problem)
             if found is not None and file == EXPORT_FILE:
                 # All of it from the commit that the first file is of, whatever the branch becomes meanwhile.
                 for path in _files_of(found):
-                    if _fetched(api, repository, found.parent.name, path, away) is None:
+                    if _fetched(api, repository, found.parent.name, path, problem) is None:
                         raise BundleError(f"hf:{repository} lacks {path}, which its {EXPORT_FILE} names; push it again")
                 return found.parent
             if found is not None:
                 return found
-        if away is not None:
-            raise away
+        if problem is not None:
+            raise problem
     raise DownloadError(f"hf:{repository} holds no model of litheseg: neither {MODEL_FILE} nor {EXPORT_FILE}")
 
 
-def _fetched(api: Any, repository: str, revision: str | None, file: str, away: OSError | None) -> Path | None:
+def _fetched(api: Any, repository: str, revision: str | None, file: str, problem: OSError | None) -> Path | None:
     """A file in the client's cache; None where the repository, or while the hub is away the cache, has none."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(api.hf_hub_download(repository, file, revision=revision, local_files_only=away is not None))
+        return Path(api.hf_hub_download(repository, file, revision=revision, local_files_only=problem is not None))
     except LocalEntryNotFoundError:
-        if away is None:
+        if problem is None:
             raise
         return None
     except EntryNotFoundError:
@@ -140,18 +139,12 @@ def _api() -> Any:
 
 
 def _away(api: Any) -> OSError | None:
-    """Why the hub does not answer, if it does not; its client would try for a minute before it says so."""
+    """Why the hub does not answer, or is not to be asked; None if it answers."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return OSError("HF_HUB_OFFLINE is set")
-    try:
-        urllib.request.urlopen(urllib.request.Request(api.endpoint, method="HEAD"), timeout=10).close()
-    except urllib.error.HTTPError as error:  # it answers
-        error.close()
-    except OSError as error:
-        return error
-    return None
+    return away(api.endpoint)
 
 
 @contextmanager

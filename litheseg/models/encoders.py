@@ -13,8 +13,6 @@ import difflib
 import importlib
 import pickle
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from litheseg.downloads import away
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.models.weights import entries, first_misfit
 
@@ -84,15 +83,10 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
             return _timm_names(encoder, read_weights(path))
     from huggingface_hub import constants, try_to_load_from_cache  # brings a client for HTTP, which only this needs
 
-    try:
-        repository = getattr(timm.get_pretrained_cfg(encoder), "hf_hub_id", None)
-        if repository and not any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES):
-            # The hub's library would retry for a minute before it reports that the hub cannot be reached.
-            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
-    except urllib.error.HTTPError:
-        pass  # the hub answers
-    except OSError as error:
-        raise _no_weights(encoder, error) from error
+    repository = getattr(timm.get_pretrained_cfg(encoder), "hf_hub_id", None)
+    cached = repository and any(isinstance(try_to_load_from_cache(repository, name), str) for name in _HUB_FILES)
+    if repository and not cached and (problem := away(constants.ENDPOINT)) is not None:
+        raise _no_weights(encoder, problem) from problem
     try:
         return dict(timm.create_model(encoder, pretrained=True).state_dict())
     except Exception as error:  # each transport has download errors of its own

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import act_at, same_weights, tiny, train_tiny
+from tiny_training import NO_TRAINER, act_at, same_weights, tiny, train_tiny
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError, RecipeError, TrainingError
@@ -26,14 +25,9 @@ from litheseg.training.recipe import Objective
 from litheseg.training.streams import LABELLED, UNLABELLED, Step
 from litheseg.training.task import SegmentationTask
 
+pytestmark = NO_TRAINER
+
 CLASSES, SIZE = 5, (12, 18)
-
-
-@pytest.fixture(autouse=True)
-def no_trainer_needed() -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*self.log.*no trainer.*|.*not registered.*")
-        yield
 
 
 def student(seed: int = 0) -> Any:

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import tiny
+from tiny_training import NO_TRAINER, tiny
 from torch import Tensor, nn
 
 from litheseg.losses import Loss
@@ -23,14 +22,9 @@ from litheseg.training.streams import LABELLED, Step
 from litheseg.training.task import SegmentationTask, plan_widths
 from litheseg.training.teachers import Ema, Frozen, NextWider, Teacher, Widest
 
+pytestmark = NO_TRAINER
+
 CLASSES, WIDTHS = 5, (1.0, 0.75, 0.5, 0.25)
-
-
-@pytest.fixture(autouse=True)
-def no_trainer_needed() -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*self.log.*no trainer.*|.*not registered.*")
-        yield
 
 
 def elastic(seed: int = 0, **arguments: Any) -> SegmentationModel:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import tiny
+from tiny_training import NO_TRAINER, tiny
 from torch import Tensor
 
 from litheseg.errors import ModelError
@@ -24,14 +23,9 @@ from litheseg.training.streams import COMPLEMENTARY, LABELLED, MIXED, PERTURBED,
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
 from litheseg.training.teachers import Ema, Frozen, Live, NextWider
 
+pytestmark = NO_TRAINER
+
 CLASSES, SIZE = 5, (12, 18)
-
-
-@pytest.fixture(autouse=True)
-def no_trainer_needed() -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*self.log.*no trainer.*|.*not registered.*")
-        yield
 
 
 def network(seed: int) -> SegmentationModel:
