@@ -22,6 +22,7 @@ HOUSE = (
     "lazy",
     "locks",
     "machine",
+    "progress",
     "tables",
     "masks",
     "streets",

@@ -27,6 +27,7 @@ from typing import Any
 from litheseg import __version__
 from litheseg.cli.printing import complain
 from litheseg.errors import LithesegError, MissingExtraError, did_you_mean
+from litheseg.progress import shown
 
 __all__ = ["COMMANDS", "main", "read"]
 
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _keep_quiet()
     try:
-        return _run(words)
+        with shown():
+            return _run(words)
     except KeyboardInterrupt:
         return complain("stopped by Ctrl-C", 130)
     except LithesegError as error:
