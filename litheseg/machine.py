@@ -87,6 +87,7 @@ def interleave(
     warmup: int = 3,
     fps: float | None = None,
     timed: Callable[[Call], T] = milliseconds,  # type: ignore[assignment]
+    turned: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[K, list[T]]:
     """Time each call `repeats` times, all of them in turns.
 
@@ -101,6 +102,7 @@ def interleave(
         fps: of the passes of one turn so many begin in a second, as a camera's images come; one that cannot, since the
             pass before it took longer, begins at once, and only one is untimed. None: each follows the one before.
         timed: makes a timed call and says how long it took.
+        turned: called with (turns that are done, all of them) before each, when nothing is timed.
 
     Returns:
         What `timed` said, by name, in the order in which it was measured.
@@ -115,9 +117,11 @@ def interleave(
     gc.collect()
     gc.disable()  # the collector is kept out, as timeit does
     try:
-        for turn in range(math.ceil(repeats / burst) if names else 0):
+        rounds = math.ceil(repeats / burst) if names else 0
+        for turn in range(rounds):
             first = turn % len(names)
-            for name in names[first:] + names[:first]:  # no call always has the same neighbour
+            for done, name in enumerate(names[first:] + names[:first], turn * len(names)):  # changing neighbours
+                turned(done, rounds * len(names))
                 settle()
                 began = _run_again(calls[name], 0.0 if fps else _AGAIN)
                 for _ in range(min(burst, repeats - turn * burst)):

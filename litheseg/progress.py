@@ -35,6 +35,9 @@ __all__ = ["Work", "duration", "say", "shown", "stage", "track", "work"]
 _FIRST = 1.0  # seconds; what takes less has no line
 _EVERY = 10.0  # seconds between lines of the same work
 _SHARE = 30  # of long work: lines until now, about
+_DRAW = 0.2  # seconds between two looks at it
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+"""Variables in which launchers of distributed runs say which process this is."""
 _T = TypeVar("_T")
 
 
@@ -46,10 +49,11 @@ class Work:
         done: units of it that are done.
         total: all units; None while unknown.
         state: further words, such as the loss.
+        still: whether the display moves only when this says how far it is; see `work`.
     """
 
-    def __init__(self, label: str, total: int | None, after: float | None = None) -> None:
-        self.label, self.total, self.done, self.state = label, total, 0, ""
+    def __init__(self, label: str, total: int | None, after: float | None = None, *, still: bool = False) -> None:
+        self.label, self.total, self.done, self.state, self.still = label, total, 0, "", still
         self.begun = time.monotonic()
         self._after, self._free = after, 0
 
@@ -68,6 +72,8 @@ class Work:
         """
         self.done, self.total, self._free = done, total, free
         self.state = ", ".join(filter(None, state)) or self.state
+        if self.still and _display is not None:
+            _display.refresh()
 
     @property
     def seconds(self) -> float:
@@ -108,6 +114,7 @@ class _Display:
         self.stages: list[float | None] = []  # seconds after each, outermost first
         self._lock, self._over, self._due = threading.RLock(), threading.Event(), 0.0
         self._bars = _bars() if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") else None
+        self._drawn = 0.0
         self._tasks: dict[Work, Any] = {}
         self._ticker = threading.Thread(target=self._tick, daemon=True)
         self._ticker.start()
@@ -133,6 +140,7 @@ class _Display:
             if self._bars is not None:
                 self._tasks[job] = self._bars.add_task(printable(job.label), work=job, total=None)
                 self._bars.start()
+                self._bars.refresh()
 
     def end(self, job: Work, ended: str) -> None:
         with self._lock:
@@ -144,16 +152,24 @@ class _Display:
             if job.seconds >= _FIRST:
                 self.say(job.summary(ended))
 
-    def _tick(self) -> None:
-        """Refresh bars; or write a line when one is due."""
-        while not self._over.wait(0.1):
-            with self._lock:
-                if self._bars is not None:
+    def refresh(self) -> None:
+        """Draw the bars; or write a line when one is due."""
+        with self._lock:
+            now = time.monotonic()
+            if self._bars is not None:
+                if now >= self._drawn + _DRAW:
                     for job, task in self._tasks.items():
                         self._bars.update(task, completed=job.done, total=job.total)
-                elif self.works and time.monotonic() >= self._due:
-                    self.say(" > ".join(map(str, self.works)))
-                    self._due = time.monotonic() + max(_EVERY, self.works[0].seconds / _SHARE)
+                    self._bars.refresh()
+                    self._drawn = time.monotonic()
+            elif self.works and now >= self._due:
+                self.say(" > ".join(map(str, self.works)))
+                self._due = now + max(_EVERY, self.works[0].seconds / _SHARE)
+
+    def _tick(self) -> None:
+        while not self._over.wait(_DRAW):
+            if self.works and not self.works[-1].still:
+                self.refresh()
 
 
 _display: _Display | None = None
@@ -171,9 +187,12 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Within it, what functions say is visible; where it is already, nothing changes."""
+    """Within it, what functions say is visible, of processes that train together in the first alone.
+
+    Where it is visible already, nothing changes.
+    """
     global _display
-    if _display is not None:
+    if _display is not None or any(os.environ.get(name, "0") != "0" for name in _RANKS):
         yield
         return
     _display = _Display()
@@ -211,17 +230,18 @@ def stage(number: int, of: int, name: str, after: float | None = None) -> Iterat
 
 
 @contextmanager
-def work(label: str, total: int | None = None) -> Iterator[Work]:
+def work(label: str, total: int | None = None, *, still: bool = False) -> Iterator[Work]:
     """Something that takes time; tell what is yielded how far it is.
 
     Args:
         label: what is done, in a word or two.
         total: units of it; None while unknown.
+        still: the display moves only when it is told something: no thread wakes while things are timed.
     """
     display, after = _display, None
     if display is not None and not display.works and display.stages:
         after = display.stages[-1]
-    job, ended = Work(label, total, after), "stopped after"
+    job, ended = Work(label, total, after, still=still), "stopped after"
     if display is not None:
         display.begin(job)
     try:
@@ -273,4 +293,5 @@ def _bars() -> Bars:
             return Text(str(task.fields["work"]))
 
     words = Words(Column(no_wrap=True, overflow="ellipsis"))
-    return Progress(BarColumn(24), words, console=Console(file=sys.stderr), transient=True, redirect_stdout=False)
+    console = Console(file=sys.stderr)
+    return Progress(BarColumn(24), words, console=console, transient=True, auto_refresh=False, redirect_stdout=False)

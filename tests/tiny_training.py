@@ -21,6 +21,7 @@ from litheseg.cli.printing import complain
 from litheseg.errors import LithesegError
 from litheseg.models import MODELS, SegmentationModel
 from litheseg.models.bundle import load_bundle
+from litheseg.progress import shown
 from litheseg.training import Recipe, TrainResult, load_recipe, train
 from litheseg.training.task import SegmentationTask
 
@@ -157,7 +158,8 @@ def main(arguments: list[str]) -> int:
             Path.write_bytes = die_writing(name)
     try:
         overrides = [part for part in arguments[1:] if part != "--resume"]
-        train_tiny(Path(arguments[0]), *overrides, resume="--resume" in arguments)
+        with shown():
+            train_tiny(Path(arguments[0]), *overrides, resume="--resume" in arguments)
     except LithesegError as error:
         return complain(str(error), error.exit_status)
     return 0

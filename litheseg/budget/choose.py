@@ -31,6 +31,7 @@ from litheseg.budget.candidates import Candidate, Limits, Variant
 from litheseg.budget.kit import SCRIPT, Measurements
 from litheseg.budget.measure import Accuracy, Bench
 from litheseg.errors import LithesegError, listed
+from litheseg.progress import work
 from litheseg.runtime.latency import Latency, Scope, needed_repeats
 from litheseg.tables import short_number
 
@@ -200,7 +201,6 @@ class Search:
         costs: counted costs of networks.
         refine: whether widths between those given may be tried.
         int8: whether int8 may be tried.
-        progress: called with what is being done.
     """
 
     def __init__(
@@ -212,10 +212,9 @@ class Search:
         *,
         refine: bool = True,
         int8: bool = False,
-        progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._limits, self._bench, self._scores, self._costs_of = limits, bench, accuracy, costs
-        self._refine, self._int8, self._progress = refine, int8, progress
+        self._refine, self._int8 = refine, int8
         self._costs: dict[Variant, Mapping[str, float]] = {}
         self._notes: dict[str, None] = {}
         self.race: Race[Candidate] = Race(
@@ -323,8 +322,9 @@ class Search:
         fresh: list[Candidate] = []
         for _ in range(_ROUNDS):
             group = [candidate for candidate in self._rivals(best) if candidate not in fresh]
-            self._progress("verifying")
-            for candidate, ms in self._bench.measure(group, self._proof_repeats(group)).items():
+            with work("timing the choice again, beside its rivals"):
+                times = self._bench.measure(group, self._proof_repeats(group))
+            for candidate, ms in times.items():
                 self.race.samples[candidate] = Latency(Scope.END_TO_END, list(ms))  # in place of the earlier ones
             fresh += group
             holding = next((c for c in self.race.ranked() if c in fresh and self.race.inside(c)), None)

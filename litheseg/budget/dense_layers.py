@@ -33,6 +33,7 @@ from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import write_text
 from litheseg.machine import host_facts, interleave
 from litheseg.nn.surgery import grouped_layers, to_dense
+from litheseg.progress import work
 from litheseg.runtime.engines import openvino_core, session_options
 
 __all__ = ["DensePlan", "LayerTimes", "grouped_inputs", "open_layer", "time_layer"]
@@ -87,9 +88,11 @@ class DensePlan:
             return
         layers = grouped_inputs(module, candidate.network.size)
         times: dict[tuple[str, tuple[int, int]], LayerTimes] = {}
-        for layer, size in layers.values():
-            if (str(layer), size) not in times:
-                times[str(layer), size] = time_layer(layer, size, candidate.runtime, candidate.threads, **turns)
+        with work(f"timing the grouped layers of {candidate.name}", len(layers), still=True) as timed:
+            for layer, size in layers.values():
+                if (str(layer), size) not in times:
+                    times[str(layer), size] = time_layer(layer, size, candidate.runtime, candidate.threads, **turns)
+                timed.advance()
         self.entries[_in_fp32(candidate)] = {name: times[str(layer), size] for name, (layer, size) in layers.items()}
         if self.file is not None:
             self.save(self.file)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.surgery import grouped_layers
+from litheseg.progress import work
 from litheseg.report.plots import FrontierPoint, frontier
 from litheseg.runtime.latency import street_frames
 from litheseg.tables import Table
@@ -83,7 +84,6 @@ def fit(
     cache: Path | None = None,
     force: bool = False,
     command: str = "",
-    progress: Callable[[str], None] = lambda _: None,
 ) -> FitResult:
     """Find the most accurate deployable network of a model within a budget, and write it.
 
@@ -113,7 +113,6 @@ def fit(
         cache: folder of what is kept between fits; by default ~/.cache/litheseg/budget.
         force: replace a fit that is there.
         command: the shell command, for fit.json.
-        progress: called with what is being done.
 
     Returns:
         What was found, and the folder or file to deploy.
@@ -145,8 +144,8 @@ def fit(
         store = Store.of(bundle, cache, fresh=fresh)
         dense = None if measured else _dense_plan(bundle, plan, store)
         labelled = _labelled(bundle, data, source, split)
-        exports = Exports(bundle, store.exports, plan=dense, data=labelled, split=split, progress=progress)
-        accuracy = Accuracy(exports, store, progress=progress)
+        exports = Exports(bundle, store.exports, plan=dense, data=labelled, split=split)
+        accuracy = Accuracy(exports, store)
         costs = partial(paper_costs, bundle.model())
         facts = {"model": model_digest(bundle), "bundle": str(model), "command": command}
         if measured is not None:
@@ -159,14 +158,14 @@ def fit(
         else:
             frames = _frames(bundle, labelled, split, image)
             camera, host = (frames[0].shape[0], frames[0].shape[1]), store.host
-            bench = Bench(exports.engine, frames, store, fps=fps, plan=plan, progress=progress)
+            bench = Bench(exports.engine, frames, store, fps=fps, plan=plan)
             int8 = _wants_int8(choices) and exports.calibrates
-            search = Search(limits, bench, accuracy, costs, refine=widths is None, int8=int8, progress=progress)
+            search = Search(limits, bench, accuracy, costs, refine=widths is None, int8=int8)
             size = bundle.header.size if bundle.header.resizes else camera
             found = search.run(choices.candidates(bundle.header.available_widths, size))
         result = FitResult(found, limits, accuracy.origin, camera, host, output, facts)
-        progress("writing")
-        result.write(exports, dense)
+        with work("writing the choice"):
+            result.write(exports, dense)
     return result
 
 

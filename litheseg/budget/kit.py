@@ -16,7 +16,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from litheseg.errors import LithesegError
 from litheseg.files import atomic_path, write_text
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
+from litheseg.progress import track
 from litheseg.runtime import kit as script
 from litheseg.runtime.latency import Latency, Scope
 
@@ -88,7 +89,6 @@ def write_kit(
     widths: Sequence[float] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
     force: bool = False,
-    progress: Callable[[str], object] | None = None,
 ) -> int:
     """Write a benchmark kit: networks, and a script that times them where litheseg is not.
 
@@ -98,7 +98,6 @@ def write_kit(
         widths: to export, any in the trained range; None for those of the model, and two between each pair.
         sizes: heights and widths of the networks' inputs; None for the training size, 3/4 and 1/2 of it.
         force: replace a kit that is there.
-        progress: called with a line for each export.
 
     Returns:
         The number of networks in it.
@@ -115,9 +114,7 @@ def write_kit(
             raise LithesegError(f"{folder} is there already; give another folder, or --force to replace what it holds")
         bundle = with_widths(bundle, {network.width for network in networks})
         entries = []
-        for network in networks:
-            if progress is not None:
-                progress(f"exporting {network.name}")
+        for network in track(networks, "exporting"):
             entries.append(_exported(bundle, network, folder))
         name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
         content = {"litheseg": "kit", "schema": script.SCHEMA, "model": model_digest(bundle), "name": name}

@@ -37,6 +37,7 @@ from litheseg.evaluation.metrics import confusion_matrix, mean_iou
 from litheseg.files import cache_folder, file_digest, write_text
 from litheseg.machine import cores, host_facts
 from litheseg.models.bundle import Bundle, model_digest
+from litheseg.progress import track, work
 from litheseg.runtime import latency
 from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope
@@ -51,12 +52,6 @@ _FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _MOST_SAMPLES = 400  # of a candidate; older ones are forgotten
 _TOGETHER = 32  # pipelines open at once: a small network in a runtime takes tens of megabytes
 _WARMUP = 3
-
-Progress = Callable[[str], None]
-
-
-def _silent(what: str) -> None:
-    """Progress callback that does nothing."""
 
 
 # --- what is remembered ----------------------------------------------------------------------------------------------
@@ -169,7 +164,6 @@ class Exports:
         data: labelled images: those for training give batch-norm statistics of widths that were not trained, and int8
             its ranges. None where there are none.
         split: of the data, images that accuracy is measured and int8 checked on.
-        progress: called with what is being done where it takes time.
 
     Attributes:
         bundle: the model, with all widths that were calibrated so far.
@@ -185,10 +179,9 @@ class Exports:
         plan: DensePlan | None = None,
         data: SegmentationData | None = None,
         split: str = "val",
-        progress: Progress = _silent,
     ) -> None:
         self.bundle, self.data, self.split = bundle, data, split
-        self._folder, self._plan, self._progress = folder, plan, progress
+        self._folder, self._plan = folder, plan
 
     @property
     def calibrates(self) -> bool:
@@ -198,7 +191,6 @@ class Exports:
     def calibrated(self, width: float) -> Bundle:
         """The model with this width, whose batch norm is measured on training images if it was not trained."""
         if self.data is not None and width not in self.bundle.header.available_widths:
-            self._progress(f"batch norm of width {width:g} on training images")
             self.bundle = calibrate(self.bundle, self.data, (width,))
         return self.bundle
 
@@ -230,8 +222,8 @@ class Exports:
         try:
             return load_export(self._folder / name)
         except BundleError:  # none yet, or a damaged one
-            self._progress(f"exporting {candidate.network.name}")
-            return self.write(bundle, candidate, self._folder / name, check=False)
+            with work(f"exporting {candidate.network.name}"):
+                return self.write(bundle, candidate, self._folder / name, check=False)
 
     def write(self, bundle: Bundle, candidate: Candidate, folder: Path, *, check: bool) -> Export:
         """Export a candidate's network to a folder, replacing what is there.
@@ -250,9 +242,8 @@ class Exports:
         if precision == "int8":
             if self.data is None:
                 raise LithesegError("int8 needs images to calibrate on: name the folder of the data with --data")
-            self._progress(f"quantizing {candidate.network.name}, which takes minutes")
             calibration, checked = calibration_samples(bundle, self.data.source, split=self.split)
-            further = Quantizer(bundle, calibration, checked.thinned(CHECK_IMAGES), progress=self._progress)
+            further = Quantizer(bundle, calibration, checked.thinned(CHECK_IMAGES))
         source = self.data.source if check and self.data is not None else None
         options: dict[str, Any] = {"formats": (_FORMATS[candidate.runtime],), "widths": (width,), "size": size}
         return export_bundle(
@@ -264,7 +255,6 @@ class Exports:
         if self._plan is None or candidate.runtime == "torch":  # a model file's layers are as they were trained
             return bundle
         if not self._plan.knows(candidate):
-            self._progress(f"timing the grouped layers of {candidate.name}")
             width = candidate.network.width
             self._plan.measure(with_widths(bundle, [width]).plain(width), candidate)
         return replace(bundle, dense=self._plan.dense(candidate))
@@ -283,7 +273,6 @@ class Accuracy:
     Args:
         exports: of the model, and its data.
         store: remembers what was measured.
-        progress: called with each network that takes time.
 
     Attributes:
         origin: source of the accuracies, in words.
@@ -292,8 +281,8 @@ class Accuracy:
         DataError: no data, and no scores in the model file either.
     """
 
-    def __init__(self, exports: Exports, store: Store, *, progress: Progress = _silent) -> None:
-        self._exports, self._store, self._progress = exports, store, progress
+    def __init__(self, exports: Exports, store: Store) -> None:
+        self._exports, self._store = exports, store
         self._header = exports.bundle.header
         if exports.data is not None:
             self._digest = data_digest(exports.data.source, exports.split)[:16]
@@ -327,13 +316,13 @@ class Accuracy:
             return recorded
         key = f"{network.name} {self._digest}"
         if key not in self._store.scores:
-            self._progress(f"accuracy of {network.name}")
             if network.precision == "fp32":
                 engine = bundle_engine(self._exports.calibrated(network.width), network.width, "torch")
             else:
                 engine = self._exports.engine(candidate)
             samples = data.source.samples(self._exports.split)
-            self._store.scores[key] = {"miou": score(Pipeline(engine, network.size), data.source, samples)}
+            pipeline = Pipeline(engine, network.size)
+            self._store.scores[key] = {"miou": score(pipeline, data.source, track(samples, f"scoring {network.name}"))}
             self._store.save_scores()
         return self._store.scores[key]["miou"]
 
@@ -342,7 +331,7 @@ class Accuracy:
         return None if value is None else float(value)
 
 
-def score(pipeline: Pipeline, source: Source, samples: tuple[Sample, ...]) -> float:
+def score(pipeline: Pipeline, source: Source, samples: Iterable[Sample]) -> float:
     """Mean IoU of a pipeline's masks, over the classes that the labels hold.
 
     Raises:
@@ -371,7 +360,6 @@ class Bench:
         store: keeps timings, so that a stopped fit can resume.
         fps: frame rate at which images come; None for one after the other.
         plan: file of a plan that was given: timings with another one are of other networks.
-        progress: called with what is being done.
     """
 
     def __init__(
@@ -382,9 +370,8 @@ class Bench:
         *,
         fps: float | None = None,
         plan: Path | None = None,
-        progress: Progress = _silent,
     ) -> None:
-        self._engine, self._frames, self._store, self._fps, self._progress = engine, frames, store, fps, progress
+        self._engine, self._frames, self._store, self._fps = engine, frames, store, fps
         height, width = frames[0].shape[:2]
         circumstances = (f"{height}x{width}", f"{fps:g}fps" if fps else "", file_digest(plan)[:8] if plan else "")
         self._suffix = " ".join(filter(None, circumstances))
@@ -392,14 +379,14 @@ class Bench:
         self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self._open: dict[Candidate, Pipeline] = {}
 
-    def unusable(self, candidates: Iterable[Candidate]) -> dict[Candidate, str]:
+    def unusable(self, candidates: Sequence[Candidate]) -> dict[Candidate, str]:
         """Those that cannot run here (a runtime is not installed, the processor lacks a precision), and why.
 
         Each is opened, which exports what is not exported yet.
         """
         reasons: dict[Candidate, str] = {}
         failed: dict[tuple[str, Variant | str], str] = {}
-        for candidate in candidates:
+        for candidate in track(candidates, "opening candidates"):
             network = candidate.network
             # What is not installed fails alike for all networks; int8 of each network may succeed or not.
             kind = (candidate.runtime, network if network.precision == "int8" else network.precision)
@@ -420,8 +407,6 @@ class Bench:
         for first in range(0, len(candidates), _TOGETHER):
             some = candidates[first : first + _TOGETHER]
             pipelines = {candidate: self._pipeline(candidate) for candidate in some}
-            rate = f" at {self._fps:g} images a second" if self._fps else ""
-            self._progress(f"timing {len(some)} candidate{'s' * (len(some) > 1)}, {repeats} repeats{rate}")
             times = latency.measure(pipelines, self._frames, repeats=repeats, warmup=_WARMUP, fps=self._fps)
             result |= {candidate: stages[Scope.END_TO_END].ms for candidate, stages in times.items()}
         for candidate, ms in result.items():

@@ -27,7 +27,7 @@ from typing import Any
 from litheseg import __version__
 from litheseg.cli.printing import complain
 from litheseg.errors import LithesegError, MissingExtraError, did_you_mean
-from litheseg.progress import shown
+from litheseg.progress import shown, work
 
 __all__ = ["COMMANDS", "main", "read"]
 
@@ -82,7 +82,8 @@ def read(words: Sequence[str]) -> partial[int | None]:
     try:
         from litheseg.cli.parsing import build_parser, call
 
-        module = importlib.import_module(f"litheseg.cli.{_module(name)}")
+        with work("loading libraries"):
+            module = importlib.import_module(f"litheseg.cli.{_module(name)}")
         prog, about, function = f"litheseg {name}", module.__doc__ or "", getattr(module, module.__all__[0])
         if len(module.__all__) > 1:
             function, *rest = _action(module, prog, rest)

@@ -18,11 +18,9 @@ Examples:
 from __future__ import annotations
 
 import json as files
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-from rich.console import Console
 
 from litheseg.bundle.exported import FORMATS, Export
 from litheseg.cli.parsing import command
@@ -88,21 +86,19 @@ def export(
         **options: of `export_bundle`.
     """
     bundle = load_bundle(model)
-    with Console(stderr=True).status("") as status:
-        if precision == "int8":
-            judge = Tolerance(miou=tolerance, class_iou=class_tolerance, agreement=agreement)
-            options["further"] = _quantizer(bundle, calibration, calibration_images, judge, status.update, options)
-        written = export_bundle(
-            bundle,
-            output,
-            formats=format,
-            size=size,
-            layout=layout.upper(),
-            output_kind="labels" if labels else "logits",
-            shared=share,
-            progress=status.update,
-            **options,
-        )
+    if precision == "int8":
+        judge = Tolerance(miou=tolerance, class_iou=class_tolerance, agreement=agreement)
+        options["further"] = _quantizer(bundle, calibration, calibration_images, judge, options)
+    written = export_bundle(
+        bundle,
+        output,
+        formats=format,
+        size=size,
+        layout=layout.upper(),
+        output_kind="labels" if labels else "logits",
+        shared=share,
+        **options,
+    )
     found = _found(written)
     certificates = found["certificates"]
     if json:
@@ -124,12 +120,11 @@ def _quantizer(
     folder: Path | None,
     count: int,
     tolerance: Tolerance,
-    progress: Callable[[str], None],
     options: Mapping[str, Any],
 ) -> Quantizer:
     data = {name: options[name] for name in ("source", "split") if name in options}
     calibration, check = calibration_samples(bundle, options.get("data"), folder=folder, count=count, **data)
-    return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, count, progress=progress)
+    return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, count)
 
 
 def _found(export: Export) -> dict[str, Any]:

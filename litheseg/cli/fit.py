@@ -19,7 +19,7 @@ from typing import Any
 
 from litheseg.budget import fit as budget
 from litheseg.cli.parsing import command as takes_options_of
-from litheseg.cli.printing import print_table, say
+from litheseg.cli.printing import print_table
 
 __all__ = ["fit"]
 
@@ -35,7 +35,7 @@ def fit(model: Path, *, output: Path, json: bool = False, command: str = "", **o
         command: the shell command, for fit.json.
         **options: of `litheseg.budget.fit.fit`.
     """
-    result = budget.fit(model, output=output, command=command, progress=say, **options)
+    result = budget.fit(model, output=output, command=command, **options)
     if json:
         print((output / budget.FIT_FILE).read_text(encoding="utf-8"), end="")
         return

@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 from litheseg.bundle.exported import is_export
 from litheseg.cli.parsing import command
-from litheseg.cli.printing import say
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.kit import RESULT_FILE, measure_export
@@ -65,7 +64,7 @@ def measure(
     if output is None:
         raise LithesegError("a kit is a folder: name it with --output")
     kits = workstation("budget.kit", "writing a kit")
-    count = kits.write_kit(model, output, widths=widths, sizes=sizes, force=force, progress=say)
+    count = kits.write_kit(model, output, widths=widths, sizes=sizes, force=force)
     number = "1 network" if count == 1 else f"{count} networks"
     print(f"{number} and {kits.SCRIPT} written to {output}\n\nnext, on the target:")
     print(f"  python {output.name}/{kits.SCRIPT}\nthen here:")

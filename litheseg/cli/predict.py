@@ -13,7 +13,6 @@ Examples:
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -21,7 +20,8 @@ from typing import Any
 
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import complain_of, print_json, show
-from litheseg.cli.progress import ProgressLine, sigterm_stops, stopped
+from litheseg.cli.stopping import sigterm_stops, stopped
+from litheseg.progress import work
 from litheseg.runtime import files
 from litheseg.runtime.failures import REPORT
 
@@ -42,20 +42,18 @@ def predict(
         json: print JSON.
         **options: of `predict_files`.
     """
-    line, begun = ProgressLine(), time.monotonic()
 
     def note(state: files.Progress) -> None:
-        nonlocal begun
-        fresh, seconds = state.done - state.kept, time.monotonic() - begun
-        speed = f"{fresh / seconds:.1f} images/s" if fresh and seconds else ""
-        line.show(state.done, state.total, speed, f"[red]{state.failed} failed[/red]" if state.failed else "")
+        speed = f"{(state.done - state.kept) / images.seconds:.1f} images/s" if images.seconds > 1 else ""
+        failed = f"{state.failed} failed" if state.failed else ""
+        images.show(state.done, state.total, speed, failed, free=state.kept)
 
     try:
         # Ray prints on standard output, which with --json holds JSON only.
-        with line, sigterm_stops(), redirect_stdout(sys.stderr):
+        with work("labelling images") as images, sigterm_stops(), redirect_stdout(sys.stderr):
             summary = files.predict_files(model, inputs, output, force=force, progress=note, **options)
     except KeyboardInterrupt as stop:
-        how_far = "nothing begun" if line.total is None else f"{line.done} of {line.total} images done"
+        how_far = "nothing begun" if images.total is None else f"{images.done} of {images.total} images done"
         again = "the same command without --force" if force else "the same command"
         return stopped(stop, f" with {how_far}; {again} goes on")
     complain_of([reason for _, reason in summary.failed], f", all of them in {output.rstrip('/')}/{REPORT}")

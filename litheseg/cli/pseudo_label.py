@@ -16,7 +16,7 @@ from typing import Any
 
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import complain_of, print_json, show
-from litheseg.cli.progress import ProgressLine, sigterm_stops, stopped
+from litheseg.cli.stopping import sigterm_stops, stopped
 from litheseg.labelling import pseudo
 
 __all__ = ["pseudo_label"]
@@ -33,12 +33,9 @@ def pseudo_label(model: Path, folder: Path, *, output: Path, json: bool = False,
         json: print JSON.
         **options: of `litheseg.labelling.pseudo_label`.
     """
-    line = ProgressLine()
     try:
-        with line, sigterm_stops():
-            result = pseudo.pseudo_label(
-                model, folder, output, progress=lambda done, total, _: line.show(done, total), **options
-            )
+        with sigterm_stops():
+            result = pseudo.pseudo_label(model, folder, output, **options)
     except KeyboardInterrupt as stop:
         return stopped(stop, "; the same command goes on")
     complain_of([reason for _, reason in result.failed], " could not be labelled; --json lists all")

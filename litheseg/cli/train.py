@@ -28,6 +28,7 @@ from pathlib import Path
 
 from litheseg.cli.printing import print_next, print_table
 from litheseg.errors import LithesegError, TrainingError
+from litheseg.progress import work
 
 __all__ = ["train"]
 
@@ -58,20 +59,21 @@ def train(
         resume: go on from the folder's last checkpoint.
         command: the shell command, for the report.
     """
-    # PyTorch and Lightning take their time, which --help need not wait for.
-    from litheseg.models.bundle import load_bundle
-    from litheseg.report.card import width_rows, width_table
-    from litheseg.report.run_report import report_run
-    from litheseg.training import run
-    from litheseg.training.ranks import is_first_process
-    from litheseg.training.recipe import load_recipe
+    with work("loading libraries"):  # PyTorch and Lightning take their time, which --help need not wait for
+        from litheseg.models.bundle import load_bundle
+        from litheseg.report.card import width_rows, width_table
+        from litheseg.report.run_report import report_run
+        from litheseg.training import run
+        from litheseg.training.ranks import is_first_process
+        from litheseg.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, list(overrides), init=init)
     result = run.train(loaded, output or Path("runs") / loaded.name, resume=resume)
     if not is_first_process():
         return
     try:
-        report = report_run(result.folder, command=command)
+        with work("writing the report"):
+            report = report_run(result.folder, command=command)
     except LithesegError as error:
         raise TrainingError(
             f"{error}. The model is whole, {result.bundle}; the same command with --resume writes the report"

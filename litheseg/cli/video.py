@@ -18,7 +18,8 @@ from typing import Any
 
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import complain_of, print_json, show
-from litheseg.cli.progress import ProgressLine, sigterm_stops
+from litheseg.cli.stopping import sigterm_stops
+from litheseg.progress import work
 from litheseg.runtime.video import VideoProgress, VideoSummary, annotate_video
 
 __all__ = ["video"]
@@ -35,14 +36,13 @@ def video(model: str, input: str, *, output: str, json: bool = False, **options:
         json: print JSON.
         **options: of `annotate_video`.
     """
-    line = ProgressLine()
 
     def note(state: VideoProgress) -> None:
-        lost = (f"{state.dropped} dropped" if state.dropped else "", f"[red]{state.corrupt} corrupt[/red]")
+        lost = (f"{state.dropped} dropped" if state.dropped else "", f"{state.corrupt} corrupt")
         speed = (f"{state.fps:.1f} frames/s", f"width {state.width:g}")
-        line.show(state.frames, state.total, *speed, *lost[: 1 + (state.corrupt > 0)])
+        frames.show(state.frames, state.total, *speed, *lost[: 1 + (state.corrupt > 0)])
 
-    with line, sigterm_stops() as terminated:
+    with work("labelling frames") as frames, sigterm_stops() as terminated:
         summary = annotate_video(model, input, output, progress=note, **options)
     complain_of(summary.troubles, " frames could not be read, or not wholly", shown=5, total=summary.corrupt)
     if summary.problem:

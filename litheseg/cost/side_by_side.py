@@ -28,6 +28,7 @@ from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
 from litheseg.models.inference import evaluating, threads_limited
 from litheseg.nn.grouping import ChannelShuffle
+from litheseg.progress import work
 from litheseg.runtime.latency import Latency, Scope
 
 __all__ = ["LayerPair", "Pair", "compare_dense", "dense_copy", "layer_pairs"]
@@ -157,7 +158,7 @@ def _timed(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(threads_limited(threads))
         placed = [stack.enter_context(evaluating(network.to(device))) for network in networks]
-        times: dict[int, list[float]] = interleave(
-            {index: one_pass(network) for index, network in enumerate(placed)}, repeats
-        )
+        turns = stack.enter_context(work(f"timing {len(placed)} networks, {repeats} passes each", still=True))
+        calls = {index: one_pass(network) for index, network in enumerate(placed)}
+        times: dict[int, list[float]] = interleave(calls, repeats, turned=turns.show)
     return [Latency(Scope.NETWORK, times[index]) for index in range(len(networks))]

@@ -17,8 +17,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from litheseg.data.source import Sample, Source
@@ -26,10 +24,10 @@ from litheseg.data.unlabelled import Unlabelled
 from litheseg.errors import DataError, listed, printable
 from litheseg.machine import cores
 from litheseg.masks.resizing import resize_image, resize_mask
+from litheseg.progress import track
 
 __all__ = ["DecodedImages", "DecodedSamples", "SampleSize"]
 
-_PROGRESS_FROM = 200  # samples; fewer are decoded too fast for a progress bar
 _MOST_THREADS = 16
 _MOST_NAMES = 3  # files that a message names
 _T = TypeVar("_T")
@@ -51,7 +49,7 @@ class DecodedSamples:
         size: (H, W) that images are resized to (antialiased); None leaves them as they are.
         resize_masks: resize masks to `size` too (nearest); otherwise they stay at their own size.
         keep: hold everything in RAM from the first use on; otherwise each access decodes.
-        quiet: no progress bar.
+        quiet: nothing is shown.
 
     Raises (on use):
         DataError: what the source raises, or a label outside its classes.
@@ -140,7 +138,7 @@ class DecodedImages:
         size: (H, W) that images are resized to (antialiased); None leaves them as they are.
         unreadable: the largest share of files that may be left out, in [0, 1].
         keep: hold everything in RAM; otherwise each access decodes.
-        quiet: no progress bar and no warning.
+        quiet: nothing is shown, and there is no warning.
 
     Raises (on use):
         DataError: too many files cannot be read.
@@ -213,13 +211,11 @@ class DecodedImages:
 
 
 def _parallel(decode: Callable[[Sample], _T], samples: Sequence[Sample], *, quiet: bool) -> Iterator[_T]:
-    """Decode in threads (Pillow and the resize free the interpreter), in order, with a bar for many samples."""
+    """Decode in threads (Pillow and the resize free the interpreter), in order."""
     pool = ThreadPoolExecutor(min(_MOST_THREADS, cores()))
-    silent, console = quiet or len(samples) <= _PROGRESS_FROM, Console(stderr=True)
-    title, total = f"Decoding {len(samples)} images", len(samples)
     try:
         results = pool.map(decode, samples)
-        yield from track(results, title, total=total, transient=True, console=console, disable=silent)
+        yield from results if quiet else track(results, "decoding images", len(samples))
     finally:
         # A broken file is reported at once, not after the thousands that wait behind it.
         pool.shutdown(cancel_futures=True)

@@ -149,6 +149,11 @@ class SegmentationData(L.LightningDataModule):
         return len(self._samples("train"))
 
     @property
+    def validation_count(self) -> int:
+        """Labelled images to validate on."""
+        return len(self._samples("val"))
+
+    @property
     def unlabelled_count(self) -> int:
         """Number of unlabelled training images that can be read; decodes them once."""
         return len(self._images()) if self.unlabelled is not None else 0

@@ -53,6 +53,7 @@ from litheseg.files import atomic_folder
 from litheseg.locks import folder_lock
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
+from litheseg.progress import track
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.values import Widths
 
@@ -90,7 +91,6 @@ def export_bundle(
     split: str = "val",
     threshold: float = THRESHOLD,
     further: Further | None = None,
-    progress: Callable[[str], None] = lambda _: None,
     force: bool = False,
 ) -> Export:
     """Export a bundle.
@@ -113,7 +113,6 @@ def export_bundle(
         split: of the data set.
         threshold: least share of pixels, in [0, 1], that must agree.
         further: makes more networks of those written.
-        progress: called with a line about what is being done.
         force: replace an export that is there.
 
     Returns:
@@ -142,13 +141,13 @@ def export_bundle(
         raise LithesegError(f"threshold {threshold:g} is no share of pixels; give a number in [0, 1], such as 0.999")
     target, resized = Path(output).expanduser(), bundle.header.size if bundle.header.resizes else None
     size = resized if size == "training" else size
-    job = _Job(bundle, tuple(dict.fromkeys(formats)), size, size or resized, layout, output_kind, progress)
+    job = _Job(bundle, tuple(dict.fromkeys(formats)), size, size or resized, layout, output_kind)
     with folder_lock(target, beside=True):
         _check_target(target, force)
         chosen = [bundle.check_width(width) for width in dict.fromkeys(widths or bundle.header.available_widths)]
         samples = open_samples(bundle, data, source=source, split=split).thinned(CHECK_IMAGES) if check else None
         with atomic_folder(target) as folder:
-            artefacts = [artefact for width in chosen for artefact in job.write(folder, width)]
+            artefacts = [found for width in track(chosen, "exporting widths") for found in job.write(folder, width)]
             if shared:
                 artefacts = job.share(folder, artefacts)
             export = Export(folder, bundle.header, tuple(artefacts), job.provenance())
@@ -179,7 +178,6 @@ class _Job:
     seen: tuple[int, int] | None  # what images are resized to for them; None for nothing
     layout: str
     output: str
-    progress: Callable[[str], None]
 
     def provenance(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"litheseg": __version__, "model": model_digest(self.bundle)}
@@ -192,10 +190,8 @@ class _Job:
 
     def write(self, folder: Path, width: float) -> Iterator[Artefact]:
         """All formats of a width."""
-        self.progress(f"width {width:g}: exporting")
         program = export_program(deployed(self.bundle, width, layout=self.layout, output=self.output), self.size)
         if {"onnx", "openvino"} & set(self.formats):
-            self.progress(f"width {width:g}: converting to ONNX")
             model = onnx_model(program, self.output)
         if "openvino" in self.formats:
             plain = folder / "scratch.onnx"
@@ -218,7 +214,6 @@ class _Job:
         """The artefacts, those in ONNX with their weights in one file."""
         import onnx
 
-        self.progress("sharing weights")
         models = {found.width: onnx.load(str(folder / found.path)) for found in artefacts if found.format == "onnx"}
         share_weights(models, self.bundle, folder / WEIGHTS_FILE)
         result = []
@@ -269,7 +264,7 @@ class _Job:
             self.bundle.header.classes.names,
             size=self.seen,
             origin=samples.origin,
-            progress=lambda done: self.progress(f"width {width:g}: compared {done} of {len(samples)} images"),
+            label=f"comparing width {width:g} with PyTorch, images",
         )
 
     def _account(self, artefact: Artefact) -> str:

@@ -29,6 +29,7 @@ from litheseg.masks.resizing import resize_image, resize_mask
 from litheseg.models.base import SegmentationModel, resize
 from litheseg.models.bundle import Bundle
 from litheseg.models.upsampling import upsample_labels
+from litheseg.progress import track
 from litheseg.runtime.engines import Engine
 
 __all__ = ["THRESHOLD", "Certificate", "Reference", "certify", "pytorch_reference"]
@@ -123,7 +124,7 @@ def certify(
     *,
     size: tuple[int, int] | None = None,
     origin: str = "",
-    progress: Callable[[int], None] = lambda _: None,
+    label: str = "comparing with PyTorch, images",
 ) -> dict[str, Certificate]:
     """Compare engines of one network with PyTorch; images are decoded, and PyTorch runs, once for all of them.
 
@@ -134,7 +135,7 @@ def certify(
         classes: their names.
         size: height and width that images are resized to for the network; None leaves each at its own.
         origin: where the images come from, in words.
-        progress: called with the number of images that are done.
+        label: what is shown while it goes on.
 
     Returns:
         A certificate of each engine.
@@ -145,7 +146,8 @@ def certify(
     """
     tallies = {name: _Tally(tuple(classes)) for name in engines}
     count, largest = 0, 0.0
-    for count, sample in enumerate(samples, start=1):
+    for sample in track(samples, label):
+        count += 1
         seen = sample.image if size is None else resize_image(sample.image, size)
         expected = reference(seen)
         largest = max(largest, float(np.abs(expected).max()))
@@ -157,7 +159,6 @@ def certify(
             else:  # labels are compared at the same place
                 wanted = upsample_labels(torch.from_numpy(expected), (seen.shape[0], seen.shape[1])).numpy()
             tallies[name].add(sample, _labels(result, seen, sample.image), _labels(wanted, seen, sample.image))
-        progress(count)
     if not count:
         raise DataError("there are no images to check the export on; name a folder of images")
     return {name: tally.certificate(engines[name].runtime, count, origin, largest) for name, tally in tallies.items()}

@@ -26,6 +26,7 @@ from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.models.base import resize
 from litheseg.models.inference import evaluating
 from litheseg.nn import get_width, set_width
+from litheseg.progress import track
 
 __all__ = ["evaluate", "predict_logits"]
 
@@ -122,7 +123,7 @@ def evaluate(
     counted = 0
     try:
         with evaluating(model.to(place)), torch.no_grad():
-            for batch in batches:
+            for batch in track(batches, f"scoring {len(metrics)} width{'s' * (len(metrics) > 1)}, batches"):
                 image, mask = batch["image"].to(place), batch["mask"].to(place)
                 for width, metric in metrics.items():
                     set_width(model, width)

@@ -23,7 +23,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -43,6 +43,7 @@ from litheseg.masks.classes import IGNORE_INDEX, class_file_text
 from litheseg.masks.pictures import encode_png, write_mask
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.models.bundle import Bundle
+from litheseg.progress import track
 from litheseg.runtime.predictor import Predictor
 from litheseg.values import Quantity, Width
 
@@ -91,7 +92,6 @@ def pseudo_label(
     force: bool = False,
     device: str = "cpu",
     max_pixels: Quantity = MAX_PIXELS,
-    progress: Callable[[int, int, Path], None] | None = None,
 ) -> PseudoLabels:
     """Label all images of a folder, rank them, and export the best for correction.
 
@@ -109,7 +109,6 @@ def pseudo_label(
         force: label anew and replace results that exist.
         device: cpu, cuda, cuda:1, ...
         max_pixels: width times height, by the file's header, above which an image fails.
-        progress: called with (done, total, image) after each image.
 
     Raises:
         DataError: no images, a value out of range, results of another model or of other settings in the
@@ -133,10 +132,8 @@ def pseudo_label(
     run.failed += [(str(path), f"{path} has the stem of {first.name}; keep one of them") for path, first in twice]
     with folder_lock(run.output):
         run.begin()
-        for done, (key, image) in enumerate(images.items(), 1):
+        for key, image in track(images.items(), "labelling images"):
             run.label(key, image)
-            if progress is not None:
-                progress(done, len(images), image)
         if not run.scores:
             raise DataError(f"none of the {len(images)} images could be labelled; the first: {run.failed[0][1]}")
         ranking, listed = run.rank(choose)

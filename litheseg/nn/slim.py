@@ -43,6 +43,7 @@ from litheseg.nn.surgery import copied, replace_layer
 from litheseg.nn.tracing import Sides, Trace, run_example, trace_channels
 from litheseg.nn.watching import Watch
 from litheseg.nn.width import ChannelPart, Channels, WidthDial
+from litheseg.progress import track
 from litheseg.values import check_width
 
 __all__ = ["add_width", "available_widths", "get_width", "recalibrate", "set_width", "slim"]
@@ -177,7 +178,7 @@ def _measure_statistics(module: nn.Module, batches: list[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
         norm.train()
-    for batch in batches:
+    for batch in track(batches, f"batch norm of width {get_width(module):g}"):
         module(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -57,6 +57,7 @@ __all__ = [
 SCHEMA = 1
 """Of kit.json and measurements.json."""
 KIT_FILE, RESULT_FILE = "kit.json", "measurements.json"
+_LINE_EVERY = 10.0  # seconds between lines about how far it is
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
 Network = Callable[[np.ndarray], Any]
@@ -133,12 +134,15 @@ def measure_export(
     """
     from litheseg.bundle.exported import load_export
     from litheseg.errors import LithesegError
+    from litheseg.progress import work
 
     opened = load_export(export) if isinstance(export, (str, Path)) else export
     networks = [_entry(opened, artefact) for artefact in opened.artefacts if artefact.format != "torch"]
     kit = {"model": opened.provenance.get("model", ""), "name": opened.path.name, "networks": networks}
+    how: dict[str, Any] = {"threads": threads, "runtimes": runtimes, "repeats": repeats, "fps": fps}
     try:
-        content = measure_kit(kit, opened.folder, threads=threads, runtimes=runtimes, repeats=repeats, fps=fps)
+        with work(f"timing networks in turns, {repeats} repeats", still=True) as job:
+            content = measure_kit(kit, opened.folder, told=job.show, **how)
     except Unusable as error:
         raise LithesegError(f"{opened.path}: {error}") from error
     write_measurements(Path(output), content)
@@ -171,6 +175,7 @@ def measure_kit(
     warmup: int = 5,
     fps: float | None = None,
     together: int = 24,
+    told: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
     """Time networks alone, in turns.
 
@@ -185,6 +190,7 @@ def measure_kit(
         warmup: untimed passes of each before.
         fps: images a second, as of a camera; None for no pause.
         together: networks in memory that take turns at once.
+        told: called with (networks that are timed, all of them) now and then; None for lines on standard error.
 
     Returns:
         The content of measurements.json.
@@ -203,10 +209,14 @@ def measure_kit(
         for count in threads or sorted({1, cores()})
     ]
     rows: list[dict[str, Any]] = []
+    told = told or _lines()
     for first in range(0, len(jobs), together):
         part = jobs[first : first + together]
-        print(f"{first + 1} to {first + len(part)} of {len(jobs)} in turns, {repeats} repeats ...", file=sys.stderr)
-        times = interleave(_opened(folder, part, skipped), repeats, warmup=warmup, fps=fps)
+
+        def turned(done: int, total: int, first: int = first, count: int = len(part)) -> None:
+            told(first + done * count // total, len(jobs))
+
+        times = interleave(_opened(folder, part, skipped), repeats, warmup=warmup, fps=fps, turned=turned)
         rows += [_row(part[index], values) for index, values in times.items()]
     if not rows:
         raise Unusable("nothing could be timed: " + "; ".join(entry["reason"] for entry in skipped))
@@ -224,6 +234,21 @@ def measure_kit(
         "rows": rows,
         "skipped": skipped,
     }
+
+
+def _lines() -> Callable[[int, int], None]:
+    """A line on standard error at once, and then every ten seconds."""
+    begun, last = time.monotonic(), -math.inf
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY:
+            last = now
+            left = f", about {(now - begun) / done * (total - done):.0f} s left" if done else ""
+            print(f"timing {total} networks in turns, {done} done{left} ...", file=sys.stderr, flush=True)
+
+    return told
 
 
 def _chosen(networks: Sequence[dict[str, Any]], only: Sequence[str] | None) -> Sequence[dict[str, Any]]:

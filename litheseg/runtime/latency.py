@@ -30,6 +30,7 @@ import numpy as np
 
 from litheseg.errors import LithesegError
 from litheseg.machine import interleave
+from litheseg.progress import work
 from litheseg.runtime.pipeline import STAGES, Pipeline
 from litheseg.streets import render_street
 
@@ -139,7 +140,8 @@ def measure(
         name: partial(lambda pipeline, frames: pipeline.stages(next(frames)), pipeline, itertools.cycle(images))
         for name, pipeline in pipelines.items()
     }
-    times = interleave(calls, repeats, warmup=warmup, fps=fps, timed=lambda call: call())
+    with work(f"timing {len(calls)} side by side, {repeats} images each", still=True) as turns:
+        times = interleave(calls, repeats, warmup=warmup, fps=fps, timed=lambda call: call(), turned=turns.show)
     return {name: _by_scope(rows) for name, rows in times.items()}
 
 

@@ -43,8 +43,10 @@ from litheseg.locks import folder_lock
 from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.nn import available_widths, recalibrate
 from litheseg.nn.grouping import convert
+from litheseg.progress import say
 from litheseg.training.build import Task, build_data, build_grouping, build_task, check_teachers
 from litheseg.training.config import ModelConfig, TrainerConfig
+from litheseg.training.display import say_what_begins
 from litheseg.training.ranks import is_first_process, one_voice, start_ranks
 from litheseg.training.recipe import Recipe, check_recipe, recipe_to_dict
 from litheseg.training.stages import labels_alone, missing_teachers, teacher_folder, teacher_recipe, with_bundles
@@ -119,6 +121,7 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
         for student in task.students:
             nn.SyncBatchNorm.convert_sync_batchnorm(student)
     start_ranks(trainer)
+    say_what_begins(recipe, data, task, trainer)
     trainer.fit(task, data, ckpt_path=last if resumed else None, weights_only=True)
     if synchronised:
         plain_norms(task.model)
@@ -151,16 +154,11 @@ def _bundle_of(recipe: Recipe, folder: Path, what: str) -> Path:
     """The bundle of a run that is finished, resumed or begun."""
     bundle = folder / "model.safetensors"
     if not bundle.exists():
-        _say(f"First: {what}, in {folder}")
+        say(f"First: {what}, in {folder}")
         bundle = train(recipe, folder, resume=True).bundle
     else:
-        _say(f"Done before: {what}, {bundle}")
+        say(f"Done before: {what}, {bundle}")
     return bundle
-
-
-def _say(line: str) -> None:
-    if is_first_process():
-        print(line, flush=True)
 
 
 def _choose_weights(config: TrainerConfig, task: Task, checkpoints: Path) -> None:

@@ -20,7 +20,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from litheseg.evaluation.metrics import SegmentationMetrics
+from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.losses import StepContext
 from litheseg.models import SegmentationModel
 from litheseg.models.base import resize
@@ -61,6 +61,9 @@ class SegmentationTask(L.LightningModule):
             too early to resume within an epoch.
         seed: of everything random in a step.
         compile: run the training passes through `torch.compile`.
+
+    Attributes:
+        scores: of the last validation, by width.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class SegmentationTask(L.LightningModule):
         self._dropout = FeatureDropout(model) if self._streams & DROPPING else None
         self._outputs: Callable[[Tensor], Outputs] = model.outputs
         self.metrics = nn.ModuleList(SegmentationMetrics(model.num_classes) for _ in self.widths)
+        self.scores: dict[float, Scores] = {}
 
     @property
     def students(self) -> tuple[SegmentationModel, ...]:
@@ -218,11 +222,11 @@ class SegmentationTask(L.LightningModule):
 
     def take_scores(self) -> dict[str, float]:
         """The mIoU of the validation so far, per width and their mean; the next one begins anew."""
-        scores = {}
         for width, metrics in zip(self.widths, self.metrics, strict=True):
             assert isinstance(metrics, SegmentationMetrics)
-            scores[f"val/miou@{width:g}"] = float(metrics.compute().miou)
+            self.scores[width] = metrics.compute()
             metrics.reset()
+        scores = {f"val/miou@{width:g}": float(found.miou) for width, found in self.scores.items()}
         return scores | {"val/miou": sum(scores.values()) / len(scores)}
 
     # --- optimization ------------------------------------------------------------------------------------------------
@@ -262,6 +266,11 @@ class CrossPseudoTask(L.LightningModule):
     def widths(self) -> tuple[float, ...]:
         """The widths of either."""
         return self.left.widths
+
+    @property
+    def scores(self) -> dict[float, Scores]:
+        """Of the left network's last validation, by width."""
+        return self.left.scores
 
     def on_fit_start(self) -> None:
         """See `SegmentationTask.on_fit_start`."""

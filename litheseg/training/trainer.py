@@ -1,6 +1,6 @@
 """Lightning's Trainer, configured by a recipe: devices, precision, loggers, and what happens around training steps.
 
-Its callbacks say what is shown, when weights are kept, and how a run is stopped.
+Its callbacks say when weights are kept, and how a run is stopped; what is shown is in `display`.
 
 Usage:
     >>> trainer = build_trainer(recipe, Path("runs/slimseg"), resumed=False)
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,19 +24,19 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     ModelCheckpoint,
-    RichProgressBar,
 )
-from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from litheseg.errors import Interrupted, MissingExtraError, TrainingError
+from litheseg.progress import say
 from litheseg.training.config import TrainerConfig
+from litheseg.training.display import TrainingDisplay
 from litheseg.training.layout import on_cpu
 from litheseg.training.ranks import is_first_process
 from litheseg.training.recipe import Recipe
 from litheseg.training.storage import AtomicCheckpoints, Curves
 
-__all__ = ["EpochLines", "build_trainer", "progress_callback"]
+__all__ = ["build_trainer"]
 
 _FINITE_EVERY = 50  # steps; each look waits for the device
 # Lightning's advice that does not apply here.
@@ -84,7 +82,7 @@ def build_trainer(recipe: Recipe, folder: Path, extra: Sequence[Callback] = (), 
         log_every_n_steps=1,
         use_distributed_sampler=False,  # the data module distributes the batches itself
         enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
+        enable_progress_bar=False,
     )
 
 
@@ -103,7 +101,7 @@ def _callbacks(config: TrainerConfig, checkpoints: Path) -> list[Callback]:
         # Right after validation: a validated epoch counts once.
         stopper = EarlyStopping("val/miou", mode="max", patience=config.early_stop, check_on_train_epoch_end=False)
         callbacks += [stopper, _StayStopped(stopper)]
-    return [*callbacks, progress_callback(), _StopOnInterrupt(checkpoints / "last.ckpt")]
+    return [*callbacks, TrainingDisplay(), _StopOnInterrupt(checkpoints / "last.ckpt")]
 
 
 def _devices(config: TrainerConfig) -> int | str:
@@ -240,7 +238,7 @@ class _StopOnInterrupt(Callback):
             raise KeyboardInterrupt
         self._asked, self._number = True, number
         if is_first_process():
-            print("\nstopping after this step; Ctrl-C again to stop at once without saving", file=sys.stderr)
+            say("stopping after this step; Ctrl-C again to stop at once without saving")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -288,40 +286,3 @@ class _StopOnInterrupt(Callback):
             for number, handler in self._before.items():
                 if handler not in (signal.SIG_IGN, None):
                     signal.signal(number, handler)
-
-
-class EpochLines(Callback):
-    """One line per epoch, for logs and pipes where a progress bar would be noise."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the losses, and the scores where the epoch was validated."""
-        if not trainer.is_global_zero:
-            return
-        parts = _shown(trainer, "train/loss@", "train/", "{:.3f}", 1)
-        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
-            parts += _shown(trainer, "val/miou@", "val/", "{:.2f}", 100)
-        others = {name: value for name, value in trainer.progress_bar_metrics.items() if not name.startswith("val/")}
-        parts += [f"{name.rpartition('/')[2]} {value:.2f}" for name, value in others.items()]
-        seconds = time.monotonic() - self._start
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(parts)}  {seconds:.1f}s", flush=True)
-
-
-def _shown(trainer: L.Trainer, start: str, drop: str, pattern: str, scale: float) -> list[str]:
-    """Parts such as "loss@0.5 1.234" for each logged name with this start, widest first."""
-    metrics = trainer.callback_metrics
-    names = sorted((name for name in metrics if name.startswith(start)), key=lambda name: -float(name.split("@")[1]))
-    return [f"{name.removeprefix(drop)} {pattern.format(scale * float(metrics[name]))}" for name in names]
-
-
-def progress_callback() -> Callback:
-    """A progress bar on a terminal, lines elsewhere."""
-    if sys.stdout.isatty():
-        return RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3f"))
-    return EpochLines()

@@ -73,12 +73,10 @@ def test_a_bench_measures_what_it_is_given(store: Store) -> None:
 
 
 def test_a_bench_keeps_the_frame_rate_of_a_camera(store: Store) -> None:
-    said: list[str] = []
     [one] = candidates((1.0,))
     began = time.monotonic()
-    Bench(lambda _: Blank(), frames(), store, fps=50, progress=said.append).measure([one], 6)
+    Bench(lambda _: Blank(), frames(), store, fps=50).measure([one], 6)
     assert time.monotonic() - began >= 6 / 50, "two turns of an untimed pass and three"
-    assert said == ["timing 1 candidate, 6 repeats at 50 images a second"]
 
 
 def test_very_many_are_not_open_at_once(store: Store) -> None:
@@ -148,9 +146,11 @@ def original(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Export
 def exported(
     original: Export, bundle: Bundle, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Exports, Path, list[str]]:
-    """A exports whose exports are copies of the original; what it says; and where they are."""
+    """Exports that are copies of the original; where they are; and the name of each, as it is made."""
+    made: list[str] = []
 
     def copied(_: Bundle, output: Path, *, further: Any = None, **__: Any) -> Export:
+        made.append(output.name)
         shutil.copytree(original.path, output, dirs_exist_ok=True)
         export = replace(original, path=output)
         int8 = tuple(artefact for artefact, _ in further(export)) if further else ()
@@ -158,12 +158,11 @@ def exported(
         (output / EXPORT_FILE).write_text(text)
         return load_export(output)
 
-    said: list[str] = []
     monkeypatch.setattr(room, "export_bundle", copied)
     monkeypatch.setattr(room, "Quantizer", lambda *_, **__: _pretend)
-    exports = Exports(bundle, tmp_path, data=open_bundle_data(bundle, labelled), progress=said.append)
+    exports = Exports(bundle, tmp_path, data=open_bundle_data(bundle, labelled))
     exports.engine(ONNX)
-    return exports, tmp_path, said
+    return exports, tmp_path, made
 
 
 def _pretend(export: Export) -> Iterable[tuple[Artefact, Mapping[str, Any]]]:
@@ -176,30 +175,29 @@ def _pretend(export: Export) -> Iterable[tuple[Artefact, Mapping[str, Any]]]:
 
 
 def test_an_export_is_made_once(exported: tuple[Exports, Path, list[str]], bundle: Bundle) -> None:
-    exports, _, said = exported
-    before = list(said)
+    exports, _, made = exported
     engine = exports.engine(replace(ONNX, threads=2))
-    assert said == before == ["exporting w0.5-32x48-fp32"]
+    assert made == ["w0.5-32x48-fp32-onnxruntime"]
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     np.testing.assert_allclose(engine(image), bundle_engine(bundle, 0.5, "torch")(image), atol=1e-4)
 
 
 def test_a_damaged_export_is_made_again(exported: tuple[Exports, Path, list[str]]) -> None:
-    exports, folder, said = exported
+    exports, folder, made = exported
     [file] = folder.rglob("*fp32*.onnx")
     file.write_bytes(b"damaged")
     exports.engine(ONNX)
-    assert said[-1] == "exporting w0.5-32x48-fp32"
+    assert made == ["w0.5-32x48-fp32-onnxruntime"] * 2
     load_export(file.parent)
 
 
 def test_int8_lies_beside_fp32_and_is_scored_where_it_runs(
     exported: tuple[Exports, Path, list[str]], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exports, _, said = exported
+    exports, _, made = exported
     int8 = replace(ONNX, network=NETWORK._replace(precision="int8"))
     assert exports.engine(int8).precision == "int8"
-    assert "quantizing w0.5-32x48-int8, which takes minutes" in said
+    assert made[-1] == "w0.5-32x48-int8-onnxruntime"
     scored: list[str] = []
     monkeypatch.setattr(room, "score", lambda pipeline, *_: scored.append(pipeline.engine.runtime) or 0.5)
     assert Accuracy(exports, store).miou(int8) == 0.5 and scored == ["onnxruntime"]

@@ -217,17 +217,19 @@ def test_a_size_that_was_baked_in_is_found_out(bundle: Bundle, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_exports_do_not_write_one_folder(bundle: Bundle, tmp_path: Path) -> None:
+def test_two_exports_do_not_write_one_folder(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one writes, a second is refused, and what the first wrote stays."""
     options: dict[str, Any] = {"widths": [0.5], "formats": ("torch",), "check": False}
     refused = []
 
-    def another(_: str) -> None:
+    def another(*arguments: Any) -> Any:
         with pytest.raises(FolderInUseError, match="export is in use by process"):
             export_bundle(bundle, tmp_path / "export", force=True, **options)
         refused.append(True)
+        return export_program(*arguments)
 
-    export = export_bundle(bundle, tmp_path / "export", progress=another, **options)
+    monkeypatch.setattr(room, "export_program", another)
+    export = export_bundle(bundle, tmp_path / "export", **options)
     assert refused and load_export(export.path).widths == (0.5,) and list(tmp_path.iterdir()) == [export.path]
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,9 +114,8 @@ def test_images_are_copied_where_there_are_no_links(
 def test_bad_images_are_named_and_the_others_go_on(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     (photos / "0_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
     (photos / "1_cut.png").write_bytes((photos / "a.png").read_bytes()[:200])
-    seen: list[int] = []
-    result = pseudo_label(bundle, photos, tmp_path / "out", progress=lambda done, total, _: seen.append(done))
-    assert (result.images, result.written, seen) == (6, 8, [1, 2, 3, 4, 5, 6])
+    result = pseudo_label(bundle, photos, tmp_path / "out")
+    assert (result.images, result.written) == (6, 8)
     assert [Path(name).name for name, _ in result.failed] == ["0_broken.png", "1_cut.png"]
     assert all(Path(name).name in reason for name, reason in result.failed)
     assert set(_rows(tmp_path / "out")) == {"a", "b", "c", "deep/d"}
@@ -152,12 +152,17 @@ def test_a_finished_run_again_changes_nothing_and_runs_nothing(bundle: Bundle, p
 def test_a_stopped_run_goes_on_to_the_same_result(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     pseudo_label(bundle, photos, tmp_path / "whole", choose=2)
 
-    def stop(done: int, total: int, image: Path) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
+    predictor, asked = Predictor(bundle), list[int]()
 
+    def stop_at_the_third(*arguments: Any, **options: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return Predictor.outputs_rgb(predictor, *arguments, **options)
+
+    predictor.outputs_rgb = stop_at_the_third  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        pseudo_label(bundle, photos, tmp_path / "out", choose=2, progress=stop)
+        pseudo_label(predictor, photos, tmp_path / "out", choose=2)
     assert not (tmp_path / "out" / "ranking.csv").exists()
     (tmp_path / "out" / "scores" / "b.json").unlink()  # as if stopped between the mask and its scores
     result = pseudo_label(bundle, photos, tmp_path / "out", choose=2)

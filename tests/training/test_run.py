@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,12 +22,13 @@ from litheseg.errors import DataError, Interrupted, MissingExtraError, TrainingE
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.models.bundle import load_bundle
 from litheseg.nn import extract, slim
+from litheseg.progress import shown
 from litheseg.training import layout
 from litheseg.training.build import build_data, build_task
 from litheseg.training.run import plain_norms, train
 from litheseg.training.streams import LABELLED, Step
 from litheseg.training.task import SegmentationTask
-from litheseg.training.trainer import EpochLines, build_trainer, progress_callback
+from litheseg.training.trainer import build_trainer
 
 EMA = "--trainer.ema=0.5"
 
@@ -224,12 +226,20 @@ def test_an_absent_logger_explains_itself(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert isinstance(progress_callback(), EpochLines)
-    train_tiny(tmp_path, "--trainer.epochs=1")
-    [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("epoch 1/1") and line.index("miou@1 ") < line.index("miou@0.5 ")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert type(progress_callback()).__name__ == "RichProgressBar"
+    monkeypatch.setattr("litheseg.progress._FIRST", 0.0)
+    with shown():
+        train_tiny(tmp_path, "--trainer.epochs=1")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = {line.split()[0]: line for line in printed.err.splitlines()}
+    assert lines["device"].split()[1] == "cpu" and ", 1 threads, 32-true" in lines["device"]
+    assert lines["images"].split(maxsplit=1)[1] == "8 labelled, 2 to validate on (streets)"
+    assert lines["steps"].split(maxsplit=1)[1] == "4: 1 epochs of 4, validated every 1"
+    assert lines["widths"].split(maxsplit=1)[1] == "1, 0.5" and "32x32" in lines["size"]
+    epoch = lines["epoch"]
+    assert epoch.startswith("epoch 1/1") and epoch.index("miou@1 ") < epoch.index("miou@0.5 ") < epoch.index("worst ")
+    assert re.match(r"training, steps 4/4, epoch 1 of 1, loss \d+\.\d+, done in 0:0\d", lines["training,"])
+    assert re.match(r"scoring 2 widths, batches 1/1, done", lines["scoring"])
 
 
 def test_distributed_options_reach_the_trainer(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from litheseg.losses import LOSSES
 from litheseg.losses.consistency import PseudoCrossEntropy
 from litheseg.masks.classes import Classes
 from litheseg.models.bundle import load_bundle, save_bundle
+from litheseg.progress import shown
 from litheseg.training import load_recipe
 from litheseg.training.stages import labels_alone, missing_teachers, teacher_folder, teacher_recipe
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
@@ -85,11 +86,11 @@ def test_teachers_are_found_again(mgd_run: Path, capsys: pytest.CaptureFixture[s
     train_tiny(again, *PLAIN, *TEACHERS, "--optimizer.clip=1", "--trainer.baseline=false", name="mgd")
     assert len(list((mgd_run.parent / "teachers").iterdir())) == 4  # another optimizer, other teachers
     third = mgd_run.parent / "third"
-    capsys.readouterr()
-    train_tiny(third, *PLAIN, *TEACHERS, "--objectives.region.weight=5", "--trainer.baseline=false", name="mgd")
-    shown = capsys.readouterr().out
+    with shown():
+        train_tiny(third, *PLAIN, *TEACHERS, "--objectives.region.weight=5", "--trainer.baseline=false", name="mgd")
+    said = capsys.readouterr().err
     assert len(list((mgd_run.parent / "teachers").iterdir())) == 4
-    assert shown.count("Done before: the deep teacher") == shown.count("Done before: the wide teacher") == 1
+    assert said.count("Done before: the deep teacher") == said.count("Done before: the wide teacher") == 1
     assert not (third / "labelled-only").exists()
 
 

@@ -29,6 +29,7 @@ import rich
 
 from litheseg.deploy.samples import CalibrationImages
 from litheseg.errors import LithesegError, MissingExtraError
+from litheseg.progress import work
 
 __all__ = ["PASSING", "QuantizableNetwork", "require_nncf"]
 
@@ -81,11 +82,17 @@ class QuantizableNetwork(ABC):
             backend_params={"compress_weights": not probe},
         )
         try:
-            with _quiet(), ThreadPoolExecutor(1) as aside:  # its cores come and go, see `openvino_core`
+            # In a thread, since its cores come and go, see `openvino_core`.
+            with _quiet(), ThreadPoolExecutor(1) as aside, work("calibrating, passes over an image") as passes:
+
+                def feed(image: np.ndarray) -> Any:
+                    passes.advance()
+                    return self._feed(image)
+
                 quantizing = aside.submit(
                     nncf.quantize,
                     self._copy(),
-                    nncf.Dataset(images, self._feed),
+                    nncf.Dataset(images, feed),
                     preset=nncf.QuantizationPreset.MIXED,
                     target_device=nncf.TargetDevice.CPU,
                     subset_size=len(images),

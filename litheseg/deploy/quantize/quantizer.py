@@ -44,6 +44,7 @@ from litheseg.errors import LithesegError
 from litheseg.files import file_digest
 from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
+from litheseg.progress import say, track
 from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope
 
@@ -69,7 +70,6 @@ class Quantizer:
         tolerance: how much worse it may be.
         wanted: how many calibration images were asked for; the report says so where there are fewer.
         threads: of the CPU, for checking and timing; None for the runtime's own choice.
-        progress: called with a line about what is being done.
 
     Raises:
         MissingExtraError: NNCF is not installed.
@@ -81,7 +81,6 @@ class Quantizer:
     tolerance: Tolerance = field(default_factory=Tolerance)
     wanted: int = 0
     threads: int | None = None
-    progress: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
         """Raise MissingExtraError now if NNCF is not installed: not after minutes of exporting."""
@@ -139,6 +138,7 @@ class _Job:
         self._network = _NETWORKS[artefact.format].read(export.file(artefact), artefact.layout)
         self._fp32 = self._open(artefact, export.path)
         self._made: list[tuple[QuantizationTrial, QuantizableNetwork]] = []
+        self._name = f"int8 {artefact.format}, width {artefact.width:g}"
 
     def run(self) -> tuple[QuantizationReport, QuantizableNetwork]:
         """The best that was found.
@@ -168,13 +168,13 @@ class _Job:
     def _attempt(self, kept: Sequence[Sensitivity], *, corrected: bool) -> QuantizationTrial:
         names = tuple(layer.name for layer in kept)
         variant = f", {len(names)} layers in floating point" if names else "" if corrected else ", biases as they were"
-        self._say(f"quantizing{variant}")
+        say(f"{self._name}: quantizing{variant}")
         network = self._network.quantized(self._images, kept=names, corrected=corrected)
         engine, size_bytes = self._run(network)
-        self._say("checking")
         quantizer, names_of_classes = self._quantizer, self._export.classes.names
         reference = pytorch_reference(quantizer.bundle, self._artefact.width)
         how: dict[str, Any] = {"size": self._size, "origin": quantizer.check.origin}
+        how["label"] = f"{self._name}: checking, images"
         certificate = certify({"": engine}, reference, quantizer.check, names_of_classes, **how)[""]
         image = next(iter(self._images))
         runs = {"fp32": partial(self._fp32, image), "int8": partial(engine, image)}
@@ -195,12 +195,11 @@ class _Job:
         probe = self._network.quantized(few, corrected=False, probe=True)
         images = list(few)
         expected = [self._fp32(image) for image in images]
-        layers, ranked = probe.layers(), []
-        for done, (name, kind) in enumerate(layers, 1):
+        layers, ranked = probe.layers(), list[Sensitivity]()
+        for name, kind in track(layers, f"{self._name}: what int8 does to each of the layers"):
             engine, _ = self._run(probe.only(name))
             error = output_error((truth, engine(image)) for truth, image in zip(expected, images, strict=True))
             ranked.append(Sensitivity(name, kind, error))
-            self._say(f"ranked {done} of {len(layers)} layers by what int8 does to each")
         return sorted(ranked, key=lambda layer: -layer.error)  # stable: equal ones stay in running order
 
     def _run(self, network: QuantizableNetwork) -> tuple[Engine, int]:
@@ -214,9 +213,6 @@ class _Job:
         export = replace(self._export, path=path, artefacts=(artefact,))
         runtime = _RUNTIMES[artefact.format]
         return open_engine(export, runtime=runtime, precision=artefact.precision, threads=self._quantizer.threads)
-
-    def _say(self, what: str) -> None:
-        self._quantizer.progress(f"int8 {self._artefact.format}, width {self._artefact.width:g}: {what}")
 
     def _report(self, best: QuantizationTrial, ranking: Sequence[Sensitivity]) -> QuantizationReport:
         trials = tuple(trial for trial, _ in self._made)
