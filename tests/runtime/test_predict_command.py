@@ -51,7 +51,7 @@ def test_a_list_with_missing_images(
     assert run(model, listed, "--output", out, *how) == 1
     printed = capsys.readouterr()
     assert "32 images: 2 files written" in printed.out and "30 images failed" in printed.out
-    errors = printed.err.strip().splitlines()
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 21 and "missing/00.png" in errors[0]
     assert errors[-1] == f"error: 10 more, all of them in {out}/failed.jsonl"
     assert len((out / "failed.jsonl").read_text().splitlines()) == 30

@@ -183,7 +183,7 @@ def test_the_command_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     with folder_lock(tmp_path / "run"):
         assert cli.main(["train", *ARGUMENTS, "--output", str(tmp_path / "run")]) == 2
-    [line] = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: {tmp_path / 'run'} is in use by process {os.getpid()}")
 
 
