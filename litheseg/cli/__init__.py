@@ -87,7 +87,7 @@ def read(words: Sequence[str]) -> partial[int | None]:
         prog, about, function = f"litheseg {name}", module.__doc__ or "", getattr(module, module.__all__[0])
         if len(module.__all__) > 1:
             function, *rest = _action(module, prog, rest)
-            prog, about = f"{prog} {function.__name__}", _summary(function)
+            prog, about = f"{prog} {_word(function.__name__)}", _summary(function)
         parser = build_parser(function, prog, about)
         if "--help-all" in rest and hasattr(module, "help_all"):
             print(f"{parser.format_help()}\n{module.help_all()}")
@@ -122,7 +122,7 @@ def _run(words: list[str]) -> int:
 
 def _action(module: ModuleType, prog: str, words: list[str]) -> list[Any]:
     """Which of the module's functions is asked for, and the words behind its name."""
-    functions = {name: getattr(module, name) for name in module.__all__}
+    functions = {_word(name): getattr(module, name) for name in module.__all__}
     if words and words[0] in functions:
         return [functions[words[0]], *words[1:]]
     if words and words[0] in _HELP:
@@ -138,6 +138,11 @@ def _action(module: ModuleType, prog: str, words: list[str]) -> list[Any]:
 
 def _summary(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").partition("\n")[0]
+
+
+def _word(function: str) -> str:
+    """The action that a function does: `import_` is `import`."""
+    return function.rstrip("_")
 
 
 def _module(command: str) -> str:

@@ -1,6 +1,7 @@
-"""Fetch, make, describe and split data sets.
+"""Fetch, import, make, describe and split data sets.
 
 Examples:
+  litheseg data import data/coco data/mine              (COCO, YOLO, LabelMe, CVAT, ...: recognised)
   litheseg data fetch camvid data/camvid
   litheseg data make streets data/streets --train 300 --val 60
   litheseg data info data/camvid
@@ -9,14 +10,16 @@ Examples:
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import print_json, show
-from litheseg.data import choose_labelled, describe, download, streets
+from litheseg.data import choose_labelled, describe, download, import_dataset, streets
 
-__all__ = ["fetch", "info", "make", "split"]
+__all__ = ["fetch", "import_", "info", "make", "split"]
 
 
 @command(download.fetch, without=("root", "progress"))
@@ -29,6 +32,26 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
         **options: of `litheseg.data.fetch`.
     """
     show(str(download.fetch(name, folder, **options)))
+
+
+@command(import_dataset, without=("progress",))
+def import_(source: Path, folder: Path, *, json: bool = False, **options: Any) -> None:
+    """Write labels of another format as a folder of images and masks.
+
+    Args:
+        source: the folder of the data set, a label file, or an archive of one.
+        folder: the folder to make; it must not exist, or be empty.
+        json: print JSON.
+        **options: of `litheseg.data.import_dataset`.
+    """
+    result = import_dataset(source, folder, progress=True, **options)
+    if json:
+        return print_json({**asdict(result), "folder": str(result.folder)})
+    counts = ", ".join(f"{split} {count}" for split, count in result.splits.items())
+    show(f"{result.folder}: {counts}; {len(result.classes)} classes: {', '.join(result.classes)}")
+    for note in result.notes:
+        show(f"  {note}")
+    show(f"next: litheseg doctor {shlex.quote(str(result.folder))}")
 
 
 @command(streets.make_streets, without=("progress",))

@@ -17,6 +17,15 @@ from typing import Any
 
 from litheseg.data.download import fetch
 from litheseg.data.folder import FolderSource
+from litheseg.data.formats import (
+    FORMATS,
+    ImportedData,
+    OtherFormatError,
+    import_command,
+    import_dataset,
+    recognise,
+    refusal,
+)
 from litheseg.data.public import CamVid, Cityscapes, Voc
 from litheseg.data.source import FileSource, Sample, Source, existing_folder
 from litheseg.data.splits import Partition, partition, write_list
@@ -30,6 +39,8 @@ __all__ = [
     "IGNORE_INDEX",
     "SOURCES",
     "Classes",
+    "ImportedData",
+    "OtherFormatError",
     "Partition",
     "Sample",
     "Source",
@@ -38,6 +49,7 @@ __all__ = [
     "describe",
     "fetch",
     "find_unlabelled",
+    "import_dataset",
     "make_streets",
     "open_source",
     "partition",
@@ -89,7 +101,12 @@ def open_source(name: str, root: str | Path | None = None, *, max_pixels: int = 
         return make(**options)
     if root is None:
         raise DataError(f"data set '{name}' needs the folder it lies in; name it, or try 'streets', which needs none")
-    source = make(root, **options)
+    try:
+        source = make(root, **options)
+    except DataError as error:
+        if name == "folder" and (found := _foreign(Path(root).expanduser())):
+            raise refusal(Path(root), found) from error
+        raise
     if isinstance(source, FileSource):
         source.max_pixels = max_pixels
     return source
@@ -100,14 +117,36 @@ def _detect(root: str | Path | None) -> str:
         raise DataError("'auto' looks into a folder; name it, or choose 'streets', which needs none")
     folder = existing_folder(root)
     # A class file decides, whatever the folders are called.
-    if any((folder / name).is_file() for name in CLASS_FILES):
+    if _has_class_file(folder):
         return "folder"
-    for name, detects in _DETECTORS.items():
-        if detects(folder):
-            return name
-    raise DataError(
-        f"{folder} has no layout that is known; expected e.g. images/ and masks/, or train/ and trainannot/"
-    )
+    name = next((name for name, detects in _DETECTORS.items() if detects(folder)), "")
+    pairs = bool(name) and (name != "folder" or FolderSource.holds_pairs(folder))
+    found = recognise(folder, pairs=not pairs)
+    if found and not pairs:
+        name = ""
+    if not name:
+        raise refusal(Path(root), found)
+    if found:
+        ways = " or ".join(import_command(Path(root), "--format", other) for other in found)
+        shown = ", ".join(f"{FORMATS[other].title} ({why})" for other, why in found.items())
+        raise DataError(
+            f"{folder} is a data set '{name}', and holds labels as {shown}; say which counts: --data.source {name} "
+            f"(--source {name} of other commands), or {ways}"
+        )
+    return name
+
+
+def _foreign(folder: Path) -> dict[str, str]:
+    """The formats of a folder that says nothing of its classes."""
+    if not folder.is_dir() or _has_class_file(folder):
+        return {}
+    return recognise(folder, pairs=not FolderSource.holds_pairs(folder))
+
+
+def _has_class_file(folder: Path) -> bool:
+    """Whether there is one; YOLO calls its description `dataset.yaml`, too."""
+    own = FORMATS["yolo"].detect
+    return any((folder / name).is_file() and not own(folder / name) for name in CLASS_FILES)
 
 
 def describe(data: str | Path | None = None, source: str = "auto") -> dict[str, Any]:

@@ -22,7 +22,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from litheseg.data import open_source
+from litheseg.data import OtherFormatError, open_source
 from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.errors import DataError, printable
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
@@ -46,6 +46,7 @@ Severity = Literal["error", "warning", "info"]
 
 # Severity and remedy by code; findings are listed in this order.
 _KNOWN: dict[str, tuple[Severity, str]] = {
+    "other-format": ("error", "import them, then run the doctor on the new folder"),
     "cannot-open": ("error", "mend what the message names, then run the doctor again"),
     "missing-split": ("error", "add the split's folder or list, or hold out a part of train"),
     "empty-split": ("error", "add images and masks to the split, or remove it"),
@@ -229,6 +230,10 @@ def diagnose_path(
 
     try:
         return examined()
+    except OtherFormatError as error:
+        return Diagnosis(
+            source, (), (replace(_finding("other-format", str(error), [str(data)]), remedy=error.command),)
+        )
     except DataError as error:
         if data is None:
             raise

@@ -11,8 +11,11 @@ Usage:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,12 +24,13 @@ from rich.progress import track
 from litheseg.data.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.files import write_text
-from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, UNKNOWN_INDEX, show_value
+from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, UNKNOWN_INDEX, Classes, LabelScheme, show_value
 from litheseg.masks.reading import MAX_PIXELS, mask_numbers, read_raw_mask
 
-__all__ = ["draft_classes"]
+__all__ = ["MaskTally", "count_values", "draft_classes"]
 
 _SHOWN = 6
+_MOST_VALUES = 1 << 16  # beyond these, counting goes on for nothing
 
 
 def draft_classes(data: str | Path, *, max_pixels: int = MAX_PIXELS, progress: bool = False) -> Path:
@@ -55,24 +59,95 @@ def draft_classes(data: str | Path, *, max_pixels: int = MAX_PIXELS, progress: b
     if not masks:
         raise DataError(f"{folder} has no masks; a draft of the classes needs some")
     steps = track(masks, "Reading masks", transient=True, console=Console(stderr=True), disable=not progress)
-    found = [_values(path, max_pixels) for path in steps]
-    encoding = "rgb" if any(mask.colours for mask in found) else "index"
-    pixels, images = Counter[int](), Counter[int]()
-    for path, mask in zip(masks, found, strict=True):
-        if encoding == "rgb" and not mask.channels:
-            raise DataError(f"{path} holds indices where other masks hold colours; export all in one way")
-        # A grey mask of three channels among colours: #070707 is what reads as index 7.
-        factor = 0x010101 if encoding == "rgb" and not mask.colours else 1
-        pixels.update({value * factor: count for value, count in mask.pixels.items()})
-        images.update(value * factor for value in mask.pixels)
-    if len(pixels) > UNKNOWN_INDEX:
-        shown = ", ".join(show_value(value, encoding) for value, _ in pixels.most_common(_SHOWN))
+    values = count_values(steps, max_pixels=max_pixels)
+    write_text(folder / CLASS_FILES[0], _text(values))
+    return folder / CLASS_FILES[0]
+
+
+@dataclass(frozen=True)
+class MaskTally:
+    """What values masks hold.
+
+    Attributes:
+        encoding: "index" or "rgb".
+        pixels: by value; a colour is the number 0xRRGGBB.
+        images: masks by value.
+        masks: how many there are.
+    """
+
+    encoding: str
+    pixels: Counter[int]
+    images: Counter[int]
+    masks: int
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """255 beside two values or more."""
+        alone = self.encoding != "index" or len(self.pixels) < 3
+        return () if alone or IGNORE_INDEX not in self.pixels else (IGNORE_INDEX,)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The values that are classes, sorted."""
+        return tuple(sorted(self.pixels.keys() - set(self.ignored)))
+
+    def name(self, value: int) -> str:
+        """A class name for a value that nobody gave a name."""
+        return f"class {show_value(value, self.encoding)}"
+
+    def about(self, value: int) -> str:
+        """What a value covers."""
+        share = self.pixels[value] / self.pixels.total()
+        return f"{share:.2%} of the pixels, in {self.images[value]} of {self.masks}"
+
+    def scheme(self) -> LabelScheme:
+        """A class for each value."""
+        names = [self.name(value) for value in self.values]
+        if self.encoding == "rgb":
+            colors = tuple((value >> 16, value >> 8 & 255, value & 255) for value in self.values)
+            return LabelScheme.build(Classes(tuple(names), colors), encoding="rgb")
+        return LabelScheme.build(Classes.from_names(names), ids=self.values, ignore=self.ignored)
+
+
+def count_values(
+    masks: Iterable[Any], *, read: Callable[[Any], np.ndarray] | None = None, max_pixels: int = MAX_PIXELS
+) -> MaskTally:
+    """Count the values in masks.
+
+    Args:
+        masks: the files, or what `read` takes.
+        read: decodes one as `read_raw_mask` does, which is the default.
+        max_pixels: of a mask, width times height by its header.
+
+    Raises:
+        DataError: a mask that cannot be read, more values than classes are possible, or indices beside colours.
+    """
+    read = read or partial(read_raw_mask, max_pixels=max_pixels)
+    pixels, images = {"index": Counter[int](), "rgb": Counter[int]()}, {"index": Counter[int](), "rgb": Counter[int]()}
+    flat = coloured = None  # the first mask of one channel, and of colours
+    count = 0
+    for mask in masks:
+        found = _values(read(mask))
+        count += 1
+        coloured = coloured or (mask if found.colours else None)
+        flat = flat or (None if found.channels else mask)
+        if flat and coloured:
+            raise DataError(f"{flat} holds indices where other masks hold colours; export all in one way")
+        # A grey mask of three channels may turn out to be among colours: #070707 is what reads as index 7 elsewhere.
+        for encoding, factor in (("index", 1), ("rgb", 0x010101)):
+            own = 1 if found.colours else factor
+            pixels[encoding].update({value * own: number for value, number in found.pixels.items()})
+            images[encoding].update(value * own for value in found.pixels)
+        if len(pixels["index"]) > _MOST_VALUES:
+            break
+    encoding = "rgb" if coloured else "index"
+    if len(pixels[encoding]) > UNKNOWN_INDEX:
+        shown = ", ".join(show_value(value, encoding) for value, _ in pixels[encoding].most_common(_SHOWN))
         raise DataError(
-            f"the masks of {folder} hold {len(pixels)} different values ({shown}, ...), and at most "
+            f"the masks hold {len(pixels[encoding])} different values or more ({shown}, ...), and at most "
             f"{UNKNOWN_INDEX} classes are possible; were they smoothed or resized with interpolation? Export them again"
         )
-    write_text(folder / CLASS_FILES[0], _text(encoding, pixels, images, len(masks)))
-    return folder / CLASS_FILES[0]
+    return MaskTally(encoding, pixels[encoding], images[encoding], count)
 
 
 @dataclass(frozen=True)
@@ -84,8 +159,7 @@ class _MaskValues:
     colours: bool
 
 
-def _values(path: Path, max_pixels: int) -> _MaskValues:
-    mask = read_raw_mask(path, max_pixels=max_pixels)
+def _values(mask: np.ndarray) -> _MaskValues:
     numbers = mask_numbers(mask, "index")
     colours = numbers is None
     if numbers is None:
@@ -95,22 +169,17 @@ def _values(path: Path, max_pixels: int) -> _MaskValues:
     return _MaskValues(dict(zip(values.tolist(), counts.tolist(), strict=True)), mask.ndim == 3, colours)
 
 
-def _text(encoding: str, pixels: Counter[int], images: Counter[int], masks: int) -> str:
+def _text(tally: MaskTally) -> str:
     """The class file, with what each value covers as a comment."""
-    total = pixels.total()
-    about = {value: f"{pixels[value] / total:.2%} of the pixels, in {images[value]} of {masks}" for value in pixels}
-    ignored = encoding == "index" and IGNORE_INDEX in pixels and len(pixels) > 2
-    lines = [f"# Drafted from {masks} masks: give the classes names of your own.", f"encoding: {encoding}", "classes:"]
-    for value in sorted(pixels):
-        if ignored and value == IGNORE_INDEX:
-            continue
-        shown = show_value(value, encoding)
-        spelled = (
-            f'name: "class {shown}", color: "{shown}"' if encoding == "rgb" else f"name: class {value}, id: {value}"
-        )
-        lines.append(f"  - {{{spelled}}}  # {about[value]}")
-    if ignored:
-        lines.append(
-            f"ignore: [{IGNORE_INDEX}]  # {about[IGNORE_INDEX]}; if it is a class, list it above with 'id: 255'"
-        )
+    lines = [
+        f"# Drafted from {tally.masks} masks: give the classes names of your own.",
+        f"encoding: {tally.encoding}",
+        "classes:",
+    ]
+    for value in tally.values:
+        name = tally.name(value)
+        spelled = f'name: "{name}", color: "{name[6:]}"' if tally.encoding == "rgb" else f"name: {name}, id: {value}"
+        lines.append(f"  - {{{spelled}}}  # {tally.about(value)}")
+    for value in tally.ignored:
+        lines.append(f"ignore: [{value}]  # {tally.about(value)}; if it is a class, list it above with 'id: {value}'")
     return "\n".join(lines) + "\n"

@@ -21,6 +21,7 @@ Usage:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from litheseg.data.source import (
     Source,
     existing_folder,
     find_images,
+    is_image,
     pair_up,
 )
 from litheseg.data.splits import partition, read_list
@@ -65,6 +67,7 @@ class FolderSource(FileSource):
         seed: chooses the images held out.
         lists: the folder of `train.txt`, `val.txt`, `test.txt`; default: `root`, its `splits/` or `lists/`.
         mask_suffix: what mask stems have after the image stem, e.g. "_mask".
+        masks: the name of the folder of masks, where several are there.
         allow_unlabelled: let images without a mask be samples with `mask=None`; without any class file there are then
             no classes.
 
@@ -86,6 +89,7 @@ class FolderSource(FileSource):
         seed: int = 0,
         lists: str | Path | None = None,
         mask_suffix: str = "",
+        masks: str = "",
         allow_unlabelled: bool = False,
     ) -> None:
         root = existing_folder(root)
@@ -96,9 +100,10 @@ class FolderSource(FileSource):
         self.name = described.name or self.name
         self.licence, self.citation = described.licence, described.citation
         self.val_fraction, self.seed, self.mask_suffix = val_fraction, seed, mask_suffix
-        self._folders = {} if lists else _split_folders(root)
+        names = (masks,) if masks else MASK_FOLDERS
+        self._folders = {} if lists else _split_folders(root, names)
         self._lists = {} if self._folders else _list_files(root, lists)
-        self._flat = _flat_folders(root)
+        self._flat = _flat_folders(root, names)
         if not self._folders and not self._lists:
             if not self._flat:
                 raise DataError(
@@ -109,8 +114,20 @@ class FolderSource(FileSource):
     @staticmethod
     def detects(root: Path) -> bool:
         """Whether `root` looks like this source."""
-        named = any((root / name).is_file() for name in CLASS_FILES)
-        return named or bool(_split_folders(root) or _list_files(root, None) or _flat_folders(root))
+        try:
+            known = _split_folders(root) or _list_files(root, None) or _flat_folders(root)
+        except DataError:  # two folders of masks: opening it says so
+            return True
+        return bool(known) or any((root / name).is_file() for name in CLASS_FILES)
+
+    @staticmethod
+    def holds_pairs(root: Path) -> bool:
+        """Whether there are lists, or images and masks of equal stems."""
+        try:
+            folders = [*_split_folders(root).values(), *filter(None, [_flat_folders(root)])]
+        except DataError:
+            return True
+        return bool(_list_files(root, None)) or any(masks and _any_pair(images, masks) for images, masks in folders)
 
     def splits(self) -> tuple[str, ...]:
         """See `Source.splits`; with `val` where it is held out."""
@@ -197,9 +214,9 @@ class FolderSource(FileSource):
 
 
 def write_folder(source: Source, folder: str | Path, *, progress: bool = False) -> Path:
-    """Write all splits of a source as `images/SPLIT/*.png`, `masks/SPLIT/*.png` and `classes.yaml`.
+    """Write all splits of a source as `images/SPLIT/*`, `masks/SPLIT/*.png` and `classes.yaml`.
 
-    The folder appears whole or not at all; existing data is never replaced.
+    Image files are copied as they are. The folder appears whole or not at all; existing data is never replaced.
 
     Args:
         source: what to write; masks become palette PNGs of train ids, 255 where ignored.
@@ -222,10 +239,15 @@ def write_folder(source: Source, folder: str | Path, *, progress: bool = False) 
     with atomic_folder(folder) as draft:
         (draft / "classes.yaml").write_text(class_file_text(source.classes, **about), encoding="utf-8")
         for sample in track(samples, title, transient=True, console=console, disable=not progress):
-            image, mask = (draft / kind / sample.split / f"{sample.id}.png" for kind in ("images", "masks"))
+            ending = sample.image.suffix if sample.image else ".png"
+            image = draft / "images" / sample.split / f"{sample.id}{ending}"
+            mask = draft / "masks" / sample.split / f"{sample.id}.png"
             image.parent.mkdir(parents=True, exist_ok=True)
             mask.parent.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(encode_png(source.read_image(sample)))
+            if sample.image:
+                shutil.copyfile(sample.image, image)
+            else:
+                image.write_bytes(encode_png(source.read_image(sample)))
             mask.write_bytes(encode_mask(source.read_mask(sample), source.classes))
     return folder
 
@@ -254,9 +276,31 @@ def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
     return next((base / name for name in spellings if (base / name).is_dir()), None)
 
 
-def _split_folders(root: Path) -> dict[str, _Folders]:
+def _any_pair(images: Path, masks: Path) -> bool:
+    both = (find_images(folder, recursive=True, again=[]).keys() for folder in (images, masks))
+    return not frozenset.isdisjoint(*map(frozenset, both))
+
+
+def _mask_folder(base: Path, names: Sequence[str]) -> Path | None:
+    """The folder of masks; of several the one with image files in it.
+
+    Raises:
+        DataError: two that hold image files.
+    """
+    found = [folder for name in names if (folder := _first_folder(base, [name])) is not None]
+    filled = [folder for folder in found if len(found) > 1 and any(map(is_image, folder.rglob("*")))]
+    if len(filled) > 1:
+        one, other = (folder.name for folder in filled[:2])
+        raise DataError(
+            f"{base} holds masks in {one}/ and in {other}/; say which are meant, e.g. --data.options "
+            f'"{{masks: {one}}}", or remove or rename the other folder'
+        )
+    return next(iter([*filled, *found]), None)
+
+
+def _split_folders(root: Path, mask_names: Sequence[str] = MASK_FOLDERS) -> dict[str, _Folders]:
     """Image and mask folder by split, for the layouts where each split has folders of its own."""
-    images, masks = _first_folder(root, IMAGE_FOLDERS), _first_folder(root, MASK_FOLDERS)
+    images, masks = _first_folder(root, IMAGE_FOLDERS), _mask_folder(root, mask_names)
     found: dict[str, _Folders] = {}
     for split, names in _SPLITS.items():
         inner = _first_folder(images, names) if images else None
@@ -265,15 +309,15 @@ def _split_folders(root: Path) -> dict[str, _Folders]:
         if inner:
             found[split] = inner, _first_folder(masks, names) if masks else None
         elif outer and outer_images:
-            found[split] = outer_images, _first_folder(outer, MASK_FOLDERS)
+            found[split] = outer_images, _mask_folder(outer, mask_names)
         elif outer and (annotations := outer.with_name(f"{outer.name}annot")).is_dir():
             found[split] = outer, annotations
     return found
 
 
-def _flat_folders(root: Path) -> _Folders | None:
+def _flat_folders(root: Path, mask_names: Sequence[str] = MASK_FOLDERS) -> _Folders | None:
     images = _first_folder(root, IMAGE_FOLDERS)
-    return (images, _first_folder(root, MASK_FOLDERS)) if images else None
+    return (images, _mask_folder(root, mask_names)) if images else None
 
 
 def _list_files(root: Path, lists: str | Path | None) -> dict[str, Path]:

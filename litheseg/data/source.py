@@ -24,6 +24,7 @@ from litheseg.masks.classes import Classes, LabelScheme
 
 __all__ = [
     "IMAGE_FOLDERS",
+    "IMAGE_SUFFIXES",
     "MASK_FOLDERS",
     "DuplicateStemsError",
     "FileSource",
@@ -32,6 +33,7 @@ __all__ = [
     "Source",
     "existing_folder",
     "find_images",
+    "is_image",
     "join",
     "pair_up",
 ]
@@ -41,7 +43,8 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt")
 """Usual names of folders of masks, in lower case."""
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+"""Endings of image files, in lower case."""
 
 
 class DuplicateStemsError(DataError):
@@ -275,7 +278,7 @@ def find_images(
     twice: list[tuple[Path, Path]] = []
     for path in sorted(folder.rglob("*") if recursive else folder.glob("*")):
         parts = path.relative_to(folder).parts
-        if path.suffix.lower() not in _IMAGE_SUFFIXES or any(part.startswith(".") for part in parts) or path.is_dir():
+        if not is_image(path) or any(part.startswith(".") for part in parts):
             continue
         if path.stem.endswith(suffix):
             key = "/".join([*parts[:-1], path.stem.removesuffix(suffix)])
@@ -286,6 +289,11 @@ def find_images(
     if again is not None:
         again += twice
     return found
+
+
+def is_image(path: Path) -> bool:
+    """Whether it is a file whose ending is an image's, and no hidden one."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def pair_up(

@@ -41,6 +41,8 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_raw_mask",
+    "turned_like",
+    "upright_size",
 ]
 
 MAX_PIXELS = 160_000_000
@@ -66,11 +68,11 @@ class TooManyPixelsError(DataError):
     """An image whose header claims more pixels than are taken."""
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image: uint8 H W 3, RGB, upright.
 
     Args:
-        path: the file.
+        path: the file, or an open one whose text is its name.
         max_pixels: the largest width times height.
 
     Raises:
@@ -93,6 +95,34 @@ def count_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int:
     """
     with _opened(path, max_pixels) as image:
         return image.width * image.height
+
+
+def upright_size(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(H, W) of an image as `read_image` gives it; only its header is read.
+
+    Raises:
+        DataError: as `count_pixels`.
+    """
+    with _opened(path, max_pixels) as image:
+        return _swapped((image.height, image.width), _orientation(image))
+
+
+def turned_like(
+    image: str | Path | IO[bytes], labels: np.ndarray, where: str | Path, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Labels that were drawn on an image, upright: turned as its EXIF tag says where they fit only so.
+
+    Args:
+        image: the image.
+        labels: uint8 H W.
+        where: their file, for messages.
+        max_pixels: of the image.
+
+    Raises:
+        DataError: sizes that differ.
+    """
+    size = (labels.shape[0], labels.shape[1])
+    return _upright(labels, _agree(where, image, size, 1, max_pixels))
 
 
 @contextmanager
@@ -121,7 +151,7 @@ def open_image(
         raise TooManyPixelsError(_too_many(f"more than {2 * max_pixels}", max_pixels)) from error
 
 
-def read_raw_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_raw_mask(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a mask as it lies in the file: integers H W, or uint8 H W 3 where the file holds colours; not rotated.
 
     Raises:
@@ -213,7 +243,9 @@ def _outside(values: np.ndarray, scheme: LabelScheme, path: str | Path) -> DataE
     )
 
 
-def _agree(path: str | Path, image: str | Path, size: tuple[int, int], orientation: int, max_pixels: int) -> int:
+def _agree(
+    path: str | Path, image: str | Path | IO[bytes], size: tuple[int, int], orientation: int, max_pixels: int
+) -> int:
     """The orientation in which a mask of `size` (H, W) fits its image."""
     with _opened(image, max_pixels) as opened:
         turned, stored = _orientation(opened), (opened.height, opened.width)
@@ -260,7 +292,7 @@ _PILLOW_LIMIT = _PillowLimit()
 
 
 @contextmanager
-def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: str | Path | IO[bytes], max_pixels: int) -> Iterator[Image.Image]:
     """`open_image`, whose errors name the file."""
     try:
         with open_image(path, max_pixels) as image:
@@ -284,7 +316,7 @@ def _too_many(found: str, max_pixels: int) -> str:
     return f"{found} pixels, and at most {max_pixels} are decoded"
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: str | Path | IO[bytes]) -> Image.Image:
     if image.mode == "F":
         raise DataError(f"{path}: floating-point pixels; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -300,7 +332,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pixels(image: Image.Image, path: str | Path) -> np.ndarray:
+def _pixels(image: Image.Image, path: str | Path | IO[bytes]) -> np.ndarray:
     if image.format in ("JPEG", "MPO"):
         raise DataError(f"{path}: a mask saved as JPEG has smeared labels; export it as PNG")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and not image.mode.startswith("I"):

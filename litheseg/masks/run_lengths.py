@@ -1,6 +1,8 @@
 """Masks as run lengths: COCO's, column by column, and Label Studio's brush data, bit-packed RGBA pixels.
 
-COCO's string form comes from pycocotools, which the extra `serve` brings. The brush format is that of the JavaScript
+COCO's string form is written by pycocotools, which the extra `serve` brings, and read here: five bits of a number in
+each character, the lowest first, a sixth that says whether more follow; from the fourth number on the difference to the
+one before the last (pycocotools, `maskApi.c`). The brush format is that of the JavaScript
 package @thi.ng/rle-pack (its README, "Encoding format"), most significant bit first: 32 bits number of words, 5 bits
 word size less one, four times 4 bits run-length size less one; then, until all words are there, 1 bit "one value
 repeated" or "values one by one", 2 bits which of the four sizes, that many bits of count less one, and the value or
@@ -17,12 +19,13 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from litheseg.errors import DataError, MissingExtraError
 
-__all__ = ["class_runs", "coco_string", "decode_brush", "encode_brush"]
+__all__ = ["class_runs", "coco_counts", "coco_string", "decode_brush", "encode_brush"]
 
 _SIZES = (3, 4, 8, 16)  # bits of a count; rle-pack's own choice
 _LONGEST = 1 << _SIZES[-1]
@@ -58,6 +61,34 @@ def coco_string(runs: np.ndarray, size: tuple[int, int]) -> str:
         raise MissingExtraError("pycocotools", "serve", "COCO's compressed run lengths") from error
     packed = coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)
     return str(packed["counts"].decode("ascii"))
+
+
+def coco_counts(counts: Any) -> np.ndarray:
+    """int64 run lengths from COCO's list or string of them.
+
+    Raises:
+        DataError: neither, or a damaged string.
+    """
+    if isinstance(counts, list):
+        try:
+            return np.array(counts, np.int64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"run lengths that are no whole numbers ({error})") from error
+    if not isinstance(counts, (str, bytes)) or not counts:
+        raise DataError("run lengths that are neither a list nor COCO's string")
+    units = np.frombuffer(counts if isinstance(counts, bytes) else counts.encode(), np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(units < 32)  # of each number
+    if units.min() < 0 or units.max() > 63 or not len(last) or last[-1] != len(units) - 1:
+        raise DataError("a damaged string of run lengths")
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = 5 * (np.arange(len(units)) - np.repeat(first, last - first + 1))
+    if place.max() > 50:
+        raise DataError("a damaged string of run lengths")
+    values = np.add.reduceat((units & 31) << place, first)
+    values -= np.where(units[last] & 16, np.int64(1) << (place[last] + 5), 0)  # bit 5 of the last is the sign
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
 
 
 def encode_brush(mask: np.ndarray) -> list[int]:

@@ -533,3 +533,16 @@ def test_every_source_says_where_it_comes_from():
         assert source.name == name
         if name != "folder":
             assert source.licence and source.citation
+
+
+def test_two_folders_of_masks(tmp_path):
+    pairs(tmp_path / "images", tmp_path / "masks", ["a", "b"])
+    (tmp_path / "annotations").mkdir()
+    text(tmp_path / "classes.yaml", "classes: [ground, leaf]")
+    assert open_source("auto", tmp_path).splits() == ("train", "val")  # nothing in it
+    mask(tmp_path / "annotations/a.png", 0)
+    mask(tmp_path / "annotations/b.png", 0)
+    with pytest.raises(DataError, match=r"masks in masks/ and in annotations/; say which .*\{masks: masks\}"):
+        open_source("auto", tmp_path)
+    chosen = open_source("auto", tmp_path, masks="annotations", val_fraction=0)
+    assert not chosen.read_mask(chosen.samples("train")[0]).any()

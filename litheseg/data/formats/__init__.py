@@ -1,0 +1,18 @@
+"""Data sets in the formats of other tools: recognised, and written as a folder that training takes.
+
+One module a format; `importing` recognises and converts, `collection` is what a format is read into.
+"""
+
+from __future__ import annotations
+
+from litheseg.data.formats.importing import (
+    FORMATS,
+    ImportedData,
+    OtherFormatError,
+    import_command,
+    import_dataset,
+    recognise,
+    refusal,
+)
+
+__all__ = ["FORMATS", "ImportedData", "OtherFormatError", "import_command", "import_dataset", "recognise", "refusal"]

@@ -1,0 +1,281 @@
+"""COCO: one JSON file for each split, with the shapes of all its images (https://cocodataset.org/#format-data).
+
+Three kinds: objects and "stuff" as polygons or run lengths (`detect`, `read`), and panoptic labels as PNG files whose
+colours are numbers of segments, red + 256 green + 65536 blue (`detect_panoptic`, `read_panoptic`). Category ids may
+have gaps: classes are in the order of the ids. Objects have no order, so that of two that overlap the smaller one
+counts; a crowd is of its class like any object.
+
+Usage:
+    >>> detect(Path("data/coco"))
+    'annotations/instances_train2017.json'
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally, used_classes
+from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, read_json, sniff, split_in
+from litheseg.data.formats.regions import (
+    UNLABELLED,
+    Overlap,
+    Region,
+    corners,
+    paint,
+    polygon_region,
+    reaches_out,
+    runs_region,
+)
+from litheseg.errors import DataError, listed
+from litheseg.masks.reading import mask_numbers, read_raw_mask
+
+__all__ = ["detect", "detect_panoptic", "read", "read_panoptic"]
+
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def detect(source: Path) -> str:
+    """The first file of objects or stuff."""
+    return next((_below(source, path) for path in _files(source, panoptic=False)), "")
+
+
+def detect_panoptic(source: Path) -> str:
+    """The first file of panoptic labels."""
+    return next((_below(source, path) for path in _files(source, panoptic=True)), "")
+
+
+def read(source: Path, options: ImportOptions) -> Collection:
+    """Objects and stuff.
+
+    Raises:
+        DataError: files that are damaged, no shapes at all, or an image in two files.
+    """
+    reader = _Reader(source, options, ImageFiles(options.images or base_folder(source)))
+    files = _without_keypoints([*_files(source, options.labels, panoptic=False)], reader.tally)
+    for path in options.progress(files, "Reading labels"):
+        reader.file(path)
+    if not any(regions for _, regions in reader.found.values()):
+        boxes = ": only boxes" if reader.tally.counts else ""
+        raise DataError(f"{listed(files)}: no shape that makes a mask{boxes}; export polygons or run lengths")
+    return reader.collection(options.overlap or "smaller")
+
+
+def read_panoptic(source: Path, options: ImportOptions) -> Collection:
+    """Panoptic labels; pixels of no segment are ignored.
+
+    Raises:
+        DataError: files that are damaged, or masks that are not there.
+    """
+    files = [*_files(source, options.labels, panoptic=True)]
+    masks = [folder for path in files if (folder := _mask_folder(path)) is not None]
+    reader = _Reader(source, options, ImageFiles(options.images or base_folder(source), without=masks))
+    for path in options.progress(files, "Reading labels"):
+        reader.panoptic_file(path)
+    return reader.panoptic_collection()
+
+
+def _files(source: Path, pattern: str = "", *, panoptic: bool) -> Iterator[Path]:
+    for path in label_files(source, ".json", pattern):
+        text = sniff(path)
+        if all(f'"{key}"' in text for key in ("images", "annotations", "categories")):
+            if ('"segments_info"' in text) == panoptic:
+                yield path
+
+
+def _without_keypoints(files: Sequence[Path], tally: Tally) -> list[Path]:
+    """COCO's keypoint files repeat some of the objects: they are left out beside others."""
+    others = [path for path in files if '"skeleton"' not in sniff(path)]
+    for path in files if others else ():
+        if path not in others:
+            tally.add("files of keypoints left out", path)
+    return others or list(files)
+
+
+def _below(source: Path, path: Path) -> str:
+    return path.relative_to(source).as_posix() if source.is_dir() else path.name
+
+
+def _mask_folder(path: Path) -> Path | None:
+    """Where the PNG files of a panoptic JSON file lie: usually a folder of its name beside it."""
+    names = (path.stem, path.parent.name, "masks")
+    tried = [path.with_suffix(""), *(base / name for base in (path.parent, path.parent.parent) for name in names)]
+    return next((folder for folder in tried if folder.is_dir() and next(folder.glob("*.png"), None)), None)
+
+
+@dataclass
+class _Reader:
+    """Gathers the files of all splits, whose classes are joined by name."""
+
+    source: Path
+    options: ImportOptions
+    files: ImageFiles
+    tally: Tally = field(default_factory=Tally)
+    names: dict[str, int] = field(default_factory=dict)  # class name -> index, of all files
+    missing: list[str] = field(default_factory=list)
+    found: dict[Path, tuple[dict[str, Any], list[Region]]] = field(default_factory=dict)
+    segments: dict[Path, tuple[dict[str, Any], Path, dict[int, int]]] = field(default_factory=dict)
+
+    def file(self, path: Path) -> None:
+        """Read a file of objects or stuff."""
+        content, classes = self._opened(path)
+        shapes: dict[Any, list[Region]] = defaultdict(list)
+        sizes = {entry["id"]: entry for entry in content["images"]}
+        for place, entry in enumerate(content["annotations"], 1):
+            where = f"{path}: annotation {entry.get('id', place) if isinstance(entry, dict) else place}"
+            try:
+                image = sizes.get(entry["image_id"])
+                if image is None:
+                    self.tally.add("annotations of images that are not listed left out", where)
+                    continue
+                label = classes[entry["category_id"]]
+                region = self._region(label, entry.get("segmentation"), image, where)
+            except KeyError as error:
+                raise DataError(f"{where}: {error} is missing, or a category that is not listed") from error
+            except (DataError, *_DAMAGED) as error:
+                raise DataError(f"{where}: {error}; export it again") from error
+            if region is not None:
+                shapes[entry["image_id"]].append(region)
+        for entry, image_path in self._images(path, content):
+            self.found[image_path] = (entry, shapes[entry["id"]])
+
+    def panoptic_file(self, path: Path) -> None:
+        """Read a file of panoptic labels."""
+        content, classes = self._opened(path)
+        folder = _mask_folder(path)
+        if folder is None:
+            raise DataError(f"{path}: the folder of its masks, {path.with_suffix('').name}/, is not beside it; add it")
+        try:
+            labels = {
+                entry["image_id"]: (
+                    folder / entry["file_name"],
+                    {segment["id"]: classes[segment["category_id"]] for segment in entry["segments_info"]},
+                )
+                for entry in content["annotations"]
+            }
+        except _DAMAGED as error:
+            raise DataError(f"{path}: no panoptic labels as COCO has them ({error!r}); export it again") from error
+        for entry, image_path in self._images(path, content):
+            mask, segments = labels.get(entry["id"], (None, {}))
+            if mask is None:
+                self.tally.add("images without labels left out", image_path)
+            elif not mask.is_file():
+                self.missing.append(str(mask))
+            else:
+                self.segments[image_path] = (entry, mask, segments)
+
+    def collection(self, overlap: Overlap) -> Collection:
+        """Of objects and stuff."""
+        used = sorted({region.label for _, regions in self.found.values() for region in regions})
+        rank = {label: place for place, label in enumerate(used)}
+        items = []
+        for path, (entry, regions) in self.found.items():
+            own = [Region(rank[region.label], region.area, region.draw) for region in regions]
+            items.append(self._item(path, entry, partial(_painted, own, _stated(entry), overlap), entry["where"]))
+        return self._made(used, items, complete=False)
+
+    def panoptic_collection(self) -> Collection:
+        """Of panoptic labels."""
+        used = sorted({label for _, _, segments in self.segments.values() for label in segments.values()})
+        rank = {label: place for place, label in enumerate(used)}
+        items = []
+        for path, (entry, mask, segments) in self.segments.items():
+            own = {number: rank[label] for number, label in segments.items()}
+            items.append(self._item(path, entry, partial(_segments, mask, own), mask))
+        return self._made(used, items, complete=True)
+
+    def _made(self, used: Sequence[int], items: list[Annotated], *, complete: bool) -> Collection:
+        names = list(self.names)
+        unused = [name for name, index in self.names.items() if index not in used]
+        if unused:
+            self.tally.add(f"categories without a shape left out ({listed(unused)})", self.source, len(unused))
+        classes = used_classes(names, [None] * len(names), used)
+        return Collection(classes, tuple(items), complete, tuple(self.missing), self.tally.notes())
+
+    def _opened(self, path: Path) -> tuple[dict[str, Any], dict[Any, int]]:
+        """The content of a file, and classes by category id."""
+        content = read_json(path)
+        try:
+            categories = sorted((entry["id"], str(entry["name"])) for entry in content["categories"])
+            if not all(isinstance(content[key], list) for key in ("images", "annotations")):
+                raise TypeError("'images' and 'annotations' are no lists")
+        except _DAMAGED as error:
+            raise DataError(f"{path}: no file as COCO has them ({error!r}); export it again") from error
+        for _, name in categories:
+            self.names.setdefault(name, len(self.names))
+        return content, {number: self.names[name] for number, name in categories}
+
+    def _images(self, path: Path, content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Path]]:
+        """The images of a file that are there."""
+        split = split_in(_below(self.source, path))
+        for entry in content["images"]:
+            try:
+                name = str(entry["file_name"])
+                own = split or split_in(name) or "train"
+                image = self.files.find(name, path, own)
+                entry = {**entry, "split": own, "where": path, "id": entry["id"]}
+            except _DAMAGED as error:
+                raise DataError(f"{path}: an image without 'id' or 'file_name' ({error!r}); export it again") from error
+            if image is None:
+                self.missing.append(f"{name} (of {path.name})")
+            elif image in self.found or image in self.segments:
+                before = (self.found.get(image) or self.segments[image])[0]["where"]
+                raise DataError(
+                    f"{image} is in {before} and in {path}; say which is meant, e.g. --labels '{path.name}', or give "
+                    "the file instead of the folder"
+                )
+            else:
+                yield entry, image
+
+    def _item(self, path: Path, entry: Mapping[str, Any], labels: Any, where: Path) -> Annotated:
+        split = entry["split"]
+        return Annotated(image_id(str(entry["file_name"]), split), split, path, labels, where)
+
+    def _region(self, label: int, shape: Any, image: Mapping[str, Any], where: str) -> Region | None:
+        if isinstance(shape, dict):
+            return runs_region(label, shape["counts"], shape["size"])
+        if not shape:
+            self.tally.add("annotations without a shape left out", where)
+            return None
+        rings = [corners(ring) for ring in (shape if isinstance(shape[0], (list, tuple)) else [shape])]
+        if not all(rings):
+            self.tally.add("polygons without an area left out", where, sum(not ring for ring in rings))
+        rings = [ring for ring in rings if ring]
+        if (size := _stated(image)) is not None and reaches_out(rings, size):
+            self.tally.add("shapes that reach beyond their image, cut off there", where)
+        return polygon_region(label, rings) if rings else None
+
+
+def _stated(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(H, W) as the file states it."""
+    height, width = entry.get("height"), entry.get("width")
+    return (int(height), int(width)) if height and width else None
+
+
+def _painted(
+    regions: Sequence[Region], stated: tuple[int, int] | None, overlap: Overlap, size: tuple[int, int]
+) -> np.ndarray:
+    return paint(regions, stated or size, overlap)
+
+
+def _segments(mask: Path, classes: Mapping[int, int], _size: tuple[int, int]) -> np.ndarray:
+    """Classes of the pixels of a panoptic mask."""
+    pixels = read_raw_mask(mask)
+    if pixels.ndim == 2:  # grey, of numbers below 256
+        numbers = pixels.astype(np.int64)
+    else:
+        packed = mask_numbers(pixels[..., ::-1], "rgb")  # red is the lowest byte
+        assert packed is not None
+        numbers = packed
+    found, inverse = np.unique(numbers, return_inverse=True)
+    unknown = [number for number in found.tolist() if number and number not in classes]
+    if unknown:
+        raise DataError(f"segments {listed(unknown)} are in {mask.name} and not in the JSON file; export both again")
+    table = np.array([classes.get(number, UNLABELLED) for number in found.tolist()], np.uint8)
+    return table[inverse].reshape(numbers.shape)

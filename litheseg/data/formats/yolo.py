@@ -1,0 +1,179 @@
+"""YOLO polygons: `data.yaml` beside `images/` and `labels/` (https://docs.ultralytics.com/datasets/segment).
+
+`data.yaml` names the images of each split (a folder, a list file, or several of them, below `path`) and the classes.
+The labels of `.../images/NAME.jpg` lie in `.../labels/NAME.txt`: for each shape a line `class x1 y1 x2 y2 ...`, as
+fractions of width and height. An image without that file holds no object. The format has no order: of two shapes that
+overlap the smaller one counts.
+
+Usage:
+    >>> detect(Path("data/leaves"))
+    'data.yaml'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally, used_classes
+from litheseg.data.formats.files import image_id, label_files
+from litheseg.data.formats.regions import Overlap, Region, corners, paint, polygon_region, reaches_out
+from litheseg.data.source import IMAGE_SUFFIXES, find_images
+from litheseg.errors import DataError, listed
+
+__all__ = ["detect", "read"]
+
+_SPLITS = ("train", "val", "test")
+_Shape = tuple[int, list[tuple[float, float]]]
+
+
+def detect(source: Path) -> str:
+    """A YAML file that names classes and images."""
+    return next((_below(source, path) for path, _ in _descriptions(source)), "")
+
+
+def read(source: Path, options: ImportOptions) -> Collection:
+    """The polygons of all splits.
+
+    Raises:
+        DataError: two descriptions, lines that are no polygons, classes that are not listed, or images that are absent.
+    """
+    found = [entry for entry in _descriptions(source, options.labels)]
+    if len(found) > 1:
+        raise DataError(
+            f"{listed([path for path, _ in found])} describe data sets; give the one that is meant instead of the "
+            "folder, or its name with --labels"
+        )
+    path, content = found[0]
+    names, tally, missing = _names(path, content), Tally(), list[str]()
+    images = {
+        (split, image): _label_file(image)
+        for split in _SPLITS
+        for entry in _entries(content, split)
+        for image in _images(path, content, entry, missing)
+    }
+    shapes = {}
+    for (split, image), labels in zip(images, options.progress(list(images.values()), "Reading labels"), strict=True):
+        shapes[split, image] = _shapes(labels, len(names), tally)
+    used = sorted({label for drawn in shapes.values() for label, _ in drawn})
+    if not used and images:
+        boxes = "; the labels are boxes, not polygons" if tally.counts else ""
+        raise DataError(f"{path}: no polygon in the labels of {len(images)} images{boxes}")
+    unused = [name for index, name in enumerate(names) if index not in used]
+    if unused:
+        tally.add(f"classes without a shape left out ({listed(unused)})", path, len(unused))
+    rank = {label: place for place, label in enumerate(used)}
+    items = tuple(
+        Annotated(
+            image_id(_under_images(image), split),
+            split,
+            image,
+            partial(_painted, [(rank[label], ring) for label, ring in drawn], options.overlap or "smaller"),
+            labels if (labels := images[split, image]).exists() else image,
+        )
+        for (split, image), drawn in shapes.items()
+    )
+    classes = used_classes(names, [None] * len(names), used)
+    return Collection(classes, items, complete=False, missing=tuple(missing), notes=tally.notes())
+
+
+def _descriptions(source: Path, pattern: str = "") -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    for path in [*label_files(source, ".yaml", pattern), *label_files(source, ".yml", pattern)]:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if isinstance(content, dict) and "names" in content and any(split in content for split in _SPLITS):
+            yield path, content
+
+
+def _below(source: Path, path: Path) -> str:
+    return path.relative_to(source).as_posix() if source.is_dir() else path.name
+
+
+def _names(path: Path, content: Mapping[str, Any]) -> list[str]:
+    names = content["names"]
+    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path}: 'names' must list the classes, or number them from 0")
+    return [str(name) for name in names]
+
+
+def _entries(content: Mapping[str, Any], split: str) -> Sequence[str]:
+    """What the description says of a split: folders and lists."""
+    given = content.get(split) or (content.get("valid") if split == "val" else None) or ()
+    return [given] if isinstance(given, str) else [str(entry) for entry in given]
+
+
+def _images(path: Path, content: Mapping[str, Any], entry: str, missing: list[str]) -> Iterator[Path]:
+    """The image files of a folder or a list, which lies below `path`, or beside the description."""
+    bases = [path.parent / str(content.get("path") or ""), path.parent]
+    spellings = [entry, entry.removeprefix("../")]  # some tools write "../train/images" and mean "train/images"
+    place = next((found for base in bases for name in spellings if (found := base / name).exists()), None)
+    if place is None:
+        missing.append(f"{entry} (of {path.name})")
+    elif place.is_dir():
+        yield from find_images(place, recursive=True).values()
+    else:
+        for line in filter(None, map(str.strip, place.read_text(encoding="utf-8").splitlines())):
+            own = next((found for base in (place.parent, *bases) if (found := base / line).is_file()), None)
+            if own is None:
+                missing.append(f"{line} (of {place.name})")
+            elif own.suffix.lower() in IMAGE_SUFFIXES:
+                yield own
+
+
+def _label_file(image: Path) -> Path:
+    """In `labels/` instead of the last `images/`, or else beside the image."""
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _under_images(image: Path) -> str:
+    parts = image.parts
+    return "/".join(parts[len(parts) - parts[::-1].index("images") :]) if "images" in parts[:-1] else image.name
+
+
+def _shapes(path: Path, classes: int, tally: Tally) -> list[_Shape]:
+    """The polygons of an image, as fractions."""
+    if not path.exists():
+        return []
+    shapes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        fields, where = line.split(), f"{path}, line {number}"
+        if not fields:
+            continue
+        if len(fields) == 5:
+            tally.add("boxes left out", where)
+            continue
+        try:
+            label = int(fields[0])
+            ring = corners([float(field) for field in fields[1:]])
+        except (ValueError, DataError) as error:
+            raise DataError(f"{where}: no 'class x1 y1 x2 y2 x3 y3 ...' ({error}); correct it") from error
+        if not 0 <= label < classes:
+            raise DataError(f"{where}: class {label}, but data.yaml names {classes}; add the name or correct the line")
+        if reaches_out([ring], (1, 1)):
+            raise DataError(f"{where}: corners in pixels; they must be fractions of width and height")
+        if reaches_out([ring], (1, 1), margin=0.01):
+            tally.add("shapes that reach beyond their image, cut off there", where)
+        if ring:
+            shapes.append((label, ring))
+        else:
+            tally.add("polygons without an area left out", where)
+    return shapes
+
+
+def _painted(shapes: Sequence[_Shape], overlap: Overlap, size: tuple[int, int]) -> np.ndarray:
+    regions = list[Region]()
+    for label, ring in shapes:
+        regions.append(polygon_region(label, [[(x * size[1], y * size[0]) for x, y in ring]]))
+    return paint(regions, size, overlap)
