@@ -139,6 +139,7 @@ class Limits:
     model_size: float | None = None
     macs: float | None = None
     min_miou: float | None = None
+    min_class_iou: float | None = None
     fps: float | None = None
 
     def __post_init__(self) -> None:
@@ -148,8 +149,9 @@ class Limits:
                 f"a budget of {self.milliseconds:g} ms with {self.reserve:g} ms kept in reserve leaves nothing; "
                 "give a budget above 0 and a smaller --reserve"
             )
-        if self.min_miou is not None and not 0 <= self.min_miou <= 1:
-            raise LithesegError(f"--min-miou {self.min_miou:g} is outside [0, 1]; write e.g. 0.6 for 60 %")
+        for option, share in (("--min-miou", self.min_miou), ("--min-class-iou", self.min_class_iou)):
+            if share is not None and not 0 <= share <= 1:
+                raise LithesegError(f"{option} {share:g} is outside [0, 1]; write e.g. 0.6 for 60 %")
         if self.fps is not None and not 0 < self.fps * self.milliseconds <= 1000 + _ROUNDING:
             raise LithesegError(
                 f"--fps {self.fps:g} does not go with a budget of {self.milliseconds:g} ms, in which "

@@ -35,7 +35,17 @@ from litheseg.progress import work
 from litheseg.runtime.latency import Latency, Scope, needed_repeats
 from litheseg.tables import short_number
 
-__all__ = ["FIRST_REPEATS", "PROOF_MS", "BudgetError", "Found", "Point", "Race", "Search", "choose_measured"]
+__all__ = [
+    "FIRST_REPEATS",
+    "PROOF_MS",
+    "BudgetError",
+    "Found",
+    "Point",
+    "Race",
+    "Search",
+    "choose_measured",
+    "keeps_class_limit",
+]
 
 FIRST_REPEATS = 6
 """Repeats of every candidate."""
@@ -73,16 +83,19 @@ class Point:
         times: its timings.
         miou: in [0, 1]; None where it was not measured, because its timings ruled it out.
         costs: params, macs, model_size and memory.
+        worst: name and IoU of the worst class; None where that is not known.
     """
 
     candidate: Candidate
     times: Latency
     miou: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
+    worst: tuple[str, float] | None = None
 
     def to_dict(self, percentile: float) -> dict[str, Any]:
         """Flat, for JSON."""
-        known = {**self.candidate.to_dict(), "miou": self.miou, **self.costs}
+        name, iou = self.worst or (None, None)
+        known = {**self.candidate.to_dict(), "miou": self.miou, "worst_class": name, "worst_iou": iou, **self.costs}
         return {**known, **self.times.to_dict(percentile)}
 
 
@@ -112,6 +125,7 @@ class Race(Generic[C]):
         budget: milliseconds.
         percentile: that has to be within the budget.
         recall: earlier timings of a candidate, which count too.
+        allowed: whether a candidate may be the answer; asked of those that timings have not ruled out.
 
     Attributes:
         samples: timings of every candidate so far.
@@ -125,11 +139,12 @@ class Race(Generic[C]):
         budget: float,
         percentile: float = 95.0,
         recall: Callable[[C], Latency] = lambda _: Latency(Scope.END_TO_END),
+        allowed: Callable[[C], bool] = lambda _: True,
     ) -> None:
         self.samples: dict[C, Latency] = {}
         self.accuracies: dict[C, float] = {}
         self._measure, self._accuracy, self._recall = measure, accuracy, recall
-        self._budget, self._percentile = budget, percentile
+        self._budget, self._percentile, self._allowed = budget, percentile, allowed
 
     def run(self, candidates: Iterable[C] = ()) -> C | None:
         """Add candidates and race until the answer is certain; None where nothing is within the budget."""
@@ -160,8 +175,8 @@ class Race(Generic[C]):
         return self._enough(candidate) and self.estimate(candidate) <= self._budget
 
     def ranked(self) -> list[C]:
-        """Those that are not ruled out, the most accurate first, and the faster first among equals."""
-        fitting = [c for c in self.samples if self.possible(c)]
+        """Those that may be the answer, the most accurate first, and the faster first among equals."""
+        fitting = [c for c in self.samples if self.possible(c) and self._allowed(c)]
         return sorted(fitting, key=lambda c: (-self.accuracy(c), self.samples[c].percentile(50)))
 
     def accuracy(self, candidate: C) -> float:
@@ -218,7 +233,7 @@ class Search:
         self._costs: dict[Variant, Mapping[str, float]] = {}
         self._notes: dict[str, None] = {}
         self.race: Race[Candidate] = Race(
-            bench.measure, accuracy.miou, limits.available, limits.percentile, bench.recall
+            bench.measure, accuracy.miou, limits.available, limits.percentile, bench.recall, self._finds_all_classes
         )
 
     def run(self, candidates: Iterable[Candidate]) -> Found:
@@ -240,6 +255,10 @@ class Search:
         if self._limits.min_miou is not None and (chosen.miou or 0) < self._limits.min_miou:
             raise _refusal(self._limits, self._points())
         return Found(chosen, verified, self._points(), (*self._notes, *self._bench.warnings(self.race.samples)))
+
+    def _finds_all_classes(self, candidate: Candidate) -> bool:
+        """Whether its worst class is as good as it has to be."""
+        return self._limits.min_class_iou is None or keeps_class_limit(self._limits, self._scores.worst(candidate))
 
     def _admitted(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those with a known accuracy, within the counted limits, that run here."""
@@ -363,9 +382,10 @@ class Search:
     def _points(self) -> tuple[Point, ...]:
         """Everything that was timed, the most accurate first."""
         miou = {candidate.network: value for candidate, value in self.race.accuracies.items()}
+        worst = {candidate.network: self._scores.worst(candidate) for candidate in self.race.accuracies}
         points = [
-            Point(candidate, times, miou.get(candidate.network), self._costs[candidate.network])
-            for candidate, times in self.race.samples.items()
+            Point(c, times, miou.get(c.network), self._costs[c.network], worst.get(c.network))
+            for c, times in self.race.samples.items()
         ]
         return tuple(sorted(points, key=lambda point: (-(point.miou or 0), point.times.percentile(50))))
 
@@ -402,25 +422,43 @@ def choose_measured(
     paper = costs({candidate.network for candidate in known})
     times = {candidate: measured.samples[candidate].percentile(limits.percentile) for candidate in known}
     reach = _BEYOND * max(limits.available, min(times.values()))
-    points = [
-        Point(c, measured.samples[c], accuracy.miou(c) if times[c] <= reach else None, paper[c.network]) for c in known
-    ]
+    points = []
+    for c in known:
+        scores = (accuracy.miou(c), accuracy.worst(c)) if times[c] <= reach else (None, None)
+        points.append(Point(c, measured.samples[c], scores[0], paper[c.network], scores[1]))
     points.sort(key=lambda point: (-(point.miou or 0), times[point.candidate]))
-    fitting = [p for p in points if times[p.candidate] <= limits.available and not limits.broken_on_paper(p.costs)]
+    fitting = [
+        p
+        for p in points
+        if times[p.candidate] <= limits.available
+        and not limits.broken_on_paper(p.costs)
+        and keeps_class_limit(limits, p.worst)
+    ]
     if not fitting or (limits.min_miou is not None and (fitting[0].miou or 0) < limits.min_miou):
         raise _refusal(limits, points)
     note = f"timed by {SCRIPT} on {measured.host.get('cpu', 'another machine')}; run it there again to verify"
     return Found(fitting[0], (), tuple(points), (note,))
 
 
+def keeps_class_limit(limits: Limits, worst: tuple[str, float] | None) -> bool:
+    """Whether a worst class is good enough; one that is not known is only where nothing is asked."""
+    if limits.min_class_iou is None:
+        return True
+    return worst is not None and worst[1] >= limits.min_class_iou
+
+
 def _refusal(limits: Limits, points: Sequence[Point]) -> BudgetError:
     """The error when nothing timed keeps the limits."""
     name = f"p{limits.percentile:g}"
     wanted = f"a {name} within {limits.available:.2f} ms"
-    accurate = list(points)
+    accurate = [point for point in points if keeps_class_limit(limits, point.worst)]
+    if limits.min_class_iou is not None:
+        wanted += f" and an IoU of {100 * limits.min_class_iou:.1f} % in every class"
+        if not accurate:
+            return _class_refusal(limits, points, wanted)
     if limits.min_miou is not None:
         wanted += f" and an mIoU of {100 * limits.min_miou:.1f} %"
-        accurate = [point for point in points if (point.miou or 0) >= limits.min_miou]
+        accurate = [point for point in accurate if (point.miou or 0) >= limits.min_miou]
     if not accurate:
         best = max(points, key=lambda point: point.miou or 0)
         return BudgetError(
@@ -434,6 +472,20 @@ def _refusal(limits: Limits, points: Sequence[Point]) -> BudgetError:
     return BudgetError(
         f"nothing has {wanted}; the nearest is {nearest.candidate.name}: {name} {took:.2f} ms{accuracy} "
         f"(--budget {enough:.3g}ms would do, or smaller --sizes)"
+    )
+
+
+def _class_refusal(limits: Limits, points: Sequence[Point], wanted: str) -> BudgetError:
+    """The error when the worst class is too bad everywhere; names the best there is, within the budget if any is."""
+    known = [point for point in points if point.worst is not None]
+    if not known:
+        return BudgetError(f"nothing has {wanted}: the IoU of classes is not known; name labelled data with --data")
+    within = [point for point in known if point.times.percentile(limits.percentile) <= limits.available]
+    best = max(within or known, key=lambda point: (point.worst or ("", 0.0))[1])
+    name, iou = best.worst or ("", 0.0)
+    return BudgetError(
+        f"nothing has {wanted}: the best is {best.candidate.name}, whose worst class, {name}, has {100 * iou:.1f} % "
+        f"(mIoU {100 * (best.miou or 0):.1f} %); lower --min-class-iou, raise --budget, or train with more images of it"
     )
 
 

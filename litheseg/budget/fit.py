@@ -28,11 +28,12 @@ from litheseg.budget.candidates import (
     Variant,
     paper_costs,
 )
-from litheseg.budget.choose import Found, Point, Search, choose_measured
+from litheseg.budget.choose import Found, Point, Search, choose_measured, keeps_class_limit
 from litheseg.budget.dense_layers import DensePlan
 from litheseg.budget.kit import read_measurements
 from litheseg.budget.measure import Accuracy, Bench, Exports, Store, store_folder
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice
+from litheseg.bundle.verdicts import HARDLY, outdone, outdone_words
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.files import write_text
@@ -41,6 +42,7 @@ from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundl
 from litheseg.nn import extract
 from litheseg.nn.surgery import grouped_layers
 from litheseg.progress import work
+from litheseg.report.card import show_worst
 from litheseg.report.plots import FrontierPoint, frontier
 from litheseg.runtime.latency import street_frames
 from litheseg.tables import Table
@@ -69,6 +71,7 @@ def fit(
     model_size: Bytes | None = None,
     macs: Quantity | None = None,
     min_miou: float | None = None,
+    min_class_iou: float | None = None,
     widths: Widths | None = None,
     sizes: Sizes | None = None,
     runtime: Names | None = None,
@@ -98,6 +101,7 @@ def fit(
         model_size: most bytes of the weights as stored; written 2MB.
         macs: most multiply-accumulates of an image; written 1G.
         min_miou: refuse less, in [0, 1].
+        min_class_iou: choose nothing whose worst class has a lower IoU, in [0, 1].
         widths: to choose among; by default those of the model, and between them where that may pay.
         sizes: heights and widths of the network's input; by default the training size, 3/4 and 1/2 of it.
         runtime: to choose among, or all; by default those that are installed.
@@ -134,6 +138,7 @@ def fit(
         model_size=model_size,
         macs=macs,
         min_miou=min_miou,
+        min_class_iou=min_class_iou,
         fps=fps,
     )
     runtimes, precisions = _known(runtime, RUNTIMES, "runtime"), _known(precision, PRECISIONS, "precision")
@@ -160,10 +165,13 @@ def fit(
             camera, host = (frames[0].shape[0], frames[0].shape[1]), store.host
             bench = Bench(exports.engine, frames, store, fps=fps, plan=plan)
             int8 = _wants_int8(choices) and exports.calibrates
+            say(f"budget   {limits.available:g} ms for p{percentile:g} of images of {_by(frames[0].shape)}")
+            say(f"machine  {host['cpu']}, {host['cores']} cores")
+            say(f"scored   {accuracy.origin}")
             search = Search(limits, bench, accuracy, costs, refine=widths is None, int8=int8)
             size = bundle.header.size if bundle.header.resizes else camera
             found = search.run(choices.candidates(bundle.header.available_widths, size))
-        result = FitResult(found, limits, accuracy.origin, camera, host, output, facts)
+        result = FitResult(found, limits, accuracy.origin, camera, host, output, facts, bundle.header.widths)
         with work("writing the choice"):
             result.write(exports, dense)
     return result
@@ -235,6 +243,7 @@ class FitResult:
         host: facts of the machine that was timed.
         folder: where it is written.
         facts: further ones, for JSON: digest of the model, its file, the command.
+        trained: the widths that were trained.
     """
 
     found: Found
@@ -244,6 +253,7 @@ class FitResult:
     host: Mapping[str, Any]
     folder: Path
     facts: Mapping[str, Any]
+    trained: tuple[float, ...] = ()
 
     @property
     def deployed(self) -> Path:
@@ -265,6 +275,8 @@ class FitResult:
             "p50_ms": times["p50_ms"],
             "repeats": times["repeats"],
             "miou": chosen.miou,
+            "worst_class": None if chosen.worst is None else chosen.worst[0],
+            "worst_iou": None if chosen.worst is None else chosen.worst[1],
         }
 
     def sentence(self) -> str:
@@ -272,18 +284,22 @@ class FitResult:
         promise, name = self.promise, f"p{self.limits.percentile:g}"
         bound = f", with 95 % confidence below {promise['upper_bound_ms']:.2f}" if promise["upper_bound_ms"] else ""
         scope = f"{promise['scope']} at {promise['fps']:g} images a second" if promise["fps"] else promise["scope"]
+        worst = f" (worst class: {show_worst(self.found.chosen.worst)} %)" if self.found.chosen.worst else ""
         threads = f"{promise['threads']} thread{'s' * (promise['threads'] > 1)}"
         return (
             f"width {promise['width']:g} at {_by(promise['size'])}, {promise['precision']} in {promise['runtime']}, "
-            f"{threads}: mIoU {_percent(promise['miou'])} %, {scope}, {name} {promise['milliseconds']:.2f} ms{bound} "
-            f"({promise['repeats']} images timed)"
+            f"{threads}: mIoU {_percent(promise['miou'])} %{worst}, {scope}, {name} {promise['milliseconds']:.2f} ms"
+            f"{bound} ({promise['repeats']} images timed)"
         )
 
     def table(self) -> Table:
         """The measured frontier around the choice: what is faster or more accurate than all others."""
         name = f"p{self.limits.percentile:g} ms"
-        head = ("", "width", "input", "precision", "runtime", "threads", "mIoU (%)", "p50 ms", name, "repeats", "MACs")
-        points = pareto(self._latest(), self.limits.percentile)
+        head = (
+            *("", "width", "input", "precision", "runtime", "threads", "mIoU (%)", "worst class (%)"),
+            *("p50 ms", name, "repeats", "MACs"),
+        )
+        points = pareto(self._worth_showing(), self.limits.percentile)
         names = [point.candidate for point in points]
         chosen = self.found.chosen.candidate
         middle = names.index(chosen) if chosen in names else len(points) // 2
@@ -321,6 +337,7 @@ class FitResult:
             "verified": [point.to_dict(percentile) for point in self.found.verified],
             "points": [point.to_dict(percentile) for point in self.found.points],
             "notes": list(self.found.notes),
+            "warnings": self.warnings,
         }
 
     def write(self, exports: Exports, plan: DensePlan | None) -> None:
@@ -349,18 +366,46 @@ class FitResult:
         fresh = {point.candidate: point for point in self.found.verified}
         return [fresh.get(point.candidate, point) for point in self.found.points]
 
+    def _worth_showing(self) -> list[Point]:
+        """Without the widths that a narrower trained one outdoes at the same size and precision."""
+        worse = {network for network, _ in self._outdone()}
+        return [point for point in self._latest() if point.candidate.network not in worse]
+
+    def _outdone(self) -> list[tuple[Variant, str]]:
+        """Networks of widths that were not trained and score below a narrower trained one; and a sentence of each."""
+        families: dict[Any, dict[float, float | None]] = defaultdict(dict)
+        for point in self.found.points:
+            width, size, precision = point.candidate.network
+            families[size, precision][width] = point.miou
+        result = []
+        for (size, precision), scores in families.items():
+            found = outdone(scores, self.trained)
+            words = (f"{_by(size)} {precision}: {line}" for line in outdone_words(found, scores))
+            result += [(Variant(width, size, precision), line) for width, line in zip(found, words, strict=True)]
+        return result
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user must not overlook: classes that the choice hardly finds, and widths that are outdone."""
+        worst = self.found.chosen.worst
+        blind = worst is not None and worst[1] < HARDLY
+        hardly = [f"the choice hardly finds {show_worst(worst)} %; --min-class-iou refuses that"] if blind else []
+        return hardly + [line for _, line in self._outdone()]
+
     def _row(self, point: Point) -> tuple[str, ...]:
         network, percentile = point.candidate.network, self.limits.percentile
         chosen = point.candidate == self.found.chosen.candidate
         over = point.times.percentile(percentile) > self.limits.available
+        blind = not keeps_class_limit(self.limits, point.worst)
         return (
-            "chosen" if chosen else "too slow" if over else "",
+            "chosen" if chosen else "too slow" if over else "misses a class" if blind else "",
             f"{network.width:g}",
             _by(network.size),
             network.precision,
             point.candidate.runtime,
             str(point.candidate.threads),
             _percent(point.miou),
+            show_worst(point.worst),
             f"{point.times.percentile(50):.2f}",
             f"{point.times.percentile(percentile):.2f}",
             str(len(point.times)),
@@ -370,13 +415,14 @@ class FitResult:
     def _curves(self) -> dict[str, list[FrontierPoint]]:
         """Each network in the fastest of its runtimes, by input size and precision."""
         percentile, fastest = self.limits.percentile, dict[Variant, Point]()
-        for point in sorted(self._latest(), key=lambda point: point.times.percentile(percentile)):
+        for point in sorted(self._worth_showing(), key=lambda point: point.times.percentile(percentile)):
             if point.miou is not None:
                 fastest.setdefault(point.candidate.network, point)
         curves: dict[str, list[FrontierPoint]] = defaultdict(list)
         for network, point in sorted(fastest.items(), key=lambda item: item[0].size, reverse=True):
             label = f"{network.width:g}x, chosen" if network == self.found.chosen.candidate.network else ""
-            shown = FrontierPoint(network.width, point.times.percentile(percentile), point.miou or 0.0, label)
+            took = point.times.percentile(percentile)
+            shown = FrontierPoint(network.width, took, point.miou or 0.0, label, point.worst)
             curves[f"{_by(network.size)} {network.precision}"].append(shown)
         return curves
 

@@ -16,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ import torch
 from litheseg.budget.candidates import Candidate, Variant
 from litheseg.budget.dense_layers import DensePlan
 from litheseg.bundle.exported import Export, load_export
+from litheseg.bundle.verdicts import recorded_iou, worst_class
 from litheseg.cost.widths import with_widths
 from litheseg.data.source import Sample, Source
 from litheseg.deploy.export import CHECK_IMAGES, export_bundle
@@ -33,7 +35,7 @@ from litheseg.deploy.quantize import Quantizer, calibration_samples
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.errors import BundleError, DataError, LithesegError, WidthError
 from litheseg.evaluation.bundle import calibrate
-from litheseg.evaluation.metrics import confusion_matrix, mean_iou
+from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
 from litheseg.files import cache_folder, file_digest, write_text
 from litheseg.machine import cores, host_facts
 from litheseg.models.bundle import Bundle, model_digest
@@ -74,7 +76,7 @@ class Store:
     folder: Path
     host: Mapping[str, Any] = field(default_factory=host_facts)
     samples: dict[str, list[float]] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bundle: Bundle, cache: Path | None = None, *, fresh: bool = False) -> Store:
@@ -219,11 +221,12 @@ class Exports:
         name = f"{candidate.network.name}-{candidate.runtime}"
         if bundle.dense:
             name += "-dense-" + hashlib.sha256("\n".join(bundle.dense).encode()).hexdigest()[:8]
-        try:
-            return load_export(self._folder / name)
-        except BundleError:  # none yet, or a damaged one
-            with work(f"exporting {candidate.network.name}"):
-                return self.write(bundle, candidate, self._folder / name, check=False)
+        with suppress(BundleError):  # none yet, or a damaged one
+            kept = load_export(self._folder / name)
+            if candidate.network.precision in {artefact.precision for artefact in kept.artefacts}:
+                return kept
+        with work(f"exporting {candidate.network.name}"):
+            return self.write(bundle, candidate, self._folder / name, check=False)
 
     def write(self, bundle: Bundle, candidate: Candidate, folder: Path, *, check: bool) -> Export:
         """Export a candidate's network to a folder, replacing what is there.
@@ -276,6 +279,7 @@ class Accuracy:
 
     Attributes:
         origin: source of the accuracies, in words.
+        classes: names of the classes.
 
     Raises:
         DataError: no data, and no scores in the model file either.
@@ -283,7 +287,7 @@ class Accuracy:
 
     def __init__(self, exports: Exports, store: Store) -> None:
         self._exports, self._store = exports, store
-        self._header = exports.bundle.header
+        self._header, self.classes = exports.bundle.header, exports.bundle.header.classes.names
         if exports.data is not None:
             self._digest = data_digest(exports.data.source, exports.split)[:16]
             self.origin = f"mIoU on {exports.data.source.name} {exports.split}"
@@ -309,30 +313,50 @@ class Accuracy:
             WidthError: a width outside the trained range.
             DataError: images or labels that cannot be read.
         """
-        network, data = candidate.network, self._exports.data
-        if data is None:
-            recorded = self._recorded(network.width)
+        if self._exports.data is None:
+            recorded = self._recorded(candidate.network.width)
             assert recorded is not None, "only known networks are asked for"
             return recorded
+        return float(self._measured(candidate)["miou"])
+
+    def worst(self, candidate: Candidate) -> tuple[str, float] | None:
+        """Name and IoU of the worst class of a candidate's network; None where the model file does not say.
+
+        Raises:
+            WidthError, DataError: as of `miou`.
+        """
+        if self._exports.data is None:
+            iou = recorded_iou(self._header).get(candidate.network.width)
+        else:
+            iou = self._measured(candidate)["iou"]
+        return worst_class(self.classes, iou) if iou else None
+
+    def _measured(self, candidate: Candidate) -> dict[str, Any]:
+        """Scores by name, measured once for each network."""
+        network, data = candidate.network, self._exports.data
+        assert data is not None
         key = f"{network.name} {self._digest}"
-        if key not in self._store.scores:
+        if "iou" not in self._store.scores.get(key, {}):
             if network.precision == "fp32":
                 engine = bundle_engine(self._exports.calibrated(network.width), network.width, "torch")
             else:
                 engine = self._exports.engine(candidate)
             samples = data.source.samples(self._exports.split)
             pipeline = Pipeline(engine, network.size)
-            self._store.scores[key] = {"miou": score(pipeline, data.source, track(samples, f"scoring {network.name}"))}
+            self._store.scores[key] = score(pipeline, data.source, track(samples, f"scoring {network.name}"))
             self._store.save_scores()
-        return self._store.scores[key]["miou"]
+        return self._store.scores[key]
 
     def _recorded(self, width: float) -> float | None:
         value = self._header.metrics.get(f"{width:g}", {}).get("miou")
         return None if value is None else float(value)
 
 
-def score(pipeline: Pipeline, source: Source, samples: Iterable[Sample]) -> float:
-    """Mean IoU of a pipeline's masks, over the classes that the labels hold.
+def score(pipeline: Pipeline, source: Source, samples: Iterable[Sample]) -> dict[str, Any]:
+    """How well a pipeline's masks fit the labels.
+
+    Returns:
+        "miou", over the classes that the labels hold, and "iou" by class, None for one that they do not hold.
 
     Raises:
         DataError: images or labels that cannot be read, or labels without any class.
@@ -345,7 +369,8 @@ def score(pipeline: Pipeline, source: Source, samples: Iterable[Sample]) -> floa
     result = mean_iou(total.numpy())
     if math.isnan(result):
         raise DataError("the labels hold no class at all: every pixel is ignored; score on other data with --data")
-    return result
+    by_class = [None if math.isnan(value) else float(value) for value in iou_per_class(total.numpy())]
+    return {"miou": result, "iou": by_class}
 
 
 # --- how long it takes -----------------------------------------------------------------------------------------------

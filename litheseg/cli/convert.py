@@ -63,4 +63,4 @@ def convert(
         return print_json({"bundle": str(output), "kept": kept, "scores": by_width})
     if kept:
         print_table(kept_table(kept), "squared weights that the cut left")
-    print_table(scores_table(scores), str(output))
+    print_table(scores_table(scores, load_bundle(output).header.classes.names), str(output))

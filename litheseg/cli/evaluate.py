@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from litheseg.bundle.verdicts import hardly_found, outdone, outdone_words
 from litheseg.cli.parsing import command
-from litheseg.cli.printing import print_json, print_table
+from litheseg.cli.printing import print_json, print_table, print_warnings
 from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.models.bundle import load_bundle
 from litheseg.report.terminal import class_table, scores_table
@@ -40,5 +41,9 @@ def evaluate(model: Path, *, save: Path | None = None, json: bool = False, **opt
         widths = ", ".join(f"{width:g}" for width in result.calibrated)
         kept = f"kept in {save}" if save else "not kept; --save FILE keeps it"
         print(f"width {widths}: batch-norm statistics measured on training images ({kept})")
-    print_table(scores_table(result.scores), f"{model} on {result.data} {result.split}")
-    print_table(class_table(result.scores, bundle.header.classes.names))
+    names, trained = bundle.header.classes.names, bundle.header.widths
+    print_table(scores_table(result.scores, names), f"{model} on {result.data} {result.split}")
+    print_table(class_table(result.scores, names))
+    miou = {width: scores.miou for width, scores in result.scores.items()}
+    iou = {width: scores.iou for width, scores in result.scores.items()}
+    print_warnings(hardly_found(names, iou, bundle.header.provenance) + outdone_words(outdone(miou, trained), miou))

@@ -4,7 +4,7 @@ The input is the raw picture: normalisation is inside, and so are classes, colou
 the network's own stride, since upsampling them is most of a small network's time; --labels does it inside all the same.
 Every network is run on real images beside PyTorch, and nothing is written where more than a few pixels differ; what was
 found is in DIR/certificate.json. An int8 network is calibrated on training images and compared class by class; what
-int8 breaks stays in floating point, and where that does not help, nothing is written: see DIR/*.quantization.json.
+int8 breaks stays in floating point, and where that does not help, fp32 is all there is: see DIR/*.quantization.json.
 
 Examples:
   litheseg export runs/camvid/model.safetensors --output exports/camvid
@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from litheseg.bundle.exported import FORMATS, Export
+from litheseg.bundle.verdicts import worst_class
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import print_json, print_table
 from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
 from litheseg.deploy.quantize import CALIBRATION_IMAGES, Quantizer, Tolerance, calibration_samples
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.report.card import show_worst
 from litheseg.tables import Table
 from litheseg.values import Written, parse_names, parse_size
 
@@ -135,19 +137,24 @@ def _found(export: Export) -> dict[str, Any]:
 
 
 def _table(export: Export, certificates: Mapping[str, Mapping[str, Any]]) -> Table:
-    head = ("file", "input", "MB", "pixels that differ", "mIoU (%)", "in PyTorch (%)", "worst image, alike (%)")
+    head = (
+        *("file", "input", "MB", "pixels that differ", "mIoU (%)", "in PyTorch (%)"),
+        *("worst class (%)", "worst image, alike (%)"),
+    )
     rows = []
     for artefact in export.artefacts:
         size = "any size" if artefact.size is None else f"{artefact.size[0]}x{artefact.size[1]}"
         megabytes = f"{export.own_bytes(artefact) / 1e6:.2f}"
         rows.append((artefact.path, size, megabytes, *_comparison(certificates.get(artefact.path))))
-    rows += [(path, "", f"{size / 1e6:.2f}", *[""] * 4) for path, size in export.shared_files.items()]
+    rows += [(path, "", f"{size / 1e6:.2f}", *[""] * 5) for path, size in export.shared_files.items()]
     return Table(head, tuple(rows))
 
 
 def _comparison(found: Mapping[str, Any] | None) -> tuple[str, ...]:
     if found is None or "differing" not in found:
-        return ("–",) * 4
+        return ("–",) * 5
     scores = ("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou"))
     pixels = f"{found['differing']:,} of {found['pixels']:,}"
-    return pixels, *scores, f"{found['worst_image']} {100 * found['worst_agreement']:.3f}"
+    iou = found.get("iou")
+    worst = show_worst(worst_class(found["classes"], iou)) if iou else "–"
+    return pixels, *scores, worst, f"{found['worst_image']} {100 * found['worst_agreement']:.3f}"

@@ -19,7 +19,7 @@ from typing import Any
 
 from litheseg.budget import fit as budget
 from litheseg.cli.parsing import command as takes_options_of
-from litheseg.cli.printing import print_table
+from litheseg.cli.printing import print_table, print_warnings
 
 __all__ = ["fit"]
 
@@ -42,5 +42,6 @@ def fit(model: Path, *, output: Path, json: bool = False, command: str = "", **o
     print_table(result.table(), f"the frontier ({result.scored})")
     for note in result.found.notes:
         print(f"note: {note}")
+    print_warnings(result.warnings)
     print(f"\nchosen  {result.sentence()}")
     print(f"deploy  {result.deployed}\nplot    {output / 'frontier.png'}\nall     {output / budget.FIT_FILE}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -64,10 +64,15 @@ def _architectures() -> dict[str, str]:
 def _table(zoo: Sequence[ZooModel]) -> Table:
     rows = []
     for model in zoo:
-        scores = "  ".join(f"{width}: {100 * entry['miou']:.1f}" for width, entry in model.scores.items())
+        scores = "  ".join(f"{width}: {_mean_and_worst(entry)}" for width, entry in model.scores.items())
         rows.append((f"zoo:{model.name}", f"{model.file.bytes / 1e6:.1f}", scores, whereabouts(model), model.what))
-    head = ("name", "MB", "mIoU (%) by width", "where", "what")
+    head = ("name", "MB", "mIoU, worst class (%) by width", "where", "what")
     return Table(head, tuple(tuple(map(printable, row)) for row in rows))
+
+
+def _mean_and_worst(entry: Mapping[str, Any]) -> str:
+    known = [value for value in entry["iou"] if value is not None]
+    return f"{100 * entry['miou']:.1f}" + (f", {100 * min(known):.1f}" if known else "")
 
 
 def _print_trained(model: ZooModel, json: bool) -> None:

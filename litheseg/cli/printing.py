@@ -17,7 +17,17 @@ from litheseg.tables import terminal_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["complain", "complain_of", "console", "print_json", "print_next", "print_table", "say", "show"]
+__all__ = [
+    "complain",
+    "complain_of",
+    "console",
+    "print_json",
+    "print_next",
+    "print_table",
+    "print_warnings",
+    "say",
+    "show",
+]
 
 
 def print_table(table: Any, title: str | None = None) -> None:
@@ -62,13 +72,16 @@ def say(what: str) -> None:
     print(f"{printable(what)} ...", file=sys.stderr)
 
 
+def print_warnings(sentences: Sequence[str]) -> None:
+    """What a user must not overlook, below the result that it is about."""
+    for sentence in sentences:
+        show(f"warning: {sentence}")
+
+
 def print_next(bundle: Path, report: Path, widths: Sequence[float]) -> None:
     """Where a trained model lies, and what to do with it."""
-    between = narrowest = ""
-    if len(widths) > 1:
-        between = f" --widths {max(widths):g},{sum(widths) / len(widths):.2g},{min(widths):g}"
-        narrowest = f" --width {min(widths):g}"
+    narrowest = f" --width {min(widths):g}" if len(widths) > 1 else ""
     print(f"model   {bundle}\nreport  {report}\n\nnext:")
-    print(f"  litheseg evaluate {bundle}{between}")
+    print(f"  litheseg evaluate {bundle}")
     print(f"  litheseg profile {bundle}")
     print(f"  litheseg predict {bundle} PHOTOS --output labelled{narrowest} --kind both")

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litheseg.cli.printing import print_next, print_table
+from litheseg.cli.printing import print_next, print_table, print_warnings
 from litheseg.errors import LithesegError, TrainingError
 from litheseg.progress import work
 
@@ -60,6 +60,7 @@ def train(
         command: the shell command, for the report.
     """
     with work("loading libraries"):  # PyTorch and Lightning take their time, which --help need not wait for
+        from litheseg.bundle.verdicts import verdicts
         from litheseg.models.bundle import load_bundle
         from litheseg.report.card import width_rows, width_table
         from litheseg.report.run_report import report_run
@@ -78,5 +79,7 @@ def train(
         raise TrainingError(
             f"{error}. The model is whole, {result.bundle}; the same command with --resume writes the report"
         ) from error
-    print_table(width_table(width_rows(load_bundle(result.bundle).header)))
+    header = load_bundle(result.bundle).header
+    print_table(width_table(width_rows(header)))
+    print_warnings(verdicts(header))
     print_next(result.bundle, report, tuple(result.scores))

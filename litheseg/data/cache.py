@@ -70,7 +70,7 @@ class DecodedSamples:
         self._keep, self._quiet, self._surveyed = keep, quiet, False
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._sizes: list[SampleSize] = []
-        self._histogram = np.zeros(0, np.int64)
+        self._histogram = self._holding = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -100,18 +100,26 @@ class DecodedSamples:
         self._survey()
         return self._histogram
 
+    def holding(self) -> np.ndarray:
+        """int64 [K]: how many masks hold a pixel of each class."""
+        self._survey()
+        return self._holding
+
     def _survey(self) -> None:
         """One pass over all samples, at the first call, which collects sizes and label counts."""
         if self._surveyed:
             return
-        histogram, sizes, kept = np.zeros(256, np.int64), list[SampleSize](), list[tuple[Tensor, Tensor]]()
+        histogram, holding = np.zeros((2, 256), np.int64)
+        sizes, kept = list[SampleSize](), list[tuple[Tensor, Tensor]]()
         for image, mask, counts in _parallel(self._decode, self.samples, quiet=self._quiet):
             histogram += counts
+            holding += counts > 0
             sizes.append(SampleSize(_size(image), _size(mask)))
             if self._keep:
                 kept.append((image, mask))
         # Only a whole pass counts: after a broken file the next use starts again.
-        self._histogram, self._sizes, self._kept = histogram[: len(self._source.classes)], sizes, kept
+        known = len(self._source.classes)
+        self._histogram, self._holding, self._sizes, self._kept = histogram[:known], holding[:known], sizes, kept
         self._surveyed = True
 
     def _decode(self, sample: Sample) -> tuple[Tensor, Tensor, np.ndarray]:

@@ -218,6 +218,13 @@ class SegmentationData(L.LightningDataModule):
         """int64 [K]: pixels per class over the training masks at their own resolution, ignored ones left out."""
         return self._samples("train").histogram().copy()
 
+    def class_facts(self) -> dict[str, Any]:
+        """For JSON: "class_shares" of the labelled training pixels, "class_images" that hold each, "train_images"."""
+        counts = self.class_histogram()
+        shares = (counts / max(1, int(counts.sum()))).round(6).tolist()
+        images = self._samples("train").holding().tolist()
+        return {"class_shares": shares, "class_images": images, "train_images": self.labelled_count}
+
     def absent_classes(self) -> tuple[str, ...]:
         """Names of the classes without a pixel in the labelled training masks; they cannot be learned."""
         return tuple(self.classes.names[i] for i in np.flatnonzero(self.class_histogram() == 0))

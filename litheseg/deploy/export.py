@@ -48,12 +48,12 @@ from litheseg.deploy.readme import export_readme
 from litheseg.deploy.samples import Samples, open_samples
 from litheseg.deploy.shared import share_weights
 from litheseg.deploy.torch_export import export_program, save_archive
-from litheseg.errors import LithesegError, ModelError
-from litheseg.files import atomic_folder
+from litheseg.errors import Interrupted, LithesegError, ModelError
+from litheseg.files import atomic_folder, write_text
 from litheseg.locks import folder_lock
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
-from litheseg.progress import track
+from litheseg.progress import track, work
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.values import Widths
 
@@ -66,8 +66,8 @@ CHECK_IMAGES = 200
 """So many images at most are compared; evenly spread where there are more."""
 
 Further = Callable[[Export], Iterable[tuple[Artefact, Certificate, Mapping[str, Any]]]]
-"""Writes further networks, such as int8 ones, into the folder of an export that is not finished yet; yields each with
-its certificate and how it was made, for `CERTIFICATE_FILE`, among it a ``"summary"`` in words."""
+"""Writes further networks, such as int8 ones, into the folder of an export; yields each with its certificate and how it
+was made, for `CERTIFICATE_FILE`, among it a ``"summary"`` in words."""
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _LIBRARIES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
@@ -112,7 +112,7 @@ def export_bundle(
         source: kind of data, "auto" to detect it.
         split: of the data set.
         threshold: least share of pixels, in [0, 1], that must agree.
-        further: makes more networks of those written.
+        further: makes more networks of those written; what fails leaves what was written before as it is.
         force: replace an export that is there.
 
     Returns:
@@ -124,6 +124,7 @@ def export_bundle(
         ModelError: an operator that a format lacks, or a network that cannot take any size.
         WidthError: a width that the bundle does not have.
         FolderInUseError: another process exports to the folder.
+        Interrupted: Ctrl-C while `further` was at work.
         LithesegError: the folder is there, or cannot be written; a network disagrees with PyTorch.
     """
     for name, values, choices in (
@@ -152,7 +153,6 @@ def export_bundle(
                 artefacts = job.share(folder, artefacts)
             export = Export(folder, bundle.header, tuple(artefacts), job.provenance())
             certificates: dict[str, Certificate] = {}
-            int8: dict[str, Mapping[str, Any]] = {}
             for width in chosen:
                 written = replace(export, artefacts=tuple(a for a in export.artefacts if a.width == width))
                 if size is None:
@@ -161,10 +161,9 @@ def export_bundle(
                     found = job.compare(written, samples)
                     _check_agreement(found, threshold)
                     certificates |= found
-            for artefact, certificate, made in further(export) if further is not None else ():
-                export = replace(export, artefacts=(*export.artefacts, artefact))
-                certificates[artefact.path], int8[artefact.path] = certificate, made
-            _finish(export, certificates, int8, threshold)
+            _finish(export, certificates, {}, threshold)
+        if further is not None:
+            _add(replace(export, path=target), further, certificates, threshold)
     return load_export(target)
 
 
@@ -190,9 +189,11 @@ class _Job:
 
     def write(self, folder: Path, width: float) -> Iterator[Artefact]:
         """All formats of a width."""
-        program = export_program(deployed(self.bundle, width, layout=self.layout, output=self.output), self.size)
+        with work("tracing"):
+            program = export_program(deployed(self.bundle, width, layout=self.layout, output=self.output), self.size)
         if {"onnx", "openvino"} & set(self.formats):
-            model = onnx_model(program, self.output)
+            with work("converting to ONNX"):
+                model = onnx_model(program, self.output)
         if "openvino" in self.formats:
             plain = folder / "scratch.onnx"
             save_onnx(model, plain)
@@ -314,16 +315,38 @@ def _check_agreement(certificates: Mapping[str, Certificate], threshold: float) 
             )
 
 
+def _add(export: Export, further: Further, certificates: Mapping[str, Certificate], threshold: float) -> None:
+    """Put on record what `further` makes, one network after the other.
+
+    Raises:
+        Interrupted: Ctrl-C; the message says what is there.
+        LithesegError: one cannot be made; likewise.
+    """
+    int8: dict[str, Mapping[str, Any]] = {}
+    try:
+        for artefact, certificate, made in further(export):
+            export = replace(export, artefacts=(*export.artefacts, artefact))
+            certificates, int8[artefact.path] = {**certificates, artefact.path: certificate}, made
+            _finish(export, certificates, int8, threshold)
+    except (KeyboardInterrupt, LithesegError) as error:
+        whole = f"{export.path} holds what is whole: {', '.join(artefact.path for artefact in export.artefacts)}"
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"stopped; {whole}") from error
+        error.args = (f"{error}. {whole}",)
+        raise
+
+
 def _finish(
     export: Export, certificates: Mapping[str, Certificate], int8: Mapping[str, Mapping[str, Any]], threshold: float
 ) -> None:
-    """Write export.json, the certificates, if there are any, and the README."""
+    """Write the certificates, if there are any, the README, and last export.json."""
     account = json.loads(description(export.header, export.artefacts, export.provenance))
-    texts = {EXPORT_FILE: json.dumps(account, indent=2)}
+    texts = {}
     if certificates:
         found = {path: certificate.to_dict() for path, certificate in certificates.items()}
         content = {"threshold": threshold, "certificates": found, **({"int8": int8} if int8 else {})}
         texts[CERTIFICATE_FILE] = json.dumps(content, indent=2, allow_nan=False)
     texts["README.md"] = export_readme(export, certificates, [made["summary"] for made in int8.values()])
+    texts[EXPORT_FILE] = json.dumps(account, indent=2)
     for name, text in texts.items():
-        (export.folder / name).write_text(text + "\n", encoding="utf-8")
+        write_text(export.folder / name, text + "\n")

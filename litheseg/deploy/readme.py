@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from litheseg.bundle.exported import Artefact, Export
+from litheseg.bundle.verdicts import worst_class
 from litheseg.deploy.parity import Certificate
 from litheseg.tables import escaped, fenced, markdown_table
 
@@ -85,7 +86,7 @@ def _certificate(export: Export, certificates: Mapping[str, Certificate]) -> str
         return "These networks were not compared with PyTorch."
     first = next(iter(certificates.values()))
     head = (
-        *("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "class that moved most"),
+        *("file", "pixels that differ", "mIoU (%)", "mIoU in PyTorch (%)", "worst class", "class that moved most"),
         *("worst image", "logits differ by"),
     )
     rows = (_certificate_row(artefact, certificates) for artefact in export.artefacts if artefact.path in certificates)
@@ -96,10 +97,12 @@ def _certificate(export: Export, certificates: Mapping[str, Certificate]) -> str
 def _certificate_row(artefact: Artefact, certificates: Mapping[str, Certificate]) -> tuple[str, ...]:
     found = certificates[artefact.path]
     difference, moved = found.largest_difference, found.worst_class
+    worst = worst_class(found.classes, found.iou) if found.iou else None
     return (
         f"`{artefact.path}`",
         f"{found.differing:,} of {found.pixels:,}",
         *("–" if score is None else f"{100 * score:.2f}" for score in (found.miou, found.reference_miou)),
+        "–" if worst is None else f"{escaped(worst[0])} ({100 * worst[1]:.2f})",
         "–" if moved is None else f"{escaped(moved[0])} ({100 * moved[1]:+.4f})",
         f"{escaped(found.worst_image)} ({100 * found.worst_agreement:.3f} % alike)",
         "–" if difference is None else f"{difference:.1e} of {found.largest_logit:.0f}",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from litheseg.bundle.verdicts import recorded_iou, verdicts, worst_class
 from litheseg.runtime.latency import Scope
 from litheseg.runtime.profiling import Profile
 from litheseg.tables import Table, escaped, fenced, markdown_table
@@ -32,6 +33,7 @@ __all__ = [
     "Section",
     "WidthRow",
     "card_sections",
+    "show_worst",
     "to_markdown",
     "width_rows",
     "width_table",
@@ -67,11 +69,13 @@ class Section:
 class WidthRow:
     """One width's accuracy (fractions in [0, 1]) and cost (count, MACs, milliseconds); None: not measured.
 
-    `labels_alone` is the mIoU of the same network without unlabelled images.
+    `labels_alone` is the mIoU of the same network without unlabelled images, `worst` the name and IoU of the class with
+    the lowest one.
     """
 
     width: float
     miou: float | None = None
+    worst: tuple[str, float] | None = None
     labels_alone: float | None = None
     boundary_iou: float | None = None
     params: float | None = None
@@ -87,14 +91,15 @@ def width_rows(header: BundleHeader, costs: Iterable[Profile | WidthCost] = ()) 
         costs: counted, or measured on this machine.
     """
     recorded = {float(width): values for width, values in header.metrics.items()}
-    measured = {cost.width: cost for cost in costs}
+    measured, iou = {cost.width: cost for cost in costs}, recorded_iou(header)
     fields = ("miou", "labels_alone", "boundary_iou", "params", "macs", "p50_ms")
     rows = []
     for width in sorted({*header.available_widths, *recorded, *measured}, reverse=True):
         values = {field: recorded.get(width, {}).get(field) for field in fields}
         if width in measured:
             values |= {field: cost for field, cost in _costs(measured[width]).items() if cost is not None}
-        rows.append(WidthRow(width, **{field: _finite(value) for field, value in values.items()}))
+        worst = worst_class(header.classes.names, iou[width]) if width in iou else None
+        rows.append(WidthRow(width, worst=worst, **{field: _finite(value) for field, value in values.items()}))
     return tuple(rows)
 
 
@@ -107,6 +112,7 @@ def width_table(rows: Sequence[WidthRow]) -> Table:
     """The rows as text; columns without values are left out."""
     columns = [
         ("mIoU (%)", [_show(row.miou, 100, 1) for row in rows]),
+        ("worst class (%)", [show_worst(row.worst) for row in rows]),
         ("from labels alone (%)", [_show(row.labels_alone, 100, 1) for row in rows]),
         ("boundary IoU (%)", [_show(row.boundary_iou, 100, 1) for row in rows]),
         _scaled("parameters", [row.params for row in rows], "M", "k"),
@@ -222,6 +228,7 @@ def _limits(header: BundleHeader, rows: Sequence[WidthRow]) -> list[str]:
     blind = [f"{row.width:g}" for row in rows if row.miou is None]
     if blind:
         limits.append(f"No accuracy was measured at width {', '.join(blind)}.")
+    limits += verdicts(header)
     if any(row.boundary_iou is not None for row in rows):
         limits.append("mIoU is ruled by large regions; see boundary IoU for thin objects and outlines.")
     return limits
@@ -229,7 +236,7 @@ def _limits(header: BundleHeader, rows: Sequence[WidthRow]) -> list[str]:
 
 def _provenance(header: BundleHeader) -> tuple[Section, Section]:
     facts: Mapping[str, Any] = header.provenance
-    own = ("data", "data_licence", "data_citation")
+    own = ("data", "data_licence", "data_citation", "class_shares", "class_images")
     items = tuple(f"{key}: {_plain(value)}" for key, value in sorted(facts.items()) if key not in own)
     recipe = yaml.safe_dump(dict(header.recipe), sort_keys=False, allow_unicode=True)
     return (
@@ -253,6 +260,11 @@ def _scaled(name: str, values: Sequence[float | None], large: str, small: str) -
     fine = bool(known) and min(known) < 0.1 * _UNITS[large]
     unit = small if fine else large
     return f"{name} ({unit})", [_show(value, 1 / _UNITS[unit], 1 if fine else 2) for value in values]
+
+
+def show_worst(worst: tuple[str, float] | None) -> str:
+    """Name and IoU in percent, for a table."""
+    return "–" if worst is None else f"{worst[0]} {100 * worst[1]:.1f}"
 
 
 def _finite(value: Any) -> float | None:

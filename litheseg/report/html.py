@@ -52,6 +52,7 @@ figure { margin: 1.5rem 0; }
 img { max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; }
 figcaption { color: var(--quiet); }
 pre { background: var(--code); padding: .9rem; overflow-x: auto; border-radius: 6px; font-size: .875rem; }
+.warning { border-left: .3rem solid #d55e00; padding-left: .8rem; font-weight: 600; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; border: 1px solid var(--quiet); }
 @media print { nav { display: none; } pre { white-space: pre-wrap; } figure, table { break-inside: avoid; } }
 """
@@ -81,6 +82,7 @@ class Page:
     Attributes:
         title: of the page.
         lead: one paragraph that says what was done and what came out.
+        warnings: what must not be overlooked, below it.
         table: the widths, such as `litheseg.report.card.width_table` makes.
         figures: in this order.
         class_iou: column label, such as ``"width 0.5"`` -> IoU in [0, 1] of each class; NaN: the class does not occur.
@@ -91,6 +93,7 @@ class Page:
 
     title: str
     lead: str = ""
+    warnings: Sequence[str] = ()
     table: Table | None = None
     figures: Sequence[ReportFigure] = ()
     class_iou: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -128,7 +131,8 @@ def render(page: Page) -> str:
         parts.append(("Make this report again", _block(Code(page.command))))
     if not parts:
         raise LithesegError(f"the report '{page.title}' is empty; give it a table, figures, scores or a card")
-    return _page(page.title, page.lead, parts)
+    warnings = "\n".join(f'<p class="warning">{escape(warning)}</p>' for warning in page.warnings)
+    return _page(page.title, f"{_block(page.lead) if page.lead else ''}\n{warnings}", parts)
 
 
 def _page(title: str, lead: str, parts: Sequence[tuple[str, str]]) -> str:
@@ -151,7 +155,7 @@ def _page(title: str, lead: str, parts: Sequence[tuple[str, str]]) -> str:
 <body>
 <main>
 <h1>{escape(title)}</h1>
-{_block(lead) if lead else ""}
+{lead}
 <nav aria-label="Contents"><ul>
 {links}
 </ul></nav>

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from litheseg.bundle.header import BundleHeader
-from litheseg.report.card import card_sections, to_markdown
+from litheseg.report.card import card_sections, to_markdown, width_rows
 
 __all__ = ["hub_card"]
 
@@ -50,6 +50,15 @@ def _metadata(header: BundleHeader, name: str, licence: str) -> dict[str, Any]:
         metrics = [
             {"type": "mean_iou", "name": f"mIoU, width {width:g}", "value": round(scores[width], 4)}
             for width in sorted(scores, reverse=True)
+        ]
+        worst = [(row.width, row.worst) for row in width_rows(header) if row.worst]
+        metrics += [
+            {
+                "type": "mean_iou",
+                "name": f"IoU of the worst class, {found[0]}, width {width:g}",
+                "value": round(found[1], 4),
+            }
+            for width, found in worst
         ]
         task = {"type": "image-segmentation", "name": "Semantic segmentation"}
         result = {"task": task, "dataset": {"type": kind, "name": data}, "metrics": metrics}

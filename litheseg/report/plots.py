@@ -75,12 +75,14 @@ class FrontierPoint:
         cost: MACs, milliseconds, bytes, ... of one image.
         score: fraction in [0, 1], such as mIoU; drawn in percent.
         name: written beside the point; empty for its width.
+        worst: name and IoU of the worst class, drawn hollow below it; None where that is not known.
     """
 
     width: float
     cost: float
     score: float
     name: str = ""
+    worst: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def read_history(path: str | Path) -> tuple[str, dict[str, list[tuple[float, flo
 def learning_curves(path: str | Path, log: str | Path) -> None:
     """Draw a run: one panel per logged quantity, one line per width (``val/miou@0.5`` is `val/miou` at width 0.5).
 
-    Losses come first, then mIoU; other quantities as far as there is room.
+    Losses come first, then mIoU and the worst class; other quantities as far as there is room.
 
     Args:
         path: the figure, .png or .svg.
@@ -287,6 +289,7 @@ def _frontier_line(axes: Axes, index: int, name: str, points: Sequence[FrontierP
     ordered = sorted(points, key=lambda point: point.cost)
     costs, scores = [point.cost for point in ordered], [100 * point.score for point in ordered]
     axes.plot(costs, scores, label=name, **_style(index))
+    _worst_line(axes, index, ordered)
     for point, cost, score in zip(ordered, costs, scores, strict=True):
         axes.annotate(
             point.name or f"{point.width:g}x",
@@ -297,6 +300,23 @@ def _frontier_line(axes: Axes, index: int, name: str, points: Sequence[FrontierP
             fontsize=9,
             color=_COLORS[index % len(_COLORS)],
         )
+
+
+def _worst_line(axes: Axes, index: int, points: Sequence[FrontierPoint]) -> None:
+    """The worst class of each point, hollow and dotted; its name stands where it changes."""
+    known = [(point.cost, *point.worst) for point in points if point.worst is not None]
+    if not known:
+        return
+    style = _style(index) | {"linestyle": (0, (1, 2)), "linewidth": 1.2, "markerfacecolor": "white"}
+    axes.plot([cost for cost, _, _ in known], [100 * iou for _, _, iou in known], **style)
+    for place, (cost, name, iou) in enumerate(known):
+        if place == 0 or name != known[place - 1][1]:
+            text: dict[str, Any] = {
+                "textcoords": "offset points",
+                "fontsize": 8,
+                "color": _COLORS[index % len(_COLORS)],
+            }
+            axes.annotate(f"worst: {name}", (cost, 100 * iou), xytext=(4, -12), **text)
 
 
 def _curve_panel(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], first: int) -> None:
@@ -353,7 +373,7 @@ def _column_order(column: str) -> tuple[int, str, float]:
     """Losses first, then mIoU, then the rest; the widest width first."""
     quantity, _, width = column.partition("@")
     name = quantity.rpartition("/")[2]
-    return ({"loss": 0, "miou": 1}.get(name, 2), quantity, -(_number(width) or 0))
+    return ({"loss": 0, "miou": 1, "worst": 2}.get(name, 3), quantity, -(_number(width) or 0))
 
 
 def _number(text: str | None) -> float | None:

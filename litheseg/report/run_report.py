@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from litheseg.bundle.verdicts import outdone, verdicts
 from litheseg.cost.widths import WidthCost, width_costs
 from litheseg.data.source import Sample, Source
 from litheseg.errors import LithesegError
@@ -26,7 +27,7 @@ from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
 from litheseg.files import write_text
 from litheseg.losses.boundary import boundary_mask
 from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.report.card import Table, WidthRow, card_sections, to_markdown, width_rows, width_table
+from litheseg.report.card import Table, WidthRow, card_sections, show_worst, to_markdown, width_rows, width_table
 from litheseg.report.html import Page, ReportFigure, write_page
 from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves
 from litheseg.runtime.predictor import Predictor
@@ -66,7 +67,7 @@ def report_run(
     name, header = title or folder.resolve().name, bundle.header
     rows = width_rows(header, costs)
     source = source or open_bundle_data(bundle).source
-    figures = _accuracy_figures(folder / "figures", {name: rows})
+    figures = _accuracy_figures(folder / "figures", {name: rows}, {name: header.widths})
     if (folder / "metrics.csv").exists():
         learning_curves(folder / "figures" / "curves.png", folder / "metrics.csv")
         figures.append(
@@ -78,6 +79,7 @@ def report_run(
     page = Page(
         name,
         lead=_lead(rows, source),
+        warnings=verdicts(header),
         table=width_table(rows),
         figures=figures,
         class_iou={f"width {row.width:g}": iou for row in rows if (iou := _class_iou(bundle, row.width))},
@@ -125,7 +127,8 @@ def write_report(
     images = open_bundle_data(next(iter(bundles.values())), data, source=source, split=split).source
     rows = {name: _measured_rows(bundle, images, split, latency) for name, bundle in bundles.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        figures = _accuracy_figures(Path(scratch), rows)
+        trained = {name: bundle.header.widths for name, bundle in bundles.items()}
+        figures = _accuracy_figures(Path(scratch), rows, trained)
         for index, (name, bundle) in enumerate(bundles.items()):
             figures.append(_pictures(Path(scratch) / f"gallery{index}.png", bundle, images, split, f"{name}: "))
         table = _joined({name: width_table(entry) for name, entry in rows.items()})
@@ -145,40 +148,53 @@ def _distinct_names(paths: Sequence[str | Path]) -> list[str]:
 
 def _measured_rows(bundle: Bundle, source: Source, split: str, latency: bool) -> tuple[WidthRow, ...]:
     scores = evaluate_bundle(bundle, source, split=split).scores
-    metrics = {
-        f"{width:g}": {"miou": score.miou, "boundary_iou": score.boundary_iou} for width, score in scores.items()
-    }
+    metrics = {f"{width:g}": score.to_dict() for width, score in scores.items()}
     costs = profile(bundle) if latency else width_costs(bundle)
     return width_rows(replace(bundle.header, metrics=metrics), costs)
 
 
-def _accuracy_figures(folder: Path, rows: Mapping[str, Sequence[WidthRow]]) -> list[ReportFigure]:
-    """Accuracy against MACs, and against milliseconds where they were measured."""
+def _accuracy_figures(
+    folder: Path, rows: Mapping[str, Sequence[WidthRow]], trained: Mapping[str, Sequence[float]]
+) -> list[ReportFigure]:
+    """Accuracy against MACs, and against milliseconds where they were measured; trained widths by model."""
     costs: tuple[tuple[str, str, str, Callable[[WidthRow], float | None]], ...] = (
         ("frontier.png", "MACs of one image", "multiply-accumulates", lambda row: row.macs),
         ("latency.png", "milliseconds of one image, end to end (p50)", "measured milliseconds", lambda row: row.p50_ms),
     )
     figures = []
     for file, label, what, cost in costs:
-        curves = {name: _points(entry, cost) for name, entry in rows.items()}
+        curves = {name: _points(_worth_drawing(entry, trained[name]), cost) for name, entry in rows.items()}
         if not all(curves.values()):
             continue
         frontier(folder / file, curves, cost_label=label, score_label="mIoU (%)")
-        caption = f"Accuracy against {what}; each point is one width."
+        caption = f"Accuracy against {what}; each point is one width. Hollow and dotted: the IoU of its worst class."
         figures.append(ReportFigure(folder / file, caption, _alt(curves), "Accuracy and cost"))
     return figures
 
 
 def _points(rows: Iterable[WidthRow], cost: Callable[[WidthRow], float | None]) -> list[FrontierPoint]:
-    known = ((row.width, cost(row), row.miou) for row in rows)
     return [
-        FrontierPoint(width, price, score) for width, price, score in known if price is not None and score is not None
+        FrontierPoint(row.width, price, row.miou, worst=row.worst)
+        for row in rows
+        if (price := cost(row)) is not None and row.miou is not None
     ]
 
 
+def _worth_drawing(rows: Iterable[WidthRow], trained: Sequence[float]) -> list[WidthRow]:
+    """Without widths that a narrower trained one outdoes."""
+    rows = list(rows)
+    worse = outdone({row.width: row.miou for row in rows}, trained)
+    return [row for row in rows if row.width not in worse]
+
+
 def _alt(curves: Mapping[str, Sequence[FrontierPoint]]) -> str:
-    parts = [f"{name} width {point.width:g}: {100 * point.score:.1f} %" for name in curves for point in curves[name]]
-    return "mIoU. " + "; ".join(parts)
+    parts = [
+        f"{name} width {point.width:g}: {100 * point.score:.1f} %"
+        + (f", {show_worst(point.worst)} %" if point.worst else "")
+        for name in curves
+        for point in curves[name]
+    ]
+    return "mIoU and worst class. " + "; ".join(parts)
 
 
 def _pictures(path: Path, bundle: Bundle, source: Source, split: str = "val", prefix: str = "") -> ReportFigure:
@@ -224,6 +240,8 @@ def _lead(rows: Sequence[WidthRow], source: Source) -> str:
             f"{first.width:g} and reaches {100 * (last.miou or 0):.1f} % mIoU "
             f"instead of {100 * (first.miou or 0):.1f} %."
         )
+    if first.worst:
+        text += f" The worst class of width {first.width:g} is {show_worst(first.worst)} %."
     return text
 
 

@@ -1,7 +1,8 @@
 """Text tables of scores and layers for the terminal.
 
 Usage:
-    >>> rich.print(terminal_table(scores_table(evaluate_bundle(bundle, source).scores)))
+    >>> scores = evaluate_bundle(bundle, source).scores
+    >>> rich.print(terminal_table(scores_table(scores, bundle.header.classes.names)))
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from litheseg.bundle.verdicts import worst_class
 from litheseg.cost.counting import LayerCost
 from litheseg.cost.side_by_side import LayerPair, Pair
 from litheseg.evaluation.metrics import Scores
+from litheseg.report.card import show_worst
 from litheseg.tables import Table
 
 __all__ = ["class_table", "dense_table", "kept_table", "layer_pairs_table", "layers_table", "scores_table"]
@@ -25,12 +28,20 @@ _QUANTITIES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def scores_table(scores: Mapping[float, Scores]) -> Table:
+def scores_table(scores: Mapping[float, Scores], classes: Sequence[str]) -> Table:
     """One row a width, in percent."""
-    head = ("width", "mIoU (%)", "boundary IoU (%)", "band mIoU (%)", "pixel accuracy (%)")
-    names = ("miou", "boundary_iou", "band_miou", "pixel_accuracy")
-    rows = tuple((f"{width:g}", *(_percent(getattr(row, name)) for name in names)) for width, row in scores.items())
-    return Table(head, rows)
+    head = ("width", "mIoU (%)", "worst class (%)", "boundary IoU (%)", "band mIoU (%)", "pixel accuracy (%)")
+    names = ("boundary_iou", "band_miou", "pixel_accuracy")
+    rows = (
+        (
+            f"{width:g}",
+            _percent(row.miou),
+            show_worst(worst_class(classes, row.iou)),
+            *(_percent(getattr(row, name)) for name in names),
+        )
+        for width, row in scores.items()
+    )
+    return Table(head, tuple(rows))
 
 
 def class_table(scores: Mapping[float, Scores], classes: Sequence[str]) -> Table:

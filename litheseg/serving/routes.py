@@ -19,6 +19,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from litheseg import __version__
+from litheseg.bundle.verdicts import recorded_iou, worst_class
 from litheseg.errors import WidthError
 from litheseg.serving import encodings
 from litheseg.serving.encodings import OVERLAY_TYPES, Encode
@@ -218,7 +219,10 @@ async def model(service: Services) -> ModelInfo:
 
 def _model_width(service: Service, width: float) -> ModelWidth:
     timing, load = service.chooser.timing(width), service.sustained(width)
-    scores = service.predictor.header.metrics.get(f"{width:g}", {})
+    header = service.predictor.header
+    scores = header.metrics.get(f"{width:g}", {})
+    iou = recorded_iou(header).get(width)
+    worst = worst_class(header.classes.names, iou) if iou else None
     return ModelWidth(
         width=width,
         p50_ms=timing.p50 if timing else None,
@@ -227,6 +231,8 @@ def _model_width(service: Service, width: float) -> ModelWidth:
         clients=load.clients if load else None,
         images_per_second=load.per_second if load else None,
         miou=scores.get("miou") if isinstance(scores, dict) else None,
+        worst_class=worst[0] if worst else None,
+        worst_iou=worst[1] if worst else None,
     )
 
 

@@ -110,6 +110,8 @@ class ModelWidth(BaseModel):
     )
     images_per_second: float | None = Field(description="that so many clients get labelled together")
     miou: float | None = Field(description="on the model's own evaluation data, in [0, 1]")
+    worst_class: str | None = Field(description="the class with the lowest IoU there")
+    worst_iou: float | None = Field(description="its IoU, in [0, 1]")
 
 
 class LimitsInfo(BaseModel):

@@ -19,8 +19,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from litheseg.bundle.verdicts import worst_class
 from litheseg.data.datamodule import SegmentationData
-from litheseg.evaluation.worst import worst_class
 from litheseg.machine import host_facts
 from litheseg.progress import Work, say, work
 from litheseg.tables import short_number

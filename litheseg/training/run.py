@@ -350,6 +350,7 @@ def _provenance(recipe: Recipe, data: SegmentationData) -> dict[str, Any]:
         "data_citation": data.source.citation,
         "seed": recipe.trainer.seed,
         "epoch": recipe.trainer.keep,
+        **data.class_facts(),
         "litheseg": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -221,13 +222,14 @@ class SegmentationTask(L.LightningModule):
             self.log(name, score, prog_bar="@" in name)
 
     def take_scores(self) -> dict[str, float]:
-        """The mIoU of the validation so far, per width and their mean; the next one begins anew."""
+        """MIoU of the validation so far, per width and their mean, and the worst class's IoU; the next begins anew."""
         for width, metrics in zip(self.widths, self.metrics, strict=True):
             assert isinstance(metrics, SegmentationMetrics)
             self.scores[width] = metrics.compute()
             metrics.reset()
         scores = {f"val/miou@{width:g}": float(found.miou) for width, found in self.scores.items()}
-        return scores | {"val/miou": sum(scores.values()) / len(scores)}
+        worst = {f"val/worst@{width:g}": float(np.nanmin([1.0, *found.iou])) for width, found in self.scores.items()}
+        return scores | {"val/miou": sum(scores.values()) / len(scores)} | worst
 
     # --- optimization ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from litheseg.deploy.quantize import REPORT_SUFFIX, Quantizer, Tolerance, calibr
 from litheseg.deploy.quantize.networks import QuantizableNetwork
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
+from litheseg.deploy.quantize.quantizer import ToleranceError
 from litheseg.deploy.samples import CalibrationImages
-from litheseg.errors import DataError, LithesegError, MissingExtraError
+from litheseg.errors import DataError, Interrupted, LithesegError, MissingExtraError
 from litheseg.masks.classes import Classes
 from litheseg.models import SegmentationModel
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
@@ -292,6 +294,48 @@ def test_a_network_that_cannot_be_quantized_is_refused(
     with pytest.raises(LithesegError, match=expected):
         quantizer.quantize(export, export.find(precision="fp32", runtime="onnxruntime"))
     assert files == {path: path.stat().st_mtime_ns for path in export.folder.iterdir()}
+
+
+def test_what_fails_or_is_stopped_leaves_the_fp32_networks(
+    sturdy: Bundle, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = Quantizer(sturdy, *calibration_samples(sturdy, data, count=4), threads=1)
+    real, failure = QuantizableNetwork.quantized, list[BaseException]()
+
+    def second_fails(self: QuantizableNetwork, images: CalibrationImages, **options: Any) -> QuantizableNetwork:
+        if isinstance(self, OpenVinoNetwork):
+            raise failure[-1]
+        return real(self, images, **options)
+
+    monkeypatch.setattr(QuantizableNetwork, "quantized", second_fails)
+    options: dict[str, Any] = {"formats": ("onnx", "openvino"), "check": False, "further": quantizer, "force": True}
+    for error, expected in ((LithesegError("broken"), LithesegError), (KeyboardInterrupt(), Interrupted)):
+        failure.append(error)
+        with pytest.raises(expected, match=r"holds what is whole: onnx-fp32-w1\.onnx, .*onnx-int8-w1\.onnx"):
+            export_bundle(sturdy, tmp_path / "export", **options)
+        kept = load_export(tmp_path / "export")
+        precisions = [(artefact.format, artefact.precision) for artefact in kept.artefacts]
+        assert precisions == [("onnx", "fp32"), ("openvino", "fp32"), ("onnx", "int8")]
+        image, labels = _picture(3)
+        for precision in ("fp32", "int8"):
+            mask = open_engine(kept, runtime="onnxruntime", precision=precision, threads=1)(image).argmax(0)
+            assert float((mask == labels).mean()) > 0.99
+
+
+def test_one_that_does_not_hold_leaves_the_others(sturdy: Bundle, plain: Export, data: Path) -> None:
+    quantizer = Quantizer(sturdy, *calibration_samples(sturdy, data, count=4), threads=1)
+    made = []
+
+    def first_fails(_: Quantizer, export: Export, artefact: Any) -> Any:
+        made.append(artefact)
+        raise ToleranceError(f"{artefact.path} does not hold")
+
+    two = replace(plain, artefacts=(plain.artefacts[0], replace(plain.artefacts[0], path="other.onnx")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Quantizer, "quantize", first_fails)
+        with pytest.raises(ToleranceError, match=r"w1.onnx does not hold; other.onnx does not hold"):
+            list(quantizer(two))
+    assert len(made) == 2
 
 
 def test_any_size_channels_first_labels_and_images_without_labels(sturdy: Bundle, data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,7 @@ class QuantizableNetwork(ABC):
         os.environ.setdefault("NNCF_CI", "1")  # disables telemetry; looked at once, when it is imported
         import nncf
 
+        stopped = threading.Event()
         ignored = sorted({*kept, *self._untouched})
         advanced = nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.ENABLE,  # half the range of weights, in all layers
@@ -86,6 +88,8 @@ class QuantizableNetwork(ABC):
             with _quiet(), ThreadPoolExecutor(1) as aside, work("calibrating, passes over an image") as passes:
 
                 def feed(image: np.ndarray) -> Any:
+                    if stopped.is_set():
+                        raise LithesegError("stopped by Ctrl-C")
                     passes.advance()
                     return self._feed(image)
 
@@ -99,7 +103,10 @@ class QuantizableNetwork(ABC):
                     ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
                     advanced_parameters=advanced,
                 )
-                model = quantizing.result()
+                try:
+                    model = quantizing.result()
+                finally:  # where it is left by Ctrl-C, the thread must end, too
+                    stopped.set()
         except LithesegError:  # an image that cannot be read
             raise
         except Exception as error:  # NNCF and its runtimes have errors of their own for what they cannot do

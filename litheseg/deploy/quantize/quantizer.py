@@ -48,7 +48,7 @@ from litheseg.progress import say, track
 from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope
 
-__all__ = ["Quantizer", "fewest_kept", "output_error"]
+__all__ = ["Quantizer", "ToleranceError", "fewest_kept", "output_error"]
 
 _LIBRARIES = {"onnx": ("nncf", "onnx", "onnxruntime"), "openvino": ("nncf", "openvino")}
 _NETWORKS: dict[str, type[QuantizableNetwork]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
@@ -57,6 +57,10 @@ _PROBE_IMAGES = 8  # that layers are ranked on
 _REPEATS = 21  # timed passes of each precision
 
 LayerT = TypeVar("LayerT")
+
+
+class ToleranceError(LithesegError):
+    """A network that loses more in int8 than is allowed."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,23 @@ class Quantizer:
             Each int8 network, its certificate and how it was quantized; a report is written beside it.
 
         Raises:
-            LithesegError: see `quantize`; or no network of the export can be quantized.
+            LithesegError: see `quantize`; or no network of the export can be quantized. One that does not hold the
+                tolerance is named after the others are made.
         """
         originals = [artefact for artefact in export.artefacts if artefact.format in _RUNTIMES]
         if not originals:
             raise LithesegError("int8 is made of networks in onnx or openvino; export one of these (--format onnx)")
+        failed = []
         for original in originals:
-            artefact, report = self.quantize(export, original)
+            try:
+                artefact, report = self.quantize(export, original)
+            except ToleranceError as error:
+                failed.append(str(error))
+                continue
             report.write(export.file(artefact).with_suffix(REPORT_SUFFIX))
             yield artefact, report.result.certificate, report.essence()
+        if failed:
+            raise ToleranceError("; ".join(failed))
 
     def quantize(self, export: Export, artefact: Artefact) -> tuple[Artefact, QuantizationReport]:
         """Write the int8 network of one fp32 network beside it; a file of its name is replaced.
@@ -111,8 +123,8 @@ class Quantizer:
             artefact: the network.
 
         Raises:
-            LithesegError: a network that cannot be quantized, or not within the tolerance: the message says how near
-                it came.
+            ToleranceError: not within the tolerance; the message says how near it came.
+            LithesegError: a network that cannot be quantized.
             DataError: an image that cannot be read.
             MissingExtraError: the runtime is not installed.
         """
@@ -144,7 +156,7 @@ class _Job:
         """The best that was found.
 
         Raises:
-            LithesegError: it is not good enough.
+            ToleranceError: it is not good enough.
         """
         ranking: list[Sensitivity] = []
         start = self._attempt((), corrected=True)
@@ -158,7 +170,7 @@ class _Job:
         best, network = min(self._made, key=lambda made: _shortfall(made[0]))
         if not best.holds:
             kept = f"with {len(best.kept)} of {len(ranking)} layers in floating point" if best.kept else "so"
-            raise LithesegError(
+            raise ToleranceError(
                 f"{self._artefact.format} at width {self._artefact.width:g} does not hold in int8: at best ({kept}), "
                 f"{'; '.join(map(str, best.violations))}. Leave this width in fp32, or allow more with --tolerance "
                 "and --class-tolerance"
