@@ -41,7 +41,7 @@ from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.surgery import grouped_layers
-from litheseg.progress import work
+from litheseg.progress import say, work
 from litheseg.report.card import show_worst
 from litheseg.report.plots import FrontierPoint, frontier
 from litheseg.runtime.latency import street_frames

@@ -29,6 +29,7 @@ import numpy as np
 import yaml
 
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.colours import Color, default_colors
 
 __all__ = [
     "CAMVID_CLASSES",
@@ -52,8 +53,6 @@ CLASS_FILES = ("classes.yaml", "classes.yml", "dataset.yaml", "dataset.yml")
 _ENCODINGS = ("index", "rgb")
 _FILE_KEYS = ("citation", "classes", "encoding", "ignore", "licence", "name", "remap")
 _CLASS_KEYS = ("color", "id", "name")
-
-Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ class Classes:
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> Classes:
-        """Classes in the colours of the PASCAL VOC colour map (its black, which reads as void, is left out)."""
+        """Classes in colours that are told apart by most eyes (`litheseg.masks.colours`)."""
         names = tuple(names)
-        return cls(names, tuple(voc_color(index + 1) for index in range(len(names))))
+        return cls(names, default_colors(names))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -232,9 +231,9 @@ def _class_entries(entries: list[Any], encoding: Any) -> tuple[Classes, list[int
                 f"class '{entry['name']}' has no 'color', but the encoding is rgb; give its colour in the masks"
             )
         names.append(entry["name"])
-        colors.append(_color(entry["color"]) if "color" in entry else voc_color(index + 1))
+        colors.append(_color(entry["color"]) if "color" in entry else None)
         ids.append(entry.get("id"))
-    return Classes(tuple(names), tuple(colors)), ids
+    return Classes(tuple(names), default_colors(list(map(str, names)), colors)), ids
 
 
 def _check_keys(mapping: Mapping[Any, Any], known: Sequence[str]) -> None:

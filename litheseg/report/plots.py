@@ -34,7 +34,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_path
 from litheseg.masks.classes import IGNORE_INDEX, Classes
-from litheseg.masks.pictures import overlay
+from litheseg.masks.pictures import OverlayStyle, overlay
 from litheseg.tables import short_number
 
 __all__ = [
@@ -230,7 +230,8 @@ def gallery(path: str | Path, rows: Sequence[GalleryRow], classes: Classes) -> N
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for index, row in enumerate(rows):
         errors = error_map(row.image, row.predictions[labels[0]], row.target, row.band)
-        painted = [overlay(row.image, mask, classes, _OPACITY) for mask in (row.target, *row.predictions.values())]
+        style = OverlayStyle(_OPACITY, clear=())
+        painted = [overlay(row.image, mask, classes, style) for mask in (row.target, *row.predictions.values())]
         for axes, pixels in zip(grid[index], [row.image, *painted, errors], strict=True):
             axes.imshow(pixels, interpolation="antialiased")
             axes.set(xticks=[], yticks=[])

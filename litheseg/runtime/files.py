@@ -23,6 +23,7 @@ from typing import Literal
 from litheseg.bundle.exported import PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
 from litheseg.machine import cores
+from litheseg.masks.pictures import OverlayStyle
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.failures import REPORT, FailureLog
 from litheseg.runtime.jobs import Job, WorkPlan, find_items, make_plan
@@ -30,7 +31,7 @@ from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.ray_engine import run_ray
 from litheseg.runtime.storage import OutputFolder, open_folder
-from litheseg.values import Quantity, Width
+from litheseg.values import Names, Quantity, Width
 
 __all__ = ["ENGINES", "REPORT", "Kind", "Progress", "Summary", "predict_files"]
 
@@ -96,6 +97,8 @@ def predict_files(
     precision: PrecisionName | None = None,
     threads: int = 1,
     alpha: float = 0.5,
+    clear: Names | None = None,
+    legend: bool = True,
     max_pixels: Quantity = MAX_PIXELS,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
@@ -121,7 +124,9 @@ def predict_files(
         precision: "fp32", "bf16" or, of an export, "int8"; None for "fp32" if there is such a network.
         threads: of the CPU for each image. More cores are used better by more workers; masks of two runs are equal bit
             for bit if this is.
-        alpha: weight of the class colour in overlays, in [0, 1].
+        alpha: weight of the class colours in overlays, in [0, 1].
+        clear: names of classes that overlays leave as they are; by default background, void, other, ....
+        legend: names and colours of the classes below overlays.
         max_pixels: width times height above which an image is listed as failed; the file's header decides.
         progress: called when the work begins, and whenever images are done.
 
@@ -132,12 +137,13 @@ def predict_files(
         MissingExtraError: an engine, a runtime or a kind of input whose package is not installed.
         LithesegError: a result cannot be written.
     """
-    _check(kind, engine, alpha, workers=workers, threads=threads, max_pixels=max_pixels)
+    style = OverlayStyle(alpha, None if clear is None else tuple(clear), legend)
+    _check(kind, engine, workers=workers, threads=threads, max_pixels=max_pixels)
     workers = workers or max(1, cores() // threads)
     folder = open_folder(output)
     path = str(model) if isinstance(model, (str, Path)) else ""
     settings = PredictionSettings(
-        path, str(output), width, str(device), size, runtime, precision, threads, alpha, force, max_pixels
+        path, str(output), width, str(device), size, runtime, precision, threads, style, force, max_pixels
     )
     label = _engine(model, settings, folder, workers, engine)
     items = find_items([inputs] if isinstance(inputs, (str, Path)) else inputs, folder)
@@ -145,15 +151,13 @@ def predict_files(
     return _follow(plan, label(plan.jobs), folder, progress or (lambda _: None))
 
 
-def _check(kind: str, engine: str, alpha: float, **counts: int | None) -> None:
+def _check(kind: str, engine: str, **counts: int | None) -> None:
     for name, value, choices in (("kind", kind, tuple(_KINDS)), ("engine", engine, ENGINES)):
         if value not in choices:
             raise DataError(f"unknown {name} '{value}'.{did_you_mean(value, choices)}")
     for name, number in counts.items():
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; give 1 or more")
-    if not 0 <= alpha <= 1:
-        raise DataError(f"alpha {alpha} is outside [0, 1]; 0 shows the image, 1 the colours")
 
 
 def _engine(
@@ -170,7 +174,7 @@ def _engine(
         predictors = [model] * workers
     else:
         predictors = settings.predictors(workers, None if isinstance(model, (str, Path)) else model)
-    return Labeller(predictors, folder, width=settings.width, alpha=settings.alpha, max_pixels=settings.max_pixels).run
+    return Labeller(predictors, folder, width=settings.width, style=settings.style, max_pixels=settings.max_pixels).run
 
 
 def _follow(

@@ -18,13 +18,13 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from litheseg.errors import LithesegError
-from litheseg.masks.pictures import encode_mask, encode_overlay
+from litheseg.masks.pictures import OverlayStyle, encode_mask, encode_overlay
 from litheseg.masks.reading import MAX_PIXELS, count_pixels, read_image
 from litheseg.runtime.jobs import ENDINGS, Job
 from litheseg.runtime.predictor import Model, Predictor
@@ -51,7 +51,7 @@ class PredictionSettings:
         device: where to run.
         size: as in `Predictor`, as are `runtime` and `precision`.
         threads: of the CPU, for each image.
-        alpha: weight of the class colour in overlays, in [0, 1].
+        style: of overlays.
         force: results that exist are replaced.
         max_pixels: of one image, width times height.
     """
@@ -64,7 +64,7 @@ class PredictionSettings:
     runtime: str | None = None
     precision: str | None = None
     threads: int = 1
-    alpha: float = 0.5
+    style: OverlayStyle = field(default_factory=OverlayStyle)
     force: bool = False
     max_pixels: int = MAX_PIXELS
 
@@ -135,7 +135,7 @@ class Labeller:
         predictors: those that may work at the same time; the same one may stand there several times.
         output: where results go.
         width: None for the predictors' own.
-        alpha: weight of the class colour in overlays, in [0, 1].
+        style: of overlays.
         max_pixels: of one image, width times height; all that are in work together have that many, and 25 million more
             for each further predictor.
     """
@@ -146,10 +146,12 @@ class Labeller:
         output: OutputFolder,
         *,
         width: float | None = None,
-        alpha: float = 0.5,
+        style: OverlayStyle | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._output, self._width, self._alpha, self._max_pixels = output, width, alpha, max_pixels
+        self._output, self._width, self._max_pixels = output, width, max_pixels
+        self._style = style or OverlayStyle()
+        self._style.painted(predictors[0].classes)  # an unknown class is refused before anything is written
         self._threads = _WAITING * len(predictors)
         self._room = PixelRoom(max_pixels + _USUAL * (len(predictors) - 1))
         self._idle: queue.SimpleQueue[Predictor] = queue.SimpleQueue()
@@ -164,7 +166,7 @@ class Labeller:
             LithesegError: as `Predictor`, or an output that cannot be used.
         """
         predictors, output = settings.predictors(workers), open_folder(settings.output)
-        return cls(predictors, output, alpha=settings.alpha, max_pixels=settings.max_pixels)
+        return cls(predictors, output, style=settings.style, max_pixels=settings.max_pixels)
 
     def __call__(self, job: Job) -> JobOutcome:
         """Do a job; several threads may call at once.
@@ -220,7 +222,7 @@ class Labeller:
         mask = predictor.predict_rgb(image, width=self._width)
         encoders = {
             "mask": lambda: encode_mask(mask, predictor.classes),
-            "overlay": lambda: encode_overlay(image, mask, predictor.classes, self._alpha),
+            "overlay": lambda: encode_overlay(image, mask, predictor.classes, self._style),
         }
         return {job.name + ENDINGS[part]: encoders[part]() for part in job.parts}
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes
-from litheseg.masks.pictures import encode_mask, overlay
+from litheseg.masks.pictures import OverlayStyle, encode_mask, overlay
 from litheseg.masks.polygons import simplify, trace
 from litheseg.masks.run_lengths import class_runs, coco_string
 from litheseg.serving.problems import Problem
@@ -44,8 +44,10 @@ def mask_png(image: np.ndarray, mask: np.ndarray, classes: Classes) -> bytes:
     return encode_mask(mask, classes)
 
 
-def overlay_picture(image: np.ndarray, mask: np.ndarray, classes: Classes, *, format: str, alpha: float) -> bytes:
-    """The image under the colours of its classes, whose weight is `alpha`, in [0, 1]; formats as in `OVERLAY_TYPES`.
+def overlay_picture(
+    image: np.ndarray, mask: np.ndarray, classes: Classes, *, format: str, style: OverlayStyle
+) -> bytes:
+    """The image under the colours of its classes, without a legend; formats as in `OVERLAY_TYPES`.
 
     Raises:
         Problem: "invalid-parameter" for a side that the format cannot hold.
@@ -55,7 +57,7 @@ def overlay_picture(image: np.ndarray, mask: np.ndarray, classes: Classes, *, fo
         detail = f"{format} holds no side of {longest} pixels; ask for format=png"
         raise Problem("invalid-parameter", detail, errors=[{"where": "query.format", "message": detail}])
     buffer = BytesIO()
-    Image.fromarray(overlay(image, mask, classes, alpha)).save(buffer, format, **_OPTIONS[format])
+    Image.fromarray(overlay(image, mask, classes, style)).save(buffer, format, **_OPTIONS[format])
     return buffer.getvalue()
 
 

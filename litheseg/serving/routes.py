@@ -21,6 +21,8 @@ from pydantic.json_schema import SkipJsonSchema
 from litheseg import __version__
 from litheseg.bundle.verdicts import recorded_iou, worst_class
 from litheseg.errors import WidthError
+from litheseg.masks.colours import is_background
+from litheseg.masks.pictures import OverlayStyle
 from litheseg.serving import encodings
 from litheseg.serving.encodings import OVERLAY_TYPES, Encode
 from litheseg.serving.images import FIELD, read_upload
@@ -144,8 +146,8 @@ async def segment_overlay(
     format: Annotated[Literal["png", "jpeg", "webp"], Query(description="Of the answer.")] = "png",
     alpha: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, description="Weight of the colours.")] = 0.5,
 ) -> Response:
-    """The image with its classes painted over it."""
-    encode = partial(encodings.overlay_picture, format=format, alpha=alpha)
+    """The image with its classes painted over it; a background (by its name) stays clear."""
+    encode = partial(encodings.overlay_picture, format=format, style=OverlayStyle(alpha, legend=False))
     return await _segment(request, width, encode, OVERLAY_TYPES[format])
 
 
@@ -204,7 +206,10 @@ async def model(service: Services) -> ModelInfo:
         name=service.name,
         version=__version__,
         runtime=predictor.runtime,
-        classes=[ModelClass(index=k, name=name, color="#" + bytes(color).hex()) for k, (name, color) in named],
+        classes=[
+            ModelClass(index=k, name=name, color="#" + bytes(color).hex(), background=is_background(name))
+            for k, (name, color) in named
+        ],
         widths=[_model_width(service, width) for width in predictor.widths],
         sample=ImageSize(height=sample[0], width=sample[1]),
         input=ImageSize(height=predictor.size[0], width=predictor.size[1]) if predictor.size else None,

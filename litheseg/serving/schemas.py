@@ -95,6 +95,7 @@ class ModelClass(BaseModel):
     index: int
     name: str
     color: str = Field(description="#rrggbb")
+    background: bool = Field(description="by its name; overlays leave it clear")
 
 
 class ModelWidth(BaseModel):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_budget import CLASSES
 
 from litheseg.budget import measure as room
 from litheseg.budget.candidates import Candidate, Variant, default_sizes, paper_costs
@@ -43,6 +44,9 @@ def test_accuracy_is_that_of_evaluate(bundle: Bundle, labelled: Path, store: Sto
     for width in (1.0, 0.5):
         network = Variant(width, (32, 48), "fp32")
         assert accuracy.miou(run(network)) == pytest.approx(expected[width].miou, abs=0.02)
+        name, iou = accuracy.worst(run(network)) or ("", -1.0)
+        assert iou == pytest.approx(min(expected[width].iou), abs=0.02)
+        assert expected[width].iou[CLASSES.names.index(name)] == pytest.approx(iou, abs=0.02)
 
 
 def test_a_width_in_between_is_calibrated(bundle: Bundle, labelled: Path, store: Store) -> None:

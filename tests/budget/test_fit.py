@@ -50,6 +50,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(Exports, "engine", lambda *_: None)
     monkeypatch.setattr(Accuracy, "miou", lambda _, candidate: round(0.7 * candidate.network.width, 4))
+    monkeypatch.setattr(Accuracy, "worst", lambda _, candidate: ("pole", round(0.06 * candidate.network.width, 4)))
     return calls
 
 
@@ -135,7 +136,10 @@ def test_without_data_trained_widths_count(run: Any) -> None:
     assert result.found.chosen.miou == 0.35 and "no labelled data" in result.scored
     table = result.table()
     assert [row[0] for row in table.rows] == ["chosen", "too slow"]
-    assert "width 0.5 at 32x48, fp32 in torch, 1 thread: mIoU 35.0 %, end to end, p95 21.00 ms" in result.sentence()
+    assert (
+        "width 0.5 at 32x48, fp32 in torch, 1 thread: mIoU 35.0 % (worst class: pole 3.0 %), end to end, p95 21.00 ms"
+        in result.sentence()
+    )
 
 
 def test_data_that_is_named_and_missing_is_an_error(run: Any, tmp_path: Path) -> None:
@@ -146,6 +150,22 @@ def test_data_that_is_named_and_missing_is_an_error(run: Any, tmp_path: Path) ->
 def test_too_little_names_the_nearest(run: Any) -> None:
     with pytest.raises(BudgetError, match=r"nearest is w0\.5-32x48-fp32 torch 1t: p95 21\.00 ms, mIoU 35\.0 %"):
         run(1.0, **FEW)
+
+
+def test_a_width_that_a_narrower_one_outdoes_is_said_and_not_drawn(
+    run: Any, timed: list[tuple[int, int]], labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {1.0: 0.7, 0.75: 0.3, 0.5: 0.35}  # 0.75 was not trained
+    monkeypatch.setattr(Accuracy, "miou", lambda _, candidate: scores[candidate.network.width])
+    monkeypatch.setattr(Accuracy, "worst", lambda _, candidate: ("pole", 0.04))
+    result = run(100.0, data=labelled, widths=(1.0, 0.75, 0.5), **FEW)
+    [blind, outdone] = result.warnings
+    assert "hardly finds pole" in blind
+    assert "width 0.75 was not trained and scores 30.0 %, below the 35.0 % of the narrower width 0.5" in outdone
+    drawn = [point.width for points in result._curves().values() for point in points]
+    assert sorted(drawn) == [0.5, 1.0] and "0.75" not in {row[1] for row in result.table().rows}
+    assert (result.promise["worst_class"], "pole" in result.sentence()) == ("pole", True)
+    assert json.loads((result.folder / "fit.json").read_text())["warnings"] == result.warnings
 
 
 def test_pareto() -> None:
@@ -180,6 +200,9 @@ class Flat:
     def miou(self, candidate: Candidate) -> float:
         return candidate.network.width
 
+    def worst(self, candidate: Candidate) -> tuple[str, float] | None:
+        return ("pole", 0.1 * candidate.network.width)
+
 
 def no_costs(networks: Iterable[Variant]) -> dict[Variant, dict[str, float]]:
     return {network: {"macs": 1e9 * network.width} for network in networks}
@@ -205,6 +228,8 @@ def test_choices_and_limits_hold_for_measurements_too(measured: Measurements) ->
     assert chosen(measured, Limits(18.0), threads=(1,)).network.width == 0.75
     assert chosen(measured, Limits(6.0, reserve=2.0)).network.width == 0.75
     assert chosen(measured, Limits(6.0, macs=6e8)).network.width == 0.5
+    with pytest.raises(BudgetError, match=r"best is w1-.*, whose worst class, pole, has 10\.0 %"):
+        chosen(measured, Limits(6.0, min_class_iou=0.11))
     with pytest.raises(BudgetError, match=r"nearest is w0\.5-.* openvino 4t"):
         chosen(measured, Limits(0.1))
     with pytest.raises(LithesegError, match="that were measured: w1-32x48-fp32 openvino 1t"):

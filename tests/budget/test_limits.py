@@ -30,7 +30,7 @@ def test_images_may_come_no_faster_than_the_budget_labels_them() -> None:
             Limits(20, fps=fps)
 
 
-@pytest.mark.parametrize("wrong", [{"percentile": 100}, {"percentile": 0.95}, {"min_miou": 60}])
+@pytest.mark.parametrize("wrong", [{"percentile": 100}, {"percentile": 0.95}, {"min_miou": 60}, {"min_class_iou": 5}])
 def test_numbers_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(LithesegError):
         Limits(20, **wrong)

@@ -31,6 +31,11 @@ def quality(network: Variant) -> float:
     return round(0.7 - 0.25 * (1 - network.width) ** 2 - 0.2 * (1 - pixels) - 0.002 * (network.precision == "int8"), 4)
 
 
+def pole(network: Variant) -> float:
+    """IoU of the worst class: small inputs lose it, whatever the width."""
+    return round(0.3 * network.size[0] / 180 - 0.1 * (1 - network.width), 4)
+
+
 class FakeBench:
     """Noise that is multiplied, seeded; `slow` says which candidates are slower in later calls."""
 
@@ -66,6 +71,9 @@ class FakeAccuracy:
     def miou(self, candidate: Candidate) -> float:
         return quality(candidate.network)
 
+    def worst(self, candidate: Candidate) -> tuple[str, float] | None:
+        return ("pole", pole(candidate.network))
+
 
 def costs(networks: Iterable[Variant]) -> dict[Variant, dict[str, float]]:
     return {
@@ -93,6 +101,28 @@ def test_the_choice_is_the_optimum(budget: float) -> None:
     assert found.chosen.miou == quality(best.network)
     assert len(found.chosen.times) >= 177, "promised from fresh timings"
     assert sum(sum(point.times.ms) for point in found.verified) >= 20_000, "of slow and fast seconds"
+
+
+@pytest.mark.parametrize("budget", [8.0, 15.0, 31.0])
+def test_no_class_may_be_lost(budget: float) -> None:
+    """With images of 136 rows, the most accurate of most budgets, the pole is lost."""
+    found = search(Limits(budget, min_class_iou=0.21), refine=False)
+    allowed = [c for c in COARSE if pole(c.network) >= 0.21]
+    best = max((c for c in allowed if cost(c) <= budget), key=lambda c: (quality(c.network), -cost(c)))
+    assert found.chosen.candidate == best
+    assert found.chosen.worst == ("pole", pole(best.network)) and found.chosen.to_dict(95)["worst_class"] == "pole"
+
+
+def test_what_finds_no_class_is_refused_by_name() -> None:
+    best = max(pole(c.network) for c in COARSE if cost(c) <= 8.0)
+    text = (
+        rf"IoU of 40\.0 % in every class: the best is w.*, whose worst class, pole, has {100 * best:.1f} %.*--min-class"
+    )
+    with pytest.raises(BudgetError, match=text):
+        search(Limits(8.0, min_class_iou=0.4))
+    assert search(Limits(8.0, min_class_iou=0.1)).chosen.worst is not None
+    with pytest.raises(BudgetError, match=r"every class; the nearest is .* \(--budget"):
+        search(Limits(0.1, min_class_iou=0.1))
 
 
 def test_widths_between_the_trained_ones_are_tried_where_they_pay() -> None:

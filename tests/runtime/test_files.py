@@ -88,7 +88,7 @@ def test_folders_are_mirrored_as_palette_masks(bundle: Bundle, photos: Path, tmp
 
 
 def test_overlays_and_both(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
-    predict_files(bundle, [photos / "a.png"], tmp_path / "one", kind="overlay", alpha=1.0)
+    predict_files(bundle, [photos / "a.png"], tmp_path / "one", kind="overlay", alpha=1.0, legend=False)
     assert _files(tmp_path / "one") == ["a_overlay.png"]
     with Image.open(tmp_path / "one" / "a_overlay.png") as image:
         assert np.array_equal(np.asarray(image)[0, [0, 19]], CLASSES.colors)

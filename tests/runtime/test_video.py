@@ -89,7 +89,9 @@ def test_pictures_of_any_size_and_kind(predictor: Predictor, tmp_path: Path, siz
 
 
 def test_side_by_side_is_the_frame_and_its_overlay(predictor: Predictor, tmp_path: Path) -> None:
-    annotate_video(predictor, write_images(tmp_path / "in"), tmp_path / "out", kind="side-by-side", alpha=1)
+    annotate_video(
+        predictor, write_images(tmp_path / "in"), tmp_path / "out", kind="side-by-side", alpha=1, legend=False
+    )
     picture = np.asarray(Image.open(tmp_path / "out/frame_2.png"))
     assert np.array_equal(picture[:, :64], frame(1))
     assert (picture[:, 64:] == (0, 255, 0)).all()

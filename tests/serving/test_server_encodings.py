@@ -13,6 +13,7 @@ from tiny_shapes import filled
 from litheseg.errors import DataError
 from litheseg.masks import polygons
 from litheseg.masks.classes import Classes
+from litheseg.masks.pictures import OverlayStyle
 from litheseg.masks.polygons import trace
 from litheseg.serving import encodings
 from litheseg.serving.encodings import mask_png, overlay_picture, polygons_json, rle_json
@@ -70,7 +71,7 @@ def test_mask_png_holds_indices_and_colours() -> None:
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_overlays(format: str) -> None:
     grey, mask = np.full((32, 32, 3), 100, np.uint8), np.full((32, 32), 2, np.uint8)
-    image = Image.open(BytesIO(overlay_picture(grey, mask, CLASSES, format=format, alpha=0.5)))
+    image = Image.open(BytesIO(overlay_picture(grey, mask, CLASSES, format=format, style=OverlayStyle())))
     assert image.format == format.upper()
     expected = 50 + np.array(CLASSES.colors[2]) / 2
     assert np.abs(np.asarray(image.convert("RGB"))[16, 16] - expected).max() <= (1 if format == "png" else 6)
@@ -79,5 +80,7 @@ def test_overlays(format: str) -> None:
 def test_a_side_that_webp_cannot_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(encodings._LONGEST, "webp", 20)
     with pytest.raises(Problem, match="no side of 32 pixels") as caught:
-        overlay_picture(np.zeros((8, 32, 3), np.uint8), np.zeros((8, 32), np.uint8), CLASSES, format="webp", alpha=0.5)
+        overlay_picture(
+            np.zeros((8, 32, 3), np.uint8), np.zeros((8, 32), np.uint8), CLASSES, format="webp", style=OverlayStyle()
+        )
     assert caught.value.code == "invalid-parameter"

@@ -23,19 +23,21 @@ from PIL import Image
 
 from litheseg.bundle.exported import Export, PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.pictures import OverlayStyle, legend_strip
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.controller import Controller, Decision
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.video.sources import FrameSource, open_frames, retry_pauses
 from litheseg.runtime.video.threads import ReadAhead, WriteBehind
 from litheseg.runtime.video.writing import open_writer
-from litheseg.values import Quantity, Width
+from litheseg.values import Names, Quantity, Width
 
 __all__ = ["VIDEO_KINDS", "VideoKind", "VideoProgress", "VideoSummary", "annotate_video"]
 
 VideoKind = Literal["overlay", "mask", "side-by-side"]
 VIDEO_KINDS: tuple[str, ...] = get_args(VideoKind)
 
+_LEGEND_LINES = 4
 _RECENT = 30  # frames over which the frame rate is shown
 
 
@@ -102,6 +104,8 @@ def annotate_video(
     *,
     kind: VideoKind = "overlay",
     alpha: float = 0.5,
+    clear: Names | None = None,
+    legend: bool = True,
     force: bool = False,
     width: Width | None = None,
     target_fps: float | None = None,
@@ -127,6 +131,8 @@ def annotate_video(
         output: a video such as out.mp4, or a folder for PNGs.
         kind: what to show: "overlay", "mask" or "side-by-side".
         alpha: weight of the class colours, in [0, 1].
+        clear: names of classes that stay as they are; by default background, void, other, ....
+        legend: names and colours of the classes below the picture.
         force: replace a video that exists.
         width: the width, or with a target the first; None for the predictor's own.
         target_fps: frames per second to hold, by changing the width.
@@ -151,8 +157,7 @@ def annotate_video(
     """
     if kind not in VIDEO_KINDS:
         raise DataError(f"unknown kind '{kind}'.{did_you_mean(kind, VIDEO_KINDS)}")
-    if not 0 <= alpha <= 1:
-        raise DataError(f"alpha {alpha} is outside [0, 1]; 0 shows the image, 1 the colours")
+    style = OverlayStyle(alpha, None if clear is None else tuple(clear), legend)
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit} is no number of frames; give 1 or more")
     predictor = model
@@ -161,13 +166,14 @@ def annotate_video(
             predictor, device=device, runtime=runtime, precision=precision, threads=threads, tile=tile
         )
     first = predictor.width if width is None else predictor.check_width(width)
+    style.painted(predictor.classes)  # an unknown class is refused before anything is opened
     controller = None
     if target_ms is not None or target_fps is not None:
         controller = Controller(predictor.widths, target_ms=target_ms, target_fps=target_fps, start=first)
     if isinstance(source, (str, Path, int)):
         source = open_frames(source, fps=fps, pauses=retry_pauses(attempts), max_pixels=max_pixels)
     frames = ReadAhead(source, newest=source.live or drop, in_time=drop and not source.live)
-    annotation = _Annotation(predictor, source, frames, controller, first, kind, alpha)
+    annotation = _Annotation(predictor, source, frames, controller, first, kind, style)
     with open_writer(output, source.rate, predictor.classes, kind, force=force) as writer:
         predictor.prepare(*(predictor.widths if controller else (first,)))
         with frames, WriteBehind(writer.write) as behind:
@@ -188,9 +194,10 @@ class _Annotation:
     controller: Controller | None
     width: float
     kind: VideoKind
-    alpha: float
+    style: OverlayStyle
     times: list[float] = field(default_factory=list)  # milliseconds by frame
     widths: Counter[float] = field(default_factory=Counter)
+    strip: np.ndarray | None = None
     stopped: str = ""
     began: float = 0.0
 
@@ -198,11 +205,14 @@ class _Annotation:
         """Until the end, the limit or Ctrl-C."""
         self.began = time.perf_counter()
         recent, palette = deque([self.began], maxlen=_RECENT + 1), self.predictor.classes.palette()
+        painted = self.style.painted(self.predictor.classes)
+        clear = np.ones(256, bool)
+        clear[painted] = False
         try:
             for frame in self.frames:
                 started = time.perf_counter()
                 mask = self.predictor.predict_rgb(frame.pixels, width=self.width)
-                writer.write(frame, self.painted(frame.pixels, palette[mask]), mask)
+                writer.write(frame, self.painted(frame.pixels, palette[mask], clear[mask]), mask)
                 recent.append(now := time.perf_counter())
                 self.times.append(1e3 * (now - started))
                 self.widths[self.width] += 1
@@ -216,13 +226,28 @@ class _Annotation:
         except KeyboardInterrupt as stop:
             self.stopped = str(stop) or "Ctrl-C"
 
-    def painted(self, image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-        """The picture to show, uint8 H W 3, or H 2W 3 side by side, of a frame and the colours of its labels."""
+    def painted(self, image: np.ndarray, colours: np.ndarray, clear: np.ndarray) -> np.ndarray:
+        """The picture to show, uint8 H W 3, or H 2W 3 side by side, and below it the legend.
+
+        Args:
+            image: the frame.
+            colours: of its labels.
+            clear: bool H W, where the frame stays as it is.
+        """
         if self.kind == "mask":
             return colours
         # Pillow blends several times as fast as NumPy.
-        mixed = np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colours), self.alpha))
-        return np.concatenate([image, mixed], axis=1) if self.kind == "side-by-side" else mixed
+        mixed = np.array(Image.blend(Image.fromarray(image), Image.fromarray(colours), self.style.alpha))
+        np.copyto(mixed, image, where=clear[..., None])
+        shown = np.concatenate([image, mixed], axis=1) if self.kind == "side-by-side" else mixed
+        return np.concatenate([shown, self._legend(shown.shape[1])]) if self.style.legend else shown
+
+    def _legend(self, width: int) -> np.ndarray:
+        """All classes that are painted, as far as a few lines hold them; the same for all frames."""
+        if self.strip is None or self.strip.shape[1] != width:
+            classes = self.predictor.classes
+            self.strip = legend_strip(classes, self.style.painted(classes), width, _LEGEND_LINES)
+        return self.strip
 
     def summary(self, encoder: str) -> VideoSummary:
         """What came of it."""

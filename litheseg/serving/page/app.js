@@ -178,7 +178,7 @@ function accept(side, answer) {
   draw();
   showShares();
   showTime(answer);
-  if (side === "left") offerMask(answer);
+  if (side === "left" && !state.stream) $("save").hidden = !state.picture.whole;
 }
 
 // ---------------------------------------------------------------- showing
@@ -200,7 +200,8 @@ function showDial(side) {
   const ms = fits ? `${answer.work.toFixed(answer.work < 10 ? 1 : 0)} ms` : `about ${facts.p50_ms?.toFixed(0) ?? "–"} ms`;
   $(`figure-${side}`).textContent = width.toFixed(2);
   $(`ms-${side}`).textContent = ms;
-  $(`miou-${side}`).textContent = facts.miou === null ? "" : `${(100 * facts.miou).toFixed(1)} % mIoU`;
+  const worst = facts.worst_class === null ? "" : `, ${facts.worst_class} ${(100 * facts.worst_iou).toFixed(1)} %`;
+  $(`miou-${side}`).textContent = facts.miou === null ? "" : `${(100 * facts.miou).toFixed(1)} % mIoU${worst}`;
   $(`badge-${side}`).textContent = fits ? `${width.toFixed(2)} · ${ms}` : "";
   if (side === "left") $("holds").textContent = held(facts);
   $(`width-${side}`).setAttribute("aria-valuetext", `${width}, ${ms}`);
@@ -236,15 +237,23 @@ function showTime({ work, queue, roundTrip }) {
   $("time-now").textContent = `${work.toFixed(0)} ms${waited}${rate}`;
 }
 
-let maskUrl = null;
-
-function offerMask({ png, width }) {
-  if (state.stream) return;
-  if (maskUrl) URL.revokeObjectURL(maskUrl);
-  maskUrl = URL.createObjectURL(new Blob([png], { type: "image/png" }));
-  $("save").href = maskUrl;
-  $("save").download = `${state.picture.name.replace(/\.[^.]*$/, "")}-${width}.png`;
-  $("save").hidden = false;
+/** The mask at the picture's own size: a large picture was sent smaller, so it is asked for anew. */
+async function saveMask() {
+  const { picture, shown: { left: answer } } = state;
+  $("viewer").classList.add("waiting");
+  try {
+    const whole = await picture.whole();
+    const { png } = whole ? await segment(whole, { width: answer.width }) : answer;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([png], { type: "image/png" }));
+    link.download = `${picture.name.replace(/\.[^.]*$/, "")}-${answer.width}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  } catch (error) {
+    explain(error, saveMask);
+  } finally {
+    $("viewer").classList.remove("waiting");
+  }
 }
 
 // ---------------------------------------------------------------- the load
@@ -322,6 +331,7 @@ function connect() {
   });
   $("camera").addEventListener("click", () => (state.stream ? stopCamera() : startCamera()));
   $("example").addEventListener("click", drawStreet);
+  $("save").addEventListener("click", saveMask);
   for (const side of SIDES) {
     $(`width-${side}`).addEventListener("input", () => {
       if (side === "left" && state.auto) setAuto(false);

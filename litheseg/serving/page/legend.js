@@ -9,10 +9,11 @@ export class Legend {
     Object.assign(this, { list, changed, hidden: new Set(), highlighted: null });
   }
 
-  /** @param {{index: number, name: string, color: string}[]} classes */
+  /** @param {{index: number, name: string, color: string, background: boolean}[]} classes  a background is hidden */
   fill(classes) {
     this.classes = classes;
     this.list.replaceChildren(...classes.map((entry) => this.item(entry)));
+    this.hide(new Set(classes.filter(({ background }) => background).map(({ index }) => index)));
   }
 
   item({ index, name, color }) {

@@ -6,7 +6,8 @@ const AS_THEY_ARE = ["image/jpeg", "image/png"];
 /**
  * @param {Blob} file
  * @param {string} name
- * @returns {Promise<{bitmap: ImageBitmap, blob: Blob, name: string}>}  bitmap and blob have the same size, upright
+ * @returns {Promise<{bitmap: ImageBitmap, blob: Blob, name: string, whole: () => Promise<Blob | null>}>}  bitmap and
+ *     blob have the same size, upright; `whole` gives the picture at its own size, null where the blob is that
  */
 export async function readPicture(file, name) {
   let bitmap;
@@ -16,9 +17,11 @@ export async function readPicture(file, name) {
     throw new Error(`This browser cannot show ${name} as a picture. Try a JPEG or PNG.`);
   }
   if (Math.max(bitmap.width, bitmap.height) <= LONGEST && AS_THEY_ARE.includes(file.type)) {
-    return { bitmap, blob: file, name };
+    return { bitmap, blob: file, name, whole: async () => null };
   }
-  return { ...(await grab(bitmap, bitmap.width, bitmap.height, LONGEST)), name };
+  const still = (longest, quality) => grab(bitmap, bitmap.width, bitmap.height, longest, quality);
+  const whole = async () => (AS_THEY_ARE.includes(file.type) ? file : (await still(Infinity, 0.95)).blob);
+  return { ...(await still(LONGEST)), name, whole };
 }
 
 /** A still of anything that can be drawn, at most `longest` pixels a side. */
