@@ -92,6 +92,14 @@ def test_overlays_and_both(bundle: Bundle, photos: Path, tmp_path: Path) -> None
     assert _files(tmp_path / "one") == ["a_overlay.png"]
     with Image.open(tmp_path / "one" / "a_overlay.png") as image:
         assert np.array_equal(np.asarray(image)[0, [0, 19]], CLASSES.colors)
+    predict_files(bundle, [photos / "a.png"], tmp_path / "clear", kind="overlay", alpha=1.0, clear=[CLASSES.names[1]])
+    with Image.open(tmp_path / "clear" / "a_overlay.png") as image, Image.open(photos / "a.png") as photo:
+        pixels = np.asarray(image)
+        assert len(pixels) > photo.height, "the legend below"
+        assert np.array_equal(pixels[0, [0, 19]], [CLASSES.colors[0], np.asarray(photo)[0, 19]])
+    with pytest.raises(DataError, match="no class 'cloud' to stay clear"):
+        predict_files(bundle, photos, tmp_path / "none", kind="overlay", clear=["cloud"])
+    assert not (tmp_path / "none").exists()
     assert predict_files(bundle, photos, tmp_path / "two", kind="both").written == 4
     assert _files(tmp_path / "two") == ["a.png", "a_overlay.png", "deep/b.png", "deep/b_overlay.png"]
 

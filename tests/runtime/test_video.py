@@ -97,6 +97,17 @@ def test_side_by_side_is_the_frame_and_its_overlay(predictor: Predictor, tmp_pat
     assert (picture[:, 64:] == (0, 255, 0)).all()
 
 
+def test_the_legend_stands_below_every_frame(predictor: Predictor, tmp_path: Path) -> None:
+    annotate_video(predictor, write_images(tmp_path / "in"), tmp_path / "out", clear=[CLASSES.names[1]])
+    pictures = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").iterdir())]
+    height, width = frame(1).shape[:2]
+    assert {picture.shape for picture in pictures} == {pictures[0].shape} and pictures[0].shape[1] == width
+    assert all(np.array_equal(picture[height:], pictures[0][height:]) for picture in pictures)
+    named = {tuple(color) for color in pictures[0][height:].reshape(-1, 3).tolist()} & set(CLASSES.colors)
+    assert named == {CLASSES.colors[0], CLASSES.colors[2]}
+    assert np.array_equal(pictures[1][:height], frame(1)), "a frame of the class that stays clear"
+
+
 def test_a_folder_of_masks_holds_class_indices(predictor: Predictor, tmp_path: Path) -> None:
     summary = annotate_video(predictor, write_images(tmp_path / "in", 12), tmp_path / "out", kind="mask")
     assert summary.encoder == "png"

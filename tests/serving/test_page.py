@@ -141,6 +141,18 @@ def test_a_picture_gets_its_classes(page: Any, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(download.value.path())), picture(120, 240).argmax(2))
 
 
+def test_the_mask_of_a_large_picture_has_its_own_size(page: Any, tmp_path: Path) -> None:
+    """It is sent smaller, to be shown; what is saved is of the picture itself."""
+    path = tmp_path / "large.png"
+    path.write_bytes(encoded(picture(800, 1600)))
+    pick(page, path)
+    assert "1280 × 640" in page.text_content("#source-text")
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "large-1.png"
+    assert np.array_equal(np.asarray(Image.open(download.value.path())), picture(800, 1600).argmax(2))
+
+
 def test_the_result_follows_the_slider(page: Any, made: Service, tmp_path: Path) -> None:
     pick(page, photo(tmp_path))
     page.focus("#width-left")

@@ -74,7 +74,8 @@ class QuantizableNetwork(ABC):
         """
         require_nncf()
         os.environ.setdefault("NNCF_CI", "1")  # disables telemetry; looked at once, when it is imported
-        import nncf
+        with _quiet():
+            import nncf
 
         stopped = threading.Event()
         ignored = sorted({*kept, *self._untouched})
@@ -154,15 +155,17 @@ class QuantizableNetwork(ABC):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF without its log and its progress bars, which go through rich's own console."""
-    logger, console = logging.getLogger("nncf"), rich.get_console()
-    before = logger.level, console.quiet
-    logger.setLevel(logging.ERROR)
+    """NNCF without its log, PyTorch's remark on the absence of CUDA, and its bars, which rich's own console draws."""
+    loggers, console = [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")], rich.get_console()
+    before = [logger.level for logger in loggers], console.quiet
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     console.quiet = True
     try:
         yield
     finally:
-        logger.setLevel(before[0])
+        for logger, level in zip(loggers, before[0], strict=True):
+            logger.setLevel(level)
         console.quiet = before[1]
 
 
