@@ -156,7 +156,7 @@ OutputFolder = LocalFolder | RemoteFolder
 
 
 class NamedBytes(io.BytesIO):
-    """The content of a remote file, or of one inside another; its text is where it is from, so that messages can name it."""
+    """The content of a remote file, or of one inside another; its text says where it is from, for messages."""
 
     def __init__(self, data: bytes, address: str) -> None:
         super().__init__(data)
