@@ -34,7 +34,7 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
     show(str(download.fetch(name, folder, **options)))
 
 
-@command(import_dataset, without=("progress",))
+@command(import_dataset)
 def import_(source: Path, folder: Path, *, json: bool = False, **options: Any) -> None:
     """Write labels of another format as a folder of images and masks.
 
@@ -44,7 +44,7 @@ def import_(source: Path, folder: Path, *, json: bool = False, **options: Any) -
         json: print JSON.
         **options: of `litheseg.data.import_dataset`.
     """
-    result = import_dataset(source, folder, progress=True, **options)
+    result = import_dataset(source, folder, **options)
     if json:
         return print_json({**asdict(result), "folder": str(result.folder)})
     counts = ", ".join(f"{split} {count}" for split, count in result.splits.items())
@@ -54,7 +54,7 @@ def import_(source: Path, folder: Path, *, json: bool = False, **options: Any) -
     show(f"next: litheseg doctor {shlex.quote(str(result.folder))}")
 
 
-@command(streets.make_streets, without=("progress",))
+@command(streets.make_streets)
 def make(name: Literal["streets"], folder: Path, *, train: int = 300, val: int = 60, **options: Any) -> None:
     """Write procedural scenes as files.
 
@@ -65,7 +65,7 @@ def make(name: Literal["streets"], folder: Path, *, train: int = 300, val: int =
         val: number of validation scenes.
         **options: of `make_streets`.
     """
-    streets.make_streets(folder, train=train, val=val, progress=True, **options)
+    streets.make_streets(folder, train=train, val=val, **options)
     show(f"{folder}: {train} training and {val} validation scenes")
 
 

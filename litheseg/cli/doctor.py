@@ -10,7 +10,6 @@ Examples:
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from litheseg.masks.reading import MAX_PIXELS
 __all__ = ["doctor"]
 
 
-@command(diagnose_path, without=("splits", "progress"))
+@command(diagnose_path, without=("splits",))
 def doctor(data: Path | None = None, /, *, json: bool = False, write_classes: bool = False, **options: Any) -> int:
     """Print the diagnosis.
 
@@ -34,13 +33,12 @@ def doctor(data: Path | None = None, /, *, json: bool = False, write_classes: bo
         write_classes: first write a classes.yaml with a class for each value in the masks, to be given names.
         **options: of `diagnose_path`.
     """
-    progress = sys.stderr.isatty()
     if write_classes:
         if data is None:
             raise DataError("--write-classes needs the folder of the masks; name it")
-        path = draft_classes(data, max_pixels=options.get("max_pixels", MAX_PIXELS), progress=progress)
+        path = draft_classes(data, max_pixels=options.get("max_pixels", MAX_PIXELS))
         say(f"wrote {path}: open it and give the classes their names")
-    report = diagnose_path(data, progress=progress, **options)
+    report = diagnose_path(data, **options)
     if json:
         print(report.to_json())
     else:

@@ -4,11 +4,6 @@ Every sample is read once and measured (`_Exam`); the checks turn the measuremen
 trouble, with its files and the remedy. Errors stop training; warnings spoil its result (a class that never occurs,
 training images that return in val); the rest is information. No file is changed. Badly drawn masks are not detected.
 
-Images of train that return in val are found by the difference hash: an image is shrunk to 9 x 8 grey pixels and each of
-64 bits says whether a pixel is brighter than its right neighbour (Krawetz, "Kind of Like That", hackerfactor.com,
-2013). They are verified on 32 x 32 thumbnails: consecutive video frames a second apart are not alike, but re-encoded,
-brightened or resized copies are.
-
 Usage:
     >>> report = diagnose_path("data/camvid")
     >>> rich.print(report.render())
@@ -18,77 +13,31 @@ Usage:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from rich.console import Console, Group, RenderableType
-from rich.progress import track
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from litheseg.data import OtherFormatError, open_source
+from litheseg.data.findings import Finding, in_order, make_finding
+from litheseg.data.learnable import class_findings, filled_cells
+from litheseg.data.likeness import Portrait, likeness_findings
 from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.errors import DataError, printable
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
 from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError, mask_numbers
+from litheseg.progress import track
 from litheseg.values import Quantity, Size
 
 __all__ = ["Diagnosis", "Finding", "SplitSummary", "diagnose", "diagnose_path"]
 
-Severity = Literal["error", "warning", "info"]
-
-# Severity and remedy by code; findings are listed in this order.
-_KNOWN: dict[str, tuple[Severity, str]] = {
-    "other-format": ("error", "import them, then run the doctor on the new folder"),
-    "cannot-open": ("error", "mend what the message names, then run the doctor again"),
-    "missing-split": ("error", "add the split's folder or list, or hold out a part of train"),
-    "empty-split": ("error", "add images and masks to the split, or remove it"),
-    "unusable-split": ("error", "mend what the message names, then run the doctor again"),
-    "unpaired-image": (
-        "error",
-        "add the masks, remove the images, or set allow_unlabelled=True to use them unlabelled",
-    ),
-    "unpaired-mask": ("error", "add the images or remove the masks; stems must be equal"),
-    "same-stem": ("error", "keep one of each, or rename the others: files are distinguished by their stems"),
-    "missing-file": ("error", "restore the files or remove the lines; paths are relative to the data folder"),
-    "too-large": ("error", "make them smaller, cut them into tiles, or allow more: --max-pixels, --data.max_pixels"),
-    "unreadable-image": ("error", "copy or download the files again, or remove them with their masks"),
-    "unreadable-mask": ("error", "export the masks again as index PNG, or remove them with their images"),
-    "size-mismatch": ("error", "export each mask at its image's size; never resize one alone"),
-    "rgb-mask": ("error", "set 'encoding: rgb' and each class's 'color' in classes.yaml, or export index masks"),
-    "index-mask": ("error", "set 'encoding: index' in classes.yaml, or export colour masks"),
-    "unknown-label": ("error", "name the values under 'classes' (id), 'remap' or 'ignore' in classes.yaml"),
-    "off-by-one": ("error", "labels seem to count from 1: give the classes 'id: 1', 'id: 2', ... in classes.yaml"),
-    "zero-255": (
-        "error",
-        "255 is ignored unless a class has it: 'classes: [{name: A, id: 0}, {name: B, id: 255}]' in classes.yaml",
-    ),
-    "one-class": ("error", "label a second class, or name the values of the others in classes.yaml ('id', 'remap')"),
-    "nothing-labelled": ("error", "check 'ignore' and 'remap' in classes.yaml: every pixel is ignored"),
-    "no-val": ("warning", "hold out a part of train: without val, learning and memorising look the same"),
-    "maybe-off-by-one": (
-        "warning",
-        "compare an overlay with the class list; if labels count from 1, give each class its id",
-    ),
-    "all-ignored": ("warning", "label these images, or leave them out: nothing can be learned from them"),
-    "mostly-ignored": ("warning", "check 'ignore' and 'remap' in classes.yaml, or label more"),
-    "absent-class": ("warning", "label some, merge the class into another, or take it out of the list"),
-    "absent-in-split": ("warning", "divide the splits anew, so that each class is in all of them"),
-    "rare-class": ("warning", "weight the loss by class, label more, or merge the class into another"),
-    "duplicate": ("warning", "keep one of each: copies count twice"),
-    "leak": ("warning", "remove them from train: val would measure memory"),
-    "near-leak": ("warning", "keep frames of one scene in one split"),
-    "small-image": ("warning", "train with a smaller crop, or leave these images out: borders will be padded"),
-    "mixed-sizes": ("info", "nothing to do: set 'size' if all should be resized to one"),
-    "unlabelled": ("info", "nothing to do: they serve as unlabelled images"),
-}
 # What is wrong with single files, in the plural.
 _FILE_TROUBLES = {
     "too-large": "files of too many pixels",
@@ -101,35 +50,9 @@ _FILE_TROUBLES = {
 }
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-_THUMB = 32  # edge in pixels of the thumbnail that verifies a match
-_ALIKE_BITS = 8  # of 64; re-encoded copies differ in 0 to 3, CamVid frames a second apart mostly in more than 8
-_ALIKE_LEVELS = 6.0  # mean grey levels between thumbnails of equal mean; CamVid's train and val differ in 27 and more
-_ALIKE_BRIGHTNESS = 40  # grey levels between the means
-_CHUNK = 2048  # images of train that are compared with all others at once
 _RARE_SHARE = 0.001  # of the labelled pixels
 _MOSTLY_IGNORED = 0.5
 _UNKNOWN_SHOWN, _SIZES_SHOWN, _FILES_SHOWN, _VALUES_SHOWN, _VALUES_KEPT = 12, 6, 3, 16, 64
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of trouble.
-
-    Attributes:
-        code: its name, stable across versions, e.g. "size-mismatch".
-        severity: "error" (training cannot go on), "warning" or "info".
-        message: what was found, with the values.
-        files: the files, or what else is concerned (splits, classes).
-        count: number of files.
-        remedy: how to mend it.
-    """
-
-    code: str
-    severity: Severity
-    message: str
-    files: tuple[str, ...]
-    count: int
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -205,7 +128,6 @@ def diagnose_path(
     limit: int | None = None,
     crop: Size | None = None,
     max_pixels: Quantity = MAX_PIXELS,
-    progress: bool = False,
     **options: Any,
 ) -> Diagnosis:
     """Find what is wrong with a data set; a folder that cannot be opened gives a report that says so.
@@ -217,7 +139,6 @@ def diagnose_path(
         limit: look at this many samples of each split only, spread evenly; None for all.
         crop: (H, W) that training will cut out; smaller images are reported.
         max_pixels: of an image, width times height by its header; a larger one is an error.
-        progress: show a progress bar on standard error.
         options: what the source's constructor takes.
 
     Raises:
@@ -226,24 +147,24 @@ def diagnose_path(
 
     def examined(**more: Any) -> Diagnosis:
         opened = open_source(source, data, max_pixels=max_pixels, **{**options, **more})
-        return diagnose(opened, splits=splits, limit=limit, crop=crop, progress=progress)
+        return diagnose(opened, splits=splits, limit=limit, crop=crop)
 
     try:
         return examined()
     except OtherFormatError as error:
         return Diagnosis(
-            source, (), (replace(_finding("other-format", str(error), [str(data)]), remedy=error.command),)
+            source, (), (replace(make_finding("other-format", str(error), [str(data)]), remedy=error.command),)
         )
     except DataError as error:
         if data is None:
             raise
-        refused = _finding("cannot-open", str(error), [str(data)])
+        refused = make_finding("cannot-open", str(error), [str(data)])
     try:
         # Without a class list, the values in the masks can still be listed.
         report = examined(allow_unlabelled=True)
     except DataError:
         return Diagnosis(source, (), (refused,))
-    return Diagnosis(report.source, report.classes, _in_order([refused, *report.findings]), report.splits)
+    return Diagnosis(report.source, report.classes, in_order([refused, *report.findings]), report.splits)
 
 
 def diagnose(
@@ -252,7 +173,6 @@ def diagnose(
     splits: Sequence[str] | None = None,
     limit: int | None = None,
     crop: tuple[int, int] | None = None,
-    progress: bool = False,
 ) -> Diagnosis:
     """Examine a data set that is open; arguments as of `diagnose_path`.
 
@@ -265,37 +185,26 @@ def diagnose(
     present = source.splits()
     for split in present if splits is None else splits:
         if split not in present:
-            findings.append(_finding("missing-split", f"split '{split}' is not there", [split]))
+            findings.append(make_finding("missing-split", f"split '{split}' is not there", [split]))
             continue
         samples = _usable_samples(source, split, findings, refusals)
         if limit is not None and limit < len(samples):
             samples = [samples[index * len(samples) // limit] for index in range(limit)]
-        title, console = f"{source.name} {split}", Console(stderr=True)
-        steps = track(samples, title, transient=True, console=console, disable=not progress)
-        exams[split] = [_examine(source, sample) for sample in steps]
+        exams[split] = [_examine(source, sample) for sample in track(samples, f"examining {split}, images")]
     if splits is None and "train" not in present:
-        findings.append(_finding("missing-split", "there is no split 'train'", ["train"]))
+        findings.append(make_finding("missing-split", "there is no split 'train'", ["train"]))
     if splits is None and "val" not in present:
-        findings.append(_finding("no-val", "there is no split 'val'", ["val"]))
+        findings.append(make_finding("no-val", "there is no split 'val'", ["val"]))
     findings += _file_findings(exams)
     findings += _ignore_findings(exams)
-    findings += _likeness_findings(exams)
+    findings += likeness_findings({k: [e.portrait for e in found if e.portrait] for k, found in exams.items()})
     findings += _off_by_one(exams, _scheme_of(source))
     findings += _one_class(exams, _scheme_of(source), limited=limit is not None)
     findings += _class_findings(exams, source.classes.names, limited=limit is not None)
+    findings += _learnable(exams, source.classes.names)
     findings += _size_findings(exams, crop)
     summaries = {split: _summary(found, source) for split, found in exams.items()}
-    return Diagnosis(source.name, source.classes.names, _in_order(findings), summaries)
-
-
-def _finding(code: str, message: str, files: Sequence[str]) -> Finding:
-    severity, remedy = _KNOWN[code]
-    return Finding(code, severity, message, tuple(files), len(files), remedy)
-
-
-def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    codes = list(_KNOWN)
-    return tuple(sorted(findings, key=lambda item: codes.index(item.code)))
+    return Diagnosis(source.name, source.classes.names, in_order(findings), summaries)
 
 
 def _usable_samples(source: Source, split: str, findings: list[Finding], refusals: set[str]) -> Sequence[Sample]:
@@ -314,9 +223,9 @@ def _usable_samples(source: Source, split: str, findings: list[Finding], refusal
         pairing = source.pairing(split) if isinstance(source, FileSource) else None
     except DataError:
         pairing = None  # the source met the same error
-    unusable = _finding("unusable-split", f"'{split}': {refusal}", [split])
+    unusable = make_finding("unusable-split", f"'{split}': {refusal}", [split])
     if doubles:
-        unusable = _finding("same-stem", f"files of '{split}' that differ in their endings only", doubles)
+        unusable = make_finding("same-stem", f"files of '{split}' that differ in their endings only", doubles)
     if pairing is None:
         findings += [] if known else [unusable]
         return ()
@@ -329,9 +238,9 @@ def _usable_samples(source: Source, split: str, findings: list[Finding], refusal
         ("unpaired-mask", f"masks of '{split}' without an image", [str(path) for path in pairing.masks]),
         ("missing-file", f"list entries of '{split}' without a file", pairing.missing),
     ):
-        found += [_finding(code, what, files)] if files else []
+        found += [make_finding(code, what, files)] if files else []
     if not usable:
-        found.append(_finding("empty-split", f"'{split}': {refusal}", [split]))
+        found.append(make_finding("empty-split", f"'{split}': {refusal}", [split]))
     findings += found or [unusable]
     return usable
 
@@ -349,10 +258,9 @@ class _Exam:
         size: (H, W) of the image; None where it cannot be read.
         histogram: int64 K, pixels of each class; None where the mask is missing or cannot be used.
         ignored: ignored pixels in the mask.
+        filled: of `filled_cells`, where there is a histogram and no value is unknown.
         values: pixels by file value, of every mask that can be read.
-        digest: of the decoded pixels; "" where they cannot be read.
-        bits: bool 64, the difference hash.
-        thumb: float32 32 x 32, grey, 0..255.
+        portrait: what the image looks like; None where it cannot be read.
     """
 
     sample: Sample
@@ -360,10 +268,9 @@ class _Exam:
     size: tuple[int, int] | None = None
     histogram: np.ndarray | None = None
     ignored: int = 0
+    filled: np.ndarray | None = None
     values: dict[int, int] = field(default_factory=dict)
-    digest: str = ""
-    bits: np.ndarray | None = None
-    thumb: np.ndarray | None = None
+    portrait: Portrait | None = None
 
     @property
     def file(self) -> str:
@@ -382,11 +289,7 @@ def _examine(source: Source, sample: Sample) -> _Exam:
     image = _read(exam, source.read_image, "image", exam.file)
     if image is not None:
         exam.size = (image.shape[0], image.shape[1])
-        exam.digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=repr(exam.size).encode()).hexdigest()
-        grey = Image.fromarray(image).convert("L")
-        small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.float32)
-        exam.bits = (small[:, :-1] > small[:, 1:]).ravel()
-        exam.thumb = np.asarray(grey.resize((_THUMB, _THUMB), Image.Resampling.BOX), dtype=np.float32)
+        exam.portrait = Portrait.of(image, exam.file, sample.id)
     if sample.mask is not None or sample.image is None:
         _examine_mask(exam, source)
     return exam
@@ -415,6 +318,8 @@ def _examine_mask(exam: _Exam, source: Source) -> None:
         exam.troubles.append(("unknown-label", file, shown))
     histogram = np.bincount(known, weights=counts, minlength=256).astype(np.int64)
     exam.histogram, exam.ignored = histogram[: len(scheme.classes)], int(histogram[IGNORE_INDEX])
+    if not unknown and len(scheme.classes):
+        exam.filled = filled_cells(table[numbers], len(scheme.classes))
 
 
 def _read(exam: _Exam, read: Callable[[Sample], np.ndarray], kind: str, file: str) -> np.ndarray | None:
@@ -485,10 +390,10 @@ def _file_findings(exams: _Exams) -> Iterator[Finding]:
             found[code].append((file, detail))
     for code, troubles in found.items():
         example = f": {troubles[0][1]}" if troubles[0][1] else ""
-        yield _finding(code, f"{_FILE_TROUBLES[code]}{example}", [file for file, _ in troubles])
+        yield make_finding(code, f"{_FILE_TROUBLES[code]}{example}", [file for file, _ in troubles])
     unlabelled = [exam.file for exam in _all(exams) if exam.sample.mask is None and exam.sample.image is not None]
     if unlabelled:
-        yield _finding("unlabelled", "images without a mask", unlabelled)
+        yield make_finding("unlabelled", "images without a mask", unlabelled)
 
 
 def _off_by_one(exams: _Exams, scheme: LabelScheme) -> Iterator[Finding]:
@@ -504,9 +409,9 @@ def _off_by_one(exams: _Exams, scheme: LabelScheme) -> Iterator[Finding]:
     ignored = any(value == classes for value, _ in scheme.values)
     shown = f"masks hold 1 to {classes} and never 0, while the {classes} classes are 0 to {classes - 1}"
     if ignored:
-        yield _finding("maybe-off-by-one", f"{shown}; {classes} is ignored", files)
+        yield make_finding("maybe-off-by-one", f"{shown}; {classes} is ignored", files)
     else:
-        yield _finding("off-by-one", shown, files)
+        yield make_finding("off-by-one", shown, files)
 
 
 def _one_class(exams: _Exams, scheme: LabelScheme, *, limited: bool) -> Iterator[Finding]:
@@ -518,9 +423,9 @@ def _one_class(exams: _Exams, scheme: LabelScheme, *, limited: bool) -> Iterator
     name = scheme.classes.names[found.pop()]
     if set(values) == {0, 255} and scheme.encoding == "index":
         share = _share(values[255], values.total())
-        yield _finding("zero-255", f"masks hold 0 and 255 only; 255, {share} of the pixels, is ignored", [])
+        yield make_finding("zero-255", f"masks hold 0 and 255 only; 255, {share} of the pixels, is ignored", [])
     elif not limited:
-        yield _finding("one-class", f"'{name}' is the only class that any mask holds", [])
+        yield make_finding("one-class", f"'{name}' is the only class that any mask holds", [])
 
 
 def _ignore_findings(exams: _Exams) -> Iterator[Finding]:
@@ -531,14 +436,16 @@ def _ignore_findings(exams: _Exams) -> Iterator[Finding]:
         if not ignored:
             continue
         if not labelled:
-            yield _finding("nothing-labelled", f"every pixel of '{split}' is ignored", [exam.file for exam in usable])
+            yield make_finding(
+                "nothing-labelled", f"every pixel of '{split}' is ignored", [exam.file for exam in usable]
+            )
             continue
         share = ignored / (ignored + labelled)
         if share > _MOSTLY_IGNORED:
-            yield _finding("mostly-ignored", f"{share:.0%} of the pixels of '{split}' are ignored", [split])
+            yield make_finding("mostly-ignored", f"{share:.0%} of the pixels of '{split}' are ignored", [split])
         empty = [exam.file for exam in usable if exam.ignored and not exam.labelled_pixels]
         if empty:
-            yield _finding("all-ignored", f"images of '{split}' in which every pixel is ignored", empty)
+            yield make_finding("all-ignored", f"images of '{split}' in which every pixel is ignored", empty)
 
 
 def _class_findings(exams: _Exams, names: Sequence[str], *, limited: bool) -> Iterator[Finding]:
@@ -551,17 +458,28 @@ def _class_findings(exams: _Exams, names: Sequence[str], *, limited: bool) -> It
     everywhere = np.sum(list(splits.values()), axis=0)
     absent = [names[k] for k in np.flatnonzero(everywhere == 0).tolist()]
     if absent:
-        yield _finding("absent-class", f"classes that no mask holds{note}: {', '.join(absent)}", absent)
+        yield make_finding("absent-class", f"classes that no mask holds{note}: {', '.join(absent)}", absent)
     for split, counts in splits.items():
         missing = [names[k] for k in np.flatnonzero((counts == 0) & (everywhere > 0)).tolist()]
         if missing:
-            yield _finding("absent-in-split", f"classes that '{split}' lacks{note}: {', '.join(missing)}", missing)
+            yield make_finding("absent-in-split", f"classes that '{split}' lacks{note}: {', '.join(missing)}", missing)
     first = "train" if "train" in splits else next(iter(splits))
     share = splits[first] / splits[first].sum()
     rare = np.flatnonzero((share > 0) & (share < _RARE_SHARE)).tolist()
     if rare:
         shown = ", ".join(f"{names[k]} ({share[k]:.3%} of the pixels)" for k in rare)
-        yield _finding("rare-class", f"very rare in '{first}': {shown}", [names[k] for k in rare])
+        yield make_finding("rare-class", f"very rare in '{first}': {shown}", [names[k] for k in rare])
+
+
+def _learnable(exams: _Exams, names: Sequence[str]) -> Iterator[Finding]:
+    """Classes of the training images, or else of the first split, that will hardly be learned."""
+    split = "train" if "train" in exams else next(iter(exams), "")
+    filled = [exam.filled for exam in exams.get(split, ()) if exam.filled is not None]
+    if filled and names:
+        pixels = np.array([exam.histogram for exam in exams[split] if exam.filled is not None])
+        yield from class_findings(
+            names, pixels.sum(0), (pixels > 0).sum(0), np.array(filled).sum(0), len(filled), split
+        )
 
 
 def _size_findings(exams: _Exams, crop: tuple[int, int] | None) -> Iterator[Finding]:
@@ -570,49 +488,10 @@ def _size_findings(exams: _Exams, crop: tuple[int, int] | None) -> Iterator[Find
     sizes = Counter(size for _, size in sized)
     if len(sizes) > 1:
         shown = ", ".join(f"{h}x{w} ({count})" for (h, w), count in sizes.most_common(_SIZES_SHOWN))
-        yield _finding("mixed-sizes", f"images of {len(sizes)} sizes (HxW): {shown}", [])
+        yield make_finding("mixed-sizes", f"images of {len(sizes)} sizes (HxW): {shown}", [])
     small = [file for file, size in sized if crop is not None and (size[0] < crop[0] or size[1] < crop[1])]
     if crop is not None and small:
-        yield _finding("small-image", f"images smaller than the crop of {crop[0]}x{crop[1]}", small)
-
-
-def _likeness_findings(exams: _Exams) -> Iterator[Finding]:
-    """Copies within a split, and images of train that return, exactly or nearly, in another split."""
-    for split, found in exams.items():
-        first = {exam.digest: exam for exam in reversed(found)}
-        copies = [exam.file for exam in found if exam.digest and first[exam.digest] is not exam]
-        if copies:
-            yield _finding("duplicate", f"images of '{split}' that are exact copies of others", copies)
-    train = [exam for exam in exams.get("train", ()) if exam.bits is not None]
-    for split in exams:
-        other = [exam for exam in exams[split] if exam.bits is not None]
-        if split == "train" or not train or not other:
-            continue
-        held = {exam.digest: exam.file for exam in other}
-        exact = [exam for exam in train if exam.digest in held]
-        if exact:
-            shown = f"{exact[0].file} = {held[exact[0].digest]}"
-            message = f"images of 'train' that are in '{split}' too, e.g. {shown}"
-            yield _finding("leak", message, [exam.file for exam in exact])
-        near = [(a.file, b.file) for a, b in _alike(train, other) if a.digest != b.digest]
-        if near:
-            message = f"images of 'train' that nearly equal one of '{split}', e.g. {near[0][0]} ~ {near[0][1]}"
-            yield _finding("near-leak", message, list(dict.fromkeys(file for file, _ in near)))
-
-
-def _alike(left: Sequence[_Exam], right: Sequence[_Exam]) -> Iterator[tuple[_Exam, _Exam]]:
-    """Pairs of near equal difference hashes and thumbnails."""
-    signs = np.array([exam.bits for exam in right], dtype=np.float32) * 2 - 1
-    for start in range(0, len(left), _CHUNK):
-        chunk = left[start : start + _CHUNK]
-        # The product of two vectors of signs counts equal bits minus different bits.
-        differing = (64 - (np.array([exam.bits for exam in chunk], dtype=np.float32) * 2 - 1) @ signs.T) / 2
-        for i, j in np.argwhere(differing <= _ALIKE_BITS):
-            a, b = chunk[i].thumb, right[j].thumb
-            assert a is not None and b is not None
-            offset = a.mean() - b.mean()
-            if np.abs(a - b - offset).mean() < _ALIKE_LEVELS and abs(offset) < _ALIKE_BRIGHTNESS:
-                yield chunk[i], right[j]
+        yield make_finding("small-image", f"images smaller than the crop of {crop[0]}x{crop[1]}", small)
 
 
 # Tables for the terminal ----------------------------------------------------------------------------------------------

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from litheseg.data.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.files import write_text
 from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, UNKNOWN_INDEX, Classes, LabelScheme, show_value
 from litheseg.masks.reading import MAX_PIXELS, mask_numbers, read_raw_mask
+from litheseg.progress import track
 
 __all__ = ["MaskTally", "count_values", "draft_classes"]
 
@@ -33,7 +32,7 @@ _SHOWN = 6
 _MOST_VALUES = 1 << 16  # beyond these, counting goes on for nothing
 
 
-def draft_classes(data: str | Path, *, max_pixels: int = MAX_PIXELS, progress: bool = False) -> Path:
+def draft_classes(data: str | Path, *, max_pixels: int = MAX_PIXELS) -> Path:
     """Write a `classes.yaml` that has a class for each value in the masks of a folder, and its share as a comment.
 
     255 beside two values or more is ignored, as most tools mean it.
@@ -41,7 +40,6 @@ def draft_classes(data: str | Path, *, max_pixels: int = MAX_PIXELS, progress: b
     Args:
         data: a folder in one of the layouts of `litheseg.data.folder`.
         max_pixels: of a mask, width times height by its header.
-        progress: show a progress bar on standard error.
 
     Returns:
         The file.
@@ -58,8 +56,7 @@ def draft_classes(data: str | Path, *, max_pixels: int = MAX_PIXELS, progress: b
     masks = [sample.mask for split in source.splits() for sample in source.samples(split) if sample.mask]
     if not masks:
         raise DataError(f"{folder} has no masks; a draft of the classes needs some")
-    steps = track(masks, "Reading masks", transient=True, console=Console(stderr=True), disable=not progress)
-    values = count_values(steps, max_pixels=max_pixels)
+    values = count_values(track(masks, "reading masks"), max_pixels=max_pixels)
     write_text(folder / CLASS_FILES[0], _text(values))
     return folder / CLASS_FILES[0]
 

@@ -26,9 +26,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from litheseg.data.source import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
@@ -41,11 +38,12 @@ from litheseg.data.source import (
     is_image,
     pair_up,
 )
-from litheseg.data.splits import partition, read_list
-from litheseg.errors import DataError
+from litheseg.data.splits import by_sequence, partition, read_list
+from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_folder
 from litheseg.masks.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, class_file_text, read_class_file
 from litheseg.masks.pictures import encode_mask, encode_png
+from litheseg.progress import track
 
 __all__ = ["FolderSource", "write_folder"]
 
@@ -54,6 +52,7 @@ _SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_HELD = ("random", "sequences", "last")
 _Folders = tuple[Path, Path | None]  # of images, and of masks where there is one
 
 
@@ -65,6 +64,8 @@ class FolderSource(FileSource):
         classes: a class file, or the class names; default: the `classes.yaml` or `dataset.yaml` in `root`.
         val_fraction: the share of `train` held out as `val` where there is no `val`, in [0, 1); 0 for none.
         seed: chooses the images held out.
+        hold_out: what is held out: "random" images; "sequences", whole ones, by the names (see `splits.frame_of`);
+            or the "last" images of each sequence.
         lists: the folder of `train.txt`, `val.txt`, `test.txt`; default: `root`, its `splits/` or `lists/`.
         mask_suffix: what mask stems have after the image stem, e.g. "_mask".
         masks: the name of the folder of masks, where several are there.
@@ -87,6 +88,7 @@ class FolderSource(FileSource):
         classes: str | Path | Sequence[str] | Classes | None = None,
         val_fraction: float = 0.2,
         seed: int = 0,
+        hold_out: str = "random",
         lists: str | Path | None = None,
         mask_suffix: str = "",
         masks: str = "",
@@ -95,11 +97,14 @@ class FolderSource(FileSource):
         root = existing_folder(root)
         if not 0 <= val_fraction < 1:
             raise DataError(f"val_fraction {val_fraction} is outside [0, 1); give the share to hold out, e.g. 0.2")
+        if hold_out not in _HELD:
+            raise DataError(f"hold_out '{hold_out}' is not known.{did_you_mean(hold_out, _HELD)}")
         described = _class_file(root, classes, allow_unlabelled)
         super().__init__(root, described.scheme, allow_unlabelled)
         self.name = described.name or self.name
         self.licence, self.citation = described.licence, described.citation
         self.val_fraction, self.seed, self.mask_suffix = val_fraction, seed, mask_suffix
+        self.hold_out = hold_out
         names = (masks,) if masks else MASK_FOLDERS
         self._folders = {} if lists else _split_folders(root, names)
         self._lists = {} if self._folders else _list_files(root, lists)
@@ -152,10 +157,21 @@ class FolderSource(FileSource):
             if split == "val":
                 raise DataError(whole.refusal)
             return whole
-        count = min(max(round(len(ids) * self.val_fraction), 1), len(ids) - 1)
-        held = set(partition(ids, count=count, seed=self.seed).labelled)
+        held = self._held(ids)
         chosen = (sample for sample in whole.samples if (sample.id in held) == (split == "val"))
         return Pairing(tuple(replace(sample, split=split) for sample in chosen))
+
+    def _held(self, ids: Sequence[str]) -> set[str]:
+        """The ids that are held out."""
+        sequences = by_sequence(ids)
+        if self.hold_out == "last":
+            return {key for own in sequences.values() for key in own[len(own) - _part(own, self.val_fraction) :]}
+        if self.hold_out == "random":
+            return set(partition(ids, count=_part(ids, self.val_fraction), seed=self.seed).labelled)
+        if len(sequences) < 2:
+            raise DataError(f"all images of {self.root} are of one sequence by their names; use hold_out: last")
+        count = _part(list(sequences), self.val_fraction)
+        return {key for name in partition(sequences, count=count, seed=self.seed).labelled for key in sequences[name]}
 
     def _present(self, split: str) -> Pairing:
         """The files of a split that the folder itself has."""
@@ -213,7 +229,7 @@ class FolderSource(FileSource):
         return Sample(key, files[0], files[1] if len(files) > 1 else None, split)
 
 
-def write_folder(source: Source, folder: str | Path, *, progress: bool = False) -> Path:
+def write_folder(source: Source, folder: str | Path) -> Path:
     """Write all splits of a source as `images/SPLIT/*`, `masks/SPLIT/*.png` and `classes.yaml`.
 
     Image files are copied as they are. The folder appears whole or not at all; existing data is never replaced.
@@ -221,7 +237,6 @@ def write_folder(source: Source, folder: str | Path, *, progress: bool = False) 
     Args:
         source: what to write; masks become palette PNGs of train ids, 255 where ignored.
         folder: the folder to make; it must not exist, or be empty.
-        progress: show a progress bar on standard error.
 
     Returns:
         `folder`.
@@ -234,11 +249,10 @@ def write_folder(source: Source, folder: str | Path, *, progress: bool = False) 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is not empty; choose a new folder, or remove it first")
     samples = [sample for split in source.splits() for sample in source.samples(split)]
-    title, console = f"Writing {len(samples)} images", Console(stderr=True)
     about = {"name": source.name, "licence": source.licence, "citation": source.citation}
     with atomic_folder(folder) as draft:
         (draft / "classes.yaml").write_text(class_file_text(source.classes, **about), encoding="utf-8")
-        for sample in track(samples, title, transient=True, console=console, disable=not progress):
+        for sample in track(samples, "writing images"):
             ending = sample.image.suffix if sample.image else ".png"
             image = draft / "images" / sample.split / f"{sample.id}{ending}"
             mask = draft / "masks" / sample.split / f"{sample.id}.png"
@@ -274,6 +288,11 @@ def _class_file(root: Path, given: str | Path | Sequence[str] | Classes | None, 
 def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
     spellings = (spelling for name in names for spelling in (name, name.capitalize()))
     return next((base / name for name in spellings if (base / name).is_dir()), None)
+
+
+def _part(names: Sequence[str], share: float) -> int:
+    """How many are a share, at least one and not all, if there are two."""
+    return min(max(round(len(names) * share), 1), len(names) - 1)
 
 
 def _any_pair(images: Path, masks: Path) -> bool:

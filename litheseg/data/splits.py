@@ -24,7 +24,7 @@ import itertools
 import math
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -34,7 +34,17 @@ from litheseg.data.source import FileSource, Pairing, Source
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.files import atomic_path
 
-__all__ = ["LeaveOut", "Partition", "belongs", "partition", "read_list", "sequence_sizes", "write_list"]
+__all__ = [
+    "LeaveOut",
+    "Partition",
+    "belongs",
+    "by_sequence",
+    "frame_of",
+    "partition",
+    "read_list",
+    "sequence_sizes",
+    "write_list",
+]
 
 _FRAME = re.compile(r"[^0-9A-Za-z]*[0-9]+$")  # the number at the end of a frame's name
 _MOST_NAMES = 6  # sequences that a message names
@@ -190,10 +200,28 @@ class LeaveOut(FileSource):
 
 
 def belongs(name: str, sequence: str) -> bool:
-    """Whether an id is of a sequence: "seq1_0007" and "seq1/0007" are of "seq1", "seq10_0007" is not."""
-    return name.startswith(sequence) and not name[len(sequence) : len(sequence) + 1].isalnum()
+    """Whether an id is of a sequence: "seq1_0007" and "seq1/0007" are of "seq1", "f007" of "f"; "seq10_0007" is not."""
+    rest = name[len(sequence) :]
+    return name.startswith(sequence) and (not rest[:1].isalnum() or (rest.isdigit() and not sequence[-1:].isdigit()))
+
+
+def frame_of(name: str) -> tuple[str, int | None]:
+    """The sequence that an id is of, and its number there; None for an id without a number at its end."""
+    found = _FRAME.search(name)
+    if found is None:
+        return name, None
+    return name[: found.start()], int(found[0].lstrip("".join(set(found[0]) - set("0123456789"))))
+
+
+def by_sequence(ids: Iterable[str]) -> dict[str, list[str]]:
+    """Ids by sequence, as names suggest it (see `frame_of`), sorted by name, and in each by number."""
+    found = defaultdict[str, list[tuple[int, str]]](list)
+    for name in ids:
+        sequence, number = frame_of(name)
+        found[sequence].append((-1 if number is None else number, name))
+    return {sequence: [name for _, name in sorted(found[sequence])] for sequence in sorted(found)}
 
 
 def sequence_sizes(ids: Iterable[str]) -> dict[str, int]:
-    """Images by sequence, as names suggest it: an id without the number at its end; sorted by name."""
-    return dict(sorted(Counter(_FRAME.sub("", name) for name in ids).items()))
+    """Images by sequence, sorted by name."""
+    return {sequence: len(names) for sequence, names in by_sequence(ids).items()}

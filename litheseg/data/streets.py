@@ -103,7 +103,6 @@ def make_streets(
     val: int = 60,
     size: Size = (180, 240),
     seed: int = 0,
-    progress: bool = False,
 ) -> Path:
     """Write procedural street scenes as a folder of images and masks.
 
@@ -113,7 +112,6 @@ def make_streets(
         val: number of validation scenes.
         size: (H, W) of the images in pixels, 32..4096.
         seed: random seed of the scenes.
-        progress: show a progress bar on standard error.
 
     Returns:
         `folder`.
@@ -122,4 +120,4 @@ def make_streets(
         DataError: a value out of range, or a folder that holds something already.
         LithesegError: it cannot be written.
     """
-    return write_folder(Streets(train=train, val=val, size=size, seed=seed), folder, progress=progress)
+    return write_folder(Streets(train=train, val=val, size=size, seed=seed), folder)

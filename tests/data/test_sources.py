@@ -546,3 +546,15 @@ def test_two_folders_of_masks(tmp_path):
         open_source("auto", tmp_path)
     chosen = open_source("auto", tmp_path, masks="annotations", val_fraction=0)
     assert not chosen.read_mask(chosen.samples("train")[0]).any()
+
+
+def test_sequences_are_held_out_whole_or_their_ends(tmp_path):
+    names = [f"{sequence}_{number}" for sequence in ("one", "two", "six") for number in range(1, 11)]
+    pairs(tmp_path / "images", tmp_path / "masks", names)
+    last = FolderSource(tmp_path, classes=TWO, hold_out="last")
+    assert ids(last, "val") == sorted(f"{name}_{number}" for name in ("one", "two", "six") for number in (9, 10))
+    whole = FolderSource(tmp_path, classes=TWO, hold_out="sequences")
+    assert len({name.split("_")[0] for name in ids(whole, "val")}) == 1 and len(ids(whole, "val")) == 10
+    assert len(ids(whole, "train")) == 20
+    with pytest.raises(DataError, match="hold_out 'lst' is not known"):
+        FolderSource(tmp_path, classes=TWO, hold_out="lst")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from litheseg.data.splits import partition, write_list
+from litheseg.data.splits import belongs, by_sequence, frame_of, partition, write_list
 from litheseg.errors import DataError
 
 IDS = [f"frame_{index:04d}" for index in range(367)]
@@ -134,3 +134,13 @@ def test_repeated_ids():
 def test_no_ids():
     with pytest.raises(DataError, match="of 0 images"):
         partition([], ratio=1)
+
+
+def test_sequences_and_their_frames():
+    assert frame_of("0016E5_07959") == ("0016E5", 7959)
+    assert frame_of("0006R0_f02040") == ("0006R0_f", 2040)
+    assert frame_of("city/a-12") == ("city/a", 12) and frame_of("lone") == ("lone", None)
+    assert by_sequence(["b_2", "a_10", "a_9", "x"]) == {"a": ["a_9", "a_10"], "b": ["b_2"], "x": ["x"]}
+    for name in ("0016E5_07959", "0006R0_f02040", "seq1/7"):
+        assert belongs(name, frame_of(name)[0])
+    assert not belongs("seq10_0007", "seq1")

@@ -35,6 +35,7 @@ from litheseg.data.formats.regions import (
 )
 from litheseg.errors import DataError, listed
 from litheseg.masks.reading import mask_numbers, read_raw_mask
+from litheseg.progress import track
 
 __all__ = ["detect", "detect_panoptic", "read", "read_panoptic"]
 
@@ -59,7 +60,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
     """
     reader = _Reader(source, options, ImageFiles(options.images or base_folder(source)))
     files = _without_keypoints([*_files(source, options.labels, panoptic=False)], reader.tally)
-    for path in options.progress(files, "Reading labels"):
+    for path in track(files, "reading labels"):
         reader.file(path)
     if not any(regions for _, regions in reader.found.values()):
         boxes = ": only boxes" if reader.tally.counts else ""
@@ -76,7 +77,7 @@ def read_panoptic(source: Path, options: ImportOptions) -> Collection:
     files = [*_files(source, options.labels, panoptic=True)]
     masks = [folder for path in files if (folder := _mask_folder(path)) is not None]
     reader = _Reader(source, options, ImageFiles(options.images or base_folder(source), without=masks))
-    for path in options.progress(files, "Reading labels"):
+    for path in track(files, "reading labels"):
         reader.panoptic_file(path)
     return reader.panoptic_collection()
 

@@ -47,14 +47,12 @@ class ImportOptions:
         images: the folder of the image files; None to look for them.
         labels: of several label files those whose names match, such as "instances_*.json"; "" for all.
         max_pixels: of an image, width times height by its header.
-        progress: called with files and what is done with them; gives them back one by one.
     """
 
     overlap: Overlap | None = None
     images: Path | None = None
     labels: str = ""
     max_pixels: int = reading.MAX_PIXELS
-    progress: Callable[[Sequence[Path], str], Iterable[Path]] = lambda files, _: files
 
 
 @dataclass(frozen=True)

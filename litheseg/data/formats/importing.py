@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import track
 
 from litheseg.data.download import extract
 from litheseg.data.folder import write_folder
@@ -111,7 +108,6 @@ def import_dataset(
     labels: str = "",
     skip_missing: bool = False,
     max_pixels: Quantity = MAX_PIXELS,
-    progress: bool = False,
 ) -> ImportedData:
     """Write a data set of another format as a folder that training takes.
 
@@ -127,7 +123,6 @@ def import_dataset(
         labels: of several label files only those whose names match, such as "instances_*.json".
         skip_missing: leave out what lacks its image or mask.
         max_pixels: of an image, width times height by its header.
-        progress: show progress bars on standard error.
 
     Raises:
         DataError: no known format, or several; labels that cannot be read; images that are not there; a folder that
@@ -142,13 +137,12 @@ def import_dataset(
         images=None if images is None else Path(images).expanduser(),
         labels=labels,
         max_pixels=max_pixels,
-        progress=_bar if progress else lambda files, _: files,
     )
     with ExitStack() as stack:
         root = _unpacked(source, folder, stack)
         name = _chosen(root, format)
         if name in _READABLE:
-            return _written(_READABLE[name](root), folder, name, (), progress)
+            return _written(_READABLE[name](root), folder, name, ())
         collection = FORMATS[name].read(root, options)
         notes = list(collection.notes)
         if collection.missing:
@@ -159,7 +153,7 @@ def import_dataset(
             raise DataError(f"{root}: no image has labels; nothing to import")
         opened, note = _with_background(collection, unlabelled_as, max_pixels)
         opened.name = (source if source.is_dir() else source.absolute().parent).resolve().name
-        return _written(opened, folder, name, (*notes, *note), progress)
+        return _written(opened, folder, name, (*notes, *note))
 
 
 def recognise(source: Path, *, pairs: bool = True) -> dict[str, str]:
@@ -258,11 +252,7 @@ def _unlabelled_share(collection: Collection, max_pixels: int) -> float:
     return sum(count for count, _ in counts) / sum(size for _, size in counts)
 
 
-def _written(source: Source, folder: Path, name: str, notes: Sequence[str], progress: bool) -> ImportedData:
-    write_folder(source, folder, progress=progress)
+def _written(source: Source, folder: Path, name: str, notes: Sequence[str]) -> ImportedData:
+    write_folder(source, folder)
     splits = {split: len(source.samples(split)) for split in source.splits()}
     return ImportedData(folder, name, splits, source.classes.names, tuple(notes))
-
-
-def _bar(files: Sequence[Path], title: str) -> Iterable[Path]:
-    return track(files, title, transient=True, console=Console(stderr=True))

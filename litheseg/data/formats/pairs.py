@@ -34,6 +34,7 @@ from litheseg.data.source import IMAGE_SUFFIXES
 from litheseg.errors import DataError
 from litheseg.masks.classes import LabelScheme
 from litheseg.masks.reading import encode, open_image, read_raw_mask
+from litheseg.progress import track
 
 __all__ = ["detect", "draft_note", "labelled_by", "read"]
 
@@ -111,7 +112,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
     scheme, notes = find_class_list(source), tally.notes()
     if scheme is None:
         masks = [found.mask_files[key] for key in keys]
-        drafted = count_values(options.progress(masks, "Reading masks"), max_pixels=options.max_pixels)
+        drafted = count_values(track(masks, "reading masks"), max_pixels=options.max_pixels)
         scheme = drafted.scheme()
         notes = (*notes, draft_note([f"{drafted.name(value)}: {drafted.about(value)}" for value in drafted.values]))
     items = tuple(

@@ -25,6 +25,7 @@ from litheseg.data.formats.files import image_id, label_files
 from litheseg.data.formats.regions import Overlap, Region, corners, paint, polygon_region, reaches_out
 from litheseg.data.source import IMAGE_SUFFIXES, find_images
 from litheseg.errors import DataError, listed
+from litheseg.progress import track
 
 __all__ = ["detect", "read"]
 
@@ -58,7 +59,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
         for image in _images(path, content, entry, missing)
     }
     shapes = {}
-    for (split, image), labels in zip(images, options.progress(list(images.values()), "Reading labels"), strict=True):
+    for (split, image), labels in zip(images, track(list(images.values()), "reading labels"), strict=True):
         shapes[split, image] = _shapes(labels, len(names), tally)
     used = sorted({label for drawn in shapes.values() for label, _ in drawn})
     if not used and images:
