@@ -102,7 +102,7 @@ def interleave(
         fps: of the passes of one turn so many begin in a second, as a camera's images come; one that cannot, since the
             pass before it took longer, begins at once, and only one is untimed. None: each follows the one before.
         timed: makes a timed call and says how long it took.
-        turned: called with (turns that are done, all of them) before each, when nothing is timed.
+        turned: called with (turns that are done, all of them) before each and at the end, when nothing is timed.
 
     Returns:
         What `timed` said, by name, in the order in which it was measured.
@@ -129,6 +129,7 @@ def interleave(
                         time.sleep(max(0.0, began + 1 / fps - time.monotonic()))
                     began = time.monotonic()
                     times[name].append(timed(calls[name]))
+        turned(rounds * len(names), rounds * len(names))
     finally:
         if enabled:
             gc.enable()

@@ -42,7 +42,7 @@ def terminal_table(table: Table, title: str | None = None, left: Sequence[str] =
 
     result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(table.head):
-        result.add_column(name, justify="left" if index == 0 or name in left else "right", no_wrap=True)
+        result.add_column(name, justify="left" if index == 0 or name in left else "right", overflow="fold")
     for row in table.rows:
         result.add_row(*row)
     return result

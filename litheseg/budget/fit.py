@@ -33,12 +33,12 @@ from litheseg.budget.dense_layers import DensePlan
 from litheseg.budget.kit import read_measurements
 from litheseg.budget.measure import Accuracy, Bench, Exports, Store, store_folder
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice
-from litheseg.bundle.verdicts import HARDLY, outdone, outdone_words
+from litheseg.bundle.verdicts import hardly_found, outdone, outdone_words
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.files import write_text
 from litheseg.locks import folder_lock
-from litheseg.models.bundle import Bundle, load_bundle, model_digest, save_bundle
+from litheseg.models.bundle import Bundle, BundleHeader, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
 from litheseg.nn.surgery import grouped_layers
 from litheseg.progress import say, work
@@ -171,7 +171,7 @@ def fit(
             search = Search(limits, bench, accuracy, costs, refine=widths is None, int8=int8)
             size = bundle.header.size if bundle.header.resizes else camera
             found = search.run(choices.candidates(bundle.header.available_widths, size))
-        result = FitResult(found, limits, accuracy.origin, camera, host, output, facts, bundle.header.widths)
+        result = FitResult(found, limits, accuracy.origin, camera, host, output, facts, bundle.header)
         with work("writing the choice"):
             result.write(exports, dense)
     return result
@@ -243,7 +243,7 @@ class FitResult:
         host: facts of the machine that was timed.
         folder: where it is written.
         facts: further ones, for JSON: digest of the model, its file, the command.
-        trained: the widths that were trained.
+        header: of the model.
     """
 
     found: Found
@@ -253,7 +253,7 @@ class FitResult:
     host: Mapping[str, Any]
     folder: Path
     facts: Mapping[str, Any]
-    trained: tuple[float, ...] = ()
+    header: BundleHeader
 
     @property
     def deployed(self) -> Path:
@@ -379,7 +379,7 @@ class FitResult:
             families[size, precision][width] = point.miou
         result = []
         for (size, precision), scores in families.items():
-            found = outdone(scores, self.trained)
+            found = outdone(scores, self.header.widths)
             words = (f"{_by(size)} {precision}: {line}" for line in outdone_words(found, scores))
             result += [(Variant(width, size, precision), line) for width, line in zip(found, words, strict=True)]
         return result
@@ -387,10 +387,11 @@ class FitResult:
     @property
     def warnings(self) -> list[str]:
         """What a user must not overlook: classes that the choice hardly finds, and widths that are outdone."""
-        worst = self.found.chosen.worst
-        blind = worst is not None and worst[1] < HARDLY
-        hardly = [f"the choice hardly finds {show_worst(worst)} %; --min-class-iou refuses that"] if blind else []
-        return hardly + [line for _, line in self._outdone()]
+        names, (worst, iou) = self.header.classes.names, self.found.chosen.worst or ("", None)
+        width = self.found.chosen.candidate.network.width
+        scores = {width: [iou if name == worst else None for name in names]}
+        hardly = hardly_found(names, scores, self.header.provenance)
+        return [f"{line}; --min-class-iou refuses such" for line in hardly] + [line for _, line in self._outdone()]
 
     def _row(self, point: Point) -> tuple[str, ...]:
         network, percentile = point.candidate.network, self.limits.percentile

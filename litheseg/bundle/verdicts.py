@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from litheseg.bundle.header import BundleHeader
+from litheseg.errors import listed
 
 __all__ = ["HARDLY", "hardly_found", "outdone", "outdone_words", "recorded_iou", "verdicts", "worst_class"]
 
@@ -26,6 +27,7 @@ HARDLY = 0.05
 """A class with a lower IoU is hardly found."""
 _RARE_SHARE = 0.005  # of the training pixels
 _RARE_IMAGES = 20
+_FEW_IMAGES = 30
 
 ClassScores = Sequence[float | None]
 """IoU of each class, in [0, 1]; NaN or None for one that the labels do not hold."""
@@ -65,14 +67,28 @@ def hardly_found(names: Sequence[str], iou: Mapping[float, ClassScores], facts: 
         facts: "class_shares" of the training pixels, "class_images" that hold each class, and "train_images"; what is
             missing is not known.
     """
-    sentences = []
-    for index, name in enumerate(names):
-        known = {width: value for width, scores in iou.items() if (value := scores[index]) is not None}
-        low = {width: value for width, value in known.items() if value < HARDLY}
-        if low:
-            shown = ", ".join(f"{100 * value:.1f} % at width {width:g}" for width, value in low.items())
-            sentences.append(f"{name} is hardly found: IoU {shown}. {_reason(index, facts)}")
-    return sentences
+    low = {name: _low(index, iou) for index, name in enumerate(names)}
+    low = {name: values for name, values in low.items() if values}
+    if len(low) > len(names) / 2:
+        return [
+            f"{len(low)} of {len(names)} classes are hardly found ({listed(list(low))}): the network has hardly "
+            "learned yet. Train for longer, and see that images and masks belong together (`litheseg doctor DATA`)"
+        ]
+    return [
+        f"{name} is hardly found: IoU {_at_widths(values)}. {_reason(names.index(name), facts)}"
+        for name, values in low.items()
+    ]
+
+
+def _low(index: int, iou: Mapping[float, ClassScores]) -> dict[float, float]:
+    """IoU of a class by width, where it is below `HARDLY`."""
+    known = {width: value for width, scores in iou.items() if (value := scores[index]) is not None}
+    return {width: value for width, value in known.items() if value < HARDLY}
+
+
+def _at_widths(values: Mapping[float, float]) -> str:
+    ends = list(dict.fromkeys((next(iter(values)), list(values)[-1])))
+    return ", ".join(f"{100 * values[width]:.1f} % at width {width:g}" for width in ends)
 
 
 def _reason(index: int, facts: Mapping[str, Any]) -> str:
@@ -82,14 +98,14 @@ def _reason(index: int, facts: Mapping[str, Any]) -> str:
     share, count = float(shares[index]), int(images[index])
     if count == 0:
         return "No training image holds it: label some that do, or leave the class out"
-    having = f"{count} of {total} training images and {share:.2%} of their pixels have it"
+    having = f"{count} of {total} training images and {100 * share:.2g} % of their labelled pixels have it"
+    if total < _FEW_IMAGES:
+        return f"There are few images to learn from: {having}. Label more, or train for longer"
     if count < _RARE_IMAGES or share < _RARE_SHARE:
-        return (
-            f"It is rare: {having}. Label more images with it; if its objects are small, train at a larger --data.size"
-        )
+        return f"It is rare: {having}. Label more images with it; if its objects are small, train at a larger size"
     return (
-        f"It is not rare ({having}), so look at its labels and the size of its objects (`litheseg doctor DATA`), and "
-        "train for longer or at a larger --data.size"
+        f"It is not rare ({having}): look at its labels and the size of its objects (`litheseg doctor DATA`), train "
+        "for longer or at a larger size"
     )
 
 

@@ -29,10 +29,15 @@ __all__ = [
     "show",
 ]
 
+_WIDEST = 1000  # characters
+
 
 def print_table(table: Any, title: str | None = None) -> None:
-    """A table as wide as the terminal allows."""
-    console().print(terminal_table(table, title))
+    """A table as wide as the terminal allows, and as it needs elsewhere: a file has the same numbers."""
+    from rich.console import Console
+
+    wide = Console() if sys.stdout.isatty() else Console(width=_WIDEST)
+    wide.print(terminal_table(table, title))
 
 
 def print_json(content: Any) -> None:

@@ -71,7 +71,11 @@ def report_run(
     if (folder / "metrics.csv").exists():
         learning_curves(folder / "figures" / "curves.png", folder / "metrics.csv")
         figures.append(
-            ReportFigure(folder / "figures" / "curves.png", "Loss and mIoU on val, per width.", heading="Training")
+            ReportFigure(
+                folder / "figures" / "curves.png",
+                "Loss, mIoU and the worst class on val, per width.",
+                heading="Training",
+            )
         )
     figures.append(_pictures(folder / "figures" / "gallery.png", bundle, source))
     sections = card_sections(header, name=name, file="model.safetensors", costs=costs)

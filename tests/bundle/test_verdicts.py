@@ -31,7 +31,12 @@ def test_the_worst_class_is_one_that_the_labels_hold() -> None:
     [
         ((0.9, 0.031, 0.6), FACTS, "pole is hardly found: IoU 3.1 % at width 1. It is rare: 60 of 100 training images"),
         ((0.9, 0.6, 0.0), FACTS, "bird is hardly found: IoU 0.0 % at width 1. No training image holds it"),
-        ((0.01, 0.6, 0.6), FACTS, "It is not rare (100 of 100 training images and 90.00% of their pixels have it)"),
+        (
+            (0.01, 0.6, 0.6),
+            FACTS,
+            "It is not rare (100 of 100 training images and 90 % of their labelled pixels have it)",
+        ),
+        ((0.9, 0.01, 0.6), FACTS | {"train_images": 20, "class_images": [20, 18, 9]}, "There are few images to learn"),
         ((0.9, 0.01, 0.6), {}, "is not known: `litheseg doctor DATA` counts"),
     ],
 )
@@ -40,6 +45,16 @@ def test_a_class_that_is_hardly_found_has_a_reason(
 ) -> None:
     [sentence] = hardly_found(NAMES, {1.0: iou}, facts)
     assert words in sentence
+
+
+def test_a_network_that_has_not_learned_is_told_once() -> None:
+    [sentence] = hardly_found(NAMES, {1.0: (0.01, 0.01, 0.3), 0.5: (0.0, 0.0, 0.2)}, FACTS)
+    assert sentence.startswith("2 of 3 classes are hardly found (road, pole): the network has hardly learned yet")
+
+
+def test_of_many_widths_the_ends_are_named() -> None:
+    [sentence] = hardly_found(NAMES, {1.0: (0.9, 0.04, 1), 0.5: (0.9, 0.02, 1), 0.25: (0.9, 0.01, 1)}, FACTS)
+    assert "IoU 4.0 % at width 1, 1.0 % at width 0.25. It is rare: 60 of 100" in sentence
 
 
 def test_five_percent_is_enough() -> None:
