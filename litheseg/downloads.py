@@ -13,20 +13,18 @@ Usage:
 from __future__ import annotations
 
 import http.client
+import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-from litheseg.errors import DownloadError
+from litheseg.errors import DownloadError, printable
 from litheseg.files import file_digest, make_folder
+from litheseg.progress import work
 
 __all__ = ["away", "download", "read_address"]
 
@@ -43,7 +41,6 @@ def download(
     sha256: str | None = None,
     retries: int = 3,
     timeout: float = 30.0,
-    progress: bool = True,
 ) -> Path:
     """Fetch one file; an earlier attempt's `<target>.part` is continued where the server allows.
 
@@ -53,7 +50,6 @@ def download(
         sha256: 64 hexadecimal digits; None prints the computed checksum instead of comparing it.
         retries: further attempts after a cut connection, in [0, ...).
         timeout: seconds without a byte after which a connection counts as cut.
-        progress: show a progress bar on standard error.
 
     Returns:
         `target`.
@@ -66,8 +62,8 @@ def download(
     if not target.exists():
         make_folder(target.parent)
         partial_file = _PartialFile(url, target)
-        with _bar(progress, target.name) as advance:
-            partial_file.fill(retries, timeout, advance)
+        with work(f"fetching {target.name}, kB") as fetched:
+            partial_file.fill(retries, timeout, lambda done, all: fetched.show(done // 1000, all and all // 1000))
         partial_file.finish(target, sha256)
     elif sha256 is not None and file_digest(target) != sha256.lower():
         raise DownloadError(f"{target} exists, but its SHA-256 is not {sha256}: look at it, or remove it")
@@ -158,8 +154,7 @@ class _PartialFile:
         """Check the whole file, and give it its name."""
         computed = file_digest(self.path)
         if sha256 is None:
-            console = Console(stderr=True)
-            console.print(f"{self.url}: not verified; SHA-256 {computed}", soft_wrap=True, highlight=False)
+            print(f"{printable(self.url)}: not verified; SHA-256 {computed}", file=sys.stderr)
         elif computed != sha256.lower():
             # Otherwise it would be resumed for ever.
             self.path.unlink()
@@ -223,11 +218,3 @@ class _PartialFile:
                 advance(have, total)
         # A body that ends early is no error to http.client when it is read in blocks.
         return total is None or have == total
-
-
-@contextmanager
-def _bar(show: bool, name: str) -> Iterator[_Advance]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,9 +1,9 @@
 """What is going on, how far it is and how long it takes: one display, on standard error, for all that takes time.
 
 Functions say what they do with `stage`, `work`, `track` and `say`; nothing of it is visible until a command, or a
-notebook, asks for it with `shown`. A terminal has a bar; a pipe or file has the same words as lines: one after the
-first second, then one every ten seconds (of long work less often), and one at the end. Work of less than a second is
-not worth a line.
+notebook, asks for it with `shown`. A terminal has a bar; a pipe or file has the same words as lines: one after two
+seconds, then one every ten seconds (of long work less often), and one at the end. Work of less than two seconds is not
+worth a line.
 
 Usage:
     >>> with shown():
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Work", "duration", "say", "shown", "stage", "track", "work"]
 
-_FIRST = 1.0  # seconds; what takes less has no line
+_FIRST = 2.0  # seconds; what takes less has no line
 _EVERY = 10.0  # seconds between lines of the same work
 _SHARE = 30  # of long work: lines until now, about
 _DRAW = 0.2  # seconds between two looks at it

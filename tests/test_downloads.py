@@ -23,7 +23,7 @@ def server(monkeypatch):
 
 
 def get(server, target, **options):
-    return download(server.url, target, progress=False, timeout=5, **options)
+    return download(server.url, target, timeout=5, **options)
 
 
 def test_download(server, tmp_path):
@@ -33,7 +33,7 @@ def test_download(server, tmp_path):
 
 
 def test_computed_checksum_is_printed(server, tmp_path, capsys):
-    download(server.url, tmp_path / "a.bin", progress=True)
+    download(server.url, tmp_path / "a.bin")
     assert f"not verified; SHA-256 {SHA256}" in capsys.readouterr().err
 
 
@@ -104,12 +104,12 @@ def test_missing_file_is_not_asked_again(server, tmp_path):
 def test_no_server(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
     with pytest.raises(DownloadError, match="run it again"):
-        download("http://127.0.0.1:9/a.bin", tmp_path / "a.bin", progress=False, timeout=2)
+        download("http://127.0.0.1:9/a.bin", tmp_path / "a.bin", timeout=2)
 
 
 def test_file_address(tmp_path):
     (tmp_path / "source.bin").write_bytes(BODY)
-    target = download((tmp_path / "source.bin").as_uri(), tmp_path / "a.bin", sha256=SHA256, progress=False)
+    target = download((tmp_path / "source.bin").as_uri(), tmp_path / "a.bin", sha256=SHA256)
     assert file_digest(target) == SHA256
 
 

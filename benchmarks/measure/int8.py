@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
 def rows_of(bundle: Bundle, width: float, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row a format."""
     calibration, check = calibration_samples(bundle, options.data)
-    quantizer = Quantizer(bundle, calibration, check, threads=options.threads, progress=print)
+    quantizer = Quantizer(bundle, calibration, check, threads=options.threads)
     formats = dict.fromkeys(FORMATS)
     export = export_bundle(bundle, folder / f"{width:g}", formats=tuple(formats), widths=(width,), check=False)
     made = {original.format: attempt(quantizer, export, original) for original in export.artefacts}

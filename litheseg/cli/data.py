@@ -22,7 +22,7 @@ from litheseg.data import choose_labelled, describe, download, import_dataset, s
 __all__ = ["fetch", "import_", "info", "make", "split"]
 
 
-@command(download.fetch, without=("root", "progress"))
+@command(download.fetch, without=("root",))
 def fetch(name: str, folder: Path, **options: Any) -> None:
     """Download a public data set.
 

@@ -44,9 +44,7 @@ _BLOCK = 1 << 18
 _DAMAGED = (EOFError, RuntimeError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
-def fetch(
-    name: str, root: str | Path, *, url: str = CAMVID_URL, sha256: str | None = None, progress: bool = True
-) -> Path:
+def fetch(name: str, root: str | Path, *, url: str = CAMVID_URL, sha256: str | None = None) -> Path:
     """Download a public data set into `root`; nothing happens when it is already there.
 
     Args:
@@ -54,7 +52,6 @@ def fetch(
         root: the folder to make; what it holds already is kept.
         url: a zip or tar archive that holds `train/`, `trainannot/`, ... at any depth.
         sha256: the archive's checksum, 64 hexadecimal digits; None does not verify it (see the module).
-        progress: show a progress bar on standard error.
 
     Returns:
         `root`.
@@ -74,7 +71,7 @@ def fetch(
         if (root / folder).exists():
             raise DataError(f"{root / folder} is in the way; choose an empty folder")
     suffix = "".join(PurePosixPath(urllib.parse.urlsplit(url).path).suffixes[-2:])
-    archive = download(url, root / f"camvid{suffix}", sha256=sha256, progress=progress)
+    archive = download(url, root / f"camvid{suffix}", sha256=sha256)
     try:
         with _scratch(root) as scratch:
             tree = extract(archive, scratch / "tree")

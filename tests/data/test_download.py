@@ -109,12 +109,12 @@ def test_fetch_camvid(server, tmp_path):
     server.body = camvid_zip(tmp_path / "a.zip")
     root = tmp_path / "camvid"
     digest = hashlib.sha256(server.body).hexdigest()
-    assert fetch("camvid", root, url=server.url, sha256=digest, progress=False) == root
+    assert fetch("camvid", root, url=server.url, sha256=digest) == root
     assert sorted(path.name for path in root.iterdir()) == ["train", "trainannot", "val", "valannot"]
     source = open_source("camvid", root)
     assert (source.read_mask(source.samples("val")[0]) == 3).all()
     asked = len(server.asked)
-    fetch("camvid", root, url=server.url, progress=False)
+    fetch("camvid", root, url=server.url)
     assert len(server.asked) == asked
 
 
@@ -122,14 +122,14 @@ def test_fetch_of_a_foreign_archive(server, tmp_path):
     make_zip(tmp_path / "a.zip", {"a.txt": b""})
     server.body = (tmp_path / "a.zip").read_bytes()
     with pytest.raises(DataError, match="holds no train/"):
-        fetch("camvid", tmp_path / "camvid", url=server.url, progress=False)
+        fetch("camvid", tmp_path / "camvid", url=server.url)
     assert not list((tmp_path / "camvid").iterdir())
 
 
 def test_fetch_beside_other_data(server, tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError, match="in the way"):
-        fetch("camvid", tmp_path, url=server.url, progress=False)
+        fetch("camvid", tmp_path, url=server.url)
     assert not server.asked
 
 

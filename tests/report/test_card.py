@@ -57,6 +57,21 @@ def test_table_has_units_and_leaves_out_what_nobody_measured() -> None:
     assert full.rows[0] == ("1", "68.4", "50.0", "5.70", "4.70", "40.0")
 
 
+def test_the_worst_class_stands_beside_the_mean_and_is_a_limit_when_it_is_hardly_found() -> None:
+    metrics = {"1": {"miou": 0.5, "iou": [0.96, 0.04]}, "0.5": {"miou": 0.4, "iou": [0.7, None]}}
+    facts = {"class_shares": [0.99, 0.01], "class_images": [90, 12], "train_images": 90, "data": "CamVid"}
+    seen = header(metrics=metrics, provenance=facts)
+    table = width_table(width_rows(seen))
+    assert [row[:3] for row in table.rows] == [
+        ("1", "50.0", "car 4.0"),
+        ("0.75", "–", "–"),
+        ("0.5", "40.0", "road 70.0"),
+    ]
+    card = model_card(seen, name="lithe")
+    assert "car is hardly found: IoU 4.0 % at width 1. It is rare: 12 of 90 training images and 1 %" in card
+    assert "class_images" not in card, "counts are for programs"
+
+
 def test_scores_that_are_no_numbers_count_as_not_measured() -> None:
     rows = width_rows(header(metrics={"1.0": {"miou": float("nan"), "boundary_iou": [0.1, 0.2]}}))
     assert (rows[0].miou, rows[0].boundary_iou) == (None, None)

@@ -110,6 +110,12 @@ def test_heat_cells_are_legible_and_hold_the_number(report: Page) -> None:
     assert "<td>–</td>" in text
 
 
+def test_warnings_stand_at_the_top_and_are_escaped() -> None:
+    page = render(Page("title", lead="lead", warnings=["<pole> is hardly found"], command="make"))
+    assert '<p class="warning">&lt;pole&gt; is hardly found</p>' in page
+    assert page.index("lead") < page.index("&lt;pole&gt;") < page.index("Make this report again")
+
+
 def test_empty_parts_are_left_out() -> None:
     page = ParsedPage(render(Page("t", command="litheseg demo")))
     assert len(page.all("section")) == 1 and not page.all("table")

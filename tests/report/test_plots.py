@@ -46,6 +46,16 @@ def test_frontier_names_every_width_and_model(tmp_path: Path, log_x: bool) -> No
         assert f"<!-- {word} -->" in text
 
 
+def test_frontier_shows_the_worst_class_below(tmp_path: Path) -> None:
+    points = [
+        FrontierPoint(width, cost=9 * width, score=0.6 * width, worst=(name, 0.1 * width))
+        for width, name in ((1.0, "pole"), (0.5, "pole"), (0.25, "bird"))
+    ]
+    frontier(tmp_path / "f.svg", {"lithe": points}, cost_label="ms", score_label="mIoU (%)")
+    text = (tmp_path / "f.svg").read_text()
+    assert text.count("worst: pole") == text.count("worst: bird") == 1, "named where it changes"
+
+
 def test_frontier_shows_a_limit(tmp_path: Path) -> None:
     frontier(tmp_path / "f.svg", {"lithe": POINTS}, limit=(2e9, "budget 2G"), **LABELS)
     assert "<!-- budget 2G -->" in (tmp_path / "f.svg").read_text()
