@@ -5,7 +5,7 @@ never loads what only training needs.
 
 Usage:
     >>> import litheseg
-    >>> run = litheseg.train(litheseg.load_recipe("slimseg", ["--data.root=data/camvid"]), "runs/camvid")
+    >>> run = litheseg.train("slimseg", "runs/camvid", data="data/camvid", size=(360, 480), minutes=60)
     >>> litheseg.Predictor(run.bundle, width=0.5)("street.jpg")
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from litheseg.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from litheseg.building.session import build, train
     from litheseg.data import open_source
     from litheseg.data.doctor import diagnose, diagnose_path
     from litheseg.errors import LithesegError
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from litheseg.nn import extract, recalibrate, set_width, slim
     from litheseg.report.run_report import report_run, write_report
     from litheseg.runtime import Predictor, predict_files, profile
-    from litheseg.training import load_recipe, train
+    from litheseg.training import load_recipe
 
 __all__ = [
     "LithesegError",
     "Predictor",
+    "build",
     "build_model",
     "diagnose",
     "diagnose_path",
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "building.session": ("build", "train"),
         "data": ("open_source",),
         "data.doctor": ("diagnose", "diagnose_path"),
         "models.bundle": ("load_bundle", "save_bundle"),
@@ -66,6 +69,6 @@ __getattr__, __dir__ = lazy_names(
         "nn": ("extract", "recalibrate", "set_width", "slim"),
         "report.run_report": ("report_run", "write_report"),
         "runtime": ("Predictor", "predict_files", "profile"),
-        "training": ("load_recipe", "train"),
+        "training": ("load_recipe",),
     },
 )

@@ -40,6 +40,7 @@ HOUSE = (
     "labelling",
     "report",
     "budget",
+    "building",
     "demo",
     "cli",
 )

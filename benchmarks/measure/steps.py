@@ -41,6 +41,7 @@ from litheseg.nn.surgery import conv_like, replace_layer
 from litheseg.training import Recipe, load_recipe
 from litheseg.training.build import build_data, build_elastic_model, build_task, objectives_of
 from litheseg.training.gradual import GradualGrouping
+from litheseg.training.horizon import Horizon
 from litheseg.training.optimization import build_optimizer
 from litheseg.training.recipe import Objective
 from litheseg.training.streams import Step
@@ -187,7 +188,7 @@ def gradual_steps(recipe: Recipe, options: argparse.Namespace) -> dict[str, Run]
     for name, (layer, _) in gradual_layers(dense).items():
         assert isinstance(layer, GradualConv2d)
         replace_layer(dense, name, conv_like(layer))
-    callback, calls = GradualGrouping(recipe.grouping, total_steps=1000), iter(range(10**9))
+    callback, calls = GradualGrouping(recipe.grouping, Horizon(1000)), iter(range(10**9))
 
     def plain(model: SegmentationModel) -> Run:
         objectives = objectives_of(recipe, model)

@@ -331,6 +331,7 @@ class FitResult:
             "deploy": self.deployed.name,
             "limits": self.limits.to_dict(),
             "promise": self.promise,
+            "sentence": self.sentence(),
             "image": self.image,
             "scored": self.scored,
             "host": dict(self.host),

@@ -32,7 +32,7 @@ from litheseg.progress import shown, work
 __all__ = ["COMMANDS", "main", "read"]
 
 COMMANDS = (
-    *("train", "evaluate", "export", "profile", "fit", "measure", "predict", "video", "serve", "pseudo-label"),
+    *("build", "train", "evaluate", "export", "profile", "fit", "measure", "predict", "video", "serve", "pseudo-label"),
     *("import-labels", "doctor", "data", "convert", "import-weights", "models", "pull", "push"),
     *("recipes", "report", "demo"),
 )
@@ -42,6 +42,7 @@ _HELP, _QUOTES = ("-h", "--help"), '"'
 _EXAMPLES = """
 examples:
   litheseg demo                                     see all of it in a few minutes, offline
+  litheseg build data/mine --budget 20ms --minutes 60 --output deployed
   litheseg doctor data/mine                         is my data fit for training?
   litheseg train --recipe slimseg --data.root data/mine --output runs/mine
   litheseg evaluate runs/mine/model.safetensors

@@ -38,6 +38,7 @@ from litheseg.nn.efficient import choose_layers
 from litheseg.nn.grouping import densify
 from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig
 from litheseg.training.gradual import GradualGrouping
+from litheseg.training.horizon import Deadline, Horizon
 from litheseg.training.layout import lay_out
 from litheseg.training.recipe import Objective, Recipe
 from litheseg.training.start import start_from
@@ -48,8 +49,9 @@ __all__ = [
     "Task",
     "build_data",
     "build_elastic_model",
-    "build_grouping",
+    "build_horizon",
     "build_network",
+    "build_schedules",
     "build_task",
     "build_teachers",
     "check_teachers",
@@ -212,18 +214,25 @@ def check_teachers(recipe: Recipe, data: SegmentationData) -> None:
                 raise RecipeError(f"teachers.{name}.model: {error}") from error
 
 
-def build_task(recipe: Recipe, data: SegmentationData) -> Task:
+def build_task(recipe: Recipe, data: SegmentationData, horizon: Horizon | None = None) -> Task:
     """Model, teachers and objectives, as one task; two networks that teach each other, if the teacher is a peer.
+
+    Args:
+        recipe: all choices.
+        data: its images.
+        horizon: of the run; by default that of all its epochs.
 
     Raises:
         LithesegError: whatever part cannot be built.
     """
+    horizon = horizon or build_horizon(recipe, data)
     weights = _class_weights(recipe, data)
     model = _student(recipe, data)
     if all(teacher.kind != "peer" for teacher in recipe.teachers.values()):
-        return _task(recipe, data, model, weights)
+        return _task(recipe, data, horizon, model, weights)
     peer = _student(recipe, data)  # its weights differ, because the random state has advanced
-    return CrossPseudoTask(_task(recipe, data, model, weights, peer), _task(recipe, data, peer, weights, model))
+    left = _task(recipe, data, horizon, model, weights, peer)
+    return CrossPseudoTask(left, _task(recipe, data, horizon, peer, weights, model))
 
 
 def _class_weights(recipe: Recipe, data: SegmentationData) -> dict[str, Tensor]:
@@ -257,6 +266,7 @@ def _student(recipe: Recipe, data: SegmentationData) -> SegmentationModel:
 def _task(
     recipe: Recipe,
     data: SegmentationData,
+    horizon: Horizon,
     model: SegmentationModel,
     weights: Mapping[str, Tensor],
     peer: SegmentationModel | None = None,
@@ -269,7 +279,7 @@ def _task(
         sandwich=recipe.sandwich,
         class_weights=weights,
         optimizer=recipe.optimizer,
-        total_steps=_total_steps(recipe, data),
+        horizon=horizon,
         seed=recipe.trainer.seed,
         compile=recipe.trainer.compile,
     )
@@ -281,17 +291,19 @@ def objectives_of(recipe: Recipe, model: SegmentationModel) -> dict[str, Objecti
     return {name: item for name, item in recipe.minimised.items() if aux or item.loss.head != "aux_head"}
 
 
-def build_grouping(recipe: Recipe, data: SegmentationData) -> list[Callback]:
-    """The callback that turns dense layers into grouped ones, if the recipe asks for it.
+def build_horizon(recipe: Recipe, data: SegmentationData) -> Horizon:
+    """The plan of all the recipe's epochs."""
+    return Horizon(recipe.trainer.epochs * data.steps_per_epoch)
+
+
+def build_schedules(recipe: Recipe, data: SegmentationData, horizon: Horizon) -> list[Callback]:
+    """The callbacks that end the run in time, and that turn dense layers into grouped ones, if the recipe asks for it.
 
     Raises:
-        LithesegError: the schedule does not fit the run, or channels cannot be relabelled as asked.
+        LithesegError: the grouping schedule does not fit the run, or channels cannot be relabelled as asked.
     """
-    grouping = recipe.grouping
-    if grouping.shape == "none":
-        return []
-    return [GradualGrouping(grouping, _total_steps(recipe, data))]
-
-
-def _total_steps(recipe: Recipe, data: SegmentationData) -> int:
-    return recipe.trainer.epochs * len(data.train_dataloader())
+    images = data.steps_per_epoch * recipe.data.batch_size
+    deadline = Deadline(recipe.trainer, horizon, data.steps_per_epoch, len(data.source.samples("val")) / images)
+    if recipe.grouping.shape == "none":
+        return [deadline]
+    return [deadline, GradualGrouping(recipe.grouping, horizon)]

@@ -168,6 +168,8 @@ class TrainerConfig:
 
     Attributes:
         epochs: passes over the training images (the unlabelled ones where there are any).
+        minutes: most minutes that training takes, validation included: epochs for which there is no time are left out,
+            and the schedules end with the last one; 0 for no limit.
         seed: of weights, order, augmentation and dropout.
         precision: 32-true, bf16-mixed or 16-mixed.
         accelerator: auto, cpu, gpu.
@@ -185,6 +187,7 @@ class TrainerConfig:
     """
 
     epochs: PositiveInt = 100
+    minutes: NonNegativeFloat = 0.0
     seed: NonNegativeInt = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"

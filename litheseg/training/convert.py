@@ -31,7 +31,7 @@ from litheseg.nn import add_width, available_widths, recalibrate, set_width, sli
 from litheseg.nn.assignment import find_relabelling
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.grouping import convert, densify, fade, gradual_layers
-from litheseg.training.build import build_data, build_task
+from litheseg.training.build import build_data, build_horizon, build_task
 from litheseg.training.gradual import alpha_at
 from litheseg.training.recipe import load_recipe
 from litheseg.training.run import finish
@@ -79,7 +79,9 @@ def convert_run(folder: str | Path, output: str | Path, *, force: bool = False) 
     data = build_data(recipe)
     task = build_task(recipe, data)
     content = read_checkpoint(checkpoint)
-    stage, alpha = alpha_at(recipe.grouping, (content["global_step"] - 1) / (task.total_steps or 1))
+    horizon = build_horizon(recipe, data)
+    horizon.restore(content["callbacks"]["Deadline"]["horizon"])
+    stage, alpha = alpha_at(recipe.grouping, horizon.at(content["global_step"] - 1) / horizon.total)
     if (stage, alpha) != (len(recipe.grouping.stages), 0.0):
         epoch = int(recipe.grouping.end * recipe.trainer.epochs) + 1
         raise TrainingError(

@@ -7,7 +7,7 @@ Paper: Vallurupalli et al., "Efficient Semantic Segmentation using Gradual Group
 gives no schedule: shapes, start and length are our choice, and so are the safeguards.
 
 Usage:
-    >>> Trainer(callbacks=[GradualGrouping(GroupingConfig(shape="cosine"), total_steps=1000)])
+    >>> Trainer(callbacks=[GradualGrouping(GroupingConfig(shape="cosine"), Horizon(1000))])
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from litheseg.nn import recalibrate
 from litheseg.nn.assignment import find_relabelling
 from litheseg.nn.grouping import GroupMask, fade, gradual_layers
 from litheseg.training.config import GroupingConfig
+from litheseg.training.horizon import Horizon
 from litheseg.training.task import SegmentationTask
 
 __all__ = ["GradualGrouping", "alpha_at", "damage"]
@@ -67,17 +68,17 @@ class GradualGrouping(Callback):
 
     Args:
         config: the schedule.
-        total_steps: of the whole run.
+        horizon: of the run.
 
     Raises:
         RecipeError: no step is left at alpha 0.
     """
 
-    def __init__(self, config: GroupingConfig, total_steps: int) -> None:
-        self._config, self._total = config, total_steps
-        if not self._is_done(total_steps - 1):
+    def __init__(self, config: GroupingConfig, horizon: Horizon) -> None:
+        self._config, self._horizon = config, horizon
+        if not self._is_done(horizon.total - 1):
             raise RecipeError(
-                f"the grouping schedule is longer than the run: it ends after {config.end:g} of {total_steps} steps, "
+                f"the grouping schedule is longer than the run: it ends after {config.end:g} of {horizon.total} steps, "
                 "and no step is left at alpha 0; shorten grouping.start, length or hold, or train for more epochs"
             )
 
@@ -120,7 +121,10 @@ class GradualGrouping(Callback):
         pl_module.log_dict({f"grouping/damage/{name}": value for name, value in damages.items()})
 
     def _at(self, step: int) -> tuple[int, float]:
-        return alpha_at(self._config, step / self._total)
+        return alpha_at(self._config, self._share(step))
+
+    def _share(self, step: int) -> float:
+        return self._horizon.at(step) / self._horizon.total
 
     def _is_done(self, step: int) -> bool:
         return self._at(step) == (len(self._config.stages), 0.0)
@@ -128,7 +132,7 @@ class GradualGrouping(Callback):
     def _relabellings(self, step: int) -> int:
         """How many times channels have been relabelled once `step` begins."""
         config = self._config
-        since = step / self._total - config.start
+        since = self._share(step) - config.start
         if config.assignment == "contiguous" or step < 0 or since < 0:
             return 0
         gap = config.length / (config.refresh + 1)

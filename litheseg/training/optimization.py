@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from litheseg.errors import RecipeError
 from litheseg.models import SegmentationModel
 from litheseg.training.config import OptimizerConfig
+from litheseg.training.horizon import Horizon
 
 __all__ = ["build_optimizer", "lr_scheduler", "schedule"]
 
@@ -72,18 +73,19 @@ def _with_rates(groups: list[dict[str, Any]], encoder: set[int], config: Optimiz
     return [part for part in parts if part["params"]]
 
 
-def lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
+def lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, horizon: Horizon) -> dict[str, Any]:
     """The result of Lightning's `configure_optimizers`: the optimizer, and its rate set at every step."""
-    scheduler = LambdaLR(optimizer, schedule(config, total_steps))
+    factor = schedule(config, horizon.total)
+    scheduler = LambdaLR(optimizer, lambda step: factor(horizon.at(step)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
+def schedule(config: OptimizerConfig, total_steps: int) -> Callable[[float], float]:
     """The factor on the learning rate at each step, in [0, 1]."""
     share = _ONE_CYCLE_RISE if config.schedule == "one-cycle" else config.warmup
     warmup = max(1, round(share * total_steps)) if share > 0 else 0
 
-    def factor(step: int) -> float:
+    def factor(step: float) -> float:
         if step < warmup:
             return (step + 1) / warmup
         if config.schedule == "constant":

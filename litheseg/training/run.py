@@ -34,7 +34,7 @@ from torch import nn
 
 from litheseg import __version__
 from litheseg.data.datamodule import SegmentationData
-from litheseg.errors import Interrupted, LithesegError, TrainingError
+from litheseg.errors import Interrupted, LithesegError, TrainingError, listed
 from litheseg.evaluation.bundle import header_metrics
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
@@ -44,7 +44,7 @@ from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.nn import available_widths, recalibrate
 from litheseg.nn.grouping import convert
 from litheseg.progress import say
-from litheseg.training.build import Task, build_data, build_grouping, build_task, check_teachers
+from litheseg.training.build import Task, build_data, build_horizon, build_schedules, build_task, check_teachers
 from litheseg.training.config import ModelConfig, TrainerConfig
 from litheseg.training.display import say_what_begins
 from litheseg.training.ranks import is_first_process, one_voice, start_ranks
@@ -56,6 +56,10 @@ from litheseg.training.trainer import build_trainer
 __all__ = ["TrainResult", "finish", "train"]
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED")
+_MAY_CHANGE = (
+    *(f"data.{name}" for name in ("cache", "max_pixels", "unreadable", "workers")),
+    *(f"trainer.{name}" for name in ("epochs", "minutes", "val_every", "threads", "loggers", "keep")),
+)
 _CANNOT_WRITE = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
@@ -112,8 +116,9 @@ def _train(recipe: Recipe, folder: Path) -> TrainResult:
     alone = _labels_alone(recipe, data, folder)
     taught = _with_teachers(recipe, folder)
     _set_up_torch(recipe.trainer)  # the random numbers of those runs must not count
-    task = build_task(taught, data)
-    trainer = build_trainer(recipe, folder, build_grouping(recipe, data), resumed=resumed)
+    horizon = build_horizon(recipe, data)
+    task = build_task(taught, data, horizon)
+    trainer = build_trainer(recipe, folder, build_schedules(recipe, data, horizon), resumed=resumed)
     _begin_folder(folder, recipe)
     synchronised = trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
     if synchronised:
@@ -207,11 +212,23 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise TrainingError(_unusable(folder, error)) from error
     if begun and not resume:
         raise TrainingError(f"{folder} holds a run already; go on with it by --resume, or choose another --output")
-    if begun and text != _recipe_text(recipe):
+    changed = _changes(yaml.safe_load(text or ""), recipe_to_dict(recipe)) if begun else []
+    if changed:
         raise TrainingError(
-            f"{folder} was begun with other settings (see its recipe.yaml); resume with the same ones, or choose "
-            "another --output"
+            f"{folder} was begun with other settings: {listed(changed)}; resume with the same ones, or choose another "
+            "--output"
         )
+
+
+def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two recipes as plain values, but for what may change while a run goes on."""
+    if name in _MAY_CHANGE or before == now:
+        return []
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [f"{name} was {before} and is {now}"]
+    prefix = f"{name}." if name else ""
+    keys = dict.fromkeys([*before, *now])
+    return [change for key in keys for change in _changes(before.get(key), now.get(key), f"{prefix}{key}")]
 
 
 def _unusable(folder: Path, error: OSError) -> str:

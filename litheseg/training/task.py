@@ -27,6 +27,7 @@ from litheseg.models import SegmentationModel
 from litheseg.models.base import resize
 from litheseg.nn import set_width
 from litheseg.training.config import OptimizerConfig
+from litheseg.training.horizon import Horizon
 from litheseg.training.optimization import build_optimizer, lr_scheduler
 from litheseg.training.recipe import Objective
 from litheseg.training.streams import DROPPING, LABELLED, FeatureDropout, Outputs, Step
@@ -58,8 +59,8 @@ class SegmentationTask(L.LightningModule):
         sandwich: random widths of a step besides the widest and the narrowest; None to run all.
         class_weights: float [K] by weighting, for the losses that use them.
         optimizer: how weights move.
-        total_steps: of the whole run, for the schedules; None to ask the Trainer, which then loads the training batches
-            too early to resume within an epoch.
+        horizon: of the whole run, for the schedules; None to ask the Trainer, which then loads the training batches too
+            early to resume within an epoch.
         seed: of everything random in a step.
         compile: run the training passes through `torch.compile`.
 
@@ -77,7 +78,7 @@ class SegmentationTask(L.LightningModule):
         sandwich: int | None = None,
         class_weights: Mapping[str, Tensor] | None = None,
         optimizer: OptimizerConfig | None = None,
-        total_steps: int | None = None,
+        horizon: Horizon | None = None,
         seed: int = 0,
         compile: bool = False,
     ) -> None:
@@ -90,7 +91,7 @@ class SegmentationTask(L.LightningModule):
         self._weightings = tuple(class_weights or ())
         for name, weights in (class_weights or {}).items():  # they move with the model but stay out of checkpoints
             self.register_buffer(f"class_weights_{name}", weights, persistent=False)
-        self.optimizer_config, self.total_steps = optimizer or OptimizerConfig(), total_steps
+        self.optimizer_config, self.horizon = optimizer or OptimizerConfig(), horizon
         self.seed, self.compile_outputs = seed, compile
         self._streams = frozenset(stream for objective in objectives.values() for stream in objective.streams)
         self._dropout = FeatureDropout(model) if self._streams & DROPPING else None
@@ -195,8 +196,9 @@ class SegmentationTask(L.LightningModule):
             return self._outputs(step.image)
 
     def _ramp(self, warmup: float) -> float:
-        total = self.total_steps or 0
-        return min(1.0, (self.global_step + 1) / (warmup * total)) if warmup * total > 1 else 1.0
+        if self.horizon is None or warmup * self.horizon.total <= 1:
+            return 1.0
+        return min(1.0, (self.horizon.at(self.global_step) + 1) / (warmup * self.horizon.total))
 
     def _teachers(self) -> dict[str, Teacher]:
         return dict(self.teachers.items())  # type: ignore[arg-type]
@@ -235,8 +237,8 @@ class SegmentationTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, its rate set at every step."""
-        steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
-        return lr_scheduler(build_optimizer(self.learners, self.optimizer_config), self.optimizer_config, steps)
+        horizon = self.horizon or Horizon(int(self.trainer.estimated_stepping_batches))
+        return lr_scheduler(build_optimizer(self.learners, self.optimizer_config), self.optimizer_config, horizon)
 
 
 class CrossPseudoTask(L.LightningModule):
@@ -306,6 +308,7 @@ class CrossPseudoTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer for both."""
-        config, steps = self.left.optimizer_config, self.left.total_steps
+        config = self.left.optimizer_config
+        horizon = self.left.horizon or Horizon(int(self.trainer.estimated_stepping_batches))
         optimizer = build_optimizer(nn.ModuleList([self.left.learners, self.right.learners]), config)
-        return lr_scheduler(optimizer, config, steps or int(self.trainer.estimated_stepping_batches))
+        return lr_scheduler(optimizer, config, horizon)

@@ -21,6 +21,7 @@ from litheseg.nn import slim
 from litheseg.training import load_recipe
 from litheseg.training.assisted import LabelAssisted
 from litheseg.training.config import OptimizerConfig
+from litheseg.training.horizon import Horizon
 from litheseg.training.recipe import Objective
 from litheseg.training.streams import LABELLED, UNLABELLED, Step
 from litheseg.training.task import SegmentationTask
@@ -129,7 +130,9 @@ def test_it_learns_in_the_students_steps_and_the_student_from_it() -> None:
     batch, model = batch_of(), student()
     objectives = {"labels": Objective(CrossEntropy()), "kl": Objective(KL(), "assisted", "labelled")}
     teacher = LabelAssisted(model, 1.0)
-    task = SegmentationTask(model, objectives, teachers={"assisted": teacher}, widths=(1.0, 0.5), total_steps=9).train()
+    task = SegmentationTask(
+        model, objectives, teachers={"assisted": teacher}, widths=(1.0, 0.5), horizon=Horizon(9)
+    ).train()
     task.optimizer_config = OptimizerConfig(lr=0.01, schedule="constant")
     optimizer = task.configure_optimizers()["optimizer"]
     inside = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -20,6 +20,7 @@ from litheseg.nn.grouping import GradualConv2d, fade
 from litheseg.training.config import GroupingConfig
 from litheseg.training.convert import convert_run, cut_bundle
 from litheseg.training.gradual import GradualGrouping, alpha_at, damage
+from litheseg.training.horizon import Horizon
 
 ONE = ("--widths=[1.0]", "--trainer.epochs=4")
 GROUPED = ("--model.efficient.groups=4", "--model.efficient.where=body.0", "--model.efficient.shuffle=false")
@@ -138,7 +139,7 @@ def test_what_keeps_fading_weights_small(kind: str) -> None:
     before = layer.weight.detach().clone()
     fade(layer, 0, 0.5)
     config = GroupingConfig(shape="linear", off_block=kind, off_block_decay=0.25)  # type: ignore[arg-type]
-    GradualGrouping(config, 100).on_train_batch_end(None, layer, None, None, 0)  # type: ignore[arg-type]
+    GradualGrouping(config, Horizon(100)).on_train_batch_end(None, layer, None, None, 0)  # type: ignore[arg-type]
     after = layer.weight.detach()
     assert torch.equal(after[inside], before[inside])
     size = {"project": before[inside].square().mean().sqrt(), "decay": 0.75 * before[~inside].square().mean().sqrt()}

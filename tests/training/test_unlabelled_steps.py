@@ -18,6 +18,7 @@ from litheseg.losses.distillation import KL, ImageLevel, RegionLevel
 from litheseg.losses.supervised import CrossEntropy
 from litheseg.models import SegmentationModel
 from litheseg.nn import get_width, slim
+from litheseg.training.horizon import Horizon
 from litheseg.training.recipe import Objective
 from litheseg.training.streams import COMPLEMENTARY, LABELLED, MIXED, PERTURBED, UNLABELLED, FeatureDropout, Step
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
@@ -404,7 +405,7 @@ def test_a_warm_up_raises_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = []
     for step in (0, 4, 9, 50):
         objectives = {"pseudo": Objective(PseudoCrossEntropy(), "t", warmup=0.1)}
-        task = SegmentationTask(network(0), objectives, teachers={"t": teacher}, total_steps=100).train()
+        task = SegmentationTask(network(0), objectives, teachers={"t": teacher}, horizon=Horizon(100)).train()
         monkeypatch.setattr(SegmentationTask, "global_step", step)
         losses.append(float(task.training_step(batch, 0).detach()))
     assert losses == pytest.approx([losses[-1] * share for share in (0.1, 0.5, 1.0, 1.0)])

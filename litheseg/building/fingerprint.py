@@ -1,0 +1,161 @@
+"""What a data set is like, as far as a plan depends on it: how many images, how large, what is in them and how small.
+
+Masks are measured at their own size. The thickness of a class is twice its area over the length of its outline: of a
+strip, how wide it is; thin parts decide how far images may be shrunk. nnU-Net's fingerprint (Isensee et al., Nature
+Methods 2021) is the idea; what it holds is ours.
+
+Usage:
+    >>> fingerprint = take_fingerprint(open_source("auto", "data/mine"))
+    >>> fingerprint.size, fingerprint.rarest.name
+    ((360, 480), 'pedestrian')
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from litheseg.data.source import Sample, Source
+from litheseg.data.splits import sequence_sizes
+from litheseg.errors import DataError
+from litheseg.masks.classes import IGNORE_INDEX
+from litheseg.progress import track
+
+__all__ = ["ClassFacts", "Fingerprint", "take_fingerprint"]
+
+_MOST_MEASURED = 200  # images; of more, that many are measured, evenly spread
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """One class in the labelled training images.
+
+    Attributes:
+        name: of the class.
+        share: of the labelled pixels, in [0, 1].
+        images: that show it, of those measured.
+        thickness: in pixels; 0 where there is none.
+    """
+
+    name: str
+    share: float
+    images: int
+    thickness: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A data set in numbers.
+
+    Attributes:
+        train, val, unlabelled: images of each kind; `unlabelled` are those without a mask, and others that are given.
+        measured: images whose masks were measured.
+        size: the median height and width of the training images.
+        sizes: how many different sizes there are.
+        classes: by id.
+        brightness: standard deviation of the images' mean grey value, over its mean.
+        sequences: training images by sequence, as names suggest it.
+        holds_out: whether val is a random part of the training images.
+    """
+
+    train: int
+    val: int
+    unlabelled: int
+    measured: int
+    size: tuple[int, int]
+    sizes: int
+    classes: tuple[ClassFacts, ...]
+    brightness: float
+    sequences: dict[str, int]
+    holds_out: bool
+
+    @property
+    def rarest(self) -> ClassFacts:
+        """The class with the fewest pixels, of those that occur."""
+        return min((c for c in self.classes if c.images), key=lambda c: c.share)
+
+    @property
+    def thinnest(self) -> ClassFacts:
+        """The class with the thinnest parts, of those that occur."""
+        return min((c for c in self.classes if c.images), key=lambda c: c.thickness)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
+        """What `to_dict` gave."""
+        classes = tuple(ClassFacts(**entry) for entry in values["classes"])
+        return cls(**{**values, "classes": classes, "size": tuple(values["size"])})
+
+
+def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
+    """Measure a data set.
+
+    Args:
+        source: with a train split; val may be missing.
+        unlabelled: further images without labels.
+
+    Raises:
+        DataError: no labelled training image, or one that cannot be read.
+    """
+    samples = source.samples("train")
+    labelled = [sample for sample in samples if sample.labelled]
+    if not labelled:
+        raise DataError(f"{source.name} has no labelled training images; label some, or import their masks")
+    step = max(1, -(-len(labelled) // _MOST_MEASURED))
+    chosen = labelled[::step]
+    measured = [_measure(source, sample, len(source.classes)) for sample in track(chosen, "measuring images")]
+    greys = [grey for *_, grey in measured]
+    shapes = [shape for shape, *_ in measured]
+    return Fingerprint(
+        train=len(labelled),
+        val=len(source.samples("val")) if "val" in source.splits() else 0,
+        unlabelled=len(samples) - len(labelled) + unlabelled,
+        measured=len(measured),
+        size=(int(statistics.median(h for h, _ in shapes)), int(statistics.median(w for _, w in shapes))),
+        sizes=len(set(shapes)),
+        classes=_classes(source.classes.names, [parts for _, parts, _ in measured]),
+        brightness=statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6),
+        sequences=sequence_sizes(sample.id for sample in labelled),
+        holds_out=bool(getattr(source, "holds_out", False)),
+    )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """One class in one mask, in pixels."""
+
+    pixels: int
+    outline: int
+
+
+def _measure(source: Source, sample: Sample, classes: int) -> tuple[tuple[int, int], dict[int, _Parts], float]:
+    """Height and width, the classes that occur, and the mean grey value in [0, 255]."""
+    image, mask = source.read_image(sample), source.read_mask(sample)
+    found = (int(index) for index in np.unique(mask) if index != IGNORE_INDEX and index < classes)
+    height, width = mask.shape
+    return (height, width), {index: _parts(mask == index) for index in found}, float(image[::4, ::4].mean())
+
+
+def _parts(inside: np.ndarray) -> _Parts:
+    framed = np.pad(inside, 1)
+    outline = int((framed[1:] != framed[:-1]).sum() + (framed[:, 1:] != framed[:, :-1]).sum())
+    return _Parts(int(inside.sum()), outline)
+
+
+def _classes(names: Sequence[str], images: Sequence[dict[int, _Parts]]) -> tuple[ClassFacts, ...]:
+    total = sum(parts.pixels for image in images for parts in image.values())
+    result = []
+    for index, name in enumerate(names):
+        found = [image[index] for image in images if index in image]
+        pixels, outline = sum(p.pixels for p in found), sum(p.outline for p in found)
+        thickness = 2 * pixels / outline if outline else 0.0
+        share = pixels / total if total else 0.0
+        result.append(ClassFacts(name, share, len(found), thickness))
+    return tuple(result)

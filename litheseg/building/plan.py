@@ -1,0 +1,329 @@
+"""The plan of a build: how the network is trained, decided by a few rules from data, machine and wishes.
+
+No rule searches by training. Each decision is a field of a recipe, its value and the reason; whoever knows better
+overrules it by the option of that name (`--data.size "[360,480]"`), or edits the file.
+
+Usage:
+    >>> plan = make_plan(facts, Wishes("data/mine", budget=20.0, minutes=60), step_seconds, latencies, minutes=58.0)
+    >>> plan.overrides
+    ['--data.size=[360, 480]', '--data.crop=[224, 320]', ...]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from litheseg.budget.choose import BudgetError
+from litheseg.building.fingerprint import Fingerprint
+from litheseg.errors import LithesegError
+from litheseg.training.recipe import Recipe, load_recipe
+
+__all__ = ["Plan", "PlannedField", "Wishes", "make_plan", "read_plan"]
+
+_WIDTH_SETS = ((1.0, 0.75, 0.5, 0.25), (1.0, 0.5), (1.0,))  # the largest first
+_SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)  # of the images' own size
+_STEP = 8  # pixels: sizes are multiples of it
+_CROP_AREA = 240 * 320  # pixels of a training view: more make a step slower than they make it better
+_WANTED = 400  # steps for each width; fewer of them are worse than fewer widths, and then than smaller images
+_ENOUGH = 20_000  # steps
+_THINNEST = 1.0  # pixels: parts that would be thinner are lost
+_FIT_SHARE, _FIT_LEAST, _FIT_MOST = 0.2, 1.0, 10.0  # of all minutes, for choosing, exporting and proving
+_VALIDATIONS = 3
+_FORWARD = 1 / 3  # of a training step's time: a forward pass
+_DIM = 0.25  # spread of brightness above which augmentation is doubled
+_MANY_UNLABELLED = 2.0  # per labelled image, from which on teachers pay
+_TEACHING_MINUTES = 120.0  # that teachers and their student need together, at least
+_HELD_OUT = 0.2  # of the training images
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What somebody asks for.
+
+    Attributes:
+        data: folder of labelled images.
+        budget: milliseconds of one image, end to end; None for the most accurate network.
+        minutes: that everything may take together.
+        unlabelled: folder of images without labels; None for none.
+        classes: file that says what mask values mean; None for the one in `data`.
+        overrides: fields of the recipe that are not left to the plan, as options ``--NAME=VALUE``.
+    """
+
+    data: str
+    budget: float | None = None
+    minutes: float = 60.0
+    unlabelled: str | None = None
+    classes: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Names of the fields that are overruled."""
+        return frozenset(option.removeprefix("--").partition("=")[0] for option in self.overrides)
+
+    @property
+    def asked(self) -> Recipe:
+        """The recipe with these fields.
+
+        Raises:
+            RecipeError: a field that does not exist, or a value out of range.
+        """
+        return load_recipe("slimseg", list(self.overrides))
+
+    @property
+    def width_sets(self) -> tuple[tuple[float, ...], ...]:
+        """The sets of widths to choose among, the largest first."""
+        return (self.asked.widths,) if "widths" in self.fixed else _WIDTH_SETS
+
+
+@dataclass(frozen=True)
+class PlannedField:
+    """A field of the recipe, its value, and why."""
+
+    option: str
+    value: Any
+    because: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network will be trained.
+
+    Attributes:
+        recipe: its name.
+        because: why that one.
+        decisions: all that it does not say itself.
+    """
+
+    recipe: str
+    because: str
+    decisions: tuple[PlannedField, ...]
+
+    @property
+    def overrides(self) -> list[str]:
+        """The decisions as options of `litheseg train`."""
+        return [f"--{item.option}={_written(item.value)}" for item in self.decisions]
+
+    @property
+    def minutes(self) -> float:
+        """Of training."""
+        return float(next(item.value for item in self.decisions if item.option == "trainer.minutes"))
+
+    def text(self) -> str:
+        """As a YAML file that may be edited."""
+        lines = [
+            "# The plan of `litheseg build`. To overrule a line, give the option of its name, as in",
+            '# litheseg build ... --data.size "[360,480]"; or, before training begins, edit its value here.',
+            f"recipe: {self.recipe}  # {self.because}",
+            "decisions:",
+        ]
+        for item in self.decisions:
+            lines.append(f"  {item.option}: {json.dumps(item.value)}  # {item.because}")
+        return "\n".join(lines) + "\n"
+
+
+def read_plan(text: str) -> Plan:
+    """The plan that a file holds.
+
+    Raises:
+        LithesegError: it holds none.
+    """
+    try:
+        content = yaml.safe_load(text)
+        reasons = {line.split(":")[0].strip(): line.partition("  # ")[2] for line in text.splitlines()}
+        decisions = content["decisions"].items()
+        return Plan(
+            str(content["recipe"]),
+            reasons["recipe"],
+            tuple(PlannedField(option, value, reasons.get(option, "")) for option, value in decisions),
+        )
+    except (AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise LithesegError(f"it is no plan of a build ({error!r}); remove it to have a new one made") from error
+
+
+def make_plan(
+    facts: Fingerprint,
+    wishes: Wishes,
+    step_seconds: Callable[[list[str]], Mapping[int, float]],
+    latencies: Callable[[list[str], tuple[int, int]], Mapping[float, float]],
+    *,
+    minutes: float,
+) -> Plan:
+    """Decide.
+
+    Args:
+        facts: about the data.
+        wishes: what is asked for.
+        step_seconds: options -> seconds of a training step, by number of widths, as `trials.step_seconds`.
+        latencies: (options, size) -> milliseconds by width, as `trials.latencies`.
+        minutes: that are left.
+
+    Raises:
+        BudgetError: no network is that fast.
+    """
+    recipe, because = _recipe(facts, wishes)
+    decisions = [*_data(facts, wishes, recipe), *_augmentation(facts)]
+    decisions.append(_batch(facts, wishes))
+    training = minutes - min(max(_FIT_LEAST, _FIT_SHARE * wishes.minutes), _FIT_MOST, minutes / 2)
+    reason = f"of {wishes.minutes:g} minutes; the rest is for choosing, exporting and proving"
+    decisions.append(PlannedField("trainer.minutes", round(training, 2), reason))
+    probe = [*_options(decisions), *(f"--data.{name}={list(_view(facts.size, 0.5))}" for name in ("size", "crop"))]
+    seconds = step_seconds([*probe, *wishes.overrides])
+    times = latencies([*probe, *wishes.overrides], facts.size) if wishes.budget else {}
+    return Plan(recipe, because, (*decisions, *_effort(facts, wishes, 60 * training, seconds, times)))
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _options(decisions: Sequence[PlannedField]) -> list[str]:
+    return Plan("", "", tuple(decisions)).overrides
+
+
+def _recipe(facts: Fingerprint, wishes: Wishes) -> tuple[str, str]:
+    if facts.unlabelled < _MANY_UNLABELLED * facts.train:
+        return (
+            "slimseg",
+            f"all widths in one network; {facts.unlabelled} images without labels are too few for teachers",
+        )
+    if wishes.minutes < _TEACHING_MINUTES:
+        reason = f"teachers for the {facts.unlabelled} images without labels need {_TEACHING_MINUTES:g} minutes"
+        return "slimseg", f"all widths in one network; {reason}"
+    return (
+        "lithe",
+        f"{facts.unlabelled} images without labels beside {facts.train} labelled ones: two teachers label them",
+    )
+
+
+def _data(facts: Fingerprint, wishes: Wishes, recipe: str) -> list[PlannedField]:
+    decisions = [PlannedField("data.root", wishes.data, "as asked for")]
+    if wishes.classes:
+        decisions.append(PlannedField("data.options", {"classes": wishes.classes}, "as asked for"))
+    if wishes.unlabelled and recipe == "lithe":
+        decisions.append(PlannedField("data.unlabelled", wishes.unlabelled, "as asked for"))
+    largest = max(facts.sequences.values(), default=0)
+    if (facts.holds_out or not facts.val) and len(facts.sequences) >= 3 and largest <= 0.6 * facts.train:
+        wanted = _HELD_OUT * facts.train
+        name = min((n for n in facts.sequences if n), key=lambda n: abs(facts.sequences[n] - wanted))
+        reason = f"the data has no val; frames of one sequence are alike, so all {facts.sequences[name]} of it are val"
+        decisions.append(PlannedField("data.leave_out", name, reason))
+    return decisions
+
+
+def _augmentation(facts: Fingerprint) -> list[PlannedField]:
+    if facts.brightness <= _DIM:
+        return []
+    reason = f"images differ in brightness by {facts.brightness:.0%} (standard deviation over mean)"
+    return [PlannedField("data.augment.brightness", 0.5, reason)]
+
+
+def _batch(facts: Fingerprint, wishes: Wishes) -> PlannedField:
+    if "data.batch_size" in wishes.fixed:
+        return PlannedField("data.batch_size", wishes.asked.data.batch_size, "as asked for")
+    most = max(1, facts.train // 4)
+    size = min(8, 2 ** int(math.log2(most)))
+    return PlannedField(
+        "data.batch_size", size, "small enough for many steps" if size == 8 else f"{facts.train} images"
+    )
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """What may be chosen: how large images are, and how many widths are trained."""
+
+    scale: float
+    size: tuple[int, int]
+    crop: tuple[int, int]
+    widths: tuple[float, ...]
+    step: float
+    steps: int
+
+
+def _effort(
+    facts: Fingerprint,
+    wishes: Wishes,
+    seconds: float,
+    step_seconds: Mapping[int, float],
+    times: Mapping[float, float],
+) -> list[PlannedField]:
+    """Size, crop, widths and epochs: what the time allows."""
+    batch = _batch(facts, wishes).value
+    probe = math.prod(_view(facts.size, 0.5))
+    choices: list[_Effort] = []
+    for scale, size, crop in _sizes(facts, wishes):
+        if scale < 1 and facts.thinnest.thickness * scale < _THINNEST and choices:
+            break
+        for widths in wishes.width_sets:
+            step = step_seconds[len(widths)] * math.prod(crop) / probe
+            image = step / batch * math.prod(size) / math.prod(crop) * _FORWARD
+            steps = int((seconds - (_VALIDATIONS + 1) * facts.val * image) / step)
+            choices.append(_Effort(scale, size, crop, widths, step, steps))
+    within = [choice for choice in choices if _fits(choice, times, wishes.budget)]
+    if not within:
+        width, fastest = min(times.items(), key=lambda item: item[1])
+        least = fastest * _SCALES[-1] ** 2
+        raise BudgetError(
+            f"no network is as fast as {wishes.budget:g} ms here: the nearest, width {width:g} at "
+            f"{'x'.join(map(str, _view(facts.size, _SCALES[-1])))}, takes about {least:.1f} ms; give a longer --budget"
+        )
+    chosen = next((c for c in within if c.steps >= _WANTED * len(c.widths)), max(within, key=lambda c: c.steps))
+    decisions = _decided(facts, chosen, batch)
+    return [item for item in decisions if item.option not in wishes.fixed]
+
+
+def _sizes(facts: Fingerprint, wishes: Wishes) -> Iterator[tuple[float, tuple[int, int], tuple[int, int]]]:
+    """Scale, size and crop of the images, the largest first."""
+    asked = wishes.asked.data
+    fixed = asked.size if "data.size" in wishes.fixed else None
+    for scale in [fixed[0] / facts.size[0]] if fixed else _SCALES:
+        size = fixed or _view(facts.size, scale)
+        yield scale, size, (asked.crop if "data.crop" in wishes.fixed else None) or _crop(size)
+
+
+def _fits(choice: _Effort, times: Mapping[float, float], budget: float | None) -> bool:
+    """Whether one of its widths is likely to be fast enough."""
+    known = {width: ms * choice.scale**2 for width, ms in times.items()}
+    narrowest = min(choice.widths)
+    return budget is None or min((ms for width, ms in known.items() if width >= narrowest), default=0.0) <= budget
+
+
+def _decided(facts: Fingerprint, chosen: _Effort, batch: int) -> list[PlannedField]:
+    epoch = max(1, facts.train // batch)
+    epochs = max(1, min(chosen.steps, _ENOUGH) // epoch)
+    own = "the images' own size" if chosen.scale == 1 else f"{chosen.scale:g} of the images' own {_by(facts.size)}"
+    thin = f"{facts.thinnest.name}, the thinnest, is {facts.thinnest.thickness * chosen.scale:.1f} pixels thick then"
+    fewer = "every width" if chosen.widths == _WIDTH_SETS[0] else "more would leave too few steps"
+    decisions = [
+        PlannedField("data.size", list(chosen.size), f"{own}; {thin}"),
+        PlannedField("data.crop", list(chosen.crop), "of a training view"),
+        PlannedField("widths", list(chosen.widths), fewer),
+        PlannedField("trainer.epochs", epochs, f"{epochs * epoch} steps of about {chosen.step:.2f} seconds"),
+        PlannedField("trainer.val_every", max(1, math.ceil(epochs / _VALIDATIONS)), "scores now and then"),
+    ]
+    if len(chosen.widths) == 1:
+        decisions.append(PlannedField("teachers.wider", None, "there is no wider width"))
+        decisions.append(PlannedField("objectives.kl", None, "likewise"))
+    return decisions
+
+
+def _view(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    height, width = (max(_STEP, round(pixels * scale / _STEP) * _STEP) for pixels in size)
+    return height, width
+
+
+def _crop(size: tuple[int, int]) -> tuple[int, int]:
+    area = math.prod(size)
+    if area <= 1.25 * _CROP_AREA:
+        return size
+    return _view(size, math.sqrt(_CROP_AREA / area))
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,249 @@
+"""A trained network for programs and notebooks: its scores, its frontier, pictures, and what can be made of it.
+
+Usage:
+    >>> result = litheseg.train("slimseg", data="data/camvid", size=(360, 480), minutes=60)
+    >>> print(result.scores)
+    >>> result.show(["street.jpg"]).save("street.png")
+    >>> result.fit("20ms", output="deployed").deployed
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from litheseg.budget import fit as budget
+from litheseg.bundle.exported import Export
+from litheseg.bundle.header import BundleHeader
+from litheseg.bundle.verdicts import worst_class
+from litheseg.deploy.export import export_bundle
+from litheseg.errors import LithesegError
+from litheseg.files import atomic_path
+from litheseg.masks.pictures import overlay
+from litheseg.models.bundle import load_bundle
+from litheseg.report.card import width_rows, width_table
+from litheseg.report.plots import FrontierPoint, frontier
+from litheseg.runtime.predictor import ImageLike, Predictor
+from litheseg.runtime.rgb import to_rgb
+from litheseg.tables import terminal_table
+from litheseg.values import parse_duration
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["BUILD_FILE", "BuildResult", "ScoreTable", "TrainedNetwork", "read_result"]
+
+BUILD_FILE = "build.json"
+_GAP = 8  # pixels between pictures
+
+
+class ScoreTable(Mapping[float, Mapping[str, Any]]):
+    """Scores and costs by width, on val: `scores[0.5]["miou"]`; prints as a table.
+
+    Args:
+        header: of the model.
+    """
+
+    def __init__(self, header: BundleHeader) -> None:
+        self._header = header
+        self._rows = {float(width): values for width, values in header.metrics.items()}
+
+    def __getitem__(self, width: float) -> Mapping[str, Any]:
+        """Of one width: miou, iou by class, boundary_iou, params, macs."""
+        return self._rows[width]
+
+    def __iter__(self) -> Iterator[float]:
+        """The widths, the widest first."""
+        return iter(sorted(self._rows, reverse=True))
+
+    def __len__(self) -> int:
+        """Widths."""
+        return len(self._rows)
+
+    def worst_class(self, width: float) -> tuple[str, float]:
+        """Name and IoU of the class with the lowest IoU."""
+        worst = worst_class(self._header.classes.names, self[width]["iou"])
+        assert worst is not None, "labels hold some class"
+        return worst
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each width, a column for each score, cost and class.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        import pandas
+
+        names = self._header.classes.names
+        rows = {}
+        for width in self:
+            plain = {name: value for name, value in self[width].items() if not isinstance(value, (list, tuple, dict))}
+            rows[width] = plain | {f"iou {name}": iou for name, iou in zip(names, self[width]["iou"], strict=True)}
+        return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("width")
+
+    def __str__(self) -> str:
+        """As a table."""
+        console = Console(width=120, force_terminal=False, color_system=None)
+        with console.capture() as text:
+            console.print(terminal_table(width_table(width_rows(self._header))))
+        return text.get()
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network that was trained, and the folder that holds all of it.
+
+    Attributes:
+        folder: of the run.
+        bundle: the model file.
+    """
+
+    folder: Path
+    bundle: Path
+
+    @cached_property
+    def scores(self) -> ScoreTable:
+        """By width, on val."""
+        return ScoreTable(load_bundle(self.bundle).header)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """What `predict` and `show` run."""
+        return Predictor(str(self._source))
+
+    @property
+    def _source(self) -> Path:
+        return self.bundle
+
+    def predict(self, image: ImageLike, width: float | None = None) -> np.ndarray:
+        """The mask of an image, uint8 H x W of class ids.
+
+        Args:
+            image: a file, an array H x W x 3 (RGB), or a Pillow image.
+            width: to run at; by default the widest that there is.
+
+        Raises:
+            WidthError: a width that the model does not have.
+            DataError: an image that cannot be read.
+        """
+        return self.predictor(image, width=width)
+
+    def show(self, images: Sequence[ImageLike], widths: Sequence[float] | None = None) -> Image.Image:
+        """One row for each image: itself, and its overlay at each width.
+
+        Args:
+            images: files, arrays or Pillow images.
+            widths: to show; by default the widest and the narrowest.
+        """
+        predictor = self.predictor
+        widths = widths or tuple(dict.fromkeys((predictor.widths[0], predictor.widths[-1])))
+        rows = []
+        for image in images:
+            pixels = to_rgb(image)
+            masks = [predictor(pixels, width=width) for width in widths]
+            rows.append([pixels, *(overlay(pixels, mask, predictor.classes) for mask in masks)])
+        return _grid(rows)
+
+    def frontier(self) -> Image.Image:
+        """Accuracy against cost, one point for each width."""
+        points = [
+            FrontierPoint(width, values["macs"], values["miou"])
+            for width, values in self.scores.items()
+            if values.get("miou") is not None
+        ]
+        path = self.folder / "figures" / "frontier.png"
+        frontier(path, {self.folder.name: points}, cost_label="MACs of one image", score_label="mIoU (%)")
+        return Image.open(path)
+
+    def fit(self, limit: str | float, *, output: str | Path | None = None, **options: Any) -> budget.FitResult:
+        """The most accurate network within a budget, exported.
+
+        Args:
+            limit: milliseconds of one image, or a text such as 20ms or 15fps.
+            output: folder of the export; by default named after the budget, in the run's folder.
+            options: of `litheseg.budget.fit.fit`.
+
+        Raises:
+            BudgetError: nothing is that fast.
+        """
+        milliseconds = parse_duration(limit) if isinstance(limit, str) else limit
+        return budget.fit(
+            self.bundle, budget=milliseconds, output=output or self.folder / f"fit-{milliseconds:g}ms", **options
+        )
+
+    def export(self, output: str | Path, **options: Any) -> Export:
+        """All widths as ONNX, or in the formats that are named; see `litheseg.deploy.export.export_bundle`."""
+        return export_bundle(load_bundle(self.bundle), output, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Copy the model file.
+
+        Raises:
+            LithesegError: it cannot be written.
+        """
+        target = Path(path)
+        target = target if target.suffix == ".safetensors" else target.with_name(target.name + ".safetensors")
+        with atomic_path(target) as temporary:
+            shutil.copyfile(self.bundle, temporary)
+        return target
+
+
+@dataclass(frozen=True)
+class BuildResult(TrainedNetwork):
+    """What `litheseg.build` made: the trained network, and the one that was chosen of it.
+
+    Attributes:
+        deployed: folder of the export, or a model file: what to take to the box.
+        promise: of it: width, size, precision, runtime, threads, milliseconds, miou.
+        sentence: the promise in words.
+    """
+
+    deployed: Path
+    promise: Mapping[str, Any]
+    sentence: str
+
+    @property
+    def _source(self) -> Path:
+        return self.deployed
+
+    def frontier(self) -> Image.Image:
+        """What was measured: accuracy against milliseconds, and the budget."""
+        return Image.open(self.folder / "frontier.png")
+
+
+def read_result(folder: str | Path) -> BuildResult:
+    """The result of a build that is done.
+
+    Raises:
+        LithesegError: the folder holds none.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / BUILD_FILE).read_text(encoding="utf-8"))
+        model = folder / "training" / "model.safetensors"
+        return BuildResult(folder, model, folder / content["deploy"], content["promise"], content["sentence"])
+    except (OSError, ValueError, KeyError) as error:
+        raise LithesegError(f"{folder} holds no finished build; the same command goes on with one") from error
+
+
+def _grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """Pictures in rows; those of a row are of one size, and all rows as wide as the first."""
+    height, width = rows[0][0].shape[:2]
+    heights = [round(row[0].shape[0] * width / row[0].shape[1]) for row in rows]
+    columns = len(rows[0])
+    whole = Image.new("RGB", (columns * (width + _GAP) - _GAP, sum(heights) + _GAP * (len(rows) - 1)), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, pixels in enumerate(row):
+            whole.paste(Image.fromarray(pixels).resize((width, height)), (column * (width + _GAP), top))
+        top += height + _GAP
+    return whole

@@ -1,0 +1,152 @@
+"""Training and building from programs and notebooks: as the commands do it, shown meanwhile, with a result in hand.
+
+Ctrl-C (in a notebook, the stop button) ends training with the epoch that has begun, its learning rate falling to 0, and
+gives what there is; a second one stops at once, and the same call goes on later.
+
+Usage:
+    >>> run = litheseg.train("slimseg", data="data/mine", size=(360, 480), minutes=30)
+    >>> print(run.scores)
+    >>> litheseg.build("data/mine", budget="20ms", minutes=60, output="deployed").deployed
+    PosixPath('deployed/export')
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from litheseg.building import stages
+from litheseg.building.result import BuildResult, TrainedNetwork
+from litheseg.errors import Interrupted
+from litheseg.progress import shown
+from litheseg.training import run
+from litheseg.training.horizon import epochs_done
+from litheseg.training.recipe import Recipe, load_recipe
+from litheseg.values import parse_duration
+
+__all__ = ["build", "train"]
+
+
+def train(
+    recipe: Recipe | str = "slimseg",
+    output: str | Path | None = None,
+    *,
+    data: str | Path | Mapping[str, Any] | None = None,
+    size: tuple[int, int] | None = None,
+    minutes: float | None = None,
+    init: str | Path | None = None,
+    resume: bool = False,
+    **fields: Any,
+) -> TrainedNetwork:
+    """Train a network that runs at several widths.
+
+    Args:
+        recipe: name (see `litheseg recipes`), .yaml file, or a loaded one, which takes no further fields.
+        output: the run's folder; by default runs/RECIPE.
+        data: folder of labelled images; or fields of the recipe's section `data`.
+        size: height and width that images are resized to.
+        minutes: most minutes of training; by default as many as the epochs take.
+        init: a trained model to start from: its file, zoo:NAME or hf:OWNER/NAME.
+        resume: go on from the folder's last checkpoint.
+        fields: of the recipe: ``widths=[1, 0.5]``, ``trainer={"epochs": 40}``, ``optimizer={"lr": 5e-4}``.
+
+    Returns:
+        The network: its scores, pictures, and what can be made of it.
+
+    Raises:
+        Interrupted: Ctrl-C before a whole epoch was trained.
+        LithesegError: a field, data or folder that cannot be used.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else _recipe(recipe, data, size, minutes, init, fields)
+    folder = Path(output) if output is not None else Path("runs") / loaded.name
+    with shown():
+        try:
+            result = run.train(loaded, folder, resume=resume)
+        except Interrupted:
+            epochs = epochs_done(folder)
+            if not epochs:
+                raise
+            shorter = replace(loaded, trainer=replace(loaded.trainer, epochs=epochs + 1))
+            result = run.train(shorter, folder, resume=True)
+    return TrainedNetwork(result.folder, result.bundle)
+
+
+def build(
+    data: str | Path,
+    *,
+    budget: str | float | None = None,
+    minutes: float = 60.0,
+    output: str | Path = "deployed",
+    unlabelled: str | Path | None = None,
+    classes: str | Path | None = None,
+    min_class_iou: float | None = None,
+    **fields: Any,
+) -> BuildResult:
+    """Make a network from labelled images that runs within a budget on this machine, ready to deploy.
+
+    Args:
+        data: folder of labelled images.
+        budget: milliseconds of one image, end to end, or a text such as 20ms or 15fps; by default the most accurate
+            network is taken.
+        minutes: that everything takes together, about.
+        output: folder of all that is made; the same one goes on with a build that was stopped.
+        unlabelled: folder of images without labels, to learn from as well.
+        classes: class file that says what mask values mean; by default the one in `data`.
+        min_class_iou: refuse networks whose worst class has a lower IoU, in [0, 1].
+        fields: of the recipe, that are not left to the plan, as of `train`.
+
+    Returns:
+        The network, its scores and what is promised of it.
+
+    Raises:
+        BudgetError: no network is that fast.
+        Interrupted: Ctrl-C before a whole epoch was trained.
+        LithesegError: data that cannot be trained on, or what training, export or fit refuses.
+    """
+    wishes: dict[str, Any] = {
+        "budget": parse_duration(budget) if isinstance(budget, str) else budget,
+        "minutes": minutes,
+        "output": output,
+        "unlabelled": unlabelled,
+        "classes": classes,
+        "min_class_iou": min_class_iou,
+    }
+    options = list(_options(fields))
+    with shown():
+        try:
+            return stages.build(data, *options, **wishes)
+        except Interrupted:
+            if not epochs_done(Path(output) / "training"):
+                raise
+            return stages.build(data, *options, **wishes, finish=True)
+
+
+def _recipe(
+    name: str,
+    data: str | Path | Mapping[str, Any] | None,
+    size: tuple[int, int] | None,
+    minutes: float | None,
+    init: str | Path | None,
+    fields: Mapping[str, Any],
+) -> Recipe:
+    section: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {} if data is None else {"root": str(data)}
+    if size is not None:
+        section["size"] = list(size)
+    trainer = dict(fields.get("trainer", {}))
+    if minutes is not None:
+        trainer["minutes"] = minutes
+    values = {**fields, "data": section, "trainer": trainer}
+    return load_recipe(name, list(_options(values)), init=None if init is None else str(init))
+
+
+def _options(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Fields as command-line options: {"trainer": {"epochs": 3}} -> ``--trainer.epochs=3``."""
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and path != "data.options":
+            yield from _options(value, f"{path}.")
+        else:
+            yield f"--{path}={value if isinstance(value, (str, Path)) else json.dumps(value)}"

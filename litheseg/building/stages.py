@@ -1,0 +1,247 @@
+"""`litheseg build`: from a folder and a budget to a deployed network, in stages that never lose work.
+
+Each stage leaves a file; a stage whose file is there is not repeated. So the same command goes on after Ctrl-C, a
+crash or a reboot, within a stage too: training from its last epoch, choosing from the timings and exports so far.
+
+    plan.yaml           what was decided and why (`litheseg.building.plan`)
+    fingerprint.json    what it was decided from
+    training/           the run, with report.html and model.safetensors
+    fit.json, export/   what to deploy, and what is promised of it
+    build.json          when all is done
+
+Usage:
+    >>> result = build("data/mine", budget=20.0, minutes=60, output="deployed")
+    >>> result.predict("street.jpg")
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from litheseg.budget.fit import FIT_FILE, fit
+from litheseg.building.fingerprint import Fingerprint, take_fingerprint
+from litheseg.building.plan import Plan, Wishes, make_plan, read_plan
+from litheseg.building.result import BUILD_FILE, BuildResult, read_result
+from litheseg.building.trials import latencies, step_seconds
+from litheseg.data import open_source
+from litheseg.data.doctor import diagnose
+from litheseg.data.source import Source
+from litheseg.data.unlabelled import find_unlabelled
+from litheseg.errors import Interrupted, LithesegError, listed
+from litheseg.files import write_text
+from litheseg.locks import folder_lock
+from litheseg.models.bundle import load_bundle
+from litheseg.progress import say, stage
+from litheseg.report.run_report import report_run
+from litheseg.training.horizon import epochs_done
+from litheseg.training.recipe import Recipe, check_recipe, load_recipe
+from litheseg.training.run import train
+from litheseg.values import Duration
+
+__all__ = ["build"]
+
+_NO_BUDGET = 60_000.0  # milliseconds
+_PLAN, _FINGERPRINT, _WISHES = "plan.yaml", "fingerprint.json", "wishes.json"
+_CHANGEABLE = ("budget", "minutes")
+
+
+def build(
+    data: str | Path,
+    *overrides: str,
+    budget: Duration | None = None,
+    minutes: float = 60.0,
+    output: str | Path = "deployed",
+    unlabelled: str | Path | None = None,
+    classes: str | Path | None = None,
+    min_class_iou: float | None = None,
+    finish: bool = False,
+    command: str = "",
+) -> BuildResult:
+    """Make a network from labelled images that runs within a budget, and write it with all that it came from.
+
+    Args:
+        data: folder of labelled images.
+        *overrides: fields of the recipe that are not left to the plan, such as ``--data.size=[360,480]``.
+        budget: milliseconds of one image, end to end, on this machine; by default the most accurate network is taken.
+        minutes: that everything takes together, about.
+        output: folder of all that is made; the same one goes on with a build that was stopped.
+        unlabelled: folder of images without labels, to learn from as well.
+        classes: class file that says what mask values mean; by default the one in `data`.
+        min_class_iou: refuse networks whose worst class has a lower IoU, in [0, 1].
+        finish: train only one epoch more, in which the learning rate falls to 0, and deploy what there is then.
+        command: the shell command, for the report.
+
+    Returns:
+        The network, its scores and what is promised of it.
+
+    Raises:
+        BudgetError: no network is that fast.
+        Interrupted: Ctrl-C; the same command goes on.
+        LithesegError: data that cannot be trained on, or what training, export or fit refuses.
+    """
+    photos, meanings = (None if path is None else str(path) for path in (unlabelled, classes))
+    wishes = Wishes(str(data), budget, minutes, photos, meanings, tuple(overrides))
+    folder = Path(output)
+    check_recipe(wishes.asked)  # before anything takes time
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder, beside=True):
+        job = _Stages(folder, wishes, command, min_class_iou)
+        job.check_wishes()
+        try:
+            return job.run(finish=finish)
+        except Interrupted as stop:
+            message = (
+                f"{str(stop).split('; ')[0]}; the same command goes on, and with --finish it deploys what there is"
+            )
+            raise Interrupted(message) from stop
+
+
+@dataclass
+class _Stages:
+    """One build: what is asked for, and where it is kept."""
+
+    folder: Path
+    wishes: Wishes
+    command: str
+    min_class_iou: float | None
+
+    def __post_init__(self) -> None:
+        self.begun = time.monotonic()
+
+    def check_wishes(self) -> None:
+        """Refuse to go on with a build of other wishes, naming what differs; note those of a new one."""
+        file, now = self.folder / _WISHES, json.loads(json.dumps(asdict(self.wishes)))
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            if any(path.name not in (_WISHES,) for path in self.folder.iterdir() if not path.name.startswith(".")):
+                raise LithesegError(f"{self.folder} holds something else; choose another --output") from None
+            before = now
+        differ = [
+            f"{name} was {before.get(name)} and is {value}"
+            for name, value in now.items()
+            if name not in _CHANGEABLE and before.get(name) != value
+        ]
+        if differ:
+            raise LithesegError(
+                f"{self.folder} was begun with other wishes: {listed(differ)}; give those, or choose another --output"
+            )
+        if before != now:
+            for made in (BUILD_FILE, FIT_FILE):
+                (self.folder / made).unlink(missing_ok=True)
+        write_text(file, json.dumps(now, indent=2) + "\n")
+
+    def run(self, *, finish: bool) -> BuildResult:
+        """All stages that are not done."""
+        with suppress(LithesegError):
+            return read_result(self.folder)
+        stages: list[tuple[str, Callable[[], Any]]] = [
+            ("looking at the data", self._look),
+            ("plan", self._plan),
+            ("training", partial(self._train, finish)),
+            ("choosing, exporting and proving", self._fit),
+            ("report", self._report),
+        ]
+        for number, (name, work) in enumerate(stages, 1):
+            with stage(number, len(stages), name):
+                work()
+        return read_result(self.folder)
+
+    # --- the stages --------------------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> Source:
+        """The labelled images."""
+        more: dict[str, Any] = {"classes": self.wishes.classes} if self.wishes.classes else {}
+        return open_source("auto", self.wishes.data, **more)
+
+    def _look(self) -> None:
+        """What is wrong with the data, and what it is like."""
+        if (self.folder / _FINGERPRINT).exists():
+            return
+        report = diagnose(self.source)
+        if not report.ok:
+            found = "; ".join(item.message for item in report.findings if item.severity == "error")
+            raise LithesegError(
+                f"{self.wishes.data} cannot be trained on: {found}; `litheseg doctor {self.wishes.data}` says more"
+            )
+        for item in report.findings:
+            if item.severity == "warning":
+                say(f"warning: {item.message}")
+        more = 0
+        if self.wishes.unlabelled:
+            more = len(find_unlabelled(self.wishes.unlabelled, self.source, None).samples)
+        facts = take_fingerprint(self.source, unlabelled=more)
+        write_text(self.folder / _FINGERPRINT, json.dumps(facts.to_dict(), indent=2) + "\n")
+
+    def _plan(self) -> None:
+        """Decide."""
+        file = self.folder / _PLAN
+        if not file.exists():
+            facts = Fingerprint.from_dict(json.loads((self.folder / _FINGERPRINT).read_text(encoding="utf-8")))
+            plan = make_plan(facts, self.wishes, self._step_seconds, self._latencies, minutes=self._minutes_left())
+            write_text(file, plan.text())
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                say(line)
+
+    def _step_seconds(self, options: list[str]) -> dict[int, float]:
+        return step_seconds(load_recipe("slimseg", options), self.wishes.width_sets)
+
+    def _latencies(self, options: list[str], size: tuple[int, int]) -> dict[float, float]:
+        trials, widths = self.folder / "trials", self.wishes.width_sets[0]
+        ends = tuple(dict.fromkeys((max(widths), min(widths))))
+        found = latencies(load_recipe("slimseg", options), self.source, widths=ends, size=size, folder=trials)
+        shutil.rmtree(trials, ignore_errors=True)
+        return found
+
+    def _recipe(self, finish: bool = False) -> Recipe:
+        file = self.folder / _PLAN
+        try:
+            plan: Plan = read_plan(file.read_text(encoding="utf-8"))
+            options = [*plan.overrides, *self.wishes.overrides]
+            if finish:
+                done = epochs_done(self.folder / "training")
+                options += [f"--trainer.epochs={done + 1}", "--trainer.minutes=0"]
+            return load_recipe(plan.recipe, options)
+        except LithesegError as error:
+            raise LithesegError(f"{file}: {error}") from error
+
+    def _train(self, finish: bool) -> None:
+        """Train, within the minutes."""
+        if not (self.folder / "training" / "model.safetensors").exists():
+            train(self._recipe(finish), self.folder / "training", resume=True)
+
+    def _fit(self) -> None:
+        """Choose the most accurate network within the budget, export it, prove that it is the same and that fast."""
+        if (self.folder / FIT_FILE).exists():
+            return
+        model = self.folder / "training" / "model.safetensors"
+        budget = self.wishes.budget or _NO_BUDGET
+        least = self.min_class_iou
+        fit(model, budget=budget, output=self.folder, min_class_iou=least, command=self.command, force=True)
+
+    def _report(self) -> None:
+        """Write what it came to."""
+        report_run(self.folder / "training", command=self.command, title=Path(self.wishes.data).name)
+        header = load_bundle(self.folder / "training" / "model.safetensors").header
+        found = json.loads((self.folder / FIT_FILE).read_text(encoding="utf-8"))
+        content = {
+            "litheseg": "build",
+            "wishes": asdict(self.wishes),
+            "scores": header.metrics,
+            **{name: found[name] for name in ("deploy", "promise", "sentence")},
+            "command": self.command,
+        }
+        write_text(self.folder / BUILD_FILE, json.dumps(content, indent=2) + "\n")
+
+    def _minutes_left(self) -> float:
+        return self.wishes.minutes - (time.monotonic() - self.begun) / 60

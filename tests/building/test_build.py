@@ -1,0 +1,199 @@
+"""Whole builds of a tiny network: what they leave, how they go on, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_training
+from tiny_training import same_weights
+
+from litheseg.budget import choose
+from litheseg.budget.fit import fit
+from litheseg.building import stages, trials
+from litheseg.building.result import BuildResult, read_result
+from litheseg.cli import main
+from litheseg.data.streets import make_streets
+from litheseg.errors import LithesegError
+from litheseg.runtime.predictor import Predictor
+
+FIELDS = (
+    "--model.name=tiny",
+    "--data.size=[32,32]",
+    "--data.crop=[32,32]",
+    "--data.batch_size=2",
+    "--widths=[1.0,0.5]",
+    "--trainer.epochs=3",
+    "--trainer.accelerator=cpu",
+    "--trainer.threads=1",
+    "--trainer.loggers=[csv]",
+)
+KILLS = int(os.environ.get("LITHESEG_TEST_KILLS", "2"))
+
+
+def quick() -> None:
+    """Fits of a second: in PyTorch, one thread, no long proof."""
+    choose.PROOF_MS, trials._RUNTIMES = 1, ("torch",)
+    stages.fit = partial(fit, runtime=("torch",), precision=("fp32",), threads=(1,), sizes=((32, 32),))
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., BuildResult]:
+    monkeypatch.setattr(choose, "PROOF_MS", 1)
+    monkeypatch.setattr(stages, "fit", stages.fit)
+    monkeypatch.setattr(trials, "_RUNTIMES", ())
+    monkeypatch.setenv("LITHESEG_CACHE", str(tmp_path / "cache"))
+    quick()
+    return partial(stages.build, output=tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "streets"
+    make_streets(folder, train=8, val=2, size=(32, 32))
+    return folder
+
+
+def test_a_build_from_a_folder_to_a_network(build: Any, data: Path, tmp_path: Path, capsys: Any) -> None:
+    result = build(data, *FIELDS, minutes=30.0, budget=1000.0)
+    out = tmp_path / "out"
+    assert {"plan.yaml", "fingerprint.json", "training", "fit.json", "build.json", "frontier.png"} <= set(
+        os.listdir(out)
+    )
+    assert set(result.scores) == {1.0, 0.5} and 0 <= result.scores[0.5]["miou"] <= 1
+    assert result.scores.worst_class(1.0)[1] == min(iou for iou in result.scores[1.0]["iou"] if iou is not None)
+    assert result.promise["milliseconds"] <= 1000 and result.sentence.startswith("width ")
+    photo = next((data / "images" / "val").iterdir())
+    chosen = Predictor(str(result.deployed), width=result.promise["width"])
+    assert np.array_equal(result.predict(photo), chosen(str(photo)))
+    assert result.show([photo]).size[0] > 32 and result.frontier().size[0] > 100
+    assert "mIoU" in str(result.scores)
+    assert result.save(tmp_path / "copy").read_bytes() == result.bundle.read_bytes()
+    before = (out / "build.json").stat().st_mtime_ns
+    assert build(data, *FIELDS, minutes=30.0, budget=1000.0) == result
+    assert (out / "build.json").stat().st_mtime_ns == before, "nothing is done twice"
+    build(data, *FIELDS, minutes=30.0, budget=900.0)
+    assert json.loads((out / "fit.json").read_text())["limits"]["milliseconds"] == 900, "only the choice is made anew"
+    with pytest.raises(
+        LithesegError, match=r"begun with other wishes: overrides was .*; give those, or choose another"
+    ):
+        build(data, *FIELDS, "--trainer.seed=1", minutes=30.0, budget=900.0)
+
+
+def test_the_plan_is_made_where_nothing_is_given(build: Any, data: Path, tmp_path: Path) -> None:
+    left = [
+        field for field in FIELDS if not field.startswith(("--data.size", "--data.crop", "--widths", "--trainer.ep"))
+    ]
+    build(data, *left, "--data.steps=2", minutes=0.25, budget=1000.0)
+    text = (tmp_path / "out" / "plan.yaml").read_text()
+    assert "data.size: [32, 32]  # the images' own size" in text and "trainer.epochs: " in text
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_finish_ends_training_early(build: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "train", dying_after(2))
+    fields = [*FIELDS, "--trainer.epochs=50"]
+    with pytest.raises(RuntimeError, match="power cut"):
+        build(data, *fields, minutes=30.0)
+    monkeypatch.undo()
+    quick()
+    result = build(data, *fields, minutes=30.0, finish=True)
+    rows = (result.folder / "training" / "metrics.csv").read_text().splitlines()
+    assert len(rows) - 1 == 3, "the two epochs that were there, and one in which the learning rate falls to 0"
+
+
+def dying_after(epochs: int) -> Callable[..., Any]:
+    from litheseg.training import run
+    from litheseg.training.task import SegmentationTask
+
+    def train(*args: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+
+            def die(task: SegmentationTask) -> None:
+                if task.current_epoch == epochs:
+                    raise RuntimeError("power cut")
+
+            patch.setattr(SegmentationTask, "on_train_epoch_start", die)
+            return run.train(*args, **options)
+
+    return train
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_data_with_errors_is_refused_before_anything_takes_time(build: Any, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LithesegError, match="empty"):
+        build(tmp_path / "empty", minutes=1.0)
+    with pytest.raises(LithesegError, match=r"unknown option --trainer.epoch\..*--trainer.epochs"):
+        build(data, "--trainer.epoch=3")
+
+
+def test_a_folder_with_something_else_is_left_alone(build: Any, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("\\begin")
+    with pytest.raises(LithesegError, match="holds something else"):
+        build(data, minutes=1.0)
+    with pytest.raises(LithesegError, match="holds no finished build"):
+        read_result(tmp_path / "out")
+
+
+def test_no_network_in_the_budget(build: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["build", str(data), *FIELDS[:1], "--data.batch_size=2", "--trainer.accelerator=cpu", "--trainer.threads=1"]
+    assert main([*words, "--budget", "1us", "--output", str(tmp_path / "out")]) == 2
+    assert "no network is as fast as 0.001 ms here: the nearest" in capsys.readouterr().err
+
+
+# --- a build that is killed ------------------------------------------------------------------------------------------
+
+KILLED = """
+import json, os, signal, sys, time
+sys.path.insert(0, sys.argv[4])
+import tiny_training
+from test_build import FIELDS, quick
+from litheseg.building import stages
+import litheseg.training.run
+
+quick()
+data, output, delays = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+for delay in [*delays, None]:
+    child = os.fork()
+    if not child:
+        try:
+            stages.build(data, *FIELDS, budget=1000.0, minutes=60.0, output=output)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in ((0, -signal.SIGKILL) if delay is not None else (0,)), code
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_network(build: Any, data: Path, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    whole = build(data, *FIELDS, budget=1000.0, minutes=60.0)
+    seconds, moments = time.monotonic() - begin, random.Random(0)
+    delays = sorted(moments.uniform(0, seconds) for _ in range(KILLS))
+    here, folder = os.path.dirname(__file__), tmp_path / "killed"
+    script = [sys.executable, "-c", KILLED, str(data), str(folder), json.dumps(delays), here]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=900, env=tiny_training.environment())
+    assert done.returncode == 0, done.stderr
+    again = read_result(folder)
+    assert same_weights(whole.folder / "training", again.folder / "training")
+    assert again.promise["width"] == whole.promise["width"] and again.promise["miou"] == whole.promise["miou"]
+    assert not list(folder.rglob(".*.safetensors")), "no drafts are left"

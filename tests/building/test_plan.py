@@ -1,0 +1,116 @@
+"""A plan follows from the data, the time and the budget; each value has a reason, and can be overruled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from litheseg.budget.choose import BudgetError
+from litheseg.building.fingerprint import ClassFacts, Fingerprint
+from litheseg.building.plan import Plan, Wishes, make_plan, read_plan
+from litheseg.errors import LithesegError
+from litheseg.training.recipe import load_recipe
+
+FACTS = Fingerprint(
+    train=360,
+    val=100,
+    unlabelled=0,
+    measured=180,
+    size=(360, 480),
+    sizes=1,
+    classes=(ClassFacts("road", 0.9, 180, 60.0), ClassFacts("pole", 0.1, 90, 4.0)),
+    brightness=0.1,
+    sequences={"a": 200, "b": 100, "c": 60},
+    holds_out=False,
+)
+ONE_CORE = {4: 1.5, 2: 1.05, 1: 0.75}  # seconds of a step at half size
+FAST = {1.0: 30.0, 0.25: 8.0}  # milliseconds at full size
+
+
+def planned(
+    facts: Fingerprint = FACTS, step: float = 1.0, times: Any = FAST, **wishes: Any
+) -> tuple[Plan, dict[str, Any]]:
+    asked = Wishes("data/mine", **{"minutes": 60, **wishes})
+    seconds = {count: step * value for count, value in ONE_CORE.items()}
+    plan = make_plan(facts, asked, lambda _: seconds, lambda *_: times, minutes=asked.minutes)
+    return plan, {item.option: item.value for item in plan.decisions}
+
+
+def test_with_time_images_keep_their_size_and_every_width_is_trained() -> None:
+    plan, values = planned(minutes=120)
+    assert plan.recipe == "slimseg" and values["data.size"] == [360, 480] and values["widths"] == [1.0, 0.75, 0.5, 0.25]
+    height, width = values["data.crop"]
+    assert height * width == pytest.approx(240 * 320, rel=0.1) and height / width == pytest.approx(360 / 480, rel=0.05)
+    assert values["data.batch_size"] == 8
+
+
+def test_training_fits_into_its_minutes() -> None:
+    _, values = planned(minutes=60)
+    steps = values["trainer.epochs"] * (360 // 8)
+    crop, half = values["data.crop"], (176, 240)
+    assert values["widths"] == [1.0, 0.5]
+    assert steps * 1.05 * crop[0] * crop[1] / (half[0] * half[1]) <= 60 * values["trainer.minutes"] < 60 * 60
+    assert 60 - values["trainer.minutes"] >= 10
+
+
+def test_less_time_means_fewer_widths_then_smaller_images() -> None:
+    assert planned(minutes=60)[1]["widths"] == [1.0, 0.5] and planned(minutes=60)[1]["data.size"] == [360, 480]
+    _, values = planned(minutes=20)
+    assert values["widths"] == [1.0] and values["data.size"] == [360, 480]
+    assert values["objectives.kl"] is None and values["teachers.wider"] is None
+    assert planned(minutes=6)[1]["data.size"][0] < 360
+
+
+def test_thin_parts_keep_images_large() -> None:
+    thin = replace(FACTS, classes=(FACTS.classes[0], ClassFacts("wire", 0.01, 50, 1.5)))
+    assert planned(thin, minutes=4)[1]["data.size"] == [272, 360]
+    assert planned(minutes=4)[1]["data.size"] == [136, 176]
+
+
+def test_a_budget_that_only_a_narrow_width_meets_is_trained_for() -> None:
+    _, values = planned(budget=10.0, minutes=120)
+    assert min(values["widths"]) == 0.25 and values["data.size"] == [360, 480]
+    _, values = planned(budget=3.0)
+    assert values["data.size"] == [176, 240], "8 ms x 1/4"
+
+
+def test_a_budget_that_nothing_meets_names_the_nearest() -> None:
+    with pytest.raises(
+        BudgetError, match=r"no network is as fast as 0.2 ms here: the nearest, width 0.25 at 88x120.* 0.5"
+    ):
+        planned(budget=0.2)
+
+
+def test_what_the_data_decides() -> None:
+    _, values = planned(replace(FACTS, brightness=0.4, val=0, holds_out=True))
+    assert values["data.augment.brightness"] == 0.5
+    assert values["data.leave_out"] == "c", "60 of 360 images are the nearest to a fifth"
+    assert "data.leave_out" not in planned()[1]
+    assert planned(replace(FACTS, train=12, sequences={}))[1]["data.batch_size"] == 2
+
+
+def test_unlabelled_images_teach_where_there_is_time() -> None:
+    many = replace(FACTS, unlabelled=2000)
+    plan, values = planned(many, minutes=600, unlabelled="photos")
+    assert plan.recipe == "lithe" and values["data.unlabelled"] == "photos"
+    plan, values = planned(many, minutes=30, unlabelled="photos")
+    assert plan.recipe == "slimseg" and "data.unlabelled" not in values and "120 minutes" in plan.because
+
+
+@pytest.mark.parametrize("minutes", [4, 20, 600])
+def test_a_plan_is_a_recipe_and_can_be_edited(minutes: int) -> None:
+    plan, _ = planned(minutes=minutes)
+    recipe = load_recipe(plan.recipe, plan.overrides)
+    assert recipe.data.root == "data/mine"
+    assert read_plan(plan.text()) == plan
+    edited = read_plan(plan.text().replace("data.batch_size: 8", "data.batch_size: 4"))
+    assert load_recipe(edited.recipe, edited.overrides).data.batch_size == 4
+    assert all(item.because for item in plan.decisions)
+
+
+def test_a_file_that_is_no_plan_is_refused() -> None:
+    for text in ("", "recipe: slimseg", "- 1", "a: [", "recipe: a\ndecisions: 3"):
+        with pytest.raises(LithesegError, match="no plan of a build"):
+            read_plan(text)

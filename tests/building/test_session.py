@@ -1,0 +1,71 @@
+"""Training from a program: the fields of a recipe as arguments, and a result in hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_training import same_weights, train_tiny
+
+import litheseg
+from litheseg.errors import Interrupted, RecipeError
+from litheseg.training.task import SegmentationTask
+from litheseg.training.trainer import _StopOnInterrupt
+
+TINY: dict[str, Any] = {
+    "model": {"name": "tiny"},
+    "data": {"source": "streets", "options": {"train": 8, "val": 2, "size": [32, 32]}, "batch_size": 2},
+    "widths": [1.0, 0.5],
+    "trainer": {"epochs": 2, "accelerator": "cpu", "val_every": 1, "threads": 1, "loggers": ["csv"]},
+}
+
+
+def test_arguments_are_the_fields_of_a_recipe(tmp_path: Path) -> None:
+    run = litheseg.train("slimseg", tmp_path / "called", **TINY)
+    train_tiny(tmp_path / "loaded")
+    assert same_weights(run.folder, tmp_path / "loaded")
+
+
+def test_the_result_in_hand(tmp_path: Path) -> None:
+    run = litheseg.train("slimseg", tmp_path / "run", size=(32, 32), minutes=10, **TINY)
+    assert list(run.scores) == [1.0, 0.5] and "parameters" in str(run.scores)
+    assert run.predict(np.zeros((20, 30, 3), np.uint8), width=0.5).shape == (20, 30)
+    pictures = run.show([np.zeros((20, 30, 3), np.uint8), np.zeros((40, 60, 3), np.uint8)])
+    assert isinstance(pictures, Image.Image) and pictures.size == (3 * 30 + 2 * 8, 20 + 8 + 20)
+    assert run.frontier().format == "PNG"
+    pandas = pytest.importorskip("pandas")
+    table = run.scores.to_pandas()
+    assert isinstance(table, pandas.DataFrame) and list(table.index) == [1.0, 0.5]
+    assert table.loc[0.5, "miou"] == run.scores[0.5]["miou"] and "iou road" in table.columns
+
+
+def test_unknown_fields_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"unknown option --trainer.epoch\."):
+        litheseg.train("slimseg", tmp_path, trainer={"epoch": 3})
+
+
+def test_ctrl_c_gives_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SegmentationTask.on_train_batch_start
+
+    def ask(task: SegmentationTask, batch: object, index: int) -> None:
+        if task.global_step == 5:  # within the second of fifty epochs
+            next(c for c in task.trainer.callbacks if isinstance(c, _StopOnInterrupt))._asked = True
+        start(task, batch, index)
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", ask)
+    long = {**TINY, "trainer": {**TINY["trainer"], "epochs": 50}}
+    run = litheseg.train("slimseg", tmp_path / "run", **long)
+    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 1 + 2
+    assert 0 <= run.scores[1.0]["miou"] <= 1
+
+
+def test_ctrl_c_before_there_is_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(task: SegmentationTask, *_: object) -> None:
+        next(c for c in task.trainer.callbacks if isinstance(c, _StopOnInterrupt))._asked = True
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", ask)
+    with pytest.raises(Interrupted):
+        litheseg.train("slimseg", tmp_path / "run", **TINY)
