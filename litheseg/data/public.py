@@ -216,8 +216,8 @@ class Voc(FileSource):
 
     @staticmethod
     def detects(root: Path) -> bool:
-        """Whether `root` looks like this source."""
-        return _devkit(root) is not None
+        """Whether `root` looks like this source; a tree with a label map of its own does not."""
+        return (folder := _devkit(root)) is not None and not (folder / "labelmap.txt").is_file()
 
     def splits(self) -> tuple[str, ...]:
         """See `Source.splits`."""

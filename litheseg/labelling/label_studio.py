@@ -22,23 +22,22 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from litheseg.data.formats.label_studio import image_name, painted_region, read_tasks, regions_of
 from litheseg.errors import DataError
 from litheseg.labelling.tools import Chosen, CorrectedExport, class_index, write_once
 from litheseg.masks.classes import IGNORE_INDEX, Classes
-from litheseg.masks.polygons import fill
-from litheseg.masks.run_lengths import decode_brush, encode_brush
+from litheseg.masks.run_lengths import encode_brush
 
 __all__ = ["LabelStudioExport", "write_label_studio"]
 
 _KEY = "litheseg_id"  # under a task's data; Label Studio returns it unchanged
 _SERVED = "/data/local-files/?d="
-_BRUSH, _POLYGON = "brushlabels", "polygonlabels"
-_AGAIN = "export the project as 'JSON'"
+_BRUSH = "brushlabels"
 
 
 def write_label_studio(
@@ -123,9 +122,11 @@ class LabelStudioExport(CorrectedExport):
         self.colors = {}
         self._results: dict[str, list[Mapping[str, Any]]] = {}
         left_out = []
-        for place, task in enumerate(_tasks(path), 1):
-            key = self._key(task, place)
-            results = _regions_of(task)
+        for place, task in enumerate(read_tasks(path), 1):
+            key = task["data"].get(_KEY)
+            if not isinstance(key, str) or not key:
+                key = PurePosixPath(image_name(task, f"{path}: task {place}")).with_suffix("").as_posix()
+            results = regions_of(task)
             if key in self._results or key in left_out:
                 raise DataError(f"{path}: task {place}: the image '{key}' occurs twice; remove one of its tasks")
             if results:
@@ -149,86 +150,6 @@ class LabelStudioExport(CorrectedExport):
         result = np.full(size, IGNORE_INDEX, np.uint8)
         for region in self._results[key]:
             where = f"{self.path}: image '{key}', region '{region.get('id', '?')}'"
-            try:
-                mask, label = _painted(region, size)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from error
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise DataError(
-                    f"{where}: no region as Label Studio writes them ({error!r}); {_AGAIN} again"
-                ) from error
+            mask, label = painted_region(region, size, where)
             result[mask] = class_index(label, classes, where)
         return result
-
-    def _key(self, task: Mapping[str, Any], place: int) -> str:
-        """The image's path without ending, from our own entry or its URL."""
-        data = task["data"]
-        key = data.get(_KEY)
-        if isinstance(key, str) and key:
-            return key
-        addresses = [data.get("image"), *data.values()]
-        address = next((value for value in addresses if isinstance(value, str) and value.strip()), None)
-        if address is None:
-            raise DataError(f"{self.path}: task {place} names no image; {_AGAIN} again")
-        parts = urlsplit(address)
-        local = parse_qs(parts.query).get("d")
-        return PurePosixPath((local[0] if local else unquote(parts.path)).lstrip("/")).with_suffix("").as_posix()
-
-
-def _tasks(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give the file that Label Studio exported") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged or no JSON ({error}); {_AGAIN} again") from error
-    shaped = isinstance(tasks, list) and all(
-        isinstance(task, dict)
-        and isinstance(task.get("data"), dict)
-        and isinstance(task.get("annotations", task.get("predictions")), list)
-        for task in tasks
-    )
-    if not shaped or not tasks:
-        raise DataError(f"{path} is no list of tasks with annotations; {_AGAIN} (not JSON-MIN, COCO, ...)")
-    return tasks
-
-
-def _regions_of(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The regions of the annotation that counts; empty if there is none."""
-    valid = [
-        entry
-        for entry in task.get("annotations", [])
-        if isinstance(entry, dict) and not entry.get("was_cancelled") and isinstance(entry.get("result"), list)
-    ]
-    if not valid:
-        return []
-    # Sorting is stable: the last one marked as ground truth, else the last one.
-    best = sorted(valid, key=lambda entry: bool(entry.get("ground_truth")))[-1]
-    # Choices, texts and ratings belong to the image as a whole and draw nothing.
-    return [region for region in best["result"] if isinstance(region, dict) and _draws(region)]
-
-
-def _draws(region: Mapping[str, Any]) -> bool:
-    kind = str(region.get("type", ""))
-    return kind.endswith("labels") or kind in ("brush", "polygon", "rectangle", "ellipse", "keypoint")
-
-
-def _painted(region: Mapping[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """Where the region is (bool H x W), and its label."""
-    kind, value = region["type"], region["value"]
-    height, width = size
-    stated = (region.get("original_height", height), region.get("original_width", width))
-    if stated != size:
-        raise DataError(f"drawn on {stated[0]}x{stated[1]} (HxW), but the image is {height}x{width}; give that image")
-    if region.get("image_rotation", 0):
-        raise DataError("drawn on a rotated image; turn the image back in Label Studio and draw it again")
-    if kind not in (_BRUSH, _POLYGON):
-        raise DataError(f"a shape of type '{kind}' makes no mask; draw with the tags BrushLabels or PolygonLabels")
-    if len(value[kind]) != 1:
-        raise DataError(f"{len(value[kind])} labels instead of one; choose one class")
-    if kind == _BRUSH:
-        return decode_brush(value["rle"], height, width), str(value[kind][0])
-    corners = [(float(x) * width / 100, float(y) * height / 100) for x, y in value["points"]]
-    if len(corners) < 3 or not np.isfinite(corners).all():
-        raise DataError("a polygon of fewer than three points; remove it or draw it again")
-    return fill(corners, height, width), str(value[kind][0])

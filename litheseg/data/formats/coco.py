@@ -21,19 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally, used_classes
+from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
 from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, read_json, sniff, split_in
 from litheseg.data.formats.regions import (
     UNLABELLED,
     Overlap,
     Region,
     corners,
-    paint,
     polygon_region,
     reaches_out,
     runs_region,
 )
+from litheseg.data.formats.shapes import Drawn, shapes_collection
 from litheseg.errors import DataError, listed
+from litheseg.masks.classes import Classes
 from litheseg.masks.reading import mask_numbers, read_raw_mask
 from litheseg.progress import track
 
@@ -62,9 +63,6 @@ def read(source: Path, options: ImportOptions) -> Collection:
     files = _without_keypoints([*_files(source, options.labels, panoptic=False)], reader.tally)
     for path in track(files, "reading labels"):
         reader.file(path)
-    if not any(regions for _, regions in reader.found.values()):
-        boxes = ": only boxes" if reader.tally.counts else ""
-        raise DataError(f"{listed(files)}: no shape that makes a mask{boxes}; export polygons or run lengths")
     return reader.collection(options.overlap or "smaller")
 
 
@@ -173,13 +171,11 @@ class _Reader:
 
     def collection(self, overlap: Overlap) -> Collection:
         """Of objects and stuff."""
-        used = sorted({region.label for _, regions in self.found.values() for region in regions})
-        rank = {label: place for place, label in enumerate(used)}
-        items = []
-        for path, (entry, regions) in self.found.items():
-            own = [Region(rank[region.label], region.area, region.draw) for region in regions]
-            items.append(self._item(path, entry, partial(_painted, own, _stated(entry), overlap), entry["where"]))
-        return self._made(used, items, complete=False)
+        drawn = [
+            Drawn(*self._named(entry), path, entry["where"], regions, _stated(entry))
+            for path, (entry, regions) in self.found.items()
+        ]
+        return shapes_collection(drawn, dict.fromkeys(self.names), overlap, self.tally, self.missing)
 
     def panoptic_collection(self) -> Collection:
         """Of panoptic labels."""
@@ -188,16 +184,12 @@ class _Reader:
         items = []
         for path, (entry, mask, segments) in self.segments.items():
             own = {number: rank[label] for number, label in segments.items()}
-            items.append(self._item(path, entry, partial(_segments, mask, own), mask))
-        return self._made(used, items, complete=True)
-
-    def _made(self, used: Sequence[int], items: list[Annotated], *, complete: bool) -> Collection:
-        names = list(self.names)
-        unused = [name for name, index in self.names.items() if index not in used]
+            items.append(Annotated(*self._named(entry), path, partial(_segments, mask, own), mask))
+        unused = [name for name, index in self.names.items() if index not in rank]
         if unused:
-            self.tally.add(f"categories without a shape left out ({listed(unused)})", self.source, len(unused))
-        classes = used_classes(names, [None] * len(names), used)
-        return Collection(classes, tuple(items), complete, tuple(self.missing), self.tally.notes())
+            self.tally.add(f"categories without a segment left out ({listed(unused)})", self.source, len(unused))
+        classes = Classes.from_names([name for name, index in self.names.items() if index in rank])
+        return Collection(classes, tuple(items), True, tuple(self.missing), self.tally.notes())
 
     def _opened(self, path: Path) -> tuple[dict[str, Any], dict[Any, int]]:
         """The content of a file, and classes by category id."""
@@ -234,9 +226,10 @@ class _Reader:
             else:
                 yield entry, image
 
-    def _item(self, path: Path, entry: Mapping[str, Any], labels: Any, where: Path) -> Annotated:
-        split = entry["split"]
-        return Annotated(image_id(str(entry["file_name"]), split), split, path, labels, where)
+    @staticmethod
+    def _named(entry: Mapping[str, Any]) -> tuple[str, str]:
+        """Id and split."""
+        return image_id(str(entry["file_name"]), entry["split"]), entry["split"]
 
     def _region(self, label: int, shape: Any, image: Mapping[str, Any], where: str) -> Region | None:
         if isinstance(shape, dict):
@@ -257,12 +250,6 @@ def _stated(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     """(H, W) as the file states it."""
     height, width = entry.get("height"), entry.get("width")
     return (int(height), int(width)) if height and width else None
-
-
-def _painted(
-    regions: Sequence[Region], stated: tuple[int, int] | None, overlap: Overlap, size: tuple[int, int]
-) -> np.ndarray:
-    return paint(regions, stated or size, overlap)
 
 
 def _segments(mask: Path, classes: Mapping[int, int], _size: tuple[int, int]) -> np.ndarray:

@@ -34,7 +34,6 @@ __all__ = [
     "ImportOptions",
     "Tally",
     "missing_refusal",
-    "used_classes",
 ]
 
 
@@ -189,14 +188,6 @@ class CollectionSource(Source):
         except DataError as error:
             raise DataError(f"{item.where}: image '{item.id}': {error}") from error
         return reading.turned_like(image, labels, item.where, max_pixels=self.max_pixels)
-
-
-def used_classes(names: Sequence[str], colors: Sequence[tuple[int, int, int] | None], used: Iterable[int]) -> Classes:
-    """The classes of a list that are used, in its order; a class without a colour gets one of VOC's colour map."""
-    kept = sorted(set(used))
-    own = Classes.from_names([names[index] for index in kept])
-    given = [colors[index] for index in kept]
-    return Classes(own.names, tuple(color or spare for color, spare in zip(given, own.colors, strict=True)))
 
 
 def missing_refusal(missing: Sequence[str]) -> str:

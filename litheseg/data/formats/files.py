@@ -142,6 +142,10 @@ class ImageFiles:
                 if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                     self._by_name[name.lower()].append(Path(place, name))
 
+    def all(self) -> list[Path]:
+        """All of them, sorted."""
+        return sorted(path for paths in self._by_name.values() for path in paths)
+
     def find(self, name: str, near: Path, split: str = "") -> Path | None:
         """The file that a label file means: that with the most folders as written; of these, of the split and nearest.
 

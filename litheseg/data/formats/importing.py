@@ -21,7 +21,7 @@ from pathlib import Path
 
 from litheseg.data.download import extract
 from litheseg.data.folder import write_folder
-from litheseg.data.formats import coco, pairs, yolo
+from litheseg.data.formats import coco, cvat, label_studio, labelme, pairs, voc, yolo
 from litheseg.data.formats.collection import (
     Collection,
     CollectionSource,
@@ -47,6 +47,12 @@ FORMATS: dict[str, Format] = {
         "COCO panoptic", coco.detect_panoptic, coco.read_panoptic, "a .json file with segments_info, and its PNG files"
     ),
     "yolo": Format("YOLO polygons", yolo.detect, yolo.read, "data.yaml with names and train, beside labels/"),
+    "labelme": Format("LabelMe", labelme.detect, labelme.read, ".json files with shapes and imagePath"),
+    "cvat": Format("CVAT for images", cvat.detect, cvat.read, "an .xml file with annotations and image"),
+    "label-studio": Format(
+        "Label Studio", label_studio.detect, label_studio.read, "a .json list of tasks with data and annotations"
+    ),
+    "voc-tree": Format("a tree as PASCAL VOC's", voc.detect, voc.read, "SegmentationClass/"),
     "pairs": Format(
         "image and mask files", pairs.detect, pairs.read, "files that pair, such as img_1.jpg and mask_1.png"
     ),

@@ -18,25 +18,22 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from PIL import Image
 
-from litheseg.data.drafting import count_values
 from litheseg.data.formats.class_lists import find_class_list
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
 from litheseg.data.formats.files import matches, split_of_part
-from litheseg.data.formats.regions import UNLABELLED
+from litheseg.data.formats.mask_files import drafted_scheme, labelled_by
 from litheseg.data.source import IMAGE_SUFFIXES
 from litheseg.errors import DataError
-from litheseg.masks.classes import LabelScheme
-from litheseg.masks.reading import encode, open_image, read_raw_mask
-from litheseg.progress import track
+from litheseg.masks.reading import open_image
 
-__all__ = ["detect", "draft_note", "labelled_by", "read"]
+__all__ = ["detect", "read"]
 
 _TOKEN = re.compile(r"[A-Za-z]+|\d+|[^A-Za-z0-9]+")
 _BETWEEN = "_-. "  # what words of a name are joined with
@@ -111,10 +108,8 @@ def read(source: Path, options: ImportOptions) -> Collection:
     keys = sorted(found.image_files.keys() & found.mask_files.keys())
     scheme, notes = find_class_list(source), tally.notes()
     if scheme is None:
-        masks = [found.mask_files[key] for key in keys]
-        drafted = count_values(track(masks, "reading masks"), max_pixels=options.max_pixels)
-        scheme = drafted.scheme()
-        notes = (*notes, draft_note([f"{drafted.name(value)}: {drafted.about(value)}" for value in drafted.values]))
+        scheme, note = drafted_scheme([found.mask_files[key] for key in keys], options.max_pixels)
+        notes = (*notes, note)
     items = tuple(
         Annotated(
             _id(folders, stem),
@@ -134,22 +129,6 @@ def _id(folders: Sequence[str], stem: str) -> str:
     """Folders that say more than the split, and what images and masks have in common."""
     parts = [part.replace("*", "").strip(_BETWEEN) for part in (*folders, stem)]
     return "/".join(part for part in parts if part)
-
-
-def draft_note(values: Sequence[str]) -> str:
-    """What to say of classes that are called by their values."""
-    return f"no list names the classes: rename them in classes.yaml ({'; '.join(values)})"
-
-
-def labelled_by(scheme: LabelScheme, mask: Path, max_pixels: int) -> partial[np.ndarray]:
-    """Reads the labels of a mask file, for `Annotated`."""
-    return partial(_labels, scheme, mask, max_pixels)
-
-
-def _labels(scheme: LabelScheme, mask: Path, max_pixels: int, _size: tuple[int, int]) -> np.ndarray:
-    labels = encode(read_raw_mask(mask, max_pixels=max_pixels), scheme, mask)
-    assert UNLABELLED not in labels
-    return labels
 
 
 def _find(source: Path, pattern: str) -> list[_Found]:

@@ -28,12 +28,16 @@ __all__ = [
     "UNLABELLED",
     "Overlap",
     "Region",
+    "Window",
     "bitmap_region",
     "corners",
+    "ellipse",
     "paint",
     "polygon_region",
     "reaches_out",
+    "rectangle",
     "runs_region",
+    "turned",
 ]
 
 UNLABELLED = UNKNOWN_INDEX
@@ -42,7 +46,10 @@ UNLABELLED = UNKNOWN_INDEX
 Overlap = Literal["later", "smaller", "ignore"]
 """The later shape of the file counts, or the smaller one; or such pixels are ignored."""
 
-Window = tuple[int, int, np.ndarray]  # row and column of the upper left corner, bool h w
+_ARC = 180  # corners of an ellipse
+
+Window = tuple[int, int, np.ndarray]
+"""Row and column of the upper left corner, and bool h w."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +94,25 @@ def paint(regions: Sequence[Region], size: tuple[int, int], overlap: Overlap) ->
     return canvas
 
 
-def polygon_region(label: int, rings: Sequence[Sequence[tuple[float, float]]]) -> Region:
-    """A shape of one or several polygons, corners (x, y) in pixels; a pixel in any of them belongs to it."""
+def polygon_region(label: int, rings: Sequence[Sequence[tuple[float, float]]], *, fractions: bool = False) -> Region:
+    """A shape of one or several polygons; a pixel in any of them belongs to it.
+
+    Args:
+        label: its class.
+        rings: corners (x, y) in pixels, of each polygon.
+        fractions: they are in fractions of width and height instead.
+    """
 
     def draw(size: tuple[int, int]) -> Window:
-        every = np.array([corner for ring in rings for corner in ring], np.float64)
+        scale = (size[1], size[0]) if fractions else (1, 1)
+        scaled = [[(x * scale[0], y * scale[1]) for x, y in ring] for ring in rings]
+        every = np.array([corner for ring in scaled for corner in ring], np.float64)
         (left, top), (right, bottom) = np.floor(every.min(0)), np.ceil(every.max(0))
         top, bottom = np.clip([top, bottom], 0, size[0]).astype(int)
         left, right = np.clip([left, right], 0, size[1]).astype(int)
         inside = np.zeros((bottom - top, right - left), bool)
         if inside.size:
-            for ring in rings:
+            for ring in scaled:
                 inside |= fill([(x - left, y - top) for x, y in ring], *inside.shape)
         return top, left, inside
 
@@ -153,6 +168,25 @@ def corners(values: Any) -> list[tuple[float, float]]:
     points = [(x, y) for x, y in flat.reshape(-1, 2).tolist()]
     xs, ys = {x for x, _ in points}, {y for _, y in points}
     return points if len(points) > 2 and len(xs) > 1 and len(ys) > 1 else []
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
+    """The corners of a rectangle between two points."""
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def ellipse(x: float, y: float, across: float, down: float) -> list[tuple[float, float]]:
+    """Corners along an ellipse around a point, of these radii; too many to be seen."""
+    steps = 2 * math.pi / _ARC * np.arange(_ARC)
+    return [(x + across * math.cos(step), y + down * math.sin(step)) for step in steps.tolist()]
+
+
+def turned(points: Sequence[tuple[float, float]], degrees: float) -> list[tuple[float, float]]:
+    """Corners turned clockwise, as seen, around their middle."""
+    middle = np.mean([np.min(points, 0), np.max(points, 0)], axis=0)
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = np.array([[cosine, sine], [-sine, cosine]])
+    return [(x, y) for x, y in ((np.array(points) - middle) @ matrix + middle).tolist()]
 
 
 def reaches_out(rings: Sequence[Sequence[tuple[float, float]]], size: tuple[float, float], margin: float = 1) -> bool:

@@ -13,16 +13,15 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally, used_classes
+from litheseg.data.formats.collection import Collection, ImportOptions, Tally
 from litheseg.data.formats.files import image_id, label_files
-from litheseg.data.formats.regions import Overlap, Region, corners, paint, polygon_region, reaches_out
+from litheseg.data.formats.regions import Region, corners, polygon_region, reaches_out
+from litheseg.data.formats.shapes import Drawn, shapes_collection
 from litheseg.data.source import IMAGE_SUFFIXES, find_images
 from litheseg.errors import DataError, listed
 from litheseg.progress import track
@@ -30,7 +29,6 @@ from litheseg.progress import track
 __all__ = ["detect", "read"]
 
 _SPLITS = ("train", "val", "test")
-_Shape = tuple[int, list[tuple[float, float]]]
 
 
 def detect(source: Path) -> str:
@@ -58,29 +56,18 @@ def read(source: Path, options: ImportOptions) -> Collection:
         for entry in _entries(content, split)
         for image in _images(path, content, entry, missing)
     }
-    shapes = {}
-    for (split, image), labels in zip(images, track(list(images.values()), "reading labels"), strict=True):
-        shapes[split, image] = _shapes(labels, len(names), tally)
-    used = sorted({label for drawn in shapes.values() for label, _ in drawn})
-    if not used and images:
-        boxes = "; the labels are boxes, not polygons" if tally.counts else ""
-        raise DataError(f"{path}: no polygon in the labels of {len(images)} images{boxes}")
-    unused = [name for index, name in enumerate(names) if index not in used]
-    if unused:
-        tally.add(f"classes without a shape left out ({listed(unused)})", path, len(unused))
-    rank = {label: place for place, label in enumerate(used)}
-    items = tuple(
-        Annotated(
+    files = zip(images, track(list(images.values()), "reading labels"), strict=True)
+    drawn = [
+        Drawn(
             image_id(_under_images(image), split),
             split,
             image,
-            partial(_painted, [(rank[label], ring) for label, ring in drawn], options.overlap or "smaller"),
-            labels if (labels := images[split, image]).exists() else image,
+            labels if labels.exists() else image,
+            _regions(labels, len(names), tally),
         )
-        for (split, image), drawn in shapes.items()
-    )
-    classes = used_classes(names, [None] * len(names), used)
-    return Collection(classes, items, complete=False, missing=tuple(missing), notes=tally.notes())
+        for (split, image), labels in files
+    ]
+    return shapes_collection(drawn, dict.fromkeys(names), options.overlap or "smaller", tally, missing)
 
 
 def _descriptions(source: Path, pattern: str = "") -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -143,11 +130,11 @@ def _under_images(image: Path) -> str:
     return "/".join(parts[len(parts) - parts[::-1].index("images") :]) if "images" in parts[:-1] else image.name
 
 
-def _shapes(path: Path, classes: int, tally: Tally) -> list[_Shape]:
-    """The polygons of an image, as fractions."""
+def _regions(path: Path, classes: int, tally: Tally) -> list[Region]:
+    """The polygons of an image."""
     if not path.exists():
         return []
-    shapes = []
+    regions = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         fields, where = line.split(), f"{path}, line {number}"
         if not fields:
@@ -167,14 +154,7 @@ def _shapes(path: Path, classes: int, tally: Tally) -> list[_Shape]:
         if reaches_out([ring], (1, 1), margin=0.01):
             tally.add("shapes that reach beyond their image, cut off there", where)
         if ring:
-            shapes.append((label, ring))
+            regions.append(polygon_region(label, [ring], fractions=True))
         else:
             tally.add("polygons without an area left out", where)
-    return shapes
-
-
-def _painted(shapes: Sequence[_Shape], overlap: Overlap, size: tuple[int, int]) -> np.ndarray:
-    regions = list[Region]()
-    for label, ring in shapes:
-        regions.append(polygon_region(label, [[(x * size[1], y * size[0]) for x, y in ring]]))
-    return paint(regions, size, overlap)
+    return regions
