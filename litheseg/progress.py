@@ -59,7 +59,7 @@ class Work:
 
     def advance(self, by: int = 1, *state: str) -> None:
         """So much more is done; `state` replaces the words of before, and empty ones are left out."""
-        self.show(self.done + by, self.total, *state)
+        self.show(self.done + by, self.total, *state, free=self._free)
 
     def show(self, done: int, total: int | None, *state: str, free: int = 0) -> None:
         """So much is done of so much.

@@ -88,6 +88,8 @@ def test_time_left_counts_only_what_took_time() -> None:
         images.begun -= 10.0  # seconds ago
         images.show(60, 100, free=50)
         assert images.left == pytest.approx(40.0, rel=0.01)
+        images.advance(10)
+        assert images.left == pytest.approx(15.0, rel=0.01)
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,8 @@ def say_what_begins(recipe: Recipe, data: SegmentationData, task: Task, trainer:
     config, steps = recipe.trainer, data.steps_per_epoch
     place = trainer.strategy.root_device
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else str(host_facts()["cpu"])
-    threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if place.type == "cpu" else ""
     several = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     loose = f", {data.unlabelled_count} unlabelled" if data.unlabelled is not None else ""
     encoder = [str(recipe.model.args[name]) for name in ("encoder", "decoder") if name in recipe.model.args]
@@ -80,9 +81,8 @@ class TrainingDisplay(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From the step that a resumed run is at."""
-        total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        self._steps = self._training.enter_context(work("training, steps", total))
-        self._steps.show(trainer.global_step, total, free=trainer.global_step)
+        self._steps = self._training.enter_context(work("training, steps"))
+        self._steps.show(trainer.global_step, _total(trainer), free=trainer.global_step)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -96,6 +96,7 @@ class TrainingDisplay(Callback):
             return
         if time.monotonic() >= self._looked + _LOOK:
             self._looked, self._loss = time.monotonic(), f"loss {float(outputs['loss']):.3f}"
+        self._steps.total = _total(trainer)  # the number of epochs may change while it trains
         self._steps.advance(1, f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", self._loss)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -136,6 +137,10 @@ class TrainingDisplay(Callback):
         """Say how far it came."""
         for shown in (self._validating, self._training):
             shown.__exit__(type(exception), exception, exception.__traceback__)
+
+
+def _total(trainer: L.Trainer) -> int:
+    return (trainer.max_epochs or 0) * int(trainer.num_training_batches)
 
 
 def _shown(trainer: L.Trainer, start: str, drop: str, pattern: str, scale: float) -> list[str]:

@@ -232,7 +232,7 @@ def test_what_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = {line.split()[0]: line for line in printed.err.splitlines()}
-    assert lines["device"].split()[1] == "cpu" and ", 1 threads, 32-true" in lines["device"]
+    assert lines["device"].split()[1] == "cpu" and ", 1 thread, 32-true" in lines["device"]
     assert lines["images"].split(maxsplit=1)[1] == "8 labelled, 2 to validate on (streets)"
     assert lines["steps"].split(maxsplit=1)[1] == "4: 1 epochs of 4, validated every 1"
     assert lines["widths"].split(maxsplit=1)[1] == "1, 0.5" and "32x32" in lines["size"]
