@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from litheseg.cli.parsing import command
-from litheseg.cli.printing import console, say
+from litheseg.cli.printing import console
 from litheseg.data.doctor import diagnose_path
 from litheseg.data.drafting import draft_classes
 from litheseg.errors import DataError
 from litheseg.masks.reading import MAX_PIXELS
+from litheseg.progress import say
 
 __all__ = ["doctor"]
 

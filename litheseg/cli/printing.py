@@ -25,7 +25,6 @@ __all__ = [
     "print_next",
     "print_table",
     "print_warnings",
-    "say",
     "show",
 ]
 
@@ -70,11 +69,6 @@ def complain_of(reasons: Sequence[str], rest: str = "", shown: int = 20, total: 
     more = (len(reasons) if total is None else total) - shown
     if more > 0:
         complain(f"{more} more{rest}", 1)
-
-
-def say(what: str) -> None:
-    """Progress message on standard error."""
-    print(f"{printable(what)} ...", file=sys.stderr)
 
 
 def print_warnings(sentences: Sequence[str]) -> None:

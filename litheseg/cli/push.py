@@ -18,9 +18,10 @@ from litheseg.bundle.exported import is_export, load_export
 from litheseg.bundle.header import BundleHeader
 from litheseg.bundle.hub import MODEL_FILE, push_files
 from litheseg.bundle.names import model_path
-from litheseg.cli.printing import say, show
+from litheseg.cli.printing import show
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
+from litheseg.progress import work
 from litheseg.report.hub_card import hub_card
 
 __all__ = ["push"]
@@ -43,8 +44,9 @@ def push(model: Path, target: str, *, licence: str = "other", private: bool = Fa
         raise LithesegError(f"'{target}' is no repository of the hub; write hf:OWNER/NAME")
     header, files, more = _contents(model_path(model))
     files[_CARD] = hub_card(header, name.partition("@")[0], licence=licence, more=more).encode()
-    say(f"writing {len(files)} files to {target}")
-    show(push_files(name, files, private=private, message=message or f"{Path(model).name}, by litheseg"))
+    with work(f"writing {len(files)} files to {target}"):
+        address = push_files(name, files, private=private, message=message or f"{Path(model).name}, by litheseg")
+    show(address)
 
 
 def _contents(path: Path) -> tuple[BundleHeader, dict[str, Path | bytes], str]:
