@@ -24,6 +24,7 @@ from typing import Any
 from litheseg.bundle.exported import EXPORT_FILE, Artefact
 from litheseg.downloads import away
 from litheseg.errors import BundleError, DownloadError, LithesegError, MissingExtraError
+from litheseg.progress import work
 
 __all__ = ["MODEL_FILE", "hub_path", "push_files"]
 
@@ -112,7 +113,8 @@ def _fetched(api: Any, repository: str, revision: str | None, file: str, problem
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(api.hf_hub_download(repository, file, revision=revision, local_files_only=problem is not None))
+        with work(f"fetching {file} of hf:{repository}"):
+            return Path(api.hf_hub_download(repository, file, revision=revision, local_files_only=problem is not None))
     except LocalEntryNotFoundError:
         if problem is None:
             raise

@@ -157,7 +157,8 @@ def _missing(error: ModuleNotFoundError, command: str) -> Exception:
 
 
 def _keep_quiet() -> None:
-    """Silence other libraries' advice on hardware, loaders and loggers."""
+    """Silence other libraries' advice on hardware, loaders and loggers, and their bars: there is one display."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("lightning", "torch", "tensorboard", "PIL"):
