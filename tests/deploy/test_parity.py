@@ -165,7 +165,7 @@ def test_folders_of_images_will_do(tmp_path: Path) -> None:
 def test_data_that_cannot_be_used(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "m.safetensors")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty has no layout that is known"):
+    with pytest.raises(DataError, match="empty holds nothing that is recognised"):
         open_samples(bundle, tmp_path / "empty")
     with pytest.raises(DataError, match="are not the model's"):
         open_samples(bundle, Streets(size=(48, 64), train=1, val=1))
