@@ -122,7 +122,7 @@ def _detect(root: str | Path | None) -> str:
     name = next((name for name, detects in _DETECTORS.items() if detects(folder)), "")
     pairs = bool(name) and (name != "folder" or FolderSource.holds_pairs(folder))
     found = recognise(folder, pairs=not pairs)
-    if found and not pairs:
+    if found and (not pairs or (name == "folder" and all(FORMATS[other].plain for other in found))):
         name = ""
     if not name:
         raise refusal(Path(root), found)

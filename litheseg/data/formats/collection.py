@@ -102,12 +102,14 @@ class Format:
         detect: what in a folder (or about a file) speaks for it; "" if it is something else.
         read: reads it.
         looked_for: what `detect` looks for, for messages.
+        plain: what it reads lies in folders that may also be taken for plain ones of images and masks.
     """
 
     title: str
     detect: Callable[[Path], str]
     read: Callable[[Path, ImportOptions], Collection]
     looked_for: str
+    plain: bool = False
 
 
 @dataclass

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from litheseg.data.download import extract
 from litheseg.data.folder import write_folder
-from litheseg.data.formats import coco, cvat, label_studio, labelme, pairs, voc, yolo
+from litheseg.data.formats import coco, cvat, label_studio, labelme, pairs, tables, trees, voc, yolo
 from litheseg.data.formats.collection import (
     Collection,
     CollectionSource,
@@ -52,7 +52,17 @@ FORMATS: dict[str, Format] = {
     "label-studio": Format(
         "Label Studio", label_studio.detect, label_studio.read, "a .json list of tasks with data and annotations"
     ),
-    "voc-tree": Format("a tree as PASCAL VOC's", voc.detect, voc.read, "SegmentationClass/"),
+    "voc-tree": Format("a tree as PASCAL VOC's", voc.detect, voc.read, "SegmentationClass/", plain=True),
+    "ade20k": Format("ADE20K", trees.detect_ade, trees.read_ade, "objectInfo150.txt beside images/", plain=True),
+    "mapillary": Format(
+        "Mapillary Vistas", trees.detect_mapillary, trees.read_mapillary, "config.json beside training/", plain=True
+    ),
+    "parquet": Format(
+        "a table (Parquet or Hugging Face)",
+        tables.detect,
+        tables.read,
+        "tables (.parquet, .arrow) with two pictures a row",
+    ),
     "pairs": Format(
         "image and mask files", pairs.detect, pairs.read, "files that pair, such as img_1.jpg and mask_1.png"
     ),

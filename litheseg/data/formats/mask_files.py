@@ -15,12 +15,12 @@ from typing import IO
 
 import numpy as np
 
-from litheseg.data.drafting import count_values
+from litheseg.data.drafting import MaskTally, count_values
 from litheseg.masks.classes import LabelScheme
 from litheseg.masks.reading import encode, read_image, read_raw_mask
 from litheseg.progress import track
 
-__all__ = ["drafted_scheme", "labelled_by", "read_labels"]
+__all__ = ["draft_note", "drafted_scheme", "labelled_by", "read_labels"]
 
 
 def labelled_by(scheme: LabelScheme, mask: Path, max_pixels: int) -> partial[np.ndarray]:
@@ -47,9 +47,14 @@ def drafted_scheme(masks: Sequence[Path], max_pixels: int) -> tuple[LabelScheme,
         DataError: as `count_values`.
     """
     drafted = count_values(track(masks, "reading masks"), max_pixels=max_pixels)
+    return drafted.scheme(), draft_note(drafted)
+
+
+def draft_note(drafted: MaskTally) -> str:
+    """What to say of classes that are called by their values."""
     shown = "; ".join(f"{drafted.name(value)}: {drafted.about(value)}" for value in drafted.values)
     ignored = "".join(f"; {value} is ignored: {drafted.about(value)}" for value in drafted.ignored)
-    return drafted.scheme(), f"no list names the classes: rename them in classes.yaml ({shown}{ignored})"
+    return f"no list names the classes: rename them in classes.yaml ({shown}{ignored})"
 
 
 def _labels(scheme: LabelScheme, mask: Path, max_pixels: int, _size: tuple[int, int]) -> np.ndarray:
