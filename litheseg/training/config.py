@@ -182,7 +182,7 @@ class TrainerConfig:
         val_every: epochs between validations (the last epoch always is one).
         keep: the epoch that goes into the bundle: last, or best, which is chosen on val and so scores too well there.
         threads: CPU threads; 0 for torch's own choice.
-        loggers: csv, tensorboard, wandb.
+        loggers: csv, tensorboard, mlflow, wandb.
         baseline: with unlabelled images, train the same network on the labels alone first, to compare.
     """
 
@@ -200,5 +200,5 @@ class TrainerConfig:
     val_every: PositiveInt = 5
     keep: Literal["last", "best"] = "last"
     threads: NonNegativeInt = 0
-    loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv", "tensorboard")
+    loggers: tuple[Literal["csv", "tensorboard", "mlflow", "wandb"], ...] = ("csv", "tensorboard")
     baseline: bool = True

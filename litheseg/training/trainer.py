@@ -32,6 +32,7 @@ from litheseg.progress import say
 from litheseg.training.config import TrainerConfig
 from litheseg.training.display import TrainingDisplay
 from litheseg.training.layout import on_cpu
+from litheseg.training.mlflow_runs import MlflowCurves
 from litheseg.training.ranks import is_first_process
 from litheseg.training.recipe import Recipe
 from litheseg.training.storage import AtomicCheckpoints, Curves
@@ -76,7 +77,7 @@ def build_trainer(recipe: Recipe, folder: Path, extra: Sequence[Callback] = (), 
         gradient_clip_val=recipe.optimizer.clip or None,
         check_val_every_n_epoch=min(config.val_every, config.epochs),
         callbacks=[*extra, *_callbacks(config, folder / "checkpoints")],
-        logger=[_logger(name, folder, resumed) for name in config.loggers] or False,
+        logger=[_logger(name, recipe, folder, resumed) for name in config.loggers] or False,
         plugins=[AtomicCheckpoints()],
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -118,12 +119,14 @@ def _strategy(config: TrainerConfig) -> str:
     return "ddp_find_unused_parameters_true" if count * config.nodes > 1 else "auto"
 
 
-def _logger(name: str, folder: Path, resumed: bool) -> Logger:
+def _logger(name: str, recipe: Recipe, folder: Path, resumed: bool) -> Logger:
     if name == "csv":
         return Curves(folder / "metrics.csv", keep=resumed)
     try:
         if name == "tensorboard":
             return TensorBoardLogger(folder, name="", version="tensorboard")
+        if name == "mlflow":
+            return MlflowCurves(folder, recipe, keep=resumed)
         return WandbLogger(name=folder.name, save_dir=folder)
     except ModuleNotFoundError as error:
         raise MissingExtraError(name, name, f"the {name} logger") from error

@@ -215,6 +215,22 @@ def test_loggers(tmp_path: Path) -> None:
     assert not (tmp_path / "metrics.csv").exists()
 
 
+def test_mlflow_keeps_one_run_of_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    loggers = "--trainer.loggers=[csv, mlflow]"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(SegmentationTask, "training_step", act_at(STEPS + 1, lambda loss: loss * (1 // 0)))
+        train_tiny(tmp_path / "run", loggers)
+    train_tiny(tmp_path / "run", loggers, resume=True)
+    client = tracking.MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
+    [run] = client.search_runs([client.get_experiment_by_name("litheseg").experiment_id])
+    assert run.info.run_name == "run" and run.info.status == "FINISHED"
+    assert run.data.params["optimizer/lr"] == "0.001"
+    logged = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "val/miou_0.5")}
+    assert logged == {int(row["step"]): float(row["val/miou@0.5"]) for row in rows(tmp_path / "run")}
+
+
 def test_an_absent_logger_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(**_: Any) -> None:
         raise ModuleNotFoundError("wandb")
@@ -222,6 +238,9 @@ def test_an_absent_logger_explains_itself(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("litheseg.training.trainer.WandbLogger", absent)
     with pytest.raises(MissingExtraError, match=r"litheseg\[wandb\]"):
         train_tiny(tmp_path, "--trainer.loggers=[wandb]")
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
+    with pytest.raises(MissingExtraError, match=r"litheseg\[mlflow\]"):
+        train_tiny(tmp_path, "--trainer.loggers=[mlflow]")
     assert not (tmp_path / "recipe.yaml").exists()
 
 
