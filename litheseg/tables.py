@@ -1,4 +1,4 @@
-r"""Tables and other text for the terminal and for Markdown; texts from elsewhere are escaped.
+r"""Tables and other text for the terminal, for Markdown and for HTML; texts from elsewhere are escaped.
 
 It prints nothing: `terminal_table` returns what `rich` prints.
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Table", "escaped", "fenced", "markdown_table", "short_number", "terminal_table"]
+__all__ = ["Table", "escaped", "fenced", "html_table", "markdown_table", "short_number", "terminal_table"]
 
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 # What changes how a line looks: anywhere (an underscore inside a word does not), or where it begins.
@@ -77,6 +78,16 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: Seq
     """
     lines = [head, rule or ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def html_table(table: Table) -> str:
+    """A table in HTML that shows just these texts; the first cell of each row is its heading."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
+    rows = []
+    for first, *others in table.rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        rows.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    return "\n".join((f"<table><thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody></table>"))
 
 
 def short_number(value: float) -> str:

@@ -255,6 +255,9 @@ class FitResult:
     facts: Mapping[str, Any]
     header: BundleHeader
 
+    def __repr__(self) -> str:
+        return f"{self.sentence()}\ndeploy: {self.deployed}"
+
     @property
     def deployed(self) -> Path:
         """What to deploy: the folder of an export, or the model file where PyTorch was chosen."""

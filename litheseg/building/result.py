@@ -3,7 +3,7 @@
 Usage:
     >>> result = litheseg.train("slimseg", data="data/camvid", size=(360, 480), minutes=60)
     >>> print(result.scores)
-    >>> result.show(["street.jpg"]).save("street.png")
+    >>> result.show("street.jpg").save("street.png")
     >>> result.fit("20ms", output="deployed").deployed
 """
 
@@ -14,27 +14,29 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from litheseg.budget import fit as budget
 from litheseg.bundle.exported import Export
 from litheseg.bundle.header import BundleHeader
-from litheseg.bundle.verdicts import worst_class
+from litheseg.bundle.model_file import read_model_file
+from litheseg.bundle.verdicts import verdicts, worst_class
 from litheseg.deploy.export import export_bundle
-from litheseg.errors import LithesegError
+from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_path
-from litheseg.masks.pictures import overlay
+from litheseg.masks.pictures import OverlayStyle, legend_strip, overlay
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_rows, width_table
 from litheseg.report.plots import FrontierPoint, frontier
 from litheseg.runtime.predictor import ImageLike, Predictor
 from litheseg.runtime.rgb import to_rgb
-from litheseg.tables import terminal_table
+from litheseg.tables import Table, html_table, terminal_table
 from litheseg.values import parse_duration
 
 if TYPE_CHECKING:
@@ -44,10 +46,11 @@ __all__ = ["BUILD_FILE", "BuildResult", "ScoreTable", "TrainedNetwork", "read_re
 
 BUILD_FILE = "build.json"
 _GAP = 8  # pixels between pictures
+_WIDEST = 640  # pixels of one picture of several
 
 
 class ScoreTable(Mapping[float, Mapping[str, Any]]):
-    """Scores and costs by width, on val: `scores[0.5]["miou"]`; prints as a table.
+    """Scores and costs by width, on val: `scores[0.5]["miou"]`; shown as a table, and what must be said of it below.
 
     Args:
         header: of the model.
@@ -90,15 +93,23 @@ class ScoreTable(Mapping[float, Mapping[str, Any]]):
             rows[width] = plain | {f"iou {name}": iou for name, iou in zip(names, self[width]["iou"], strict=True)}
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("width")
 
-    def __str__(self) -> str:
-        """As a table."""
+    @property
+    def _table(self) -> Table:
+        return width_table(width_rows(self._header))
+
+    def __repr__(self) -> str:
         console = Console(width=120, force_terminal=False, color_system=None)
         with console.capture() as text:
-            console.print(terminal_table(width_table(width_rows(self._header))))
-        return text.get()
+            console.print(terminal_table(self._table))
+        lines = [line.rstrip() for line in text.get().splitlines()]
+        return "\n".join([*filter(None, lines), *(f"warning: {sentence}" for sentence in verdicts(self._header))])
+
+    def _repr_html_(self) -> str:
+        warnings = [f"<p>warning: {escape(sentence)}</p>" for sentence in verdicts(self._header)]
+        return "\n".join([html_table(self._table), *warnings])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedNetwork:
     """A network that was trained, and the folder that holds all of it.
 
@@ -113,16 +124,28 @@ class TrainedNetwork:
     @cached_property
     def scores(self) -> ScoreTable:
         """By width, on val."""
-        return ScoreTable(load_bundle(self.bundle).header)
+        return ScoreTable(read_model_file(self.bundle).header)
 
     @cached_property
     def predictor(self) -> Predictor:
         """What `predict` and `show` run."""
         return Predictor(str(self._source))
 
+    def __repr__(self) -> str:
+        return "\n".join([f"{type(self).__name__} in {self.folder}", repr(self.scores), *self._words])
+
+    def _repr_html_(self) -> str:
+        title = f"<p>{type(self).__name__} in <code>{escape(str(self.folder))}</code></p>"
+        return "\n".join([title, self.scores._repr_html_(), *(f"<p>{escape(line)}</p>" for line in self._words)])
+
     @property
     def _source(self) -> Path:
         return self.bundle
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        """What is to be said below the scores."""
+        return ()
 
     def predict(self, image: ImageLike, width: float | None = None) -> np.ndarray:
         """The mask of an image, uint8 H x W of class ids.
@@ -137,26 +160,36 @@ class TrainedNetwork:
         """
         return self.predictor(image, width=width)
 
-    def show(self, images: Sequence[ImageLike], widths: Sequence[float] | None = None) -> Image.Image:
-        """One row for each image: itself, and its overlay at each width.
+    def show(self, images: ImageLike | Sequence[ImageLike], widths: Sequence[float] | None = None) -> Image.Image:
+        """One row for each image: itself, and its overlay at each width; the colours of the classes stand below.
 
         Args:
-            images: files, arrays or Pillow images.
+            images: a file, an array or a Pillow image; or a list of such.
             widths: to show; by default the widest and the narrowest.
+
+        Raises:
+            DataError: an image that cannot be read, or an empty list.
+            WidthError: a width that the model does not have.
         """
+        images = images if isinstance(images, (list, tuple)) else [images]
+        if not images:
+            raise DataError("no images to show; give a file, or a list of files")
         predictor = self.predictor
         widths = widths or tuple(dict.fromkeys((predictor.widths[0], predictor.widths[-1])))
-        rows = []
+        rows, seen = [], np.zeros(256, np.int64)
         for image in images:
             pixels = to_rgb(image)
             masks = [predictor(pixels, width=width) for width in widths]
+            seen += sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)
             rows.append([pixels, *(overlay(pixels, mask, predictor.classes) for mask in masks)])
-        return _grid(rows)
+        grid = _grid(["image", *(f"width {width:g}" for width in widths)], rows)
+        shown = [index for index in OverlayStyle().painted(predictor.classes) if seen[index]]
+        return Image.fromarray(np.concatenate([grid, legend_strip(predictor.classes, shown, grid.shape[1])]))
 
     def frontier(self) -> Image.Image:
         """Accuracy against cost, one point for each width."""
         points = [
-            FrontierPoint(width, values["macs"], values["miou"])
+            FrontierPoint(width, values["macs"], values["miou"], worst=self.scores.worst_class(width))
             for width, values in self.scores.items()
             if values.get("miou") is not None
         ]
@@ -167,6 +200,8 @@ class TrainedNetwork:
     def fit(self, limit: str | float, *, output: str | Path | None = None, **options: Any) -> budget.FitResult:
         """The most accurate network within a budget, exported.
 
+        In the run's own folder it replaces one that is there.
+
         Args:
             limit: milliseconds of one image, or a text such as 20ms or 15fps.
             output: folder of the export; by default named after the budget, in the run's folder.
@@ -176,8 +211,9 @@ class TrainedNetwork:
             BudgetError: nothing is that fast.
         """
         milliseconds = parse_duration(limit) if isinstance(limit, str) else limit
+        own = {"output": self.folder / f"fit-{milliseconds:g}ms", "force": True}
         return budget.fit(
-            self.bundle, budget=milliseconds, output=output or self.folder / f"fit-{milliseconds:g}ms", **options
+            self.bundle, budget=milliseconds, **((own if output is None else {"output": output}) | options)
         )
 
     def export(self, output: str | Path, **options: Any) -> Export:
@@ -197,7 +233,7 @@ class TrainedNetwork:
         return target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuildResult(TrainedNetwork):
     """What `litheseg.build` made: the trained network, and the one that was chosen of it.
 
@@ -214,6 +250,10 @@ class BuildResult(TrainedNetwork):
     @property
     def _source(self) -> Path:
         return self.deployed
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        return f"chosen: {self.sentence}", f"deploy: {self.deployed}"
 
     def frontier(self) -> Image.Image:
         """What was measured: accuracy against milliseconds, and the budget."""
@@ -235,15 +275,18 @@ def read_result(folder: str | Path) -> BuildResult:
         raise LithesegError(f"{folder} holds no finished build; the same command goes on with one") from error
 
 
-def _grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """Pictures in rows; those of a row are of one size, and all rows as wide as the first."""
-    height, width = rows[0][0].shape[:2]
+def _grid(titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Pictures in rows, uint8 H W 3, all columns as wide as the first picture, with titles above them."""
+    width = min(rows[0][0].shape[1], _WIDEST)
     heights = [round(row[0].shape[0] * width / row[0].shape[1]) for row in rows]
-    columns = len(rows[0])
-    whole = Image.new("RGB", (columns * (width + _GAP) - _GAP, sum(heights) + _GAP * (len(rows) - 1)), "white")
-    top = 0
+    font = ImageFont.load_default(max(11, width // 20))
+    top = int(font.size * 3 / 2)
+    size = (len(titles) * (width + _GAP) - _GAP, top + sum(heights) + _GAP * (len(rows) - 1))
+    whole = Image.new("RGB", size, "white")
+    for column, title in enumerate(titles):
+        ImageDraw.Draw(whole).text((column * (width + _GAP), font.size), title, "black", font, anchor="ls")
     for row, height in zip(rows, heights, strict=True):
         for column, pixels in enumerate(row):
             whole.paste(Image.fromarray(pixels).resize((width, height)), (column * (width + _GAP), top))
         top += height + _GAP
-    return whole
+    return np.asarray(whole)

@@ -149,6 +149,9 @@ class Export:
     artefacts: tuple[Artefact, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Export in {self.path}: {', '.join(map(str, self.artefacts))}"
+
     @property
     def classes(self) -> Classes:
         """Names and colours of the labels."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
@@ -24,6 +24,7 @@ from litheseg.errors import LithesegError
 from litheseg.files import write_text
 from litheseg.masks.classes import Classes
 from litheseg.report.card import Bullets, Code, Section, Table
+from litheseg.tables import html_table
 
 __all__ = ["Page", "ReportFigure", "render", "write_page"]
 
@@ -192,7 +193,8 @@ def _heat_table(class_iou: Mapping[str, Sequence[float]], classes: Classes | Non
         cells = "".join(_heat_cell(scores[index]) for scores in class_iou.values())
         rows.append(f'<tr><th scope="row">{swatch}{escape(name)}</th>{cells}</tr>')
     caption = "IoU in percent; a deeper blue is better, – marks a class that the labels do not hold."
-    return _table(caption, head, rows)
+    body = "\n".join(("<tbody>", *rows, "</tbody>"))
+    return _scrolling(f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>\n{body}</table>")
 
 
 def _heat_cell(score: float) -> str:
@@ -221,23 +223,14 @@ def _block(block: str | Bullets | Code | Table) -> str:
             return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
         case Code(text):
             return f'<pre tabindex="0"><code>{escape(text.rstrip())}</code></pre>'
-        case Table(head, rows):
-            cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-            return _table("", cells, [_row(row) for row in rows])
+        case Table():
+            return _scrolling(html_table(block))
         case str():
             return f"<p>{escape(block)}</p>"
 
 
-def _row(cells: Sequence[str]) -> str:
-    first, *others = cells
-    return f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in others)}</tr>'
-
-
-def _table(caption: str, head: str, rows: Iterable[str]) -> str:
-    """A table that scrolls by itself where the page is narrow; `head` and `rows` are HTML already."""
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    body = "\n".join(("<tbody>", *rows, "</tbody>"))
-    table = f"<table>{title}<thead><tr>{head}</tr></thead>\n{body}</table>"
+def _scrolling(table: str) -> str:
+    """A table that scrolls by itself where the page is narrow."""
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from PIL import Image
 from tiny_training import same_weights, train_tiny
 
 import litheseg
-from litheseg.errors import Interrupted, RecipeError
+from litheseg.building.result import ScoreTable
+from litheseg.bundle.header import BundleHeader
+from litheseg.errors import DataError, Interrupted, RecipeError
+from litheseg.masks.classes import Classes
 from litheseg.training.task import SegmentationTask
 from litheseg.training.trainer import _StopOnInterrupt
 
@@ -33,13 +37,32 @@ def test_the_result_in_hand(tmp_path: Path) -> None:
     run = litheseg.train("slimseg", tmp_path / "run", size=(32, 32), minutes=10, **TINY)
     assert list(run.scores) == [1.0, 0.5] and "parameters" in str(run.scores)
     assert run.predict(np.zeros((20, 30, 3), np.uint8), width=0.5).shape == (20, 30)
-    pictures = run.show([np.zeros((20, 30, 3), np.uint8), np.zeros((40, 60, 3), np.uint8)])
-    assert isinstance(pictures, Image.Image) and pictures.size == (3 * 30 + 2 * 8, 20 + 8 + 20)
+    red, blue = np.zeros((20, 30, 3), np.uint8) + np.uint8([[255, 0, 0], [0, 0, 255]])[:, None, None]
+    pictures = run.show([red, np.kron(blue, np.ones((2, 2, 1), np.uint8))])
+    assert isinstance(pictures, Image.Image) and pictures.width == 3 * 30 + 2 * 8
+    first_column = np.asarray(pictures)[:, 15]
+    assert (first_column == (255, 0, 0)).all(1).sum() == (first_column == (0, 0, 255)).all(1).sum() == 20
+    assert run.show(red).width == pictures.width, "one image needs no list"
+    with pytest.raises(DataError, match="no images to show"):
+        run.show([])
     assert run.frontier().format == "PNG"
+    assert repr(run).startswith(f"TrainedNetwork in {run.folder}\n") and repr(run.scores) in repr(run)
+    assert f"{run.scores.worst_class(0.5)[0]} {100 * run.scores.worst_class(0.5)[1]:.1f}" in repr(run)
     pandas = pytest.importorskip("pandas")
     table = run.scores.to_pandas()
     assert isinstance(table, pandas.DataFrame) and list(table.index) == [1.0, 0.5]
     assert table.loc[0.5, "miou"] == run.scores[0.5]["miou"] and "iou road" in table.columns
+
+
+def test_notebooks_show_a_table_whatever_classes_are_called(tmp_path: Path) -> None:
+    iou = {"iou": [0.9, 0.02], "miou": 0.46, "params": 2000, "macs": 3e6}
+    classes = Classes(("road", "<img src=x>"), ((0, 0, 0), (255, 255, 255)))
+    header = BundleHeader({"name": "tiny", "args": {}}, classes, (1.0, 0.5), metrics={"1": iou, "0.5": iou})
+    html = ScoreTable(header)._repr_html_()
+    table = ElementTree.fromstring(f"<div>{html}</div>")
+    assert [row[0].text for row in table.iter("tr")] == ["width", "1", "0.5"]
+    assert "<img src=x> 2.0" in [cell.text for cell in table.iter("td")]
+    assert "<img src=x> is hardly found" in str(table.findtext("p"))
 
 
 def test_unknown_fields_are_named(tmp_path: Path) -> None:
