@@ -171,13 +171,13 @@ class TrainedNetwork:
             DataError: an image that cannot be read, or an empty list.
             WidthError: a width that the model does not have.
         """
-        images = images if isinstance(images, (list, tuple)) else [images]
-        if not images:
+        several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        if not several:
             raise DataError("no images to show; give a file, or a list of files")
         predictor = self.predictor
         widths = widths or tuple(dict.fromkeys((predictor.widths[0], predictor.widths[-1])))
         rows, seen = [], np.zeros(256, np.int64)
-        for image in images:
+        for image in several:
             pixels = to_rgb(image)
             masks = [predictor(pixels, width=width) for width in widths]
             seen += sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)
@@ -279,12 +279,12 @@ def _grid(titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> np.nda
     """Pictures in rows, uint8 H W 3, all columns as wide as the first picture, with titles above them."""
     width = min(rows[0][0].shape[1], _WIDEST)
     heights = [round(row[0].shape[0] * width / row[0].shape[1]) for row in rows]
-    font = ImageFont.load_default(max(11, width // 20))
-    top = int(font.size * 3 / 2)
+    letter = max(11, width // 20)
+    font, top = ImageFont.load_default(letter), letter * 3 // 2
     size = (len(titles) * (width + _GAP) - _GAP, top + sum(heights) + _GAP * (len(rows) - 1))
     whole = Image.new("RGB", size, "white")
     for column, title in enumerate(titles):
-        ImageDraw.Draw(whole).text((column * (width + _GAP), font.size), title, "black", font, anchor="ls")
+        ImageDraw.Draw(whole).text((column * (width + _GAP), letter), title, "black", font, anchor="ls")
     for row, height in zip(rows, heights, strict=True):
         for column, pixels in enumerate(row):
             whole.paste(Image.fromarray(pixels).resize((width, height)), (column * (width + _GAP), top))

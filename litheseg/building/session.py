@@ -20,7 +20,7 @@ from typing import Any
 
 from litheseg.building import stages
 from litheseg.building.result import BuildResult, TrainedNetwork
-from litheseg.errors import Interrupted
+from litheseg.errors import Interrupted, RecipeError, listed
 from litheseg.progress import shown
 from litheseg.training import run
 from litheseg.training.horizon import epochs_done
@@ -75,8 +75,9 @@ def train(
 
 
 def build(
-    data: str | Path,
+    data: str | Path | Mapping[str, Any],
     *,
+    size: tuple[int, int] | None = None,
     budget: str | float | None = None,
     minutes: float = 60.0,
     output: str | Path = "deployed",
@@ -88,7 +89,8 @@ def build(
     """Make a network from labelled images that runs within a budget on this machine, ready to deploy.
 
     Args:
-        data: folder of labelled images.
+        data: folder of labelled images; or fields of the recipe's section `data`, among them "root", the folder.
+        size: height and width that images are resized to; by default the plan's choice.
         budget: milliseconds of one image, end to end, or a text such as 20ms or 15fps; by default the most accurate
             network is taken.
         minutes: that everything takes together, about.
@@ -114,14 +116,24 @@ def build(
         "classes": classes,
         "min_class_iou": min_class_iou,
     }
-    options = list(_options(fields))
+    section = _section(data, size)
+    if "root" not in section:
+        raise RecipeError(f'data has no "root", the folder of labelled images, but {listed(list(section))}; add it')
+    folder = section.pop("root")
+    options = list(_options({**fields, "data": section}))
     with shown():
         try:
-            return stages.build(data, *options, **wishes)
+            return stages.build(folder, *options, **wishes)
         except Interrupted:
             if not epochs_done(Path(output) / "training"):
                 raise
-            return stages.build(data, *options, **wishes, finish=True)
+            return stages.build(folder, *options, **wishes, finish=True)
+
+
+def _section(data: str | Path | Mapping[str, Any] | None, size: tuple[int, int] | None) -> dict[str, Any]:
+    """The recipe's section `data`."""
+    section: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {} if data is None else {"root": str(data)}
+    return section if size is None else {**section, "size": list(size)}
 
 
 def _recipe(
@@ -132,13 +144,10 @@ def _recipe(
     init: str | Path | None,
     fields: Mapping[str, Any],
 ) -> Recipe:
-    section: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {} if data is None else {"root": str(data)}
-    if size is not None:
-        section["size"] = list(size)
     trainer = dict(fields.get("trainer", {}))
     if minutes is not None:
         trainer["minutes"] = minutes
-    values = {**fields, "data": section, "trainer": trainer}
+    values = {**fields, "data": _section(data, size), "trainer": trainer}
     return load_recipe(name, list(_options(values)), init=None if init is None else str(init))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_training import same_weights, train_tiny
 
 import litheseg
+from litheseg.building import stages
 from litheseg.building.result import ScoreTable
 from litheseg.bundle.header import BundleHeader
 from litheseg.errors import DataError, Interrupted, RecipeError
@@ -68,6 +69,19 @@ def test_notebooks_show_a_table_whatever_classes_are_called(tmp_path: Path) -> N
 def test_unknown_fields_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"unknown option --trainer.epoch\."):
         litheseg.train("slimseg", tmp_path, trainer={"epoch": 3})
+
+
+def test_fields_of_data_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(stages, "build", lambda *words, **_: given.extend(words))
+    litheseg.build({"root": "mine", "batch_size": 4}, size=(32, 64), trainer={"epochs": 3})
+    assert given[0] == "mine" and set(given[1:]) == {
+        "--trainer.epochs=3",
+        "--data.batch_size=4",
+        "--data.size=[32, 64]",
+    }
+    with pytest.raises(RecipeError, match='no "root"'):
+        litheseg.build({"batch_size": 4})
 
 
 def test_ctrl_c_gives_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
