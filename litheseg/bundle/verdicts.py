@@ -67,17 +67,20 @@ def hardly_found(names: Sequence[str], iou: Mapping[float, ClassScores], facts: 
         facts: "class_shares" of the training pixels, "class_images" that hold each class, and "train_images"; what is
             missing is not known.
     """
-    low = {name: _low(index, iou) for index, name in enumerate(names)}
-    low = {name: values for name, values in low.items() if values}
-    if len(low) > len(names) / 2:
-        return [
-            f"{len(low)} of {len(names)} classes are hardly found ({listed(list(low))}): the network has hardly "
+    sentences, learned = [], {}
+    for width, scores in iou.items():
+        low = [name for name, value in zip(names, scores, strict=True) if value is not None and value < HARDLY]
+        if len(low) <= len(names) / 2:
+            learned[width] = scores
+            continue
+        sentences.append(
+            f"{len(low)} of {len(names)} classes are hardly found at width {width:g} ({listed(low)}): it has hardly "
             "learned yet. Train for longer, and see that images and masks belong together (`litheseg doctor DATA`)"
-        ]
-    return [
-        f"{name} is hardly found: IoU {_at_widths(values)}. {_reason(names.index(name), facts)}"
-        for name, values in low.items()
-    ]
+        )
+    for index, name in enumerate(names):
+        if values := _low(index, learned):
+            sentences.append(f"{name} is hardly found: IoU {_at_widths(values)}. {_reason(index, facts)}")
+    return sentences
 
 
 def _low(index: int, iou: Mapping[float, ClassScores]) -> dict[float, float]:

@@ -48,8 +48,9 @@ def test_a_class_that_is_hardly_found_has_a_reason(
 
 
 def test_a_network_that_has_not_learned_is_told_once() -> None:
-    [sentence] = hardly_found(NAMES, {1.0: (0.01, 0.01, 0.3), 0.5: (0.0, 0.0, 0.2)}, FACTS)
-    assert sentence.startswith("2 of 3 classes are hardly found (road, pole): the network has hardly learned yet")
+    narrow, pole = hardly_found(NAMES, {1.0: (0.3, 0.01, 0.3), 0.5: (0.0, 0.0, 0.2)}, FACTS)
+    assert narrow.startswith("2 of 3 classes are hardly found at width 0.5 (road, pole): it has hardly learned yet")
+    assert pole.startswith("pole is hardly found: IoU 1.0 % at width 1. It is rare")
 
 
 def test_of_many_widths_the_ends_are_named() -> None:
