@@ -84,10 +84,14 @@ def test_a_budget_that_nothing_meets_names_the_nearest() -> None:
 
 
 def test_what_the_data_decides() -> None:
-    _, values = planned(replace(FACTS, brightness=0.4, val=0, holds_out=True))
+    _, values = planned(replace(FACTS, brightness=0.4, holds_out=True), classes="mine.yaml")
     assert values["data.augment.brightness"] == 0.5
-    assert values["data.leave_out"] == "c", "60 of 360 images are the nearest to a fifth"
-    assert "data.leave_out" not in planned()[1]
+    assert values["data.options"] == {"classes": "mine.yaml", "hold_out": "sequences"}
+    assert "data.options" not in planned()[1] and "data.augment.brightness" not in planned()[1]
+    numbered = planned(replace(FACTS, holds_out=True, sequences={"IMG": 300, "": 60}))[1]
+    assert numbered["data.options"] == {"hold_out": "last"}
+    named = planned(replace(FACTS, holds_out=True, sequences={str(i): 1 for i in range(2)}))[1]
+    assert "data.options" not in named
     assert planned(replace(FACTS, train=12, sequences={}))[1]["data.batch_size"] == 2
 
 
