@@ -22,6 +22,7 @@ import yaml
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import Fingerprint
 from litheseg.errors import LithesegError
+from litheseg.tables import Table
 from litheseg.training.recipe import Recipe, load_recipe
 
 __all__ = ["Plan", "PlannedField", "Wishes", "make_plan", "read_plan"]
@@ -53,6 +54,7 @@ class Wishes:
         unlabelled: folder of images without labels; None for none.
         classes: file that says what mask values mean; None for the one in `data`.
         overrides: fields of the recipe that are not left to the plan, as options ``--NAME=VALUE``.
+        target: file of timings of another machine; None for this one.
     """
 
     data: str
@@ -61,6 +63,7 @@ class Wishes:
     unlabelled: str | None = None
     classes: str | None = None
     overrides: tuple[str, ...] = ()
+    target: str | None = None
 
     @property
     def fixed(self) -> frozenset[str]:
@@ -114,6 +117,11 @@ class Plan:
     def minutes(self) -> float:
         """Of training."""
         return float(next(item.value for item in self.decisions if item.option == "trainer.minutes"))
+
+    def table(self) -> Table:
+        """For people."""
+        rows = [(item.option, _written(item.value), item.because) for item in self.decisions]
+        return Table(("field", "value", "why"), (("recipe", self.recipe, self.because), *rows))
 
     def text(self) -> str:
         """As a YAML file that may be edited."""

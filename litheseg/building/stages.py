@@ -5,9 +5,10 @@ crash or a reboot, within a stage too: training from its last epoch, choosing fr
 
     plan.yaml           what was decided and why (`litheseg.building.plan`)
     fingerprint.json    what it was decided from
-    training/           the run, with report.html and model.safetensors
+    training/           the run, with model.safetensors
     fit.json, export/   what to deploy, and what is promised of it
-    build.json          when all is done
+    report.html         what it came to
+    build.json          the same for programs; the last file that is written
 
 Usage:
     >>> result = build("data/mine", budget=20.0, minutes=60, output="deployed")
@@ -21,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ from litheseg.files import write_text
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import load_bundle
 from litheseg.progress import say, stage
-from litheseg.report.run_report import report_run
+from litheseg.report.card import Section
+from litheseg.report.html import ReportFigure, write_page
+from litheseg.report.run_report import run_page
 from litheseg.training.horizon import epochs_done
 from litheseg.training.recipe import Recipe, check_recipe, load_recipe
 from litheseg.training.run import train
@@ -50,7 +53,7 @@ __all__ = ["build"]
 
 _NO_BUDGET = 60_000.0  # milliseconds
 _PLAN, _FINGERPRINT, _WISHES = "plan.yaml", "fingerprint.json", "wishes.json"
-_CHANGEABLE = ("budget", "minutes")
+_CHANGEABLE = ("budget", "minutes", "target")
 
 
 def build(
@@ -62,6 +65,7 @@ def build(
     unlabelled: str | Path | None = None,
     classes: str | Path | None = None,
     min_class_iou: float | None = None,
+    target: str | Path | None = None,
     finish: bool = False,
     command: str = "",
 ) -> BuildResult:
@@ -76,6 +80,8 @@ def build(
         unlabelled: folder of images without labels, to learn from as well.
         classes: class file that says what mask values mean; by default the one in `data`.
         min_class_iou: refuse networks whose worst class has a lower IoU, in [0, 1].
+        target: timings of another machine, which a kit of the trained network measured there (`litheseg measure`): the
+            budget is then for that machine.
         finish: train only one epoch more, in which the learning rate falls to 0, and deploy what there is then.
         command: the shell command, for the report.
 
@@ -88,9 +94,15 @@ def build(
         LithesegError: data that cannot be trained on, or what training, export or fit refuses.
     """
     photos, meanings = (None if path is None else str(path) for path in (unlabelled, classes))
-    wishes = Wishes(str(data), budget, minutes, photos, meanings, tuple(overrides))
+    box = None if target is None else str(target)
+    wishes = Wishes(str(data), budget, minutes, photos, meanings, tuple(overrides), box)
     folder = Path(output)
     check_recipe(wishes.asked)  # before anything takes time
+    if target is not None and not (folder / "training" / "model.safetensors").exists():
+        raise LithesegError(
+            f"{target}: timings are of a trained network: build first without --target, then `litheseg measure "
+            f"{folder / 'training' / 'model.safetensors'} --output kit`, and run the kit on the target"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder, beside=True):
         job = _Stages(folder, wishes, command, min_class_iou)
@@ -226,14 +238,20 @@ class _Stages:
             return
         model = self.folder / "training" / "model.safetensors"
         budget = self.wishes.budget or _NO_BUDGET
-        least = self.min_class_iou
-        fit(model, budget=budget, output=self.folder, min_class_iou=least, command=self.command, force=True)
+        where = None if self.wishes.target is None else Path(self.wishes.target)
+        options: dict[str, Any] = {"min_class_iou": self.min_class_iou, "measured": where, "command": self.command}
+        fit(model, budget=budget, output=self.folder, force=True, **options)
 
     def _report(self) -> None:
         """Write what it came to."""
-        report_run(self.folder / "training", command=self.command, title=Path(self.wishes.data).name)
         header = load_bundle(self.folder / "training" / "model.safetensors").header
         found = json.loads((self.folder / FIT_FILE).read_text(encoding="utf-8"))
+        plan = read_plan((self.folder / _PLAN).read_text(encoding="utf-8"))
+        page = run_page(self.folder / "training", command=self.command, title=Path(self.wishes.data).name)
+        measured = ReportFigure(self.folder / "frontier.png", "What was measured here.", heading="Accuracy and time")
+        how = Section("How it was trained", (plan.table(),))
+        page = replace(page, lead=found["sentence"], figures=(measured, *page.figures), card=(how, *page.card))
+        write_page(self.folder / "report.html", page)
         content = {
             "litheseg": "build",
             "wishes": asdict(self.wishes),

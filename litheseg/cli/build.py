@@ -9,6 +9,7 @@ The same command goes on after Ctrl-C, a crash or a reboot. --finish ends traini
 Examples:
   litheseg build data/mine --budget 20ms --minutes 60 --output deployed
   litheseg build data/mine --budget 15fps --unlabelled photos/ --min-class-iou 0.2 --output deployed
+  litheseg build data/mine --budget 20ms --target measurements.json --output deployed     (chosen anew, for another box)
   litheseg build data/mine --data.size "[360,480]" --widths "[1,.5]" --output deployed    (not left to the plan)
 """
 
@@ -32,6 +33,7 @@ def build(
     unlabelled: Path | None = None,
     classes: Path | None = None,
     min_class_iou: float | None = None,
+    target: Path | None = None,
     finish: bool = False,
     json: bool = False,
     command: str = "",
@@ -48,6 +50,8 @@ def build(
         unlabelled: folder of images without labels, to learn from as well.
         classes: class file that says what mask values mean; by default the one in the data's folder.
         min_class_iou: refuse networks whose worst class has a lower IoU, in [0, 1].
+        target: timings of another machine, which a kit of the trained network measured there (`litheseg measure`): the
+            budget is then for that machine.
         finish: train only one epoch more, in which the learning rate falls to 0, and deploy what there is then.
         json: print JSON.
         command: the shell command, for the report.
@@ -67,6 +71,7 @@ def build(
         unlabelled=unlabelled,
         classes=classes,
         min_class_iou=min_class_iou,
+        target=target,
         finish=finish,
         command=command,
     )
@@ -77,5 +82,5 @@ def build(
     print_table(width_table(width_rows(header)), "scores on val")
     print_warnings(verdicts(header))
     print(f"\nchosen  {result.sentence}")
-    print(f"deploy  {result.deployed}\nreport  {output / 'training' / 'report.html'}\nplan    {output / 'plan.yaml'}")
+    print(f"deploy  {result.deployed}\nreport  {output / 'report.html'}\nplan    {output / 'plan.yaml'}")
     print(f"try it  litheseg predict {result.deployed} PHOTO --output masks")

@@ -33,7 +33,7 @@ from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, 
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.profiling import Profile, profile
 
-__all__ = ["report_run", "write_report"]
+__all__ = ["report_run", "run_page", "write_report"]
 
 _IMAGES = 4
 _BAND = 3  # pixels, as in `litheseg evaluate`
@@ -63,6 +63,21 @@ def report_run(
         LithesegError: no finished run, or a file that cannot be written.
     """
     folder = Path(folder)
+    page = run_page(folder, source=source, costs=costs, command=command, title=title)
+    write_text(folder / "MODEL_CARD.md", to_markdown(page.title, page.card))
+    write_page(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def run_page(
+    folder: Path,
+    *,
+    source: Source | None = None,
+    costs: Sequence[Profile | WidthCost] = (),
+    command: str = "",
+    title: str = "",
+) -> Page:
+    """What a report of a finished run says; its figures are drawn into the folder. Arguments as of `report_run`."""
     bundle = load_bundle(folder / "model.safetensors")
     name, header = title or folder.resolve().name, bundle.header
     rows = width_rows(header, costs)
@@ -79,8 +94,7 @@ def report_run(
         )
     figures.append(_pictures(folder / "figures" / "gallery.png", bundle, source))
     sections = card_sections(header, name=name, file="model.safetensors", costs=costs)
-    write_text(folder / "MODEL_CARD.md", to_markdown(name, sections))
-    page = Page(
+    return Page(
         name,
         lead=_lead(rows, source),
         warnings=verdicts(header),
@@ -91,8 +105,6 @@ def report_run(
         card=sections,
         command=command,
     )
-    write_page(folder / "report.html", page)
-    return folder / "report.html"
 
 
 def write_report(

@@ -25,6 +25,8 @@ from litheseg.building.result import BuildResult, read_result
 from litheseg.cli import main
 from litheseg.data.streets import make_streets
 from litheseg.errors import LithesegError
+from litheseg.models.bundle import load_bundle, model_digest
+from litheseg.runtime import kit
 from litheseg.runtime.predictor import Predictor
 
 FIELDS = (
@@ -67,9 +69,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_build_from_a_folder_to_a_network(build: Any, data: Path, tmp_path: Path, capsys: Any) -> None:
     result = build(data, *FIELDS, minutes=30.0, budget=1000.0)
     out = tmp_path / "out"
-    assert {"plan.yaml", "fingerprint.json", "training", "fit.json", "build.json", "frontier.png"} <= set(
-        os.listdir(out)
-    )
+    assert {
+        "plan.yaml",
+        "fingerprint.json",
+        "training",
+        "fit.json",
+        "build.json",
+        "frontier.png",
+        "report.html",
+    } <= set(os.listdir(out))
+    page = (out / "report.html").read_text()
+    assert result.sentence in page and "trainer.minutes" in page
     assert set(result.scores) == {1.0, 0.5} and 0 <= result.scores[0.5]["miou"] <= 1
     assert result.scores.worst_class(1.0)[1] == min(iou for iou in result.scores[1.0]["iou"] if iou is not None)
     assert result.promise["milliseconds"] <= 1000 and result.sentence.startswith("width ")
@@ -127,6 +137,23 @@ def dying_after(epochs: int) -> Callable[..., Any]:
             return run.train(*args, **options)
 
     return train
+
+
+def test_another_machine_is_chosen_for_from_its_timings(build: Any, data: Path, tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"minutes": 30.0, "budget": 50.0}
+    timings = tmp_path / "measurements.json"
+    with pytest.raises(LithesegError, match=r"build first without --target, then `litheseg measure"):
+        build(data, *FIELDS, **wishes, target=timings)
+    result = build(data, *FIELDS, **wishes)
+    rows = [
+        {"width": width, "size": [32, 32], "precision": "fp32", "runtime": "torch", "threads": 1, "ms": [ms] * 120}
+        for width, ms in ((1.0, 70.0), (0.5, 40.0))
+    ]
+    facts = {"litheseg": "measurements", "schema": kit.SCHEMA, "model": model_digest(load_bundle(result.bundle))}
+    timings.write_text(json.dumps({**facts, "host": {"cpu": "a box"}, "fps": None, "rows": rows}))
+    stages.fit = partial(fit)
+    chosen = build(data, *FIELDS, **wishes, target=timings).promise
+    assert chosen["width"] == 0.5 and chosen["milliseconds"] == 40
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
