@@ -32,7 +32,7 @@ from litheseg.data.likeness import Portrait, likeness_findings
 from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.errors import DataError, printable
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
-from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError, mask_numbers
+from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError, has_transparency, mask_numbers
 from litheseg.progress import track
 from litheseg.values import Quantity, Size
 
@@ -52,6 +52,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 _RARE_SHARE = 0.001  # of the labelled pixels
 _MOSTLY_IGNORED = 0.5
+_DARK = 64  # grey levels; 14 of 16 bits give 63 at most
 _UNKNOWN_SHOWN, _SIZES_SHOWN, _FILES_SHOWN, _VALUES_SHOWN, _VALUES_KEPT = 12, 6, 3, 16, 64
 
 
@@ -202,6 +203,7 @@ def diagnose(
     findings += _one_class(exams, _scheme_of(source), limited=limit is not None)
     findings += _class_findings(exams, source.classes.names, limited=limit is not None)
     findings += _learnable(exams, source.classes.names)
+    findings += _image_findings(exams)
     findings += _size_findings(exams, crop)
     summaries = {split: _summary(found, source) for split, found in exams.items()}
     return Diagnosis(source.name, source.classes.names, in_order(findings), summaries)
@@ -261,6 +263,8 @@ class _Exam:
         filled: of `filled_cells`, where there is a histogram and no value is unknown.
         values: pixels by file value, of every mask that can be read.
         portrait: what the image looks like; None where it cannot be read.
+        brightest: its largest value; None likewise.
+        transparent: whether it has a fourth channel that is not opaque.
     """
 
     sample: Sample
@@ -271,6 +275,8 @@ class _Exam:
     filled: np.ndarray | None = None
     values: dict[int, int] = field(default_factory=dict)
     portrait: Portrait | None = None
+    brightest: int | None = None
+    transparent: bool = False
 
     @property
     def file(self) -> str:
@@ -289,10 +295,18 @@ def _examine(source: Source, sample: Sample) -> _Exam:
     image = _read(exam, source.read_image, "image", exam.file)
     if image is not None:
         exam.size = (image.shape[0], image.shape[1])
-        exam.portrait = Portrait.of(image, exam.file, sample.id)
+        exam.portrait, exam.brightest = Portrait.of(image, exam.file, sample.id), int(image.max(initial=0))
+        exam.transparent = isinstance(source, FileSource) and sample.image is not None and _transparent(sample.image)
     if sample.mask is not None or sample.image is None:
         _examine_mask(exam, source)
     return exam
+
+
+def _transparent(image: Path) -> bool:
+    try:
+        return has_transparency(image)
+    except DataError:  # of what was read before: too large for the limit here
+        return False
 
 
 def _examine_mask(exam: _Exam, source: Source) -> None:
@@ -480,6 +494,16 @@ def _learnable(exams: _Exams, names: Sequence[str]) -> Iterator[Finding]:
         yield from class_findings(
             names, pixels.sum(0), (pixels > 0).sum(0), np.array(filled).sum(0), len(filled), split
         )
+
+
+def _image_findings(exams: _Exams) -> Iterator[Finding]:
+    """Images that are nearly black, or have a fourth channel."""
+    dark = [exam.file for exam in _all(exams) if exam.brightest is not None and 0 < exam.brightest < _DARK]
+    if dark:
+        yield make_finding("dark-image", f"images whose brightest pixel is below {_DARK} of 255", dark)
+    transparent = [exam.file for exam in _all(exams) if exam.transparent]
+    if transparent:
+        yield make_finding("transparent", "images with a fourth channel that is not opaque", transparent)
 
 
 def _size_findings(exams: _Exams, crop: tuple[int, int] | None) -> Iterator[Finding]:

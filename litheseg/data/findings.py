@@ -53,6 +53,16 @@ KNOWN: dict[str, tuple[Severity, str]] = {
     "absent-class": ("warning", "label some, merge the class into another, or take it out of the list"),
     "absent-in-split": ("warning", "divide the splits anew, so that each class is in all of them"),
     "rare-class": ("warning", "weight the loss by class, label more, or merge the class into another"),
+    "dark-image": (
+        "warning",
+        "if a camera of 10 to 14 bits wrote them, multiply up to the full 16 bits, in training and wherever the "
+        "network runs: 16 bits are divided by 256",
+    ),
+    "transparent": (
+        "warning",
+        "transparent parts become black; if the fourth channel is depth or infrared, save RGB without it: networks "
+        "have three channels",
+    ),
     "few-images": ("warning", "label more images with them, or merge them into others ('remap' in classes.yaml)"),
     "small-objects": (
         "warning",

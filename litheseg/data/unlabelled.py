@@ -7,6 +7,7 @@ Usage:
     >>> few = partition([sample.id for sample in source.samples("train")], ratio="1/8")
     >>> unlabelled = find_unlabelled("rest", source, few.labelled)
     >>> unlabelled = find_unlabelled("data/dashcam", source)  # beside all labels
+    >>> unlabelled = find_unlabelled("drive.mp4:10", source)  # every tenth frame of a video
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from litheseg.data.clips import parse_clip, write_frames
 from litheseg.data.source import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
@@ -79,8 +81,9 @@ def find_unlabelled(
     """Find the unlabelled images of a run.
 
     Args:
-        where: "rest" for the training images of `source` that are not labelled, or a folder: all images in it and
-            below, those of images/ alone where masks/ lies beside it. Folders of masks are passed over.
+        where: "rest" for the training images of `source` that are not labelled; or a folder: all images in it and
+            below, those of images/ alone where masks/ lies beside it, folders of masks being passed over; or a video:
+            one frame a second, or every tenth of "drive.mp4:10".
         source: the labelled data set.
         labelled_ids: of the labelled training images; None for all that have a mask.
 
@@ -99,7 +102,11 @@ def find_unlabelled(
                 "(such as 1/8), or name a folder of other images"
             )
     else:
-        found = Unlabelled(_images_in(where), max_pixels=getattr(source, "max_pixels", reading.MAX_PIXELS))
+        clip = parse_clip(where)
+        found = Unlabelled(
+            _images_in(write_frames(clip) if clip else where),
+            max_pixels=getattr(source, "max_pixels", reading.MAX_PIXELS),
+        )
     _refuse_shared(found.samples, labelled, "a labelled training image")
     for split in sorted({"val", "test"} & set(source.splits())):
         # Also of a split that has no masks.

@@ -30,12 +30,14 @@ from PIL import Image, UnidentifiedImageError
 
 from litheseg.errors import DataError
 from litheseg.masks.classes import UNKNOWN_INDEX, LabelScheme
+from litheseg.masks.tiff import channels_of
 
 __all__ = [
     "MAX_PIXELS",
     "TooManyPixelsError",
     "count_pixels",
     "encode",
+    "has_transparency",
     "mask_numbers",
     "open_image",
     "read_image",
@@ -95,6 +97,18 @@ def count_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int:
     """
     with _opened(path, max_pixels) as image:
         return image.width * image.height
+
+
+def has_transparency(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether an image has a fourth channel that is not opaque everywhere; only files with one are decoded.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    with _opened(path, max_pixels) as image:
+        if image.mode not in ("RGBA", "LA", "PA"):
+            return False
+        return bool(np.asarray(image.getchannel("A")).min(initial=255) < 255)
 
 
 def upright_size(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -307,9 +321,22 @@ def _opened(path: str | Path | IO[bytes], max_pixels: int) -> Iterator[Image.Ima
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; restore it or remove its partner") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image that can be read; replace or remove it") from error
+        raise DataError(
+            _unreadable(path) or f"{path} is not an image that can be read; replace or remove it"
+        ) from error
     except _BROKEN as error:
+        if "raw mode" in str(error) and (reason := _unreadable(path)):
+            raise DataError(reason) from error
         raise DataError(f"{path} is damaged or truncated ({error}); replace or remove it") from error
+
+
+def _unreadable(path: str | Path | IO[bytes]) -> str:
+    """Of a TIFF of more channels or bits than can be read: what it has, and the remedy; "" of other files."""
+    found = channels_of(path) if isinstance(path, (str, Path)) else ""
+    return found and (
+        f"{path} has {found}; images of 1 or 3 channels of 8 bits, or 1 of 16 bits, can be read: save the three "
+        "channels that matter as RGB of 8 bits, in training and wherever the network runs"
+    )
 
 
 def _too_many(found: str, max_pixels: int) -> str:
@@ -318,7 +345,10 @@ def _too_many(found: str, max_pixels: int) -> str:
 
 def _to_rgb(image: Image.Image, path: str | Path | IO[bytes]) -> Image.Image:
     if image.mode == "F":
-        raise DataError(f"{path}: floating-point pixels; save it with 8 or 16 bits")
+        raise DataError(
+            f"{path}: floating-point pixels; save it with 8 or 16 bits, all images by the same factor, in training and "
+            "wherever the network runs"
+        )
     if image.mode.startswith("I"):
         # Pillow clips these modes at 255 when it converts; the high byte is the picture.
         grey = np.asarray(image)

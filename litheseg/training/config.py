@@ -63,8 +63,9 @@ class DataConfig:
         leave_out: validate on this sequence of the training images, and train without it: a name that their ids begin
             with, such as "0016E5"; the data set's own val split is not used then.
         labelled: train on a part of the labels: a ratio ("1/8"), a count ("46") or a list file.
-        unlabelled: images without labels that are learned from as well: a folder of them, or rest for the training
-            images that `labelled` leaves out; None for labels only. A step then has `batch_size` of either.
+        unlabelled: images without labels that are learned from as well: a folder of them, a video (one frame a second,
+            or every tenth of "drive.mp4:10"), or rest for the training images that `labelled` leaves out; None for
+            labels only. A step then has `batch_size` of either.
         views: how unlabelled images are shown.
         unreadable: share of the unlabelled files that may be unreadable; they are left out.
         absent_classes: go on where a class has no pixel in the labelled images.

@@ -546,3 +546,14 @@ def test_filled_cells_are_those_of_a_majority():
                     count = (cell == k).sum()
                     expected[k] += count * (2 * count > stride * stride)
         np.testing.assert_array_equal(filled_cells(mask, 3)[place], expected)
+
+
+def test_images_of_12_bits_in_16_and_fourth_channels(data):
+    grey = np.random.default_rng(0).integers(0, 4096, SIZE).astype(np.uint16)
+    put(data / "images/train/0.png", grey)
+    assert only(diagnose_path(data), "dark-image").files == (str(data / "images/train/0.png"),)
+    put(data / "images/train/0.png", grey * 16)
+    depth = np.dstack([picture(1), np.full(SIZE, 90, np.uint8)])
+    put(data / "images/train/1.png", depth)
+    finding = only(diagnose_path(data), "transparent")
+    assert finding.files == (str(data / "images/train/1.png"),) and "depth or infrared" in finding.remedy

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_video import frame, write_video
 
 from litheseg.data import Source, find_unlabelled, open_source
 from litheseg.data.cache import DecodedImages
@@ -185,3 +186,20 @@ def test_a_limit_on_pixels_holds_for_other_folders_too(tmp_path: Path, source: S
     images = DecodedImages(find_unlabelled(tmp_path / "more", limited), size=None)
     with pytest.warns(UserWarning, match=r"large\.png.*10 x 10 pixels, and at most 99"):
         assert len(images) == 20
+
+
+def test_frames_of_a_video(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    monkeypatch.setenv("LITHESEG_CACHE", str(tmp_path / "cache"))
+    clip = write_video(tmp_path / "drive.mp4", 30)
+    found = find_unlabelled(f"{clip}:10", source)
+    assert names(found) == [f"drive_{number:06}" for number in (0, 10, 20)]
+    for sample, number in zip(found.samples, (0, 10, 20), strict=True):
+        assert np.abs(found.read_image(sample).astype(int) - frame(number)).mean() < 12
+    assert names(find_unlabelled(clip, source)) == ["drive_000000", "drive_000025"]  # one a second
+    clip.write_bytes(clip.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"drive\.mp4"):
+        find_unlabelled(clip, source)
+    for bad, message in (("none.mp4", "does not exist"), (f"{clip}:0", "every 0th frame")):
+        with pytest.raises(DataError, match=message):
+            find_unlabelled(bad, source)

@@ -381,3 +381,21 @@ def test_default_colours_differ():
     assert len(set(classes.colors)) == 254 and (0, 0, 0) not in classes.colors
     with pytest.raises(DataError, match="at most 254"):
         Classes.from_names(str(index) for index in range(255))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("channels", "kind", "shown"),
+    [
+        (5, "u1", "5 channels of 8 bits"),
+        (3, "u2", "3 channels of 16 bits"),
+        (7, "f4", "7 channels of 32 bits in floating point"),
+    ],
+)
+def test_tiffs_of_many_channels_say_what_they_hold(tmp_path, order, channels, kind, shown):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "field.tif"
+    values = np.arange(20 * 30 * channels).reshape(20, 30, channels).astype(kind)
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", byteorder=order)
+    with pytest.raises(DataError, match=rf"field\.tif has {shown}; .*save the three channels that matter"):
+        read_image(path)
