@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["cores", "host_facts", "interleave", "milliseconds", "settle"]
+__all__ = ["cores", "host_facts", "interleave", "memory", "milliseconds", "settle"]
 
 _BURST, _TURNS = 3, 20  # a turn has so many timed passes at least, a call so many turns at most
 _AGAIN = 0.02  # seconds of passes that are not timed, at the beginning of a turn
@@ -38,6 +38,14 @@ T = TypeVar("T")
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> float:
+    """Bytes of memory that this machine has; infinite where it does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):  # Windows
+        return math.inf
 
 
 def host_facts() -> dict[str, Any]:

@@ -22,6 +22,7 @@ import yaml
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import Fingerprint
 from litheseg.errors import LithesegError
+from litheseg.machine import cores, memory
 from litheseg.tables import Table
 from litheseg.training.recipe import Recipe, load_recipe
 
@@ -32,7 +33,9 @@ _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)  # of the images' own size
 _STEP = 8  # pixels: sizes are multiples of it
 _CROP_AREA = 240 * 320  # pixels of a training view: more make a step slower than they make it better
 _WANTED = 400  # steps for each width; fewer of them are worse than fewer widths, and then than smaller images
-_ENOUGH = 20_000  # steps
+_FEWEST, _ENOUGH = 20, 20_000  # steps
+_OF_MEMORY = 0.4  # of the machine's: what decoded images may take
+_EPOCHS = 10  # at least: after each one the run is saved
 _THINNEST = 1.0  # pixels: parts that would be thinner are lost
 _FIT_SHARE, _FIT_LEAST, _FIT_MOST = 0.2, 1.0, 10.0  # of all minutes, for choosing, exporting and proving
 _VALIDATIONS = 3
@@ -290,6 +293,12 @@ def _effort(
             f"{'x'.join(map(str, _view(facts.size, _SCALES[-1])))}, takes about {least:.1f} ms; give a longer --budget"
         )
     chosen = next((c for c in within if c.steps >= _WANTED * len(c.widths)), max(within, key=lambda c: c.steps))
+    if chosen.steps < _FEWEST:
+        missing = (_FEWEST - chosen.steps) * chosen.step / 60 / (1 - _FIT_SHARE)
+        raise LithesegError(
+            f"{wishes.minutes:g} minutes leave time for {max(0, chosen.steps)} training steps here; give --minutes "
+            f"{math.ceil(wishes.minutes + missing)} at least"
+        )
     decisions = _decided(facts, chosen, batch)
     return [item for item in decisions if item.option not in wishes.fixed]
 
@@ -311,8 +320,9 @@ def _fits(choice: _Effort, times: Mapping[float, float], budget: float | None) -
 
 
 def _decided(facts: Fingerprint, chosen: _Effort, batch: int) -> list[PlannedField]:
-    epoch = max(1, facts.train // batch)
-    epochs = max(1, min(chosen.steps, _ENOUGH) // epoch)
+    whole, steps = max(1, facts.train // batch), min(chosen.steps, _ENOUGH)
+    epoch = min(whole, max(1, steps // _EPOCHS))
+    epochs = steps // epoch
     own = "the images' own size" if chosen.scale == 1 else f"{chosen.scale:g} of the images' own {_by(facts.size)}"
     thin = f"{facts.thinnest.name}, the thinnest, is {facts.thinnest.thickness * chosen.scale:.1f} pixels thick then"
     fewer = "every width" if chosen.widths == _WIDTH_SETS[0] else "more would leave too few steps"
@@ -323,6 +333,12 @@ def _decided(facts: Fingerprint, chosen: _Effort, batch: int) -> list[PlannedFie
         PlannedField("trainer.epochs", epochs, f"{epochs * epoch} steps of about {chosen.step:.2f} seconds"),
         PlannedField("trainer.val_every", max(1, math.ceil(epochs / _VALIDATIONS)), "scores now and then"),
     ]
+    bytes_needed = (facts.train + facts.val + facts.unlabelled) * math.prod(chosen.size) * 4
+    if bytes_needed > _OF_MEMORY * memory():
+        reason = f"decoded, all images would take {bytes_needed / 1e9:.0f} GB"
+        decisions += [PlannedField("data.cache", "none", reason), PlannedField("data.workers", cores(), "one a core")]
+    if epoch < whole:
+        decisions.append(PlannedField("data.steps", epoch, f"of an epoch: a pass over all images has {whole}"))
     if len(chosen.widths) == 1:
         decisions.append(PlannedField("teachers.wider", None, "there is no wider width"))
         decisions.append(PlannedField("objectives.kl", None, "likewise"))

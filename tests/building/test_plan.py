@@ -63,6 +63,26 @@ def test_less_time_means_fewer_widths_then_smaller_images() -> None:
     assert planned(minutes=6)[1]["data.size"][0] < 360
 
 
+def test_epochs_are_short_enough_to_be_saved_often() -> None:
+    _, values = planned(replace(FACTS, train=80_000), minutes=60)
+    assert values["data.steps"] == values["trainer.epochs"] * values["data.steps"] // 10 < 10_000
+    assert "data.steps" not in planned()[1]
+
+
+def test_images_that_do_not_fit_into_memory_are_decoded_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "data.cache" not in planned()[1]
+    monkeypatch.setattr("litheseg.building.plan.memory", lambda: 460 * 360 * 480 * 4 / 0.41)
+    _, values = planned()
+    assert values["data.cache"] == "none" and values["data.workers"] >= 1
+
+
+def test_too_few_minutes_are_refused_with_the_least() -> None:
+    with pytest.raises(
+        LithesegError, match=r"0.3 minutes leave time for \d+ training steps here; give --minutes 4 at least"
+    ):
+        planned(replace(FACTS, train=40_000, val=5000), minutes=0.3)
+
+
 def test_thin_parts_keep_images_large() -> None:
     thin = replace(FACTS, classes=(FACTS.classes[0], ClassFacts("wire", 0.01, 50, 1.5)))
     assert planned(thin, minutes=4)[1]["data.size"] == [272, 360]
