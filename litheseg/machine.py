@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["cores", "host_facts", "interleave", "memory", "milliseconds", "settle"]
+__all__ = ["cores", "free_memory", "host_facts", "interleave", "memory", "milliseconds", "settle"]
 
 _BURST, _TURNS = 3, 20  # a turn has so many timed passes at least, a call so many turns at most
 _AGAIN = 0.02  # seconds of passes that are not timed, at the beginning of a turn
@@ -46,6 +46,20 @@ def memory() -> float:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):  # Windows
         return math.inf
+
+
+def free_memory() -> int:
+    """Bytes of memory that processes may still take; where nothing says so, half of what there is, or 2 GB."""
+    found = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        found += [int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:")]
+        limits = Path("/sys/fs/cgroup")  # a container's
+        found.append(int((limits / "memory.max").read_text()) - int((limits / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no Linux; or no container, or one without a limit
+    total = memory()
+    return max(0, min(found, default=int(total // 2) if math.isfinite(total) else 2 * 10**9))
 
 
 def host_facts() -> dict[str, Any]:

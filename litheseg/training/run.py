@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -29,6 +29,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from torch import nn
 
@@ -53,7 +54,7 @@ from litheseg.training.stages import labels_alone, missing_teachers, teacher_fol
 from litheseg.training.storage import errors_of_writers_once, read_checkpoint, remove_drafts
 from litheseg.training.trainer import build_trainer
 
-__all__ = ["TrainResult", "finish", "train"]
+__all__ = ["TrainResult", "finish", "names_memory", "set_up_torch", "train"]
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED")
 _MAY_CHANGE = (
@@ -80,13 +81,16 @@ class TrainResult:
     labels_alone: dict[float, float] = field(default_factory=dict)
 
 
-def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> TrainResult:
+def train(
+    recipe: Recipe, folder: str | Path, *, resume: bool = False, callbacks: Sequence[Callback] = ()
+) -> TrainResult:
     """Train, evaluate every width, write the bundle.
 
     Args:
         recipe: all choices.
         folder: the run's folder; holds no run yet unless `resume`.
         resume: go on from the folder's last checkpoint (or begin, where there is none).
+        callbacks: further ones of Lightning's; runs that this one needs first are without them.
 
     Raises:
         FolderInUseError: another process trains in the folder.
@@ -103,22 +107,22 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> TrainR
         _readable_failures(recipe, folder),
         errors_of_writers_once(),
     ):
-        return _train(recipe, folder)
+        return _train(recipe, folder, callbacks)
 
 
-def _train(recipe: Recipe, folder: Path) -> TrainResult:
+def _train(recipe: Recipe, folder: Path, callbacks: Sequence[Callback]) -> TrainResult:
     last = folder / "checkpoints" / "last.ckpt"
     resumed = last.exists()
-    _set_up_torch(recipe.trainer)
+    set_up_torch(recipe.trainer)
     data = build_data(recipe)
     if not resumed:
         check_teachers(recipe, data)
     alone = _labels_alone(recipe, data, folder)
     taught = _with_teachers(recipe, folder)
-    _set_up_torch(recipe.trainer)  # the random numbers of those runs must not count
+    set_up_torch(recipe.trainer)  # the random numbers of those runs must not count
     horizon = build_horizon(recipe, data)
     task = build_task(taught, data, horizon)
-    trainer = build_trainer(recipe, folder, build_schedules(recipe, data, horizon), resumed=resumed)
+    trainer = build_trainer(recipe, folder, [*build_schedules(recipe, data, horizon), *callbacks], resumed=resumed)
     _begin_folder(folder, recipe)
     synchronised = trainer.world_size > 1 and isinstance(trainer.accelerator, CUDAAccelerator)
     if synchronised:
@@ -246,7 +250,8 @@ def _recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False)
 
 
-def _set_up_torch(config: TrainerConfig) -> None:
+def set_up_torch(config: TrainerConfig) -> None:
+    """Threads, matrix products and random seed as a recipe has them."""
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision("high")
@@ -259,7 +264,7 @@ def _readable_failures(recipe: Recipe, folder: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not _names_memory(error):
+        if not names_memory(error):
             raise
         raise TrainingError(
             f"not enough memory for a batch of {recipe.data.batch_size}; lower --data.batch_size or --data.crop, or "
@@ -283,8 +288,10 @@ def _readable_failures(recipe: Recipe, folder: Path) -> Iterator[None]:
         raise Interrupted(f"stopped at once; {_kept(folder)}") from None
 
 
-def _names_memory(error: Exception) -> bool:
-    return any(words in str(error) for words in _OUT_OF_MEMORY)
+def names_memory(error: Exception) -> bool:
+    """Whether memory ran out."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _kept(folder: Path) -> str:

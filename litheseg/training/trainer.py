@@ -37,7 +37,7 @@ from litheseg.training.ranks import is_first_process
 from litheseg.training.recipe import Recipe
 from litheseg.training.storage import AtomicCheckpoints, Curves
 
-__all__ = ["build_trainer"]
+__all__ = ["build_trainer", "quiet"]
 
 _FINITE_EVERY = 50  # steps; each look waits for the device
 # Lightning's advice that does not apply here.
@@ -63,7 +63,7 @@ def build_trainer(recipe: Recipe, folder: Path, extra: Sequence[Callback] = (), 
         MissingExtraError: a logger that is not installed.
     """
     config = recipe.trainer
-    _quiet()
+    quiet()
     return L.Trainer(
         default_root_dir=folder,
         max_epochs=config.epochs,
@@ -87,7 +87,7 @@ def build_trainer(recipe: Recipe, folder: Path, extra: Sequence[Callback] = (), 
     )
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave out advice that does not apply here, and Lightning's remarks on what hardware there is."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _IRRELEVANT:
