@@ -23,7 +23,7 @@ from litheseg.building.result import BuildResult, TrainedNetwork
 from litheseg.errors import Interrupted, RecipeError, listed
 from litheseg.progress import shown
 from litheseg.training import run
-from litheseg.training.horizon import epochs_done
+from litheseg.training.horizon import epochs_to_finish
 from litheseg.training.recipe import Recipe, load_recipe
 from litheseg.values import parse_duration
 
@@ -66,10 +66,10 @@ def train(
         try:
             result = run.train(loaded, folder, resume=resume)
         except Interrupted:
-            epochs = epochs_done(folder)
+            epochs = epochs_to_finish(folder)
             if not epochs:
                 raise
-            shorter = replace(loaded, trainer=replace(loaded.trainer, epochs=epochs + 1))
+            shorter = replace(loaded, trainer=replace(loaded.trainer, epochs=epochs))
             result = run.train(shorter, folder, resume=True)
     return TrainedNetwork(result.folder, result.bundle)
 
@@ -125,7 +125,7 @@ def build(
         try:
             return stages.build(folder, *options, **wishes)
         except Interrupted:
-            if not epochs_done(Path(output) / "training"):
+            if not epochs_to_finish(Path(output) / "training"):
                 raise
             return stages.build(folder, *options, **wishes, finish=True)
 

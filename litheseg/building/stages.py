@@ -44,7 +44,7 @@ from litheseg.progress import say, stage
 from litheseg.report.card import Section
 from litheseg.report.html import ReportFigure, write_page
 from litheseg.report.run_report import run_page
-from litheseg.training.horizon import epochs_done
+from litheseg.training.horizon import epochs_to_finish
 from litheseg.training.recipe import Recipe, check_recipe, load_recipe
 from litheseg.training.run import train
 from litheseg.values import Duration
@@ -221,8 +221,8 @@ class _Stages:
             plan: Plan = read_plan(file.read_text(encoding="utf-8"))
             options = [*plan.overrides, *self.wishes.overrides]
             if finish:
-                done = epochs_done(self.folder / "training")
-                options += [f"--trainer.epochs={done + 1}", "--trainer.minutes=0"]
+                epochs = epochs_to_finish(self.folder / "training") or 1
+                options += [f"--trainer.epochs={epochs}", "--trainer.minutes=0"]
             return load_recipe(plan.recipe, options)
         except LithesegError as error:
             raise LithesegError(f"{file}: {error}") from error

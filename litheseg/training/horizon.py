@@ -27,7 +27,7 @@ from litheseg.training.config import TrainerConfig
 from litheseg.training.ranks import is_first_process
 from litheseg.training.storage import read_checkpoint
 
-__all__ = ["Deadline", "Horizon", "epochs_done"]
+__all__ = ["Deadline", "Horizon", "epochs_to_finish"]
 
 _FIRST_STEPS = 8  # whose time foretells that of an epoch, after one that is slower
 _VAL_STEP = 0.5  # of the time of a training image: an image of val, until val has been seen
@@ -193,9 +193,17 @@ class Deadline(Callback):
         return self._before + (time.monotonic() - self._start if self._start else 0.0)
 
 
-def epochs_done(folder: Path) -> int:
-    """Whole epochs that a run's last checkpoint holds; 0 where there is none."""
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.exists():
+def epochs_to_finish(folder: Path) -> int:
+    """How many epochs a run has if it is to end as soon as may be; 0 if no whole one is done.
+
+    Those that are done, and one in which the learning rate falls to 0, unless it has fallen by then.
+    """
+    file = folder / "checkpoints" / "last.ckpt"
+    if not file.exists():
         return 0
-    return int(read_checkpoint(checkpoint)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    checkpoint = read_checkpoint(file)
+    done = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    horizon = Horizon(0)
+    horizon.restore(checkpoint["callbacks"][Deadline.__qualname__]["horizon"])
+    over = checkpoint["global_step"] >= horizon.end
+    return done + (not over) if done else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_training import same_weights, train_tiny
+from tiny_training import STEPS, same_weights, train_tiny
 
 import litheseg
 from litheseg.building import stages
@@ -18,7 +19,6 @@ from litheseg.bundle.header import BundleHeader
 from litheseg.errors import DataError, Interrupted, RecipeError
 from litheseg.masks.classes import Classes
 from litheseg.training.task import SegmentationTask
-from litheseg.training.trainer import _StopOnInterrupt
 
 TINY: dict[str, Any] = {
     "model": {"name": "tiny"},
@@ -84,25 +84,46 @@ def test_fields_of_data_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None
         litheseg.build({"batch_size": 4})
 
 
-def test_ctrl_c_gives_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ctrl-C come at a training step, the first of which is 0."""
     start = SegmentationTask.on_train_batch_start
 
-    def ask(task: SegmentationTask, batch: object, index: int) -> None:
-        if task.global_step == 5:  # within the second of fifty epochs
-            next(c for c in task.trainer.callbacks if isinstance(c, _StopOnInterrupt))._asked = True
+    def on_train_batch_start(task: SegmentationTask, batch: object, index: int) -> None:
+        if task.global_step == step:
+            signal.raise_signal(signal.SIGINT)
         start(task, batch, index)
 
-    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", ask)
-    long = {**TINY, "trainer": {**TINY["trainer"], "epochs": 50}}
-    run = litheseg.train("slimseg", tmp_path / "run", **long)
-    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 1 + 2
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", on_train_batch_start)
+
+
+@pytest.mark.parametrize(
+    ("step", "of", "trained"),
+    [(STEPS + 1, 50, 2), (2 * STEPS - 1, 50, 3), (2 * STEPS - 1, 2, 2)],
+    ids=[
+        "within an epoch, which is the last",
+        "at the end of one",
+        "at the end of all, where nothing is left to train",
+    ],
+)
+def test_ctrl_c_gives_what_there_is(
+    step: int, of: int, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    interrupted_at(step, monkeypatch)
+    try:
+        run = litheseg.train("slimseg", tmp_path / "run", **{**TINY, "trainer": {**TINY["trainer"], "epochs": of}})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 1 + trained
     assert 0 <= run.scores[1.0]["miou"] <= 1
 
 
 def test_ctrl_c_before_there_is_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(task: SegmentationTask, *_: object) -> None:
-        next(c for c in task.trainer.callbacks if isinstance(c, _StopOnInterrupt))._asked = True
-
-    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", ask)
-    with pytest.raises(Interrupted):
-        litheseg.train("slimseg", tmp_path / "run", **TINY)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted_at(0, monkeypatch)
+    try:
+        with pytest.raises(Interrupted):
+            litheseg.train("slimseg", tmp_path / "run", **TINY)
+    finally:
+        signal.signal(signal.SIGINT, handler)
