@@ -21,9 +21,9 @@ from typing import Any
 from litheseg.building import stages
 from litheseg.building.result import BuildResult, TrainedNetwork
 from litheseg.errors import Interrupted, RecipeError, listed
-from litheseg.progress import shown
+from litheseg.progress import say, shown
 from litheseg.training import run
-from litheseg.training.horizon import epochs_to_finish
+from litheseg.training.horizon import epochs_to_finish, is_over
 from litheseg.training.recipe import Recipe, load_recipe
 from litheseg.values import parse_duration
 
@@ -50,7 +50,7 @@ def train(
         size: height and width that images are resized to.
         minutes: most minutes of training; by default as many as the epochs take.
         init: a trained model to start from: its file, zoo:NAME or hf:OWNER/NAME.
-        resume: go on from the folder's last checkpoint.
+        resume: go on from the folder's last checkpoint; a run that has ended, also by Ctrl-C, is given back as it is.
         fields: of the recipe: ``widths=[1, 0.5]``, ``trainer={"epochs": 40}``, ``optimizer={"lr": 5e-4}``.
 
     Returns:
@@ -63,14 +63,17 @@ def train(
     loaded = recipe if isinstance(recipe, Recipe) else _recipe(recipe, data, size, minutes, init, fields)
     folder = Path(output) if output is not None else Path("runs") / loaded.name
     with shown():
+        if resume and is_over(folder):
+            loaded = _shortest(loaded, folder)
+            say(
+                f"{folder} has ended after {loaded.trainer.epochs} epochs; to train further, start another from its model"
+            )
         try:
             result = run.train(loaded, folder, resume=resume)
         except Interrupted:
-            epochs = epochs_to_finish(folder)
-            if not epochs:
+            if not epochs_to_finish(folder):
                 raise
-            shorter = replace(loaded, trainer=replace(loaded.trainer, epochs=epochs))
-            result = run.train(shorter, folder, resume=True)
+            result = run.train(_shortest(loaded, folder), folder, resume=True)
     return TrainedNetwork(result.folder, result.bundle)
 
 
@@ -134,6 +137,11 @@ def _section(data: str | Path | Mapping[str, Any] | None, size: tuple[int, int] 
     """The recipe's section `data`."""
     section: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {} if data is None else {"root": str(data)}
     return section if size is None else {**section, "size": list(size)}
+
+
+def _shortest(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with as few epochs as the run in a folder may end after."""
+    return replace(recipe, trainer=replace(recipe.trainer, epochs=epochs_to_finish(folder)))
 
 
 def _recipe(

@@ -27,7 +27,7 @@ from litheseg.training.config import TrainerConfig
 from litheseg.training.ranks import is_first_process
 from litheseg.training.storage import read_checkpoint
 
-__all__ = ["Deadline", "Horizon", "epochs_to_finish"]
+__all__ = ["Deadline", "Horizon", "epochs_to_finish", "is_over"]
 
 _FIRST_STEPS = 8  # whose time foretells that of an epoch, after one that is slower
 _VAL_STEP = 0.5  # of the time of a training image: an image of val, until val has been seen
@@ -198,12 +198,22 @@ def epochs_to_finish(folder: Path) -> int:
 
     Those that are done, and one in which the learning rate falls to 0, unless it has fallen by then.
     """
+    done, over = _kept(folder)
+    return done + (not over) if done else 0
+
+
+def is_over(folder: Path) -> bool:
+    """Whether a run's last checkpoint is of the end of its plan, so that it cannot be trained further."""
+    return _kept(folder)[1]
+
+
+def _kept(folder: Path) -> tuple[int, bool]:
+    """Whole epochs in a run's last checkpoint, and whether the plan ends there."""
     file = folder / "checkpoints" / "last.ckpt"
     if not file.exists():
-        return 0
+        return 0, False
     checkpoint = read_checkpoint(file)
-    done = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     horizon = Horizon(0)
     horizon.restore(checkpoint["callbacks"][Deadline.__qualname__]["horizon"])
-    over = checkpoint["global_step"] >= horizon.end
-    return done + (not over) if done else 0
+    done = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    return done, checkpoint["global_step"] >= horizon.end

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_training import STEPS, same_weights, train_tiny
 
@@ -18,6 +19,7 @@ from litheseg.building.result import ScoreTable
 from litheseg.bundle.header import BundleHeader
 from litheseg.errors import DataError, Interrupted, RecipeError
 from litheseg.masks.classes import Classes
+from litheseg.models.bundle import load_bundle
 from litheseg.training.task import SegmentationTask
 
 TINY: dict[str, Any] = {
@@ -111,12 +113,17 @@ def test_ctrl_c_gives_what_there_is(
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     interrupted_at(step, monkeypatch)
     try:
-        run = litheseg.train("slimseg", tmp_path / "run", **{**TINY, "trainer": {**TINY["trainer"], "epochs": of}})
+        fields = {**TINY, "trainer": {**TINY["trainer"], "epochs": of}}
+        run = litheseg.train("slimseg", tmp_path / "run", **fields)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 1 + trained
+    history, weights = (run.folder / "metrics.csv").read_text(), load_bundle(run.bundle).state_dict
+    assert len(history.splitlines()) == 1 + trained
     assert 0 <= run.scores[1.0]["miou"] <= 1
+    again = litheseg.train("slimseg", tmp_path / "run", resume=True, **fields)  # as when a notebook's cell runs again
+    assert (run.folder / "metrics.csv").read_text() == history and again.scores == run.scores
+    assert all(torch.equal(value, weights[name]) for name, value in load_bundle(again.bundle).state_dict.items())
 
 
 def test_ctrl_c_before_there_is_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
