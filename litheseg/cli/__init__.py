@@ -32,8 +32,8 @@ from litheseg.progress import shown, work
 __all__ = ["COMMANDS", "main", "read"]
 
 COMMANDS = (
-    *("build", "train", "evaluate", "export", "profile", "fit", "measure", "predict", "video", "serve", "pseudo-label"),
-    *("import-labels", "doctor", "data", "convert", "import-weights", "models", "pull", "push"),
+    *("build", "train", "tune", "evaluate", "export", "profile", "fit", "measure", "predict", "video", "serve"),
+    *("pseudo-label", "import-labels", "doctor", "data", "convert", "import-weights", "models", "pull", "push"),
     *("recipes", "report", "demo"),
 )
 """Each is the module of its name, which is imported when the command is named."""
