@@ -45,14 +45,14 @@ from litheseg.training.finding import processes
 from litheseg.training.recipe import Recipe, load_recipe, recipe_to_dict
 from litheseg.training.run import train
 
-__all__ = ["Search", "TuneResult", "TunedTrial", "parse_search", "tune"]
+__all__ = ["SearchedField", "TuneResult", "TunedTrial", "parse_search", "tune"]
 
 _UNPRUNED = 4  # trials that a median is taken of at least
 _FAILURES = 3  # without a success: more of them would fail for the same reason
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchedField:
     """A field of a recipe and the values that it may have.
 
     Attributes:
@@ -83,7 +83,7 @@ class Search:
         return str(trial.suggest_float(self.field, self.low, self.high, log=self.log))
 
 
-def parse_search(text: str) -> Search:
+def parse_search(text: str) -> SearchedField:
     """What a field is searched over: ``optimizer.lr=1e-4:1e-2:log``, ``trainer.epochs=5:20``, ``data.batch_size=4,8``.
 
     Raises:
@@ -99,9 +99,9 @@ def parse_search(text: str) -> Search:
             low = high = 0
         log = values.endswith(":log")
         if low < high and not (log and low <= 0):
-            return Search(field, (), low, high, log)
+            return SearchedField(field, (), low, high, log)
     elif equals and field and len(choices) > 1 and all(choices):
-        return Search(field, choices)
+        return SearchedField(field, choices)
     raise RecipeError(
         f"'{text}' cannot be searched; give LOW:HIGH or LOW:HIGH:log (above 0), or values with commas, as in "
         "optimizer.lr=1e-4:1e-2:log or data.batch_size=4,8,16"
@@ -166,7 +166,7 @@ def tune(
     output: str | Path = "runs/tuned",
     init: str | None = None,
 ) -> TuneResult:
-    """Search over fields of a recipe by training; the same call goes on with a search that was stopped.
+    """SearchedField over fields of a recipe by training; the same call goes on with a search that was stopped.
 
     Args:
         recipe: name or .yaml file.
@@ -292,7 +292,7 @@ class _Pruning(Callback):
             raise TrialPruned
 
 
-def _result(study: Any, folder: Path, spaces: Sequence[Search], width: float) -> TuneResult:
+def _result(study: Any, folder: Path, spaces: Sequence[SearchedField], width: float) -> TuneResult:
     found = [
         TunedTrial(
             _place(folder, entry.number),

@@ -17,7 +17,7 @@ from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.training import tuning
 from litheseg.training.recipe import load_recipe
 from litheseg.training.task import SegmentationTask
-from litheseg.training.tuning import Search, TuneResult, parse_search, tune
+from litheseg.training.tuning import SearchedField, TuneResult, parse_search, tune
 
 SEARCH = ["optimizer.lr=1e-4:1e-2:log", "data.batch_size=2,3"]
 
@@ -41,15 +41,15 @@ def comparable(result: TuneResult) -> list[Any]:
 @pytest.mark.parametrize(
     ("text", "search"),
     [
-        ("optimizer.lr=1e-4:1e-2:log", Search("optimizer.lr", (), 1e-4, 1e-2, True)),
-        ("--trainer.epochs=5:20", Search("trainer.epochs", (), 5, 20)),
-        ("trainer.ema=0:0.9", Search("trainer.ema", (), 0, 0.9)),
-        ("data.batch_size=4,8,16", Search("data.batch_size", ("4", "8", "16"))),
-        ("data.size=[90,120],[180,240]", Search("data.size", ("[90,120]", "[180,240]"))),
-        ("model.args={a: 1, b: 2},{a: 3}", Search("model.args", ("{a: 1, b: 2}", "{a: 3}"))),
+        ("optimizer.lr=1e-4:1e-2:log", SearchedField("optimizer.lr", (), 1e-4, 1e-2, True)),
+        ("--trainer.epochs=5:20", SearchedField("trainer.epochs", (), 5, 20)),
+        ("trainer.ema=0:0.9", SearchedField("trainer.ema", (), 0, 0.9)),
+        ("data.batch_size=4,8,16", SearchedField("data.batch_size", ("4", "8", "16"))),
+        ("data.size=[90,120],[180,240]", SearchedField("data.size", ("[90,120]", "[180,240]"))),
+        ("model.args={a: 1, b: 2},{a: 3}", SearchedField("model.args", ("{a: 1, b: 2}", "{a: 3}"))),
     ],
 )
-def test_ranges_and_choices(text: str, search: Search) -> None:
+def test_ranges_and_choices(text: str, search: SearchedField) -> None:
     assert parse_search(text) == search
 
 
