@@ -14,7 +14,6 @@ Usage:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -106,15 +105,16 @@ def fill(points: Sequence[tuple[float, float]], height: int, width: int) -> np.n
         bool H x W; pixel (row, column) has its centre at (column + 0.5, row + 0.5).
     """
     # Along a row, everything right of an edge changes sides: mark the first such pixel, then sum up.
-    changes = np.zeros((height, width + 1), bool)
-    for (x0, y0), (x1, y1) in itertools.pairwise([*points, points[0]]):
-        if y0 == y1:
-            continue
-        first, last = np.clip(np.ceil(np.array([min(y0, y1), max(y0, y1)]) - 0.5), 0, height).astype(int)
-        rows = np.arange(first, last)
-        crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-        changes[rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)] ^= True
-    return np.logical_xor.accumulate(changes, axis=1)[:, :width]
+    corners = np.asarray(points, np.float64)
+    (x0, y0), (x1, y1) = corners.T, np.roll(corners, -1, axis=0).T
+    first, last = (np.clip(np.ceil(pick(y0, y1) - 0.5), 0, height).astype(int) for pick in (np.minimum, np.maximum))
+    edge = np.repeat(np.arange(len(corners)), last - first)  # one entry for each row that an edge crosses
+    rows = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - last, last - first)
+    crossing = x0[edge] + (rows + 0.5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
+    changes = np.zeros((height, width + 1), np.uint8)
+    np.bitwise_xor.at(changes, (rows, np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)), 1)
+    inside: np.ndarray = np.bitwise_xor.accumulate(changes, axis=1)[:, :width].view(bool)
+    return inside
 
 
 def _parts(mask: np.ndarray) -> tuple[np.ndarray, int]:
