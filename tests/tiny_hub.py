@@ -37,7 +37,14 @@ class _Routes(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
-        found = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self.path)
+        listed = re.match(r"/api/datasets/([\w.-]+/[\w.-]+)/(revision/main|tree/)", self.path)
+        if listed and (commits := self.server.repositories.get(listed[1])):
+            if listed[2] == "tree/":
+                files = commits[-1].items()
+                tree = [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files]
+                return self.say(tree)
+            return self.say({"id": listed[1], "sha": commit_of(listed[1], len(commits) - 1), "siblings": []})
+        found = re.fullmatch(r"/(?:datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self.path)
         if found is None:
             return self.answer(404)
         name, revision, path = found.groups()

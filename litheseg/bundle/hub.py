@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, through its own client, which is imported only here and only when it is asked for.
+"""Models and data sets on the Hugging Face hub, through its own client, imported only here and when it is asked for.
 
 A repository holds a model file, an export, or both, each under the name that it always has. The client keeps what it
 fetches in its own cache, and takes the token and the endpoint from where it always does (`hf auth login`, HF_TOKEN,
@@ -26,7 +26,7 @@ from litheseg.downloads import away
 from litheseg.errors import BundleError, DownloadError, LithesegError, MissingExtraError
 from litheseg.progress import work
 
-__all__ = ["MODEL_FILE", "hub_path", "push_files"]
+__all__ = ["MODEL_FILE", "hub_dataset", "hub_path", "push_files"]
 
 MODEL_FILE = "model.safetensors"
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -48,6 +48,27 @@ def hub_path(name: str) -> Path:
         MissingExtraError: the client is not installed.
     """
     return _pulled(*_parsed(name))
+
+
+def hub_dataset(name: str) -> Path:
+    """The folder of a data set of the hub on this machine; it is fetched first if it must. Its programs stay there.
+
+    Args:
+        name: OWNER/NAME or OWNER/NAME@REVISION: a branch, tag or commit.
+
+    Raises:
+        DownloadError: the hub is away, refuses, or has no such data set.
+        MissingExtraError: the client is not installed.
+    """
+    repository, revision = _parsed(name)
+    api = _api()
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with _explained(repository, revision), work(f"fetching hf:{repository}"):
+        offline = _away(api) is not None
+        how = {"repo_type": "dataset", "revision": revision, "ignore_patterns": "*.py", "local_files_only": offline}
+        return Path(api.snapshot_download(repository, **how))
 
 
 def push_files(name: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:

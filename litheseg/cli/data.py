@@ -39,7 +39,7 @@ def import_(source: Path, folder: Path, *, json: bool = False, **options: Any) -
     """Write labels of another format as a folder of images and masks.
 
     Args:
-        source: the folder of the data set, a label file, or an archive of one.
+        source: the folder of the data set, a label file, an archive of one, or hf:OWNER/NAME on the Hugging Face hub.
         folder: the folder to make; it must not exist, or be empty.
         json: print JSON.
         **options: of `litheseg.data.import_dataset`.

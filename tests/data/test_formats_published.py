@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_formats import SIZE, imported, photo, picture
+from tiny_hub import tiny_hub
 
 from litheseg.data import open_source
 from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES
-from litheseg.errors import DataError, MissingExtraError
+from litheseg.errors import DataError, DownloadError, MissingExtraError
 
 HALVES = np.repeat([[1, 2]], 15, axis=1).repeat(20, 0)
 
@@ -139,3 +140,23 @@ def test_cityscapes_and_voc_are_imported_as_they_are_read(tmp_path):
     (root / "ImageSets/Segmentation/train.txt").write_text("2007_1\n")
     names, masks, _ = imported(root.parent, tmp_path / "voc")
     assert names == VOC_CLASSES.names and masks["train/2007_1"][0, [0, 20]].tolist() == [15, 255]
+
+
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+    from huggingface_hub import constants
+
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table(cells(3)), buffer)
+    files = {"data/train-00000-of-00001.parquet": buffer.getvalue(), "leaves.py": b"raise SystemExit"}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with tiny_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.repositories["someone/leaves"] = [files]
+        _, masks, _ = imported("hf:someone/leaves", tmp_path / "out")
+        with pytest.raises(DownloadError, match="hf:someone/none"):
+            imported("hf:someone/none", tmp_path / "other")
+    assert set(masks) == {"train/000000", "train/000001", "train/000002"}
+    assert "name: leaves" in (tmp_path / "out/classes.yaml").read_text()
+    assert not [path for path in (tmp_path / "cache").rglob("*.py")]

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from litheseg.bundle.hub import hub_dataset
 from litheseg.data.download import extract
 from litheseg.data.folder import write_folder
 from litheseg.data.formats import coco, cvat, label_studio, labelme, pairs, tables, trees, voc, yolo
@@ -75,6 +76,7 @@ _READABLE: dict[str, type[CamVid] | type[Cityscapes] | type[Voc]] = {
     "voc": Voc,
 }
 _FILES = "pairs"
+_HUB = "hf:"
 _BACKGROUND = "background"
 _BACKGROUNDS = (_BACKGROUND, "_background_", "bg")
 _LOOKED_AT = 64  # images, for the share of pixels without a label
@@ -128,14 +130,16 @@ def import_dataset(
     """Write a data set of another format as a folder that training takes.
 
     Args:
-        source: the folder of the data set, a label file, or an archive (.zip, .tar) of one.
+        source: the folder of the data set, a label file, an archive (.zip, .tar) of one, or hf:OWNER/NAME for a data
+            set of the Hugging Face hub.
         folder: the folder to make; it must not exist, or be empty.
-        format: a key of `FORMATS`; "auto" to recognise it.
+        format: coco, coco-panoptic, yolo, labelme, cvat, label-studio, voc-tree, ade20k, mapillary, parquet, pairs,
+            camvid, cityscapes or voc; "auto" to recognise it.
         overlap: where shapes of two classes overlap, the later one counts, or the smaller one, or none; None for the
             format's own rule.
         unlabelled_as: the class of pixels without a label (made if the data set has none of that name), or "ignore";
-            None for the rule of `litheseg.data.formats.importing`.
-        images: the folder of the image files; None to look for them.
+            None for "background" where objects were drawn, unless they cover nearly everything.
+        images: the folder of the image files; None for those that are found around the labels.
         labels: of several label files only those whose names match, such as "instances_*.json".
         skip_missing: leave out what lacks its image or mask.
         max_pixels: of an image, width times height by its header.
@@ -146,6 +150,7 @@ def import_dataset(
         LithesegError: it cannot be written.
     """
     source, folder = Path(source).expanduser(), Path(folder).expanduser()
+    title = (source if source.is_dir() else source.absolute().parent).resolve().name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is not empty; choose a new folder, or remove it first")
     options = ImportOptions(
@@ -154,6 +159,8 @@ def import_dataset(
         labels=labels,
         max_pixels=max_pixels,
     )
+    if (address := source.as_posix()).startswith(_HUB):
+        source, title = hub_dataset(address.removeprefix(_HUB)), source.name
     with ExitStack() as stack:
         root = _unpacked(source, folder, stack)
         name = _chosen(root, format)
@@ -168,7 +175,7 @@ def import_dataset(
         if not collection.items:
             raise DataError(f"{root}: no image has labels; nothing to import")
         opened, note = _with_background(collection, unlabelled_as, max_pixels)
-        opened.name = (source if source.is_dir() else source.absolute().parent).resolve().name
+        opened.name = title
         return _written(opened, folder, name, (*notes, *note))
 
 
