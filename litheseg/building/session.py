@@ -65,7 +65,7 @@ def train(
     with shown():
         if resume and is_over(folder):
             loaded = _shortest(loaded, folder)
-            say(f"{folder} has ended, after {loaded.trainer.epochs} epochs; to train further, start from its model")
+            say(f"{folder} ended with epoch {loaded.trainer.epochs}; to train further, start from its model (init)")
         try:
             result = run.train(loaded, folder, resume=resume)
         except Interrupted:
