@@ -41,6 +41,7 @@ from litheseg.files import make_folder, write_text
 from litheseg.locks import folder_lock
 from litheseg.progress import say, stage
 from litheseg.tables import Table
+from litheseg.training.build import build_data
 from litheseg.training.finding import processes
 from litheseg.training.recipe import Recipe, load_recipe, recipe_to_dict
 from litheseg.training.run import train
@@ -166,7 +167,7 @@ def tune(
     output: str | Path = "runs/tuned",
     init: str | None = None,
 ) -> TuneResult:
-    """SearchedField over fields of a recipe by training; the same call goes on with a search that was stopped.
+    """Search over fields of a recipe by training; the same call goes on with a search that was stopped.
 
     Args:
         recipe: name or .yaml file.
@@ -194,6 +195,7 @@ def tune(
     for space in spaces:
         for value in space.ends:  # a value out of range is named now
             load_recipe(recipe, [*overrides, f"--{space.field}={value}"], init=init)
+    build_data(base)  # so is data that cannot be found
     score = max(base.widths) if width is None else width
     if score not in base.widths:
         raise WidthError(f"width {score:g} is not trained; choose from {listed(base.widths)}")

@@ -12,7 +12,7 @@ from tiny_camvid import make_camvid
 from tiny_training import ARGUMENTS, act_at
 
 from litheseg.cli import main
-from litheseg.errors import MissingExtraError, RecipeError, TrainingError, WidthError
+from litheseg.errors import DataError, MissingExtraError, RecipeError, TrainingError, WidthError
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
 from litheseg.training import tuning
 from litheseg.training.recipe import load_recipe
@@ -140,5 +140,7 @@ def test_wrong_wishes(fields: list[str], tmp_path: Path) -> None:
     ):
         with pytest.raises(error):
             tune("slimseg", *fields, search=search, width=width, output=tmp_path / "tuned")
+    with pytest.raises(DataError, match="nowhere"):
+        tune("slimseg", *fields, "--data.root=nowhere", search=SEARCH, output=tmp_path / "tuned")
     with pytest.raises(RecipeError, match="devices"):
         tune("slimseg", *fields, "--trainer.devices=2", search=SEARCH, output=tmp_path / "tuned")
