@@ -120,9 +120,11 @@ def _detect(root: str | Path | None) -> str:
     if _has_class_file(folder):
         return "folder"
     name = next((name for name, detects in _DETECTORS.items() if detects(folder)), "")
-    pairs = bool(name) and (name != "folder" or FolderSource.holds_pairs(folder))
+    if name not in ("", "folder"):
+        return name
+    pairs = bool(name) and FolderSource.holds_pairs(folder)
     found = recognise(folder, pairs=not pairs)
-    if found and (not pairs or (name == "folder" and all(FORMATS[other].plain for other in found))):
+    if found and (not pairs or all(FORMATS[other].plain for other in found)):
         name = ""
     if not name:
         raise refusal(Path(root), found)

@@ -239,3 +239,16 @@ def test_boxes_alone_make_no_masks(data, tmp_path):
     write(data / "instances.json", [annotation(10, 3, [])])
     with pytest.raises(DataError, match=r"no shape that makes a mask \(1 annotations without a shape"):
         imported(data, tmp_path / "out")
+
+
+def test_masks_beside_a_json_file_are_refused_until_one_is_chosen(data, tmp_path):
+    write(data / "annotations/instances.json", [annotation(10, 3, [BOX])], names=["a.png"])
+    photo(data / "images/a.png")
+    picture(data / "masks/a.png", np.ones(SIZE))
+    with pytest.raises(
+        DataError, match=r"data set 'folder', and holds labels as COCO .*--data\.source folder.*--format"
+    ):
+        open_source("auto", data)
+    assert imported(data, tmp_path / "out", format="coco")[0] == ("background", "table")
+    (data / "classes.yaml").write_text("classes: [ground, leaf]\n")
+    assert open_source("auto", data).classes.names == ("ground", "leaf")

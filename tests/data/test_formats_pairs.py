@@ -149,3 +149,9 @@ def test_smeared_masks_are_refused(tmp_path):
     with pytest.raises(DataError, match="JPEG has smeared labels; export it as PNG"):
         imported(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_arrays_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 4)))
+    with pytest.raises(DataError, match=r"Arrays \(\.npy\) are not read: save images and masks as PNG"):
+        open_source("auto", tmp_path)

@@ -22,7 +22,16 @@ from typing import Any
 import numpy as np
 
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
-from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, read_json, sniff, split_in
+from litheseg.data.formats.files import (
+    ImageFiles,
+    base_folder,
+    image_id,
+    label_files,
+    largest,
+    read_json,
+    sniff,
+    split_in,
+)
 from litheseg.data.formats.regions import (
     UNLABELLED,
     Overlap,
@@ -81,7 +90,7 @@ def read_panoptic(source: Path, options: ImportOptions) -> Collection:
 
 
 def _files(source: Path, pattern: str = "", *, panoptic: bool) -> Iterator[Path]:
-    for path in label_files(source, ".json", pattern):
+    for path in largest(label_files(source, ".json", pattern)):
         text = sniff(path)
         if all(f'"{key}"' in text for key in ("images", "annotations", "categories")):
             if ('"segments_info"' in text) == panoptic:

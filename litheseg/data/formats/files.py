@@ -25,6 +25,7 @@ __all__ = [
     "base_folder",
     "image_id",
     "label_files",
+    "largest",
     "matches",
     "read_json",
     "sniff",
@@ -66,6 +67,13 @@ def label_files(source: Path, ending: str, pattern: str = "") -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if depth < _DEPTH else []
         found += [Path(place, name) for name in names if name.lower().endswith(ending) and not name.startswith(".")]
     return sorted(path for path in found if not pattern or matches(path, source, pattern))
+
+
+def largest(files: list[Path], most: int = 50) -> list[Path]:
+    """Of many files the largest ones, sorted: one file for all images is larger than one for each."""
+    if len(files) <= most:
+        return files
+    return sorted(sorted(files, key=lambda path: path.stat().st_size)[-most:])
 
 
 def matches(path: Path, source: Path, pattern: str) -> bool:

@@ -77,6 +77,7 @@ _READABLE: dict[str, type[CamVid] | type[Cityscapes] | type[Voc]] = {
 }
 _FILES = "pairs"
 _HUB = "hf:"
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", ".nii", ".dcm")
 _BACKGROUND = "background"
 _BACKGROUNDS = (_BACKGROUND, "_background_", "bg")
 _LOOKED_AT = 64  # images, for the share of pixels without a label
@@ -206,9 +207,11 @@ def refusal(folder: Path, found: dict[str, str]) -> DataError:
         shown = ", ".join(f"{FORMATS[name].title} ({why})" for name, why in found.items())
         return DataError(f"{folder} holds labels in {len(found)} formats: {shown}; say which one counts: {ways}")
     looked = "; ".join(f"{entry.title}: {entry.looked_for}" for entry in FORMATS.values())
+    arrays = sorted({path.suffix for path in folder.rglob("*") if path.suffix in _ARRAYS})
+    hint = f". Arrays ({', '.join(arrays)}) are not read: save images and masks as PNG" if arrays else ""
     return DataError(
         f"{folder} holds nothing that is recognised; expected images/ and masks/, train/ and trainannot/, lists "
-        f"such as train.txt, leftImg8bit/ or JPEGImages/, or, to be imported, {looked}"
+        f"such as train.txt, leftImg8bit/ or JPEGImages/, or, to be imported, {looked}{hint}"
     )
 
 

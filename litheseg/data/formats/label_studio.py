@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from litheseg.data.formats.collection import Collection, ImportOptions, Tally
-from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, sniff, split_in
+from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, largest, sniff, split_in
 from litheseg.data.formats.regions import Region, Window
 from litheseg.data.formats.shapes import Drawn, shapes_collection
 from litheseg.errors import DataError
@@ -67,7 +67,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
 
 
 def _files(source: Path, pattern: str = "") -> list[Path]:
-    files = ((path, sniff(path)) for path in label_files(source, ".json", pattern))
+    files = ((path, sniff(path)) for path in largest(label_files(source, ".json", pattern)))
     return [
         path
         for path, text in files
