@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from litheseg.data.source import IMAGE_SUFFIXES
+from litheseg.data.source import IMAGE_SUFFIXES, MASK_FOLDERS
 from litheseg.errors import DataError
 
 __all__ = [
@@ -155,7 +155,7 @@ class ImageFiles:
         return sorted(path for paths in self._by_name.values() for path in paths)
 
     def find(self, name: str, near: Path, split: str = "") -> Path | None:
-        """The file that a label file means: that with the most folders as written; of these, of the split and nearest.
+        """The file that a label file means: that with the most folders as written; then no mask, of the split, nearest.
 
         Args:
             name: a path as the label file writes it, on any system.
@@ -172,10 +172,12 @@ class ImageFiles:
         file = parts[-1].lower() if parts else ""
         found = self._by_name.get(file) or self._by_name.get(_UPLOADED.sub("", file)) or []
 
-        def fitness(path: Path) -> tuple[int, bool, int]:
+        def fitness(path: Path) -> tuple[int, bool, bool, int]:
             alike = sum(1 for _ in _equal_ends(path.parent.parts, parts[:-1]))
             shared = len(os.path.commonpath([path.absolute(), near.absolute()]))
-            return alike, bool(split) and split_in(path.parent.relative_to(self.folder)) == split, shared
+            folders = path.parent.relative_to(self.folder)
+            plain = not any(part.lower() in MASK_FOLDERS for part in folders.parts)
+            return alike, plain, bool(split) and split_in(folders) == split, shared
 
         best = sorted(found, key=fitness, reverse=True)[:2]
         if len(best) > 1 and fitness(best[0]) == fitness(best[1]):
