@@ -26,7 +26,7 @@ from litheseg.machine import cores, memory
 from litheseg.tables import Table
 from litheseg.training.recipe import Recipe, load_recipe
 
-__all__ = ["Plan", "PlannedField", "Wishes", "make_plan", "read_plan"]
+__all__ = ["Plan", "PlannedField", "Wishes", "make_plan", "one_word_each", "read_plan"]
 
 _WIDTH_SETS = ((1.0, 0.75, 0.5, 0.25), (1.0, 0.5), (1.0,))  # the largest first
 _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)  # of the images' own size
@@ -137,6 +137,14 @@ class Plan:
         for item in self.decisions:
             lines.append(f"  {item.option}: {json.dumps(item.value)}  # {item.because}")
         return "\n".join(lines) + "\n"
+
+
+def one_word_each(options: Sequence[str]) -> tuple[str, ...]:
+    """Options as ``--NAME=VALUE`` that were written so or as two words."""
+    words, result = iter(options), []
+    for word in words:
+        result.append(word if "=" in word else f"{word}={next(words, '')}")
+    return tuple(result)
 
 
 def read_plan(text: str) -> Plan:

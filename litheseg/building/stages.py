@@ -29,7 +29,7 @@ from typing import Any
 
 from litheseg.budget.fit import FIT_FILE, fit
 from litheseg.building.fingerprint import Fingerprint, take_fingerprint
-from litheseg.building.plan import Plan, Wishes, make_plan, read_plan
+from litheseg.building.plan import Plan, Wishes, make_plan, one_word_each, read_plan
 from litheseg.building.result import BUILD_FILE, BuildResult, read_result
 from litheseg.building.trials import latencies, step_seconds
 from litheseg.data import open_source
@@ -95,7 +95,7 @@ def build(
     """
     photos, meanings = (None if path is None else str(path) for path in (unlabelled, classes))
     box = None if target is None else str(target)
-    wishes = Wishes(str(data), budget, minutes, photos, meanings, tuple(overrides), box)
+    wishes = Wishes(str(data), budget, minutes, photos, meanings, one_word_each(overrides), box)
     folder = Path(output)
     check_recipe(wishes.asked)  # before anything takes time
     if target is not None and not (folder / "training" / "model.safetensors").exists():
@@ -137,6 +137,8 @@ class _Stages:
             if any(path.name not in (_WISHES,) for path in self.folder.iterdir() if not path.name.startswith(".")):
                 raise LithesegError(f"{self.folder} holds something else; choose another --output") from None
             before = now
+        if not (self.folder / _FINGERPRINT).exists():
+            before = now  # nothing was made of them yet
         differ = [
             f"{name} was {before.get(name)} and is {value}"
             for name, value in now.items()

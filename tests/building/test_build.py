@@ -163,6 +163,7 @@ def test_data_with_errors_is_refused_before_anything_takes_time(build: Any, data
     (tmp_path / "empty").mkdir()
     with pytest.raises(LithesegError, match="empty"):
         build(tmp_path / "empty", minutes=1.0)
+    assert isinstance(build(data, *FIELDS, minutes=30.0), BuildResult), "the folder is free for another try"
     with pytest.raises(LithesegError, match=r"unknown option --trainer.epoch\..*--trainer.epochs"):
         build(data, "--trainer.epoch=3")
 

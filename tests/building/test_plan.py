@@ -9,7 +9,7 @@ import pytest
 
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import ClassFacts, Fingerprint
-from litheseg.building.plan import Plan, Wishes, make_plan, read_plan
+from litheseg.building.plan import Plan, Wishes, make_plan, one_word_each, read_plan
 from litheseg.errors import LithesegError
 from litheseg.training.recipe import load_recipe
 
@@ -132,6 +132,13 @@ def test_a_plan_is_a_recipe_and_can_be_edited(minutes: int) -> None:
     edited = read_plan(plan.text().replace("data.batch_size: 8", "data.batch_size: 4"))
     assert load_recipe(edited.recipe, edited.overrides).data.batch_size == 4
     assert all(item.because for item in plan.decisions)
+
+
+def test_options_may_be_two_words() -> None:
+    words = ["--data.size", "[180,240]", "--widths=[1,.5]", "--trainer.epochs", "3"]
+    assert one_word_each(words) == ("--data.size=[180,240]", "--widths=[1,.5]", "--trainer.epochs=3")
+    _, values = planned(overrides=one_word_each(words))
+    assert "data.size" not in values and "widths" not in values and "trainer.epochs" not in values
 
 
 def test_a_file_that_is_no_plan_is_refused() -> None:
