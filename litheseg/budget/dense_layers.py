@@ -4,7 +4,8 @@ A grouped convolution is a dense one whose weight is zero outside the diagonal b
 always less time: where a runtime's grouped kernel is slower than its dense one, the dense layer with zeros computes the
 same function and is deployed instead. Each layer is timed alone, in float32, at its input size, in turns with its dense
 form, which must be 3 % faster to be used. The result is a plan per width, input size, runtime and threads, kept as JSON
-and used again with `--plan`.
+and used again with `--plan`. Depthwise kernels are not timed: 3x3 ones took 1/3 to 1/60 of a dense one's time
+(docs/results/gradual-grouping.md). Those of 1x1, which only scale channels, are.
 
 A runtime may fuse a layer with its neighbours, so `fit` also times the whole network.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -36,7 +38,7 @@ from litheseg.nn.surgery import grouped_layers, to_dense
 from litheseg.progress import work
 from litheseg.runtime.engines import openvino_core, session_options
 
-__all__ = ["DensePlan", "LayerTimes", "grouped_inputs", "open_layer", "time_layer"]
+__all__ = ["DensePlan", "LayerTimes", "grouped_inputs", "open_layer", "time_layer", "timed_layers"]
 
 _VERSION = 1
 _FASTER = 0.97  # what the dense layer's time must be below, as a share of the grouped one's
@@ -155,22 +157,31 @@ def _layers(content: Mapping[str, Any]) -> dict[str, LayerTimes]:
     return {name: LayerTimes(float(times["grouped_ms"]), float(times["dense_ms"])) for name, times in content.items()}
 
 
+def timed_layers(module: nn.Module) -> dict[str, nn.Conv2d]:
+    """The grouped convolutions of a network that may be faster as dense ones, by name."""
+
+    def hopeless(layer: nn.Conv2d) -> bool:
+        return layer.groups == layer.in_channels and math.prod(layer.kernel_size) > 1
+
+    return {name: layer for name, layer in grouped_layers(module).items() if not hopeless(layer)}
+
+
 def grouped_inputs(module: nn.Module, size: tuple[int, int]) -> dict[str, tuple[nn.Conv2d, tuple[int, int]]]:
-    """Every grouped convolution that runs, by name, with the height and width of its input.
+    """Every one of the `timed_layers` that runs, by name, with the height and width of its input.
 
     Args:
         module: takes 1 x 3 x H x W.
         size: H and W.
     """
     found: dict[str, tuple[nn.Conv2d, tuple[int, int]]] = {}
-    layers = grouped_layers(module)
+    layers = timed_layers(module)
 
     def record(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         height, width = args[0].shape[-2:]
         found.setdefault(name, (layers[name], (height, width)))
 
     probe = copy.deepcopy(module).to("meta").eval()
-    for name, layer in grouped_layers(probe).items():
+    for name, layer in timed_layers(probe).items():
         layer.register_forward_pre_hook(partial(record, name))
     with torch.no_grad():
         probe(torch.empty(1, 3, *size, device="meta"))

@@ -29,7 +29,7 @@ from litheseg.budget.candidates import (
     paper_costs,
 )
 from litheseg.budget.choose import Found, Point, Search, choose_measured, keeps_class_limit
-from litheseg.budget.dense_layers import DensePlan
+from litheseg.budget.dense_layers import DensePlan, timed_layers
 from litheseg.budget.kit import read_measurements
 from litheseg.budget.measure import Accuracy, Bench, Exports, Store, store_folder
 from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice
@@ -40,7 +40,6 @@ from litheseg.files import write_text
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, BundleHeader, load_bundle, model_digest, save_bundle
 from litheseg.nn import extract
-from litheseg.nn.surgery import grouped_layers
 from litheseg.progress import say, work
 from litheseg.report.card import show_worst
 from litheseg.report.plots import FrontierPoint, frontier
@@ -188,7 +187,7 @@ def _known(names: Sequence[str] | None, known: Sequence[str], what: str) -> Sequ
 
 def _dense_plan(bundle: Bundle, file: Path | None, store: Store) -> DensePlan | None:
     """The plan of a model with grouped convolutions: the one given, that of earlier fits, or an empty one."""
-    if not grouped_layers(extract(bundle.model(), bundle.header.available_widths[0])):
+    if not timed_layers(extract(bundle.model(), bundle.header.available_widths[0])):
         return None
     digest = model_digest(bundle)
     if file is not None:

@@ -28,6 +28,7 @@ from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.nn.efficient import Efficient
 from litheseg.nn.surgery import grouped_layers
 from litheseg.runtime.engines import Engine
+from litheseg.runtime.pipeline import Pipeline
 
 NETWORK = Variant(0.5, (32, 48), "fp32")
 ONNX = Candidate(NETWORK, "onnxruntime", 1)
@@ -199,7 +200,12 @@ def test_int8_lies_beside_fp32_and_is_scored_where_it_runs(
     assert exports.engine(int8).precision == "int8"
     assert made[-1] == "w0.5-32x48-int8-onnxruntime"
     scored: list[str] = []
-    monkeypatch.setattr(room, "score", lambda pipeline, *_: scored.append(pipeline.engine.runtime) or 0.5)
+
+    def score(pipeline: Pipeline, *_: object) -> dict[str, object]:
+        scored.append(pipeline.engine.runtime)
+        return {"miou": 0.5, "iou": [0.5] * len(exports.bundle.header.classes)}
+
+    monkeypatch.setattr(room, "score", score)
     assert Accuracy(exports, store).miou(int8) == 0.5 and scored == ["onnxruntime"]
     with pytest.raises(LithesegError, match="int8"):
         exports.engine(replace(int8, runtime="torch"))

@@ -12,7 +12,7 @@ from torch import nn
 
 from litheseg.budget import dense_layers as room
 from litheseg.budget.candidates import Candidate, Variant
-from litheseg.budget.dense_layers import DensePlan, grouped_inputs, time_layer
+from litheseg.budget.dense_layers import DensePlan, grouped_inputs, time_layer, timed_layers
 from litheseg.errors import LithesegError
 from litheseg.masks.classes import Classes
 from litheseg.models import build_model
@@ -39,6 +39,12 @@ def test_inputs_are_those_that_run() -> None:
     module(torch.randn(1, 3, 32, 48))
     assert {name: size for name, (_, size) in found.items()} == seen and seen
     assert all(layer is module.get_submodule(name) and layer.groups == 2 for name, (layer, _) in found.items())
+
+
+def test_depthwise_kernels_are_not_timed() -> None:
+    kinds = {"wide": (8, 3), "grouped": (2, 3), "dense": (1, 3), "scales": (8, 1)}
+    layers = {name: nn.Conv2d(8, 8, size, padding=size // 2, groups=groups) for name, (groups, size) in kinds.items()}
+    assert list(timed_layers(nn.ModuleDict(layers))) == ["grouped", "scales"]
 
 
 FAKE: dict[str, Any] = {"timed": lambda call: call(), "warmup": 0, "repeats": 3}
