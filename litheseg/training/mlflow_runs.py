@@ -41,8 +41,11 @@ class MlflowCurves(MLFlowLogger):
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, keep: bool) -> None:
+        import mlflow  # noqa: F401 - it sets up its logging
+
+        for talker, level in (("mlflow", logging.WARNING), ("lightning.pytorch.loggers.mlflow", logging.ERROR)):
+            logging.getLogger(talker).setLevel(level)  # on tables and experiments that they create
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it creates
         note = folder / "mlflow.json"
         before = json.loads(note.read_text(encoding="utf-8")) if keep and note.exists() else {}
         known = before.get("run") if before.get("uri") == uri else None
