@@ -36,7 +36,7 @@ _WANTED = 400  # steps for each width; fewer of them are worse than fewer widths
 _FEWEST, _ENOUGH = 20, 20_000  # steps
 _OF_MEMORY = 0.4  # of the machine's: what decoded images may take
 _EPOCHS = 10  # at least: after each one the run is saved
-_THINNEST = 1.0  # pixels: parts that would be thinner are lost
+_THINNEST, _THIN_STEPS = 3.0, 100  # pixels: sizes that leave thinner parts are not taken, if others allow so many steps
 _FIT_SHARE, _FIT_LEAST, _FIT_MOST = 0.2, 1.0, 10.0  # of all minutes, for choosing, exporting and proving
 _VALIDATIONS = 3
 _FORWARD = 1 / 3  # of a training step's time: a forward pass
@@ -285,14 +285,15 @@ def _effort(
     probe = math.prod(_view(facts.size, 0.5))
     choices: list[_Effort] = []
     for scale, size, crop in _sizes(facts, wishes):
-        if scale < 1 and facts.thinnest.thickness * scale < _THINNEST and choices:
-            break
         for widths in wishes.width_sets:
             step = step_seconds[len(widths)] * math.prod(crop) / probe
             image = step / batch * math.prod(size) / math.prod(crop) * _FORWARD
             steps = int((seconds - (_VALIDATIONS + 1) * facts.val * image) / step)
             choices.append(_Effort(scale, size, crop, widths, step, steps))
     within = [choice for choice in choices if _fits(choice, times, wishes.budget)]
+    largest = max((choice.scale for choice in within), default=0.0)
+    clear = [c for c in within if c.scale == largest or facts.thinnest.thickness * c.scale >= _THINNEST]
+    within = clear if any(choice.steps >= _THIN_STEPS for choice in clear) else within
     if not within:
         width, fastest = min(times.items(), key=lambda item: item[1])
         least = fastest * _SCALES[-1] ** 2
