@@ -68,11 +68,12 @@ def train(
         command: the shell command, for the report.
     """
     with work("loading libraries"):  # PyTorch and Lightning take their time, which --help need not wait for
+        from litheseg.building import finding
         from litheseg.bundle.verdicts import verdicts
         from litheseg.models.bundle import load_bundle
         from litheseg.report.card import width_rows, width_table
         from litheseg.report.run_report import report_run
-        from litheseg.training import finding, run
+        from litheseg.training import run
         from litheseg.training.ranks import is_first_process
         from litheseg.training.recipe import load_recipe
 

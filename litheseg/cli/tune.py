@@ -47,7 +47,7 @@ def tune(
         json: print JSON.
     """
     with work("loading libraries"):  # PyTorch and Lightning take their time, which --help need not wait for
-        from litheseg.training import tuning
+        from litheseg.building import tuning
 
     found = tuning.tune(recipe, *overrides, search=search, trials=trials, width=width, output=output, init=init)
     if json:

@@ -13,10 +13,10 @@ from PIL import Image
 from tiny_camvid import make_camvid
 from tiny_training import ARGUMENTS, Tiny, act_at, tiny_recipe
 
+from litheseg.building import finding
+from litheseg.building.finding import find_batch_size, find_lr, steepest, with_found
 from litheseg.cli import main
 from litheseg.errors import RecipeError, TrainingError
-from litheseg.training import finding
-from litheseg.training.finding import find_batch_size, find_lr, steepest, with_found
 from litheseg.training.recipe import Recipe
 from litheseg.training.task import SegmentationTask
 

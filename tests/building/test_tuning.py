@@ -11,13 +11,13 @@ import pytest
 from tiny_camvid import make_camvid
 from tiny_training import ARGUMENTS, act_at
 
+from litheseg.building import tuning
+from litheseg.building.tuning import SearchedField, TuneResult, parse_search, tune
 from litheseg.cli import main
 from litheseg.errors import DataError, MissingExtraError, RecipeError, TrainingError, WidthError
 from litheseg.evaluation.metrics import Scores, SegmentationMetrics
-from litheseg.training import tuning
 from litheseg.training.recipe import load_recipe
 from litheseg.training.task import SegmentationTask
-from litheseg.training.tuning import SearchedField, TuneResult, parse_search, tune
 
 SEARCH = ["optimizer.lr=1e-4:1e-2:log", "data.batch_size=2,3"]
 

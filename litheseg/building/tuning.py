@@ -27,6 +27,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from litheseg.building.finding import processes
 from litheseg.errors import (
     FolderInUseError,
     Interrupted,
@@ -42,7 +43,6 @@ from litheseg.locks import folder_lock
 from litheseg.progress import say, stage
 from litheseg.tables import Table
 from litheseg.training.build import build_data
-from litheseg.training.finding import processes
 from litheseg.training.recipe import Recipe, load_recipe, recipe_to_dict
 from litheseg.training.run import train
 
