@@ -58,6 +58,7 @@ class Wishes:
         classes: file that says what mask values mean; None for the one in `data`.
         overrides: fields of the recipe that are not left to the plan, as options ``--NAME=VALUE``.
         target: file of timings of another machine; None for this one.
+        min_class_iou: least IoU of the worst class, in [0, 1]; None for any.
     """
 
     data: str
@@ -67,6 +68,7 @@ class Wishes:
     classes: str | None = None
     overrides: tuple[str, ...] = ()
     target: str | None = None
+    min_class_iou: float | None = None
 
     @property
     def fixed(self) -> frozenset[str]:
@@ -105,21 +107,27 @@ class Plan:
         recipe: its name.
         because: why that one.
         decisions: all that it does not say itself.
+        wished: minutes that were asked for.
     """
 
     recipe: str
     because: str
     decisions: tuple[PlannedField, ...]
+    wished: float
 
     @property
     def overrides(self) -> list[str]:
         """The decisions as options of `litheseg train`."""
         return [f"--{item.option}={_written(item.value)}" for item in self.decisions]
 
-    @property
-    def minutes(self) -> float:
-        """Of training."""
-        return float(next(item.value for item in self.decisions if item.option == "trainer.minutes"))
+    def within(self, minutes: float) -> list[str]:
+        """The options for other minutes than those that were asked for: more or fewer epochs, and all else as it is."""
+        values = {item.option: item.value for item in self.decisions}
+        before = values.get("trainer.minutes", self.wished)
+        now = max(before + minutes - self.wished, minutes / 2)
+        epochs = {"trainer.epochs": max(1, round(values.get("trainer.epochs", 1) * now / before))}
+        changes = {"trainer.minutes": round(now, 2), **(epochs if "trainer.epochs" in values else {})}
+        return [*self.overrides, *(f"--{name}={value}" for name, value in changes.items())]
 
     def table(self) -> Table:
         """For people."""
@@ -131,6 +139,7 @@ class Plan:
         lines = [
             "# The plan of `litheseg build`. To overrule a line, give the option of its name, as in",
             '# litheseg build ... --data.size "[360,480]"; or, before training begins, edit its value here.',
+            f"minutes: {self.wished:g}  # as asked for",
             f"recipe: {self.recipe}  # {self.because}",
             "decisions:",
         ]
@@ -161,8 +170,9 @@ def read_plan(text: str) -> Plan:
             str(content["recipe"]),
             reasons["recipe"],
             tuple(PlannedField(option, value, reasons.get(option, "")) for option, value in decisions),
+            float(content["minutes"]),
         )
-    except (AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise LithesegError(f"it is no plan of a build ({error!r}); remove it to have a new one made") from error
 
 
@@ -195,7 +205,8 @@ def make_plan(
     probe = [*_options(decisions), *(f"--data.{name}={list(_view(facts.size, 0.5))}" for name in ("size", "crop"))]
     seconds = step_seconds([*probe, *wishes.overrides])
     times = latencies([*probe, *wishes.overrides], facts.size) if wishes.budget else {}
-    return Plan(recipe, because, (*decisions, *_effort(facts, wishes, 60 * training, seconds, times)))
+    effort = _effort(facts, wishes, 60 * training, seconds, times)
+    return Plan(recipe, because, (*decisions, *effort), wishes.minutes)
 
 
 def _written(value: Any) -> str:
@@ -203,7 +214,7 @@ def _written(value: Any) -> str:
 
 
 def _options(decisions: Sequence[PlannedField]) -> list[str]:
-    return Plan("", "", tuple(decisions)).overrides
+    return Plan("", "", tuple(decisions), 0.0).overrides
 
 
 def _recipe(facts: Fingerprint, wishes: Wishes) -> tuple[str, str]:

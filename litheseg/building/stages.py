@@ -53,7 +53,7 @@ __all__ = ["build"]
 
 _NO_BUDGET = 60_000.0  # milliseconds
 _PLAN, _FINGERPRINT, _WISHES = "plan.yaml", "fingerprint.json", "wishes.json"
-_CHANGEABLE = ("budget", "minutes", "target")
+_CHANGEABLE = ("budget", "minutes", "target", "min_class_iou")
 
 
 def build(
@@ -95,7 +95,7 @@ def build(
     """
     photos, meanings = (None if path is None else str(path) for path in (unlabelled, classes))
     box = None if target is None else str(target)
-    wishes = Wishes(str(data), budget, minutes, photos, meanings, one_word_each(overrides), box)
+    wishes = Wishes(str(data), budget, minutes, photos, meanings, one_word_each(overrides), box, min_class_iou)
     folder = Path(output)
     check_recipe(wishes.asked)  # before anything takes time
     if target is not None and not (folder / "training" / "model.safetensors").exists():
@@ -105,7 +105,7 @@ def build(
         )
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder, beside=True):
-        job = _Stages(folder, wishes, command, min_class_iou)
+        job = _Stages(folder, wishes, command)
         job.check_wishes()
         try:
             return job.run(finish=finish)
@@ -123,7 +123,6 @@ class _Stages:
     folder: Path
     wishes: Wishes
     command: str
-    min_class_iou: float | None
 
     def __post_init__(self) -> None:
         self.begun = time.monotonic()
@@ -134,7 +133,7 @@ class _Stages:
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            if any(path.name not in (_WISHES,) for path in self.folder.iterdir() if not path.name.startswith(".")):
+            if {path.name for path in self.folder.iterdir() if not path.name.startswith(".")} - {_WISHES}:
                 raise LithesegError(f"{self.folder} holds something else; choose another --output") from None
             before = now
         if not (self.folder / _FINGERPRINT).exists():
@@ -221,7 +220,8 @@ class _Stages:
         file = self.folder / _PLAN
         try:
             plan: Plan = read_plan(file.read_text(encoding="utf-8"))
-            options = [*plan.overrides, *self.wishes.overrides]
+            options = plan.overrides if plan.wished == self.wishes.minutes else plan.within(self.wishes.minutes)
+            options = [*options, *self.wishes.overrides]
             if finish:
                 epochs = epochs_to_finish(self.folder / "training") or 1
                 options += [f"--trainer.epochs={epochs}", "--trainer.minutes=0"]
@@ -241,8 +241,8 @@ class _Stages:
         model = self.folder / "training" / "model.safetensors"
         budget = self.wishes.budget or _NO_BUDGET
         where = None if self.wishes.target is None else Path(self.wishes.target)
-        options: dict[str, Any] = {"min_class_iou": self.min_class_iou, "measured": where, "command": self.command}
-        fit(model, budget=budget, output=self.folder, force=True, **options)
+        options: dict[str, Any] = {"min_class_iou": self.wishes.min_class_iou, "measured": where}
+        fit(model, budget=budget, output=self.folder, command=self.command, force=True, **options)
 
     def _report(self) -> None:
         """Write what it came to."""

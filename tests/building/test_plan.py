@@ -145,6 +145,16 @@ def test_options_may_be_two_words() -> None:
     assert "data.size" not in values and "widths" not in values and "trainer.epochs" not in values
 
 
+def test_other_minutes_mean_other_epochs() -> None:
+    plan, values = planned(minutes=60)
+    longer = load_recipe(plan.recipe, plan.within(120)).trainer
+    assert longer.minutes == pytest.approx(values["trainer.minutes"] + 60)
+    assert longer.epochs == round(values["trainer.epochs"] * longer.minutes / values["trainer.minutes"])
+    assert load_recipe(plan.recipe, plan.within(4)).trainer.minutes == 2
+    same = load_recipe(plan.recipe, plan.within(60))
+    assert same == load_recipe(plan.recipe, plan.overrides)
+
+
 def test_a_file_that_is_no_plan_is_refused() -> None:
     for text in ("", "recipe: slimseg", "- 1", "a: [", "recipe: a\ndecisions: 3"):
         with pytest.raises(LithesegError, match="no plan of a build"):
