@@ -267,7 +267,12 @@ def test_an_export_of_another_network_is_not_published(made: Path, tmp_path: Pat
 def test_models_lists_the_zoo(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     shown = capsys.readouterr().out
-    assert "zoo:tiny" in shown and "1: 75.0  0.5: 50.0" in shown and "checkout" in shown and "segmenter" in shown
+    assert (
+        "zoo:tiny" in shown
+        and "1: 75.0, 60.0  0.5: 50.0, 30.0" in shown
+        and "checkout" in shown
+        and "segmenter" in shown
+    )
     assert main(["models", "--json"]) == 0
     [tiny] = json.loads(capsys.readouterr().out)["zoo"]
     assert (tiny["name"], tiny["where"], tiny["scores"]) == ("tiny", "checkout", METRICS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import STEPS, tiny_recipe, train_tiny
 
 from litheseg.errors import Interrupted, TrainingError
 from litheseg.progress import shown
@@ -13,7 +14,6 @@ from litheseg.training.horizon import Horizon
 from litheseg.training.storage import read_checkpoint
 from litheseg.training.task import SegmentationTask
 from litheseg.training.trainer import _StopOnInterrupt
-from tests.tiny_training import STEPS, tiny_recipe, train_tiny
 
 CONSTANT_DROP = ("--optimizer.warmup=0", "--optimizer.schedule=poly")
 

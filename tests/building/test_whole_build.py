@@ -189,7 +189,7 @@ KILLED = """
 import json, os, signal, sys, time
 sys.path.insert(0, sys.argv[4])
 import tiny_training
-from test_build import FIELDS, quick
+from test_whole_build import FIELDS, quick
 from litheseg.building import stages
 import litheseg.training.run
 
