@@ -40,7 +40,6 @@ FIELDS = (
     "--trainer.threads=1",
     "--trainer.loggers=[csv]",
 )
-KILLS = int(os.environ.get("LITHESEG_TEST_KILLS", "2"))
 
 
 def quick() -> None:
@@ -212,11 +211,14 @@ for delay in [*delays, None]:
 """
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_network(build: Any, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_goes_on_to_the_same_network(
+    build: Any, data: Path, tmp_path: Path, kills: int
+) -> None:
     begin = time.monotonic()
     whole = build(data, *FIELDS, budget=1000.0, minutes=60.0)
     seconds, moments = time.monotonic() - begin, random.Random(0)
-    delays = sorted(moments.uniform(0, seconds) for _ in range(KILLS))
+    delays = sorted(moments.uniform(0, seconds) for _ in range(kills))
     here, folder = os.path.dirname(__file__), tmp_path / "killed"
     script = [sys.executable, "-c", KILLED, str(data), str(folder), json.dumps(delays), here]
     done = subprocess.run(script, capture_output=True, text=True, timeout=900, env=tiny_training.environment())
