@@ -212,9 +212,7 @@ for delay in [*delays, None]:
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_goes_on_to_the_same_network(
-    build: Any, data: Path, tmp_path: Path, kills: int
-) -> None:
+def test_killed_at_any_moment_it_ends_with_the_same_network(build: Any, data: Path, tmp_path: Path, kills: int) -> None:
     begin = time.monotonic()
     whole = build(data, *FIELDS, budget=1000.0, minutes=60.0)
     seconds, moments = time.monotonic() - begin, random.Random(0)
