@@ -41,6 +41,7 @@ from litheseg.masks.pictures import encode_mask, encode_png
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime.engines import open_engine
 from litheseg.runtime.pipeline import Pipeline
+from measure import peer_models  # noqa: F401 - registers the peer
 from measure.common import arguments, both_clocks, show
 from measure.runtimes import EXPORTED, Deployed
 
