@@ -23,6 +23,7 @@ import torch
 from litheseg.bundle.exported import Artefact, Export, is_export, load_export
 from litheseg.data.transforms import normalise
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.parity import Certificate
 from litheseg.deploy.quantize import Quantizer, Tolerance
 from litheseg.deploy.samples import Samples
 from litheseg.deploy.torch_engine import bundle_engine
@@ -83,10 +84,11 @@ class Deployed:
             return
         quantizer = Quantizer(self.bundle, calibration, check, tolerance=_ANY)
 
-        def int8_networks(export: Export) -> Iterator[tuple[Artefact, Mapping[str, Any]]]:
+        def int8_networks(export: Export) -> Iterator[tuple[Artefact, Certificate, Mapping[str, Any]]]:
             for original in export.artefacts:
                 try:
-                    yield quantizer.quantize(export, original)[0], {}
+                    artefact, report = quantizer.quantize(export, original)
+                    yield artefact, report.result.certificate, {}
                 except LithesegError as error:
                     self.refused |= {(runtime, "int8"): str(error) for runtime in original.runtimes}
 
