@@ -88,7 +88,7 @@ class Deployed:
             for original in export.artefacts:
                 try:
                     artefact, report = quantizer.quantize(export, original)
-                    yield artefact, report.result.certificate, {}
+                    yield artefact, report.result.certificate, report.essence()
                 except LithesegError as error:
                     self.refused |= {(runtime, "int8"): str(error) for runtime in original.runtimes}
 
