@@ -34,6 +34,7 @@ __all__ = [
     "Variant",
     "default_sizes",
     "paper_costs",
+    "scaled",
 ]
 
 _SIZE_STEP = 8  # pixels; networks reduce by 8 at least, and runtimes like multiples of it
@@ -184,13 +185,13 @@ class Limits:
 
 def default_sizes(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """The size that the model was trained at, three quarters and half of it, in whole multiples of 8 pixels."""
-    height, width = size
-    smaller = [(_whole_steps(height * share), _whole_steps(width * share)) for share in (0.75, 0.5)]
-    return tuple(dict.fromkeys([size, *smaller]))
+    return tuple(dict.fromkeys([size, *(scaled(size, share) for share in (0.75, 0.5))]))
 
 
-def _whole_steps(pixels: float) -> int:
-    return max(_SIZE_STEP, round(pixels / _SIZE_STEP) * _SIZE_STEP)
+def scaled(size: tuple[int, int], share: float) -> tuple[int, int]:
+    """A share of a height and a width, in whole multiples of 8 pixels."""
+    height, width = (max(_SIZE_STEP, round(pixels * share / _SIZE_STEP) * _SIZE_STEP) for pixels in size)
+    return height, width
 
 
 def _default_threads() -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from litheseg.budget.candidates import scaled
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import Fingerprint
 from litheseg.errors import LithesegError
@@ -30,7 +31,6 @@ __all__ = ["Plan", "PlannedField", "Wishes", "make_plan", "one_word_each", "read
 
 _WIDTH_SETS = ((1.0, 0.75, 0.5, 0.25), (1.0, 0.5), (1.0,))  # the largest first
 _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)  # of the images' own size
-_STEP = 8  # pixels: sizes are multiples of it
 _CROP_AREA = 240 * 320  # pixels of a training view: more make a step slower than they make it better
 _WANTED = 400  # steps for each width; fewer of them are worse than fewer widths, and then than smaller images
 _FEWEST, _ENOUGH = 20, 20_000  # steps
@@ -118,7 +118,7 @@ class Plan:
     @property
     def overrides(self) -> list[str]:
         """The decisions as options of `litheseg train`."""
-        return [f"--{item.option}={_written(item.value)}" for item in self.decisions]
+        return _options(self.decisions)
 
     def within(self, minutes: float) -> list[str]:
         """The options for other minutes than those that were asked for: more or fewer epochs, and all else as it is."""
@@ -202,7 +202,7 @@ def make_plan(
     training = minutes - min(max(_FIT_LEAST, _FIT_SHARE * wishes.minutes), _FIT_MOST, minutes / 2)
     reason = f"of {wishes.minutes:g} minutes; the rest is for choosing, exporting and proving"
     decisions.append(PlannedField("trainer.minutes", round(training, 2), reason))
-    probe = [*_options(decisions), *(f"--data.{name}={list(_view(facts.size, 0.5))}" for name in ("size", "crop"))]
+    probe = [*_options(decisions), *(f"--data.{name}={list(scaled(facts.size, 0.5))}" for name in ("size", "crop"))]
     seconds = step_seconds([*probe, *wishes.overrides])
     times = latencies([*probe, *wishes.overrides], facts.size) if wishes.budget else {}
     effort = _effort(facts, wishes, 60 * training, seconds, times)
@@ -214,7 +214,7 @@ def _written(value: Any) -> str:
 
 
 def _options(decisions: Sequence[PlannedField]) -> list[str]:
-    return Plan("", "", tuple(decisions), 0.0).overrides
+    return [f"--{item.option}={_written(item.value)}" for item in decisions]
 
 
 def _recipe(facts: Fingerprint, wishes: Wishes) -> tuple[str, str]:
@@ -293,7 +293,7 @@ def _effort(
 ) -> list[PlannedField]:
     """Size, crop, widths and epochs: what the time allows."""
     batch = _batch(facts, wishes).value
-    probe = math.prod(_view(facts.size, 0.5))
+    probe = math.prod(scaled(facts.size, 0.5))
     choices: list[_Effort] = []
     for scale, size, crop in _sizes(facts, wishes):
         for widths in wishes.width_sets:
@@ -310,7 +310,7 @@ def _effort(
         least = fastest * _SCALES[-1] ** 2
         raise BudgetError(
             f"no network is as fast as {wishes.budget:g} ms here: the nearest, width {width:g} at "
-            f"{'x'.join(map(str, _view(facts.size, _SCALES[-1])))}, takes about {least:.1f} ms; give a longer --budget"
+            f"{_by(scaled(facts.size, _SCALES[-1]))}, takes about {least:.1f} ms; give a longer --budget"
         )
     chosen = next((c for c in within if c.steps >= _WANTED * len(c.widths)), max(within, key=lambda c: c.steps))
     if chosen.steps < _FEWEST:
@@ -328,7 +328,7 @@ def _sizes(facts: Fingerprint, wishes: Wishes) -> Iterator[tuple[float, tuple[in
     asked = wishes.asked.data
     fixed = asked.size if "data.size" in wishes.fixed else None
     for scale in [fixed[0] / facts.size[0]] if fixed else _SCALES:
-        size = fixed or _view(facts.size, scale)
+        size = fixed or scaled(facts.size, scale)
         yield scale, size, (asked.crop if "data.crop" in wishes.fixed else None) or _crop(size)
 
 
@@ -365,16 +365,11 @@ def _decided(facts: Fingerprint, chosen: _Effort, batch: int) -> list[PlannedFie
     return decisions
 
 
-def _view(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    height, width = (max(_STEP, round(pixels * scale / _STEP) * _STEP) for pixels in size)
-    return height, width
-
-
 def _crop(size: tuple[int, int]) -> tuple[int, int]:
     area = math.prod(size)
     if area <= 1.25 * _CROP_AREA:
         return size
-    return _view(size, math.sqrt(_CROP_AREA / area))
+    return scaled(size, math.sqrt(_CROP_AREA / area))
 
 
 def _by(size: tuple[int, int]) -> str:
