@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.data.source import Sample, Source
+from litheseg.data.alike import Likeness, likeness_of
+from litheseg.data.source import FileSource, Sample, Source
 from litheseg.data.splits import sequence_sizes
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX
@@ -59,7 +60,9 @@ class Fingerprint:
         classes: by id.
         brightness: standard deviation of the images' mean grey value, over its mean.
         sequences: training images by sequence, as names suggest it.
-        holds_out: whether val is a random part of the training images.
+        holds_out: whether val is a part of the training images.
+        clips: the sequences whose neighbours are alike, as videos and stacks are; looked for where val is held out.
+        groups: images in each group of near duplicates; likewise.
     """
 
     train: int
@@ -72,6 +75,13 @@ class Fingerprint:
     brightness: float
     sequences: dict[str, int]
     holds_out: bool
+    clips: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+
+    @property
+    def labelled(self) -> int:
+        """Images that may be trained on or held out."""
+        return self.train + self.val * self.holds_out
 
     @property
     def rarest(self) -> ClassFacts:
@@ -91,7 +101,8 @@ class Fingerprint:
     def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
         """What `to_dict` gave."""
         classes = tuple(ClassFacts(**entry) for entry in values["classes"])
-        return cls(**{**values, "classes": classes, "size": tuple(values["size"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("size", "clips", "groups")}
+        return cls(**{**values, **lists, "classes": classes})
 
 
 def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
@@ -113,6 +124,8 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
     measured = [_measure(source, sample, len(source.classes)) for sample in track(chosen, "measuring images")]
     greys = [grey for *_, grey in measured]
     shapes = [shape for shape, *_ in measured]
+    held = isinstance(source, FileSource) and source.holds_out
+    alike = likeness_of([*labelled, *source.samples("val")], source.read_image) if held else Likeness((), ())
     return Fingerprint(
         train=len(labelled),
         val=len(source.samples("val")) if "val" in source.splits() else 0,
@@ -123,7 +136,9 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
         classes=_classes(source.classes.names, [parts for _, parts, _ in measured]),
         brightness=statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6),
         sequences=sequence_sizes(sample.id for sample in labelled),
-        holds_out=bool(getattr(source, "holds_out", False)),
+        holds_out=held,
+        clips=alike.clips,
+        groups=tuple(map(len, alike.groups)),
     )
 
 

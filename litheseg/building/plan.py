@@ -22,6 +22,7 @@ import yaml
 from litheseg.budget.candidates import scaled
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import Fingerprint
+from litheseg.building.holding import hold_out
 from litheseg.errors import LithesegError
 from litheseg.machine import cores, memory
 from litheseg.tables import Table
@@ -43,7 +44,6 @@ _FORWARD = 1 / 3  # of a training step's time: a forward pass
 _DIM = 0.25  # spread of brightness above which augmentation is doubled
 _MANY_UNLABELLED = 2.0  # per labelled image, from which on teachers pay
 _TEACHING_MINUTES = 120.0  # that teachers and their student need together, at least
-_MOST_OF_ALL = 0.6  # of the images may be of one sequence, where whole sequences are held out
 
 
 @dataclass(frozen=True)
@@ -235,24 +235,15 @@ def _recipe(facts: Fingerprint, wishes: Wishes) -> tuple[str, str]:
 def _data(facts: Fingerprint, wishes: Wishes, recipe: str) -> list[PlannedField]:
     decisions = [PlannedField("data.root", wishes.data, "as asked for")]
     options, reasons = ({"classes": wishes.classes}, ["classes as asked for"]) if wishes.classes else ({}, [])
-    if facts.holds_out and (how := _hold_out(facts)):
-        options["hold_out"], reason = how
-        reasons.append(f"the data has no val split, and {reason}")
+    if facts.holds_out:
+        held, reason = hold_out(facts)
+        options |= held
+        reasons.append(f"the data has no val split: {reason}")
     if options:
         decisions.append(PlannedField("data.options", options, "; ".join(reasons)))
     if wishes.unlabelled and recipe == "lithe":
         decisions.append(PlannedField("data.unlabelled", wishes.unlabelled, "as asked for"))
     return decisions
-
-
-def _hold_out(facts: Fingerprint) -> tuple[str, str] | None:
-    """Which images become val, and why; None for random ones."""
-    largest = max(facts.sequences.values(), default=0)
-    if len(facts.sequences) >= 3 and largest <= _MOST_OF_ALL * facts.train:
-        return "sequences", f"frames of one of the {len(facts.sequences)} sequences are alike: whole ones are held out"
-    if largest >= facts.train / 2:
-        return "last", "names are numbers: frames that follow each other may be alike, so the end is held out"
-    return None
 
 
 def _augmentation(facts: Fingerprint) -> list[PlannedField]:

@@ -70,12 +70,20 @@ KNOWN: dict[str, tuple[Severity, str]] = {
     ),
     "duplicate": ("warning", "keep one of each: copies count twice"),
     "leak": ("warning", "keep each image in one split: otherwise scores measure memory"),
-    "near-leak": ("warning", "keep frames of one scene in one split"),
+    "near-leak": (
+        "warning",
+        "keep frames of one scene in one split; where val is held out of train: --data.options '{hold_out: groups}'",
+    ),
     "shared-sequence": (
         "warning",
         "hold out the end of each sequence, or whole ones: --data.options '{hold_out: last}', '{hold_out: sequences}'",
     ),
     "small-image": ("warning", "train with a smaller crop, or leave these images out: borders will be padded"),
+    "near-duplicate": (
+        "info",
+        "they teach less than their number; where val is held out of train, keep groups together: --data.options "
+        "'{hold_out: groups}'",
+    ),
     "mixed-sizes": ("info", "nothing to do: set 'size' if all should be resized to one"),
     "unlabelled": ("info", "nothing to do: they serve as unlabelled images"),
 }

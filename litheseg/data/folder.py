@@ -26,6 +26,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from litheseg.data.alike import likeness_of
+from litheseg.data.holding import HOLD_OUT, Holding
 from litheseg.data.source import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
@@ -38,7 +40,7 @@ from litheseg.data.source import (
     is_image,
     pair_up,
 )
-from litheseg.data.splits import by_sequence, partition, read_list
+from litheseg.data.splits import read_list
 from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_folder
 from litheseg.masks.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, class_file_text, read_class_file
@@ -52,7 +54,6 @@ _SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_HELD = ("random", "sequences", "last")
 _Folders = tuple[Path, Path | None]  # of images, and of masks where there is one
 
 
@@ -65,7 +66,7 @@ class FolderSource(FileSource):
         val_fraction: the share of `train` held out as `val` where there is no `val`, in [0, 1); 0 for none.
         seed: chooses the images held out.
         hold_out: what is held out: "random" images; "sequences", whole ones, by the names (see `splits.frame_of`);
-            or the "last" images of each sequence.
+            "groups", whole ones, of images that nearly equal each other; or the "last" images of each sequence.
         lists: the folder of `train.txt`, `val.txt`, `test.txt`; default: `root`, its `splits/` or `lists/`.
         mask_suffix: what mask stems have after the image stem, e.g. "_mask".
         masks: the name of the folder of masks, where several are there.
@@ -97,14 +98,14 @@ class FolderSource(FileSource):
         root = existing_folder(root)
         if not 0 <= val_fraction < 1:
             raise DataError(f"val_fraction {val_fraction} is outside [0, 1); give the share to hold out, e.g. 0.2")
-        if hold_out not in _HELD:
-            raise DataError(f"hold_out '{hold_out}' is not known.{did_you_mean(hold_out, _HELD)}")
+        if hold_out not in HOLD_OUT:
+            raise DataError(f"hold_out '{hold_out}' is not known.{did_you_mean(hold_out, HOLD_OUT)}")
         described = _class_file(root, classes, allow_unlabelled)
         super().__init__(root, described.scheme, allow_unlabelled)
         self.name = described.name or self.name
         self.licence, self.citation = described.licence, described.citation
-        self.val_fraction, self.seed, self.mask_suffix = val_fraction, seed, mask_suffix
-        self.hold_out = hold_out
+        self.val_fraction, self.mask_suffix = val_fraction, mask_suffix
+        self.holding = Holding(hold_out, seed, self._groups)
         names = (masks,) if masks else MASK_FOLDERS
         self._folders = {} if lists else _split_folders(root, names)
         self._lists = {} if self._folders else _list_files(root, lists)
@@ -157,21 +158,13 @@ class FolderSource(FileSource):
             if split == "val":
                 raise DataError(whole.refusal)
             return whole
-        held = self._held(ids)
+        held = self.holding.part(ids, self.val_fraction)
         chosen = (sample for sample in whole.samples if (sample.id in held) == (split == "val"))
         return Pairing(tuple(replace(sample, split=split) for sample in chosen))
 
-    def _held(self, ids: Sequence[str]) -> set[str]:
-        """The ids that are held out."""
-        sequences = by_sequence(ids)
-        if self.hold_out == "last":
-            return {key for own in sequences.values() for key in own[len(own) - _part(own, self.val_fraction) :]}
-        if self.hold_out == "random":
-            return set(partition(ids, count=_part(ids, self.val_fraction), seed=self.seed).labelled)
-        if len(sequences) < 2:
-            raise DataError(f"all images of {self.root} are of one sequence by their names; use hold_out: last")
-        count = _part(list(sequences), self.val_fraction)
-        return {key for name in partition(sequences, count=count, seed=self.seed).labelled for key in sequences[name]}
+    def _groups(self) -> tuple[tuple[str, ...], ...]:
+        """The ids of near duplicates."""
+        return likeness_of(self._present("train").samples, self.read_image).groups
 
     def _present(self, split: str) -> Pairing:
         """The files of a split that the folder itself has."""
@@ -288,11 +281,6 @@ def _class_file(root: Path, given: str | Path | Sequence[str] | Classes | None, 
 def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
     spellings = (spelling for name in names for spelling in (name, name.capitalize()))
     return next((base / name for name in spellings if (base / name).is_dir()), None)
-
-
-def _part(names: Sequence[str], share: float) -> int:
-    """How many are a share, at least one and not all, if there are two."""
-    return min(max(round(len(names) * share), 1), len(names) - 1)
 
 
 def _any_pair(images: Path, masks: Path) -> bool:

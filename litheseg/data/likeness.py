@@ -31,7 +31,7 @@ from litheseg.data.findings import Finding, make_finding
 from litheseg.data.splits import frame_of
 from litheseg.errors import listed
 
-__all__ = ["Portrait", "likeness_findings"]
+__all__ = ["Portrait", "clips", "likeness_findings", "near_duplicates"]
 
 _THUMB = 32  # edge in pixels of the thumbnail that verifies a match
 _ALIKE_BITS = 8  # of 64; re-encoded copies differ in 0 to 3, CamVid frames a second apart mostly in more than 8
@@ -81,6 +81,10 @@ def likeness_findings(portraits: _Portraits) -> Iterator[Finding]:
         copies = [image.file for image in found if first[image.digest] is not image]
         if copies:
             yield make_finding("duplicate", f"images of '{split}' that are exact copies of others", copies)
+        if groups := near_duplicates(list(first.values())):
+            shown = " ~ ".join(image.file for image in groups[0][:2])
+            message = f"images of '{split}' that nearly equal another one, in {len(groups)} groups, e.g. {shown}"
+            yield make_finding("near-duplicate", message, [image.file for group in groups for image in group])
     for one, other in itertools.combinations(sorted(portraits, key=_rank), 2):
         yield from _leaks(one, portraits[one], other, portraits[other])
     for split in portraits:
@@ -110,18 +114,52 @@ def _leaks(one: str, left: Sequence[Portrait], other: str, right: Sequence[Portr
 
 def _alike(left: Sequence[Portrait], right: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait]]:
     """Pairs of near equal difference hashes and thumbnails."""
+    thumbs = np.array([image.thumb for image in right])
+    for start, differing in _differing_bits(left, right):
+        for i, row in enumerate(differing, start):
+            for j in _verified(left[i].thumb, thumbs, np.flatnonzero(row <= _ALIKE_BITS)):
+                yield left[i], right[j]
+
+
+def near_duplicates(images: Sequence[Portrait]) -> list[list[Portrait]]:
+    """Groups of two or more that nearly equal each other, over others of the group if need be."""
+    thumbs, group = np.array([image.thumb for image in images]), np.arange(len(images))
+    for start, differing in _differing_bits(images, images):
+        for i, row in enumerate(differing, start):
+            # Those that are known to be of the group are not looked at again, so that many copies cost no more.
+            near = np.flatnonzero((row <= _ALIKE_BITS) & (group != group[i]))
+            joined = group[_verified(images[i].thumb, thumbs, near)]
+            if joined.size:
+                group[np.isin(group, joined)] = group[i]
+    order = np.argsort(group, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    return sorted(([images[i] for i in part] for part in parts if len(part) > 1), key=lambda found: found[0].id)
+
+
+def _differing_bits(left: Sequence[Portrait], right: Sequence[Portrait]) -> Iterator[tuple[int, np.ndarray]]:
+    """How many bits differ, float32 rows x all of `right`, some rows of `left` at once; with the first row's index."""
     if not left or not right:
         return
     signs = np.array([image.bits for image in right], dtype=np.float32) * 2 - 1
     for start in range(0, len(left), _CHUNK):
-        chunk = left[start : start + _CHUNK]
+        chunk = np.array([image.bits for image in left[start : start + _CHUNK]], dtype=np.float32) * 2 - 1
         # The product of two vectors of signs counts equal bits minus different bits.
-        differing = (64 - (np.array([image.bits for image in chunk], dtype=np.float32) * 2 - 1) @ signs.T) / 2
-        for i, j in np.argwhere(differing <= _ALIKE_BITS):
-            a, b = chunk[i].thumb, right[j].thumb
-            offset = a.mean() - b.mean()
-            if np.abs(a - b - offset).mean() < _ALIKE_LEVELS and abs(offset) < _ALIKE_BRIGHTNESS:
-                yield chunk[i], right[j]
+        yield start, (64 - chunk @ signs.T) / 2
+
+
+def _verified(thumb: np.ndarray, thumbs: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Those of the indices `near` whose thumbnails nearly equal this one."""
+    if not near.size:
+        return near
+    differences = thumb - thumbs[near]
+    offsets = differences.mean((1, 2), keepdims=True)
+    alike = np.abs(differences - offsets).mean((1, 2)) < _ALIKE_LEVELS
+    return near[alike & (np.abs(offsets.ravel()) < _ALIKE_BRIGHTNESS)]
+
+
+def clips(images: Sequence[Portrait]) -> list[str]:
+    """Sequences, by names, whose neighbours by number are more alike than others: frames of a video, slices."""
+    return [name for name, frames in _by_sequence(images).items() if _is_sequence(frames)]
 
 
 def _shared_sequences(train: Sequence[Portrait], split: str, other: Sequence[Portrait]) -> Iterator[Finding]:

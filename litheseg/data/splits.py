@@ -41,6 +41,7 @@ __all__ = [
     "by_sequence",
     "frame_of",
     "partition",
+    "ranked",
     "read_list",
     "sequence_sizes",
     "write_list",
@@ -132,7 +133,12 @@ def _first_ranks(ids: Sequence[str], count: int | None, seed: int, origin: str) 
         raise DataError(f"count {count!r} is not a whole number")
     if not 1 <= count <= len(ids):
         raise DataError(f"{origin} asks for {count} labelled of {len(ids)} images; choose from 1 to {len(ids)}")
-    return set(sorted(ids, key=lambda key: (hashlib.sha256(os.fsencode(f"{seed}:{key}")).digest(), key))[:count])
+    return set(ranked(ids, seed)[:count])
+
+
+def ranked(ids: Iterable[str], seed: int) -> list[str]:
+    """Ids in an order that depends on nothing but themselves and the random seed."""
+    return sorted(ids, key=lambda key: (hashlib.sha256(os.fsencode(f"{seed}:{key}")).digest(), key))
 
 
 def _listed_ids(path: Path, ids: Sequence[str]) -> list[str]:

@@ -112,11 +112,31 @@ def test_what_the_data_decides() -> None:
     assert values["data.augment.brightness"] == 0.5
     assert values["data.options"] == {"classes": "mine.yaml", "hold_out": "sequences"}
     assert "data.options" not in planned()[1] and "data.augment.brightness" not in planned()[1]
-    numbered = planned(replace(FACTS, holds_out=True, sequences={"IMG": 300, "": 60}))[1]
-    assert numbered["data.options"] == {"hold_out": "last"}
-    named = planned(replace(FACTS, holds_out=True, sequences={str(i): 1 for i in range(2)}))[1]
-    assert "data.options" not in named
     assert planned(replace(FACTS, train=12, sequences={}))[1]["data.batch_size"] == 2
+
+
+def held(**facts: Any) -> Any:
+    plan, values = planned(replace(FACTS, holds_out=True, **facts))
+    reason = next((item.because for item in plan.decisions if item.option == "data.options"), "")
+    assert not reason or reason.startswith("the data has no val split: ")
+    return values.get("data.options")
+
+
+def test_numbered_images_are_a_video_only_if_they_are_alike() -> None:
+    numbered = {"IMG": 300, "": 60}
+    assert held(sequences=numbered) is None
+    assert held(sequences=numbered, clips=("IMG",)) == {"hold_out": "last"}
+    assert held(sequences=numbered, groups=(3, 2)) == {"hold_out": "groups"}
+    assert held(sequences=numbered, groups=(440,)) == {"hold_out": "last"}, "one video of near duplicates"
+    assert held(sequences={str(i): 1 for i in range(360)}) is None
+
+
+def test_of_few_images_few_are_held_out() -> None:
+    few: dict[str, Any] = {"train": 19, "val": 5}
+    assert held(**few, sequences={"": 19}) == {"val_fraction": 0.15}
+    assert held(**few, sequences={"": 19}, clips=("",)) == {"hold_out": "last", "val_fraction": 0.15}
+    assert held(**few, sequences={"a": 7, "b": 6, "c": 6}) == {"val_fraction": 0.15}, "one would be a third"
+    assert held(**few, sequences={"a": 8, "b": 8, "c": 3})["hold_out"] == "sequences"
 
 
 def test_unlabelled_images_teach_where_there_is_time() -> None:

@@ -1,0 +1,48 @@
+"""Which images a plan holds out of the training images, where data has no val split of its own.
+
+Images that are alike must not be on both sides, or scores measure memory: whole sequences are held out, whole groups of
+near duplicates, or the end of a video. That names are numbers proves nothing: whether neighbours are alike is measured
+(`litheseg.data.likeness`). Where they are not, images are held out at random. Of few images fewer are held out.
+
+Usage:
+    >>> hold_out(fingerprint)
+    ({'hold_out': 'last', 'val_fraction': 0.15}, 'neighbours by number are alike, as in a video, so its end is held out')
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litheseg.building.fingerprint import Fingerprint
+
+__all__ = ["FEW", "hold_out"]
+
+FEW = 50
+"""Labelled images, below which each one counts."""
+_SHARE, _SHARE_OF_FEW = 0.2, 0.15
+_MOST_OF_ALL = 0.6  # of the images may be of one unit, where whole ones are held out
+_LEAST_OF_FEW = 0.2  # of few images, at most, must the smallest sequence be
+
+
+def hold_out(facts: Fingerprint) -> tuple[dict[str, Any], str]:
+    """Options of the data, and why."""
+    share = _SHARE_OF_FEW if facts.labelled < FEW else _SHARE
+    how, reason = _how(facts)
+    options: dict[str, Any] = {} if how == "random" else {"hold_out": how}
+    if share != _SHARE:
+        options["val_fraction"] = share
+        reason += f"; of {facts.labelled} images {share:.0%}, so that as many as possible are trained on"
+    return options, reason
+
+
+def _how(facts: Fingerprint) -> tuple[str, str]:
+    sizes, images = facts.sequences.values(), sum(facts.sequences.values())
+    small = facts.labelled >= FEW or min(sizes, default=0) <= _LEAST_OF_FEW * images
+    if len(sizes) >= 3 and max(sizes) <= _MOST_OF_ALL * images and max(sizes) > 1 and small:
+        return "sequences", f"frames of one of the {len(sizes)} sequences may be alike: whole ones are held out"
+    if facts.groups and max(facts.groups) <= _MOST_OF_ALL * facts.labelled:
+        return "groups", f"{sum(facts.groups)} images nearly equal another one: of a group all are held out, or none"
+    alike = facts.clips or (facts.sequences if facts.groups else ())
+    if sum(facts.sequences.get(name, 0) for name in alike if facts.sequences.get(name, 0) > 1) >= images / 2:
+        return "last", "neighbours by number are alike, as in a video, so the end of each sequence is held out"
+    return "random", "neighbours by number are not alike, so images are held out at random"
