@@ -5,8 +5,8 @@ near duplicates, or the end of a video. That names are numbers proves nothing: w
 (`litheseg.data.likeness`). Where they are not, images are held out at random. Of few images fewer are held out.
 
 Usage:
-    >>> hold_out(fingerprint)
-    ({'hold_out': 'last', 'val_fraction': 0.15}, 'neighbours by number are alike, as in a video, so its end is held out')
+    >>> hold_out(fingerprint)[0]
+    {'hold_out': 'last', 'val_fraction': 0.15}
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ Usage:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from litheseg.errors import DataError
 __all__ = ["HOLD_OUT", "Holding"]
 
 HOLD_OUT = ("random", "sequences", "groups", "last")
-"""What may be held out: images, whole sequences by their names, whole groups of near duplicates, or ends of sequences."""
+"""What may be held out: images, whole sequences by their names, groups of near duplicates, or ends of sequences."""
 _OVER = 1.25  # times the images that are wanted: so many may whole units hold
 
 
@@ -98,7 +99,7 @@ def _cut(ids: Iterable[str], count: int) -> list[list[str]]:
     """All sequences, one after the other, cut into so many parts: neighbours are torn apart at the cuts only."""
     line = [name for own in by_sequence(ids).values() for name in own]
     ends = [index * len(line) // count for index in range(count + 1)]
-    return [line[first:last] for first, last in zip(ends, ends[1:], strict=False)]
+    return [line[first:last] for first, last in itertools.pairwise(ends)]
 
 
 def _count(names: Sequence[str], share: float) -> int:

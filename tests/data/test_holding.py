@@ -84,9 +84,7 @@ def scenes(source: Source, split: str, bursts: int) -> list[int]:
     return sorted(int(sample.id) % bursts for sample in source.samples(split))
 
 
-def test_bursts_are_held_out_whole_and_the_doctor_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bursts_are_held_out_whole_and_the_doctor_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITHESEG_CACHE", str(tmp_path / "cache"))
     folder = photographs(tmp_path / "data", bursts=6, of=3)
     torn = diagnose(FolderSource(folder))
