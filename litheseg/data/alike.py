@@ -75,7 +75,7 @@ def likeness_of(samples: Sequence[Sample], read: Callable[[Sample], np.ndarray])
 
 def _state(samples: Sequence[Sample]) -> str:
     """Of the files, as a name."""
-    facts = [_RULE]
+    facts: list[str | int] = [_RULE]
     for sample in samples:
         assert sample.image is not None, "images of files"
         try:

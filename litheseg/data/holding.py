@@ -64,7 +64,7 @@ class Holding:
         for unit in units:
             if len(chosen) < wanted and len(chosen) + len(unit) <= _OVER * wanted:
                 chosen += unit
-        return set(chosen or min(units, key=len))
+        return set(chosen) or set(min(units, key=len))
 
     def folds(self, ids: Sequence[str], count: int) -> list[set[str]]:
         """All ids in folds of about equal size; where whole units are too few, sequences are cut into parts.
