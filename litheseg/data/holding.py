@@ -64,7 +64,8 @@ class Holding:
         for unit in units:
             if len(chosen) < wanted and len(chosen) + len(unit) <= _OVER * wanted:
                 chosen += unit
-        return set(chosen) or set(min(units, key=len))
+        smallest: list[str] = min(units, key=len)
+        return set(chosen or smallest)
 
     def folds(self, ids: Sequence[str], count: int) -> list[set[str]]:
         """All ids in folds of about equal size; where whole units are too few, sequences are cut into parts.
@@ -87,7 +88,7 @@ class Holding:
         if self.how == "sequences":
             units = list(by_sequence(ids).values())
         elif self.how == "groups":
-            known = set(ids)
+            known: set[str] = set(ids)
             groups = [kept for group in self.groups() if (kept := sorted(known.intersection(group)))]
             grouped = {name for group in groups for name in group}
             units = [*groups, *([name] for name in ids if name not in grouped)]
