@@ -29,6 +29,8 @@ from litheseg.progress import track
 __all__ = ["ClassFacts", "Fingerprint", "take_fingerprint"]
 
 _MOST_MEASURED = 200  # images; of more, that many are measured, evenly spread
+_FEWEST_ALIKE = 5  # images, from which it can be seen whether they have an up
+_ALIKE_GREY, _ALIKE_CLASS = 0.05, 0.5  # largest difference of the halves: of full brightness, of half a class's pixels
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Fingerprint:
         sizes: how many different sizes there are.
         classes: by id.
         brightness: standard deviation of the images' mean grey value, over its mean.
+        upright: whether images have an up, as photographs of streets have: False where the upper and the lower halves
+            are alike in brightness and in every class, as of microscopes and of drones that look down.
         sequences: training images by sequence, as names suggest it.
         holds_out: whether val is a part of the training images.
         clips: the sequences whose neighbours are alike, as videos and stacks are; looked for where val is held out.
@@ -77,6 +81,7 @@ class Fingerprint:
     holds_out: bool
     clips: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
+    upright: bool = True
 
     @property
     def labelled(self) -> int:
@@ -122,8 +127,8 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
     step = max(1, -(-len(labelled) // _MOST_MEASURED))
     chosen = labelled[::step]
     measured = [_measure(source, sample, len(source.classes)) for sample in track(chosen, "measuring images")]
-    greys = [grey for *_, grey in measured]
-    shapes = [shape for shape, *_ in measured]
+    greys = [(one.grey[0] + one.grey[1]) / 2 for one in measured]
+    shapes = [one.shape for one in measured]
     held = isinstance(source, FileSource) and source.holds_out
     alike = likeness_of([*labelled, *source.samples("val")], source.read_image) if held else Likeness((), ())
     return Fingerprint(
@@ -133,35 +138,68 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
         measured=len(measured),
         size=(int(statistics.median(h for h, _ in shapes)), int(statistics.median(w for _, w in shapes))),
         sizes=len(set(shapes)),
-        classes=_classes(source.classes.names, [parts for _, parts, _ in measured]),
+        classes=_classes(source.classes.names, [one.classes for one in measured]),
         brightness=statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6),
         sequences=sequence_sizes(sample.id for sample in labelled),
         holds_out=held,
         clips=alike.clips,
         groups=tuple(map(len, alike.groups)),
+        upright=_upright(measured),
     )
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """One class in one mask, in pixels."""
+    """One class in one mask, in pixels; `upper` are those of the upper half."""
 
     pixels: int
+    upper: int
     outline: int
 
 
-def _measure(source: Source, sample: Sample, classes: int) -> tuple[tuple[int, int], dict[int, _Parts], float]:
-    """Height and width, the classes that occur, and the mean grey value in [0, 255]."""
+@dataclass(frozen=True)
+class _Measured:
+    """One image: height and width, the classes that occur, and the mean grey of its upper and lower half, 0 to 255."""
+
+    shape: tuple[int, int]
+    classes: dict[int, _Parts]
+    grey: tuple[float, float]
+
+
+def _measure(source: Source, sample: Sample, classes: int) -> _Measured:
     image, mask = source.read_image(sample), source.read_mask(sample)
     found = (int(index) for index in np.unique(mask) if index != IGNORE_INDEX and index < classes)
     height, width = mask.shape
-    return (height, width), {index: _parts(mask == index) for index in found}, float(image[::4, ::4].mean())
+    upper, lower = np.array_split(image[::4, ::4], 2)
+    grey = (float(upper.mean()), float((lower if lower.size else upper).mean()))
+    return _Measured((height, width), {index: _parts(mask == index) for index in found}, grey)
+
+
+def _upright(images: Sequence[_Measured]) -> bool:
+    """Whether the halves of the images differ, or may differ: within two standard errors of what was measured."""
+    if len(images) < _FEWEST_ALIKE:
+        return True
+    grey = [(upper - lower) / 255 for upper, lower in (image.grey for image in images)]
+    if _at_most(grey) > _ALIKE_GREY:
+        return True
+    for index in {index for image in images for index in image.classes}:
+        parts = [image.classes.get(index, _Parts(0, 0, 0)) for image in images]
+        usual = statistics.fmean(part.pixels for part in parts) / 2
+        if _at_most([(2 * part.upper - part.pixels) / usual for part in parts]) > _ALIKE_CLASS:
+            return True
+    return False
+
+
+def _at_most(differences: Sequence[float]) -> float:
+    """How far from 0 their mean may be."""
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return abs(statistics.fmean(differences)) + 2 * error
 
 
 def _parts(inside: np.ndarray) -> _Parts:
     framed = np.pad(inside, 1)
     outline = int((framed[1:] != framed[:-1]).sum() + (framed[:, 1:] != framed[:, :-1]).sum())
-    return _Parts(int(inside.sum()), outline)
+    return _Parts(int(inside.sum()), int(inside[: len(inside) // 2].sum()), outline)
 
 
 def _classes(names: Sequence[str], images: Sequence[dict[int, _Parts]]) -> tuple[ClassFacts, ...]:

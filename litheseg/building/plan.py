@@ -247,10 +247,14 @@ def _data(facts: Fingerprint, wishes: Wishes, recipe: str) -> list[PlannedField]
 
 
 def _augmentation(facts: Fingerprint) -> list[PlannedField]:
-    if facts.brightness <= _DIM:
-        return []
-    reason = f"images differ in brightness by {facts.brightness:.0%} (standard deviation over mean)"
-    return [PlannedField("data.augment.brightness", 0.5, reason)]
+    decisions = []
+    if facts.brightness > _DIM:
+        reason = f"images differ in brightness by {facts.brightness:.0%} (standard deviation over mean)"
+        decisions.append(PlannedField("data.augment.brightness", 0.5, reason))
+    if not facts.upright:
+        reason = "upper and lower halves are alike: the images have no up"
+        decisions.append(PlannedField("data.augment.flip_vertical", 0.5, reason))
+    return decisions
 
 
 def _batch(facts: Fingerprint, wishes: Wishes) -> PlannedField:

@@ -67,6 +67,7 @@ class Augment:
     Attributes:
         scale: the range of zoom factors, drawn log-uniformly so that halving is as likely as doubling; both > 0.
         flip: the probability of a horizontal flip, in [0, 1].
+        flip_vertical: likewise of a vertical one: for images without an up, such as those of microscopes and drones.
         brightness: factors are drawn from [1 - brightness, 1 + brightness]; in [0, 1].
         contrast: likewise, around the view's mean grey.
         saturation: likewise, around each pixel's grey.
@@ -78,6 +79,7 @@ class Augment:
 
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
+    flip_vertical: float = 0.0
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.3
@@ -88,7 +90,7 @@ class Augment:
         low, high = self.scale
         if not 0 < low <= high < math.inf:
             raise DataError(f"augment.scale is {self.scale}; give (low, high) with 0 < low <= high, such as (0.5, 2.0)")
-        limits = {"flip": 1.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}
+        limits = {"flip": 1.0, "flip_vertical": 1.0, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise DataError(f"augment.{name} is {getattr(self, name)}; give a number in [0, {limit:g}]")
@@ -96,7 +98,7 @@ class Augment:
     @classmethod
     def none(cls) -> Augment:
         """No change at all: views are the images, cropped or padded to the crop."""
-        return cls(scale=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+        return cls(scale=(1.0, 1.0), flip=0.0, flip_vertical=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 
     def geometry_only(self) -> Augment:
         """The same, but colours stay as they are."""
@@ -133,15 +135,20 @@ class Augment:
         low, high = self.scale
         # Never below one pixel, else a view of a tiny image could fall between the pixels and hold no label at all.
         scale = (low * (high / low) ** draws[:, 0]).clamp(min=1 / min(source))
-        mirror = torch.where(draws[:, 3] < self.flip, -1.0, 1.0).double()
         columns = []
-        for axis, sign in ((1, mirror), (0, torch.ones_like(mirror))):
+        for axis, sign in zip((1, 0), self._mirrors(draws[:, 3]), strict=True):
             scaled = scale * source[axis]
             # Whole pixels: at scale 1 the view then copies pixels instead of blending neighbours. A scaled image
             # smaller than the crop makes the span negative: it lands anywhere inside the padding.
             shift = torch.round(draws[:, 2 - axis] * (scaled - crop[axis]))
             columns += [sign * crop[axis] / scaled, sign * ((2 * shift + crop[axis]) / scaled - 1)]
         return torch.stack(columns, 1)
+
+    def _mirrors(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """-1 where x, and where y, is mirrored: two independent choices from one uniform number each."""
+        flipped = draws < self.flip
+        rest = torch.where(flipped, draws / max(self.flip, 1e-9), (draws - self.flip) / max(1 - self.flip, 1e-9))
+        return torch.where(flipped, -1.0, 1.0).double(), torch.where(rest < self.flip_vertical, -1.0, 1.0).double()
 
 
 def apply_views(

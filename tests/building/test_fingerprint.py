@@ -44,6 +44,19 @@ def test_shares_and_thickness(tmp_path: Path) -> None:
     assert Fingerprint.from_dict(facts.to_dict()) == facts
 
 
+def test_images_have_no_up_where_their_halves_are_alike(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scattered = {f"a{i}": (rng.random((60, 80)) < 0.3).astype(np.uint8) for i in range(6)}
+    assert not take_fingerprint(open_source("folder", dataset(tmp_path / "drone", scattered), val_fraction=0)).upright
+    few = dict(list(scattered.items())[:4])
+    assert take_fingerprint(open_source("folder", dataset(tmp_path / "few", few), val_fraction=0)).upright
+    street = {
+        name: np.maximum(one, np.where(np.arange(60)[:, None] > 40, 2, 0)).astype(np.uint8)
+        for name, one in scattered.items()
+    }
+    assert take_fingerprint(open_source("folder", dataset(tmp_path / "street", street), val_fraction=0)).upright
+
+
 def test_ignored_pixels_and_absent_classes_do_not_count(tmp_path: Path) -> None:
     half = mask(10)
     half[30:] = 255

@@ -63,6 +63,11 @@ def test_less_time_means_fewer_widths_then_smaller_images() -> None:
     assert planned(minutes=6)[1]["data.size"][0] < 360
 
 
+def test_images_without_an_up_are_also_flipped_upside_down() -> None:
+    assert planned(replace(FACTS, upright=False))[1]["data.augment.flip_vertical"] == 0.5
+    assert "data.augment.flip_vertical" not in planned()[1]
+
+
 def test_epochs_are_short_enough_to_be_saved_often() -> None:
     _, values = planned(replace(FACTS, train=80_000), minutes=60)
     assert values["data.steps"] == values["trainer.epochs"] * values["data.steps"] // 10 < 10_000

@@ -57,8 +57,15 @@ def test_flip_is_exact_and_as_likely_as_asked() -> None:
     found, labels = view(image, mask, Augment(**STILL | {"flip": 1.0}), (20, 30))
     torch.testing.assert_close(found, normalise(image.flip(-1)), atol=1e-4, rtol=0)
     assert torch.equal(labels, mask.flip(-1).long())
-    parameters = Augment(flip=0.25).parameters(4000, generator(), source=(8, 8), crop=(8, 8))
-    assert 0.22 < (parameters[:, 0] < 0).float().mean() < 0.28
+    found, labels = view(image, mask, Augment(**STILL | {"flip_vertical": 1.0}), (20, 30))
+    torch.testing.assert_close(found, normalise(image.flip(-2)), atol=1e-4, rtol=0)
+    assert torch.equal(labels, mask.flip(-2).long())
+    augment = Augment(flip=0.25, flip_vertical=0.5)
+    parameters = augment.parameters(4000, generator(), source=(8, 8), crop=(8, 8))
+    sideways, upside_down = parameters[:, 0] < 0, parameters[:, 2] < 0
+    assert 0.22 < sideways.float().mean() < 0.28
+    assert 0.45 < upside_down[sideways].float().mean() < 0.55  # whether or not it is mirrored sideways
+    assert 0.47 < upside_down[~sideways].float().mean() < 0.53
 
 
 def test_crops_at_scale_one_are_windows_of_the_image() -> None:
