@@ -22,6 +22,7 @@ import yaml
 from litheseg.budget.candidates import scaled
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import Fingerprint
+from litheseg.building.folds import FoldPlan, plan_folds
 from litheseg.building.holding import hold_out
 from litheseg.errors import LithesegError
 from litheseg.machine import cores, memory
@@ -40,6 +41,7 @@ _EPOCHS = 10  # at least: after each one the run is saved
 _THINNEST, _THIN_STEPS = 3.0, 100  # pixels: sizes that leave thinner parts are not taken, if others allow so many steps
 _FIT_SHARE, _FIT_LEAST, _FIT_MOST = 0.2, 1.0, 10.0  # of all minutes, for choosing, exporting and proving
 _VALIDATIONS = 3
+_OF_FOLDS = ("folds", "folds.epochs", "folds.minutes")  # what a plan says beside a recipe
 _FORWARD = 1 / 3  # of a training step's time: a forward pass
 _DIM = 0.25  # spread of brightness above which augmentation is doubled
 _MANY_UNLABELLED = 2.0  # per labelled image, from which on teachers pay
@@ -59,6 +61,7 @@ class Wishes:
         overrides: fields of the recipe that are not left to the plan, as options ``--NAME=VALUE``.
         target: file of timings of another machine; None for this one.
         min_class_iou: least IoU of the worst class, in [0, 1]; None for any.
+        folds: of a cross-validation; 0 or 1 for none, None for the plan's choice.
     """
 
     data: str
@@ -69,6 +72,7 @@ class Wishes:
     overrides: tuple[str, ...] = ()
     target: str | None = None
     min_class_iou: float | None = None
+    folds: int | None = None
 
     @property
     def fixed(self) -> frozenset[str]:
@@ -118,7 +122,15 @@ class Plan:
     @property
     def overrides(self) -> list[str]:
         """The decisions as options of `litheseg train`."""
-        return _options(self.decisions)
+        return _options([item for item in self.decisions if item.option not in _OF_FOLDS])
+
+    @property
+    def folds(self) -> tuple[int, list[str]]:
+        """How many folds there are, 0 for none, and the options that a fold has instead of the network's."""
+        values = {item.option: item.value for item in self.decisions}
+        count = int(values.get("folds", 0))
+        names = ("epochs", "minutes") if count > 1 else ()
+        return count, [f"--trainer.{name}={values[f'folds.{name}']}" for name in names]
 
     def within(self, minutes: float) -> list[str]:
         """The options for other minutes than those that were asked for: more or fewer epochs, and all else as it is."""
@@ -200,12 +212,11 @@ def make_plan(
     decisions = [*_data(facts, wishes, recipe), *_augmentation(facts)]
     decisions.append(_batch(facts, wishes))
     training = minutes - min(max(_FIT_LEAST, _FIT_SHARE * wishes.minutes), _FIT_MOST, minutes / 2)
-    reason = f"of {wishes.minutes:g} minutes; the rest is for choosing, exporting and proving"
-    decisions.append(PlannedField("trainer.minutes", round(training, 2), reason))
     probe = [*_options(decisions), *(f"--data.{name}={list(scaled(facts.size, 0.5))}" for name in ("size", "crop"))]
     seconds = step_seconds([*probe, *wishes.overrides])
     times = latencies([*probe, *wishes.overrides], facts.size) if wishes.budget else {}
-    effort = _effort(facts, wishes, 60 * training, seconds, times)
+    chosen, folds = _effort(facts, wishes, 60 * training, seconds, times, teachers=recipe != "slimseg")
+    effort = _decided(facts, wishes, chosen, folds, training)
     return Plan(recipe, because, (*decisions, *effort), wishes.minutes)
 
 
@@ -285,8 +296,10 @@ def _effort(
     seconds: float,
     step_seconds: Mapping[int, float],
     times: Mapping[float, float],
-) -> list[PlannedField]:
-    """Size, crop, widths and epochs: what the time allows."""
+    *,
+    teachers: bool,
+) -> tuple[_Effort, FoldPlan]:
+    """Size, crop, widths and steps: what the time allows, folds included."""
     batch = _batch(facts, wishes).value
     probe = math.prod(scaled(facts.size, 0.5))
     choices: list[_Effort] = []
@@ -314,8 +327,8 @@ def _effort(
             f"{wishes.minutes:g} minutes leave time for {max(0, chosen.steps)} training steps here; give --minutes "
             f"{math.ceil(wishes.minutes + missing)} at least"
         )
-    decisions = _decided(facts, chosen, batch)
-    return [item for item in decisions if item.option not in wishes.fixed]
+    folds = plan_folds(facts, wishes.folds, steps=chosen.steps, widths=len(chosen.widths), teachers=teachers)
+    return chosen, folds
 
 
 def _sizes(facts: Fingerprint, wishes: Wishes) -> Iterator[tuple[float, tuple[int, int], tuple[int, int]]]:
@@ -334,17 +347,23 @@ def _fits(choice: _Effort, times: Mapping[float, float], budget: float | None) -
     return budget is None or min((ms for width, ms in known.items() if width >= narrowest), default=0.0) <= budget
 
 
-def _decided(facts: Fingerprint, chosen: _Effort, batch: int) -> list[PlannedField]:
-    whole, steps = max(1, facts.train // batch), min(chosen.steps, _ENOUGH)
+def _decided(
+    facts: Fingerprint, wishes: Wishes, chosen: _Effort, folds: FoldPlan, minutes: float
+) -> list[PlannedField]:
+    batch, share = _batch(facts, wishes).value, folds.steps / chosen.steps
+    whole, steps = max(1, facts.train // batch), min(chosen.steps - folds.count * folds.steps, _ENOUGH)
     epoch = min(whole, max(1, steps // _EPOCHS))
     epochs = steps // epoch
     own = "the images' own size" if chosen.scale == 1 else f"{chosen.scale:g} of the images' own {_by(facts.size)}"
     thin = f"{facts.thinnest.name}, the thinnest, is {facts.thinnest.thickness * chosen.scale:.1f} pixels thick then"
+    others = f"{folds.count} folds, choosing" if folds.count else "choosing"
+    rest = f"of {wishes.minutes:g} minutes; the rest is for {others}, exporting and proving"
     fewer = "every width" if chosen.widths == _WIDTH_SETS[0] else "more would leave too few steps"
     decisions = [
         PlannedField("data.size", list(chosen.size), f"{own}; {thin}"),
         PlannedField("data.crop", list(chosen.crop), "of a training view"),
         PlannedField("widths", list(chosen.widths), fewer),
+        PlannedField("trainer.minutes", round(minutes * (1 - folds.count * share), 2), rest),
         PlannedField("trainer.epochs", epochs, f"{epochs * epoch} steps of about {chosen.step:.2f} seconds"),
         PlannedField("trainer.val_every", max(1, math.ceil(epochs / _VALIDATIONS)), "scores now and then"),
     ]
@@ -357,7 +376,13 @@ def _decided(facts: Fingerprint, chosen: _Effort, batch: int) -> list[PlannedFie
     if len(chosen.widths) == 1:
         decisions.append(PlannedField("teachers.wider", None, "there is no wider width"))
         decisions.append(PlannedField("objectives.kl", None, "likewise"))
-    return decisions
+    decisions.append(PlannedField("folds", folds.count, folds.because))
+    if folds.count:
+        fewer_images = max(1, facts.labelled * (folds.count - 1) // folds.count // batch)
+        passes = max(1, round(folds.steps / (epoch if epoch < whole else fewer_images)))
+        decisions.append(PlannedField("folds.epochs", passes, f"{folds.steps} steps of each fold"))
+        decisions.append(PlannedField("folds.minutes", round(minutes * share, 2), "of each fold"))
+    return [item for item in decisions if item.option not in wishes.fixed]
 
 
 def _crop(size: tuple[int, int]) -> tuple[int, int]:

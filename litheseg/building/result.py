@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from litheseg.budget import fit as budget
+from litheseg.bundle.cross_validation import CrossValidated, cross_validated
 from litheseg.bundle.exported import Export
 from litheseg.bundle.header import BundleHeader
 from litheseg.bundle.model_file import read_model_file
@@ -247,13 +248,23 @@ class BuildResult(TrainedNetwork):
     promise: Mapping[str, Any]
     sentence: str
 
+    @cached_property
+    def cross_validated(self) -> Mapping[float, CrossValidated]:
+        """By width: how networks that were trained the same way score on images that they did not see.
+
+        Empty where the build had no folds, as with 50 images and more.
+        """
+        return cross_validated(read_model_file(self.bundle).header)
+
     @property
     def _source(self) -> Path:
         return self.deployed
 
     @property
     def _words(self) -> tuple[str, ...]:
-        return f"chosen: {self.sentence}", f"deploy: {self.deployed}"
+        checked = self.cross_validated.get(self.promise["width"])
+        expected = () if checked is None else (f"to expect: {checked}",)
+        return f"chosen: {self.sentence}", *expected, f"deploy: {self.deployed}"
 
     def frontier(self) -> Image.Image:
         """What was measured: accuracy against milliseconds, and the budget."""

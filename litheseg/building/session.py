@@ -85,6 +85,7 @@ def build(
     unlabelled: str | Path | None = None,
     classes: str | Path | None = None,
     min_class_iou: float | None = None,
+    folds: int | None = None,
     **fields: Any,
 ) -> BuildResult:
     """Make a network from labelled images that runs within a budget on this machine, ready to deploy.
@@ -99,6 +100,8 @@ def build(
         unlabelled: folder of images without labels, to learn from as well.
         classes: class file that says what mask values mean; by default the one in `data`.
         min_class_iou: refuse networks whose worst class has a lower IoU, in [0, 1].
+        folds: of a cross-validation, which scores each image once by a network that did not see it; 0 or 1 for none; by
+            default 3 with fewer than 50 labelled images, if the minutes allow it.
         fields: of the recipe, that are not left to the plan, as of `train`.
 
     Returns:
@@ -116,6 +119,7 @@ def build(
         "unlabelled": unlabelled,
         "classes": classes,
         "min_class_iou": min_class_iou,
+        "folds": folds,
     }
     section = _section(data, size)
     if "root" not in section:

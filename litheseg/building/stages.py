@@ -6,6 +6,7 @@ crash or a reboot, within a stage too: training from its last epoch, choosing fr
     plan.yaml           what was decided and why (`litheseg.building.plan`)
     fingerprint.json    what it was decided from
     training/           the run, with model.safetensors
+    folds/              what came out of a cross-validation, where there is one
     fit.json, export/   what to deploy, and what is promised of it
     report.html         what it came to
     build.json          the same for programs; the last file that is written
@@ -29,9 +30,11 @@ from typing import Any
 
 from litheseg.budget.fit import FIT_FILE, fit
 from litheseg.building.fingerprint import Fingerprint, take_fingerprint
+from litheseg.building.folds import cross_validate, note_scores
 from litheseg.building.plan import Plan, Wishes, make_plan, one_word_each, read_plan
 from litheseg.building.result import BUILD_FILE, BuildResult, read_result
 from litheseg.building.trials import latencies, step_seconds
+from litheseg.bundle.cross_validation import MEANING, cross_validated
 from litheseg.data import open_source
 from litheseg.data.doctor import diagnose
 from litheseg.data.source import Source
@@ -53,7 +56,7 @@ __all__ = ["build"]
 
 _NO_BUDGET = 60_000.0  # milliseconds
 _PLAN, _FINGERPRINT, _WISHES = "plan.yaml", "fingerprint.json", "wishes.json"
-_CHANGEABLE = ("budget", "minutes", "target", "min_class_iou")
+_CHANGEABLE = ("budget", "minutes", "target", "min_class_iou", "folds")
 
 
 def build(
@@ -66,6 +69,7 @@ def build(
     classes: str | Path | None = None,
     min_class_iou: float | None = None,
     target: str | Path | None = None,
+    folds: int | None = None,
     finish: bool = False,
     command: str = "",
 ) -> BuildResult:
@@ -82,6 +86,8 @@ def build(
         min_class_iou: refuse networks whose worst class has a lower IoU, in [0, 1].
         target: timings of another machine, which a kit of the trained network measured there (`litheseg measure`): the
             budget is then for that machine.
+        folds: of a cross-validation, which scores each image once by a network that did not see it; 0 or 1 for none; by
+            default 3 with fewer than 50 labelled images, if the minutes allow it.
         finish: train only one epoch more, in which the learning rate falls to 0, and deploy what there is then.
         command: the shell command, for the report.
 
@@ -95,7 +101,7 @@ def build(
     """
     photos, meanings = (None if path is None else str(path) for path in (unlabelled, classes))
     box = None if target is None else str(target)
-    wishes = Wishes(str(data), budget, minutes, photos, meanings, one_word_each(overrides), box, min_class_iou)
+    wishes = Wishes(str(data), budget, minutes, photos, meanings, one_word_each(overrides), box, min_class_iou, folds)
     folder = Path(output)
     check_recipe(wishes.asked)  # before anything takes time
     if target is not None and not (folder / "training" / "model.safetensors").exists():
@@ -138,6 +144,7 @@ class _Stages:
             before = now
         if not (self.folder / _FINGERPRINT).exists():
             before = now  # nothing was made of them yet
+        folds = now["folds"]
         differ = [
             f"{name} was {before.get(name)} and is {value}"
             for name, value in now.items()
@@ -147,10 +154,22 @@ class _Stages:
             raise LithesegError(
                 f"{self.folder} was begun with other wishes: {listed(differ)}; give those, or choose another --output"
             )
+        if before.get("folds") != folds and (self.folder / _PLAN).exists():
+            self._plan_anew(folds)
         if before != now:
             for made in (BUILD_FILE, FIT_FILE):
                 (self.folder / made).unlink(missing_ok=True)
         write_text(file, json.dumps(now, indent=2) + "\n")
+
+    def _plan_anew(self, folds: int | None) -> None:
+        """Make room for other folds, or for none."""
+        if not (self.folder / "training").exists():
+            (self.folder / _PLAN).unlink()
+        elif folds is None or folds > 1:
+            raise LithesegError(
+                f"{self.folder}: training has begun, without time for other folds; choose another --output, or --folds "
+                "0 for no cross-validation"
+            )
 
     def run(self, *, finish: bool) -> BuildResult:
         """All stages that are not done."""
@@ -160,6 +179,7 @@ class _Stages:
             ("looking at the data", self._look),
             ("plan", self._plan),
             ("training", partial(self._train, finish)),
+            ("cross-validation", partial(self._cross_validate, finish)),
             ("choosing, exporting and proving", self._fit),
             ("report", self._report),
         ]
@@ -216,23 +236,45 @@ class _Stages:
         shutil.rmtree(trials, ignore_errors=True)
         return found
 
-    def _recipe(self, finish: bool = False) -> Recipe:
+    @property
+    def _made_plan(self) -> Plan:
         file = self.folder / _PLAN
         try:
-            plan: Plan = read_plan(file.read_text(encoding="utf-8"))
-            options = plan.overrides if plan.wished == self.wishes.minutes else plan.within(self.wishes.minutes)
-            options = [*options, *self.wishes.overrides]
-            if finish:
-                epochs = epochs_to_finish(self.folder / "training") or 1
-                options += [f"--trainer.epochs={epochs}", "--trainer.minutes=0"]
-            return load_recipe(plan.recipe, options)
+            return read_plan(file.read_text(encoding="utf-8"))
         except LithesegError as error:
             raise LithesegError(f"{file}: {error}") from error
 
+    def _recipe(self, *more: str) -> Recipe:
+        """The planned one, with further options."""
+        plan = self._made_plan
+        options = plan.overrides if plan.wished == self.wishes.minutes else plan.within(self.wishes.minutes)
+        try:
+            return load_recipe(plan.recipe, [*options, *self.wishes.overrides, *more])
+        except LithesegError as error:
+            raise LithesegError(f"{self.folder / _PLAN}: {error}") from error
+
     def _train(self, finish: bool) -> None:
         """Train, within the minutes."""
-        if not (self.folder / "training" / "model.safetensors").exists():
-            train(self._recipe(finish), self.folder / "training", resume=True)
+        folder, more = self.folder / "training", list[str]()
+        if (folder / "model.safetensors").exists():
+            return
+        if finish:
+            more = [f"--trainer.epochs={epochs_to_finish(folder) or 1}", "--trainer.minutes=0"]
+        train(self._recipe(*more), folder, resume=True)
+
+    def _cross_validate(self, finish: bool) -> None:
+        """Score each image by a network that did not see it, where that is planned."""
+        count, options = self._made_plan.folds
+        if self.wishes.folds in (0, 1) or not count:
+            say("none is planned")
+            return
+        if finish:
+            say("left out, to finish early")
+            return
+        if "trainer.epochs" in self.wishes.fixed:
+            options = [option for option in options if not option.startswith("--trainer.epochs=")]
+        scores = cross_validate(self._recipe(*options), count, self.folder / "folds")
+        note_scores(self.folder / "training" / "model.safetensors", scores)
 
     def _fit(self) -> None:
         """Choose the most accurate network within the budget, export it, prove that it is the same and that fast."""
@@ -248,16 +290,19 @@ class _Stages:
         """Write what it came to."""
         header = load_bundle(self.folder / "training" / "model.safetensors").header
         found = json.loads((self.folder / FIT_FILE).read_text(encoding="utf-8"))
-        plan = read_plan((self.folder / _PLAN).read_text(encoding="utf-8"))
+        plan = self._made_plan
         page = run_page(self.folder / "training", command=self.command, title=Path(self.wishes.data).name)
         measured = ReportFigure(self.folder / "frontier.png", "What was measured here.", heading="Accuracy and time")
         how = Section("How it was trained", (plan.table(),))
-        page = replace(page, lead=found["sentence"], figures=(measured, *page.figures), card=(how, *page.card))
+        checked = cross_validated(header).get(found["promise"]["width"])
+        lead = found["sentence"] if checked is None else f"{found['sentence']}; {checked}. {MEANING}"
+        page = replace(page, lead=lead, figures=(measured, *page.figures), card=(how, *page.card))
         write_page(self.folder / "report.html", page)
         content = {
             "litheseg": "build",
             "wishes": asdict(self.wishes),
             "scores": header.metrics,
+            "cross_validated": None if checked is None else str(checked),
             **{name: found[name] for name in ("deploy", "promise", "sentence")},
             "command": self.command,
         }

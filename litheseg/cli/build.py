@@ -34,6 +34,7 @@ def build(
     classes: Path | None = None,
     min_class_iou: float | None = None,
     target: Path | None = None,
+    folds: int | None = None,
     finish: bool = False,
     json: bool = False,
     command: str = "",
@@ -52,12 +53,15 @@ def build(
         min_class_iou: refuse networks whose worst class has a lower IoU, in [0, 1].
         target: timings of another machine, which a kit of the trained network measured there (`litheseg measure`): the
             budget is then for that machine.
+        folds: of a cross-validation, which scores each image once by a network that did not see it; 0 or 1 for none; by
+            default 3 with fewer than 50 labelled images, if the minutes allow it.
         finish: train only one epoch more, in which the learning rate falls to 0, and deploy what there is then.
         json: print JSON.
         command: the shell command, for the report.
     """
     # PyTorch and Lightning take their time, which --help need not wait for.
     from litheseg.building import stages
+    from litheseg.bundle.cross_validation import MEANING
     from litheseg.bundle.verdicts import verdicts
     from litheseg.models.bundle import load_bundle
     from litheseg.report.card import width_rows, width_table
@@ -72,6 +76,7 @@ def build(
         classes=classes,
         min_class_iou=min_class_iou,
         target=target,
+        folds=folds,
         finish=finish,
         command=command,
     )
@@ -82,5 +87,7 @@ def build(
     print_table(width_table(width_rows(header)), "scores on val")
     print_warnings(verdicts(header))
     print(f"\nchosen  {result.sentence}")
+    if checked := result.cross_validated.get(result.promise["width"]):
+        print(f"expect  {checked}\n        {MEANING}")
     print(f"deploy  {result.deployed}\nreport  {output / 'report.html'}\nplan    {output / 'plan.yaml'}")
     print(f"try it  litheseg predict {result.deployed} PHOTO --output masks")

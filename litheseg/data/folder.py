@@ -146,6 +146,10 @@ class FolderSource(FileSource):
         present = {*self._folders, *self._lists}
         return "train" in present and "val" not in present and self.val_fraction > 0
 
+    def folds(self, ids: Sequence[str], count: int) -> list[set[str]]:
+        """See `FileSource`; what `hold_out` keeps together stays together."""
+        return self.holding.folds(ids, count)
+
     def _pair(self, split: str) -> Pairing:
         if split not in ("train", "val") or not self.holds_out:
             return self._present(split)

@@ -38,8 +38,8 @@ class Holding:
     """
 
     how: str
-    seed: int
-    groups: Callable[[], Iterable[Sequence[str]]]
+    seed: int = 0
+    groups: Callable[[], Iterable[Sequence[str]]] = tuple
 
     def part(self, ids: Sequence[str], share: float) -> set[str]:
         """About a share of the ids, at least one and not all.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from litheseg.data.holding import Holding
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import Classes, LabelScheme
@@ -195,8 +196,16 @@ class FileSource(Source):
 
     @property
     def holds_out(self) -> bool:
-        """Whether the val split is a random part of the training images."""
+        """Whether the val split is a part of the training images."""
         return False
+
+    def folds(self, ids: Sequence[str], count: int) -> list[set[str]]:
+        """Training images in folds of about equal size; sequences, as names suggest them, stay together if they can.
+
+        Raises:
+            DataError: fewer images than folds, or fewer than two folds.
+        """
+        return Holding("sequences").folds(ids, count)
 
     @abstractmethod
     def _pair(self, split: str) -> Pairing:

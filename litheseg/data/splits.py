@@ -1,4 +1,4 @@
-"""Choose the labelled images (a partition of ids), and make one video the val split.
+"""Choose the labelled images (a partition of ids), and tell by their names which images are of one video.
 
 A partition ranks ids by the SHA-256 of the random seed and the id, and takes the first ones. So it does not depend on
 the order of the ids, the platform or Python's hash seed, and for one seed the 1/16 set lies inside the 1/8 set. Small
@@ -6,15 +6,12 @@ sets may miss a rare class; use a list file to choose by hand. The ratios 1/16, 
 al., "Multi-granularity distillation scheme towards lightweight semi-supervised semantic segmentation", 2022; halves
 round up, so that CamVid's 367 give 23, 46, 92 and 184.
 
-`LeaveOut` makes one video of the training images the val split: neighbouring frames of a video are nearly the same
-image, and a network that is scored on frames whose neighbours it was trained on looks better than it is.
-
 Usage:
     >>> few = partition([sample.id for sample in source.samples("train")], ratio="1/16", seed=0)
     >>> len(few.labelled), len(few.unlabelled)
     (23, 344)
-    >>> len(LeaveOut(open_source("camvid", "data/camvid"), "0016E5").samples("val"))
-    204
+    >>> frame_of("0016E5_07959")
+    ('0016E5', 7959)
 """
 
 from __future__ import annotations
@@ -26,16 +23,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-from litheseg.data.source import FileSource, Pairing, Source
-from litheseg.errors import DataError, did_you_mean, listed
+from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_path
 
 __all__ = [
-    "LeaveOut",
     "Partition",
     "belongs",
     "by_sequence",
@@ -48,7 +43,6 @@ __all__ = [
 ]
 
 _FRAME = re.compile(r"[^0-9A-Za-z]*[0-9]+$")  # the number at the end of a frame's name
-_MOST_NAMES = 6  # sequences that a message names
 
 
 @dataclass(frozen=True)
@@ -155,54 +149,6 @@ def _listed_ids(path: Path, ids: Sequence[str]) -> list[str]:
             raise DataError(f"{path}, line {number}: '{line}' is listed twice; remove one")
         chosen.append(key)
     return chosen
-
-
-class LeaveOut(FileSource):
-    """A data set whose val split is one sequence of its training images; other splits are as they were.
-
-    The data set's own val split is not in it; a random part of the training images (`holds_out`) is trained on again.
-
-    Args:
-        source: the whole data set, of files.
-        sequence: what the ids of the images to leave out begin with, up to a character that is no letter or digit.
-
-    Raises:
-        DataError: a data set that makes its images itself, no such sequence, or nothing beside it.
-    """
-
-    def __init__(self, source: Source, sequence: str) -> None:
-        if not isinstance(source, FileSource):
-            raise DataError(f"data set '{source.name}' has no sequences; leave data.leave_out away")
-        super().__init__(source.root, source.scheme, source.allow_unlabelled)
-        self.name, self.licence, self.citation = source.name, source.licence, source.citation
-        self.layout, self.max_pixels = source.layout, source.max_pixels
-        self.source, self.sequence = source, sequence
-        ids = [sample.id for sample in self._whole().samples]
-        inside = sum(belongs(name, sequence) for name in ids)
-        if not inside:
-            sizes = [f"{name or 'one without a name'} ({count})" for name, count in sequence_sizes(ids).items()]
-            known = listed(sizes, _MOST_NAMES)
-            raise DataError(f"no training image of {self.root} is of sequence '{sequence}'; there is {known}")
-        if inside == len(ids):
-            raise DataError(f"all {inside} training images of {self.root} are of sequence '{sequence}'; name one part")
-
-    def splits(self) -> tuple[str, ...]:
-        """See `Source.splits`."""
-        return ("train", "val", *(split for split in self.source.splits() if split not in ("train", "val")))
-
-    def _pair(self, split: str) -> Pairing:
-        if split not in ("train", "val"):
-            return self.source.pairing(split)
-        whole, wanted = self._whole(), split == "val"
-        chosen = (sample for sample in whole.samples if belongs(sample.id, self.sequence) == wanted)
-        return Pairing(tuple(replace(sample, split=split) for sample in chosen), refusal=whole.refusal)
-
-    def _whole(self) -> Pairing:
-        """All images that could be trained on."""
-        train = self.source.pairing("train")
-        if not self.source.holds_out:
-            return train
-        return Pairing((*train.samples, *self.source.pairing("val").samples), refusal=train.refusal)
 
 
 def belongs(name: str, sequence: str) -> bool:

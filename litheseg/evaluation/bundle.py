@@ -20,8 +20,8 @@ from torch import nn
 
 from litheseg.cost.widths import width_costs
 from litheseg.data import open_source
+from litheseg.data.redivided import redivided
 from litheseg.data.source import Source
-from litheseg.data.splits import LeaveOut
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
@@ -176,7 +176,7 @@ def _recorded_source(recipe: dict[str, Any]) -> Source:
     try:
         limit = recipe.get("max_pixels", MAX_PIXELS)
         opened = open_source(recipe["source"], recipe.get("root"), max_pixels=limit, **recipe.get("options", {}))
-        return LeaveOut(opened, recipe["leave_out"]) if recipe.get("leave_out") else opened
+        return redivided(opened, recipe.get("leave_out"), recipe.get("fold"))
     except DataError as error:
         raise DataError(
             f"the data that the bundle was trained on: {error} (name another folder with --data)"

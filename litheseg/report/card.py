@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from litheseg.bundle.cross_validation import MEANING, CrossValidated, cross_validated
 from litheseg.bundle.verdicts import recorded_iou, verdicts, worst_class
 from litheseg.runtime.latency import Scope
 from litheseg.runtime.profiling import Profile
@@ -69,7 +70,8 @@ class Section:
 class WidthRow:
     """One width's accuracy (fractions in [0, 1]) and cost (count, MACs, milliseconds); None: not measured.
 
-    `labels_alone` is the mIoU of the same network without unlabelled images, `worst` the name and IoU of the class with
+    `labels_alone` is the mIoU of the same network without unlabelled images, `checked` what a cross-validation of the
+    same training gave, `worst` the name and IoU of the class with
     the lowest one.
     """
 
@@ -77,6 +79,7 @@ class WidthRow:
     miou: float | None = None
     worst: tuple[str, float] | None = None
     labels_alone: float | None = None
+    checked: CrossValidated | None = None
     boundary_iou: float | None = None
     params: float | None = None
     macs: float | None = None
@@ -91,7 +94,7 @@ def width_rows(header: BundleHeader, costs: Iterable[Profile | WidthCost] = ()) 
         costs: counted, or measured on this machine.
     """
     recorded = {float(width): values for width, values in header.metrics.items()}
-    measured, iou = {cost.width: cost for cost in costs}, recorded_iou(header)
+    measured, iou, checked = {cost.width: cost for cost in costs}, recorded_iou(header), cross_validated(header)
     fields = ("miou", "labels_alone", "boundary_iou", "params", "macs", "p50_ms")
     rows = []
     for width in sorted({*header.available_widths, *recorded, *measured}, reverse=True):
@@ -99,7 +102,8 @@ def width_rows(header: BundleHeader, costs: Iterable[Profile | WidthCost] = ()) 
         if width in measured:
             values |= {field: cost for field, cost in _costs(measured[width]).items() if cost is not None}
         worst = worst_class(header.classes.names, iou[width]) if width in iou else None
-        rows.append(WidthRow(width, worst=worst, **{field: _finite(value) for field, value in values.items()}))
+        known = {field: _finite(value) for field, value in values.items()}
+        rows.append(WidthRow(width, worst=worst, checked=checked.get(width), **known))
     return tuple(rows)
 
 
@@ -114,6 +118,7 @@ def width_table(rows: Sequence[WidthRow]) -> Table:
         ("mIoU (%)", [_show(row.miou, 100, 1) for row in rows]),
         ("worst class (%)", [show_worst(row.worst) for row in rows]),
         ("from labels alone (%)", [_show(row.labels_alone, 100, 1) for row in rows]),
+        ("cross-validated (%)", [_show_checked(row.checked) for row in rows]),
         ("boundary IoU (%)", [_show(row.boundary_iou, 100, 1) for row in rows]),
         _scaled("parameters", [row.params for row in rows], "M", "k"),
         _scaled("MACs", [row.macs for row in rows], "G", "M"),
@@ -136,10 +141,12 @@ def card_sections(
         costs: counted, or measured on this machine.
     """
     rows = width_rows(header, costs)
+    checked = next((row.checked for row in rows if row.checked), None)
+    expected = () if checked is None else (f"Width {rows[0].width:g}: {checked}. {MEANING}",)
     return (
         _what(header, name),
         _loading(header, file or f"{name}.safetensors"),
-        Section("Accuracy and cost", (_measured_on(header), width_table(rows))),
+        Section("Accuracy and cost", (_measured_on(header), width_table(rows), *expected)),
         Section("Classes", (", ".join(header.classes.names),)),
         _data(header),
         Section("Limits", (Bullets(tuple(_limits(header, rows))),)),
@@ -265,6 +272,11 @@ def _scaled(name: str, values: Sequence[float | None], large: str, small: str) -
 def show_worst(worst: tuple[str, float] | None) -> str:
     """Name and IoU in percent, for a table."""
     return "–" if worst is None else f"{worst[0]} {100 * worst[1]:.1f}"
+
+
+def _show_checked(checked: CrossValidated | None) -> str:
+    """The mean, and the worst class."""
+    return "–" if checked is None else f"{100 * checked.miou:.1f} ({show_worst(checked.worst_class)})"
 
 
 def _finite(value: Any) -> float | None:

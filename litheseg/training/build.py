@@ -25,8 +25,8 @@ from litheseg.bundle.model_file import read_model_file
 from litheseg.bundle.names import is_named
 from litheseg.data import open_source, partition
 from litheseg.data.datamodule import SegmentationData
+from litheseg.data.redivided import redivided
 from litheseg.data.source import Source
-from litheseg.data.splits import LeaveOut
 from litheseg.data.unlabelled import find_unlabelled
 from litheseg.errors import DataError, LithesegError, ModelError, RecipeError
 from litheseg.losses import class_weights
@@ -70,8 +70,7 @@ def build_data(recipe: Recipe) -> SegmentationData:
     """
     config = recipe.data
     source = open_source(config.source, config.root, max_pixels=config.max_pixels, **config.options)
-    if config.leave_out is not None:
-        source = LeaveOut(source, config.leave_out)
+    source = redivided(source, config.leave_out, config.fold)
     labelled = _labelled_ids(config, source, recipe.trainer.seed)
     unlabelled = None
     if config.unlabelled is not None:

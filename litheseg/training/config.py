@@ -62,6 +62,8 @@ class DataConfig:
         batch_size: of one step, over all processes.
         leave_out: validate on this sequence of the training images, and train without it: a name that their ids begin
             with, such as "0016E5"; the data set's own val split is not used then.
+        fold: validate on one of several folds of the training images, and train without it: "2/3" is the second of
+            three; over all of them each image is scored once. What the source's hold_out keeps together stays together.
         labelled: train on a part of the labels: a ratio ("1/8"), a count ("46") or a list file.
         unlabelled: images without labels that are learned from as well: a folder of them, a video (one frame a second,
             or every tenth of "drive.mp4:10"), or rest for the training images that `labelled` leaves out; None for
@@ -83,6 +85,7 @@ class DataConfig:
     crop: tuple[int, int] | None = None
     batch_size: PositiveInt = 8
     leave_out: str | None = None
+    fold: str | None = None
     labelled: str | None = None
     unlabelled: str | None = None
     views: UnlabelledViews = field(default_factory=UnlabelledViews)

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from litheseg.data import open_source
+from litheseg.data.redivided import Fold, LeaveOut
 from litheseg.data.source import Source
-from litheseg.data.splits import LeaveOut, belongs, sequence_sizes
+from litheseg.data.splits import belongs, sequence_sizes
 from litheseg.errors import DataError
 from litheseg.training import load_recipe
 from litheseg.training.build import build_data
@@ -80,7 +81,7 @@ def test_something_must_be_left(tmp_path: Path) -> None:
 
 
 def test_a_source_without_files_has_no_sequences() -> None:
-    with pytest.raises(DataError, match="'streets' has no sequences"):
+    with pytest.raises(DataError, match=r"'streets' has no files to divide anew; leave data\.leave_out away"):
         LeaveOut(open_source("streets"), "a")
 
 
@@ -102,3 +103,23 @@ def test_few_labels_are_drawn_from_what_is_trained_on(camvid: Path) -> None:
 
 def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
     assert load_recipe("supervised", ["--data.leave_out=0016E5"]).data.leave_out == "0016E5"
+
+
+def test_a_fold_is_scored_and_the_others_are_trained_on(camvid: Path) -> None:
+    folds = [Fold(open_source("camvid", camvid), f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(name for fold in folds for name in ids(fold, "val")) == sorted(TRAIN)
+    for fold in folds:
+        assert sorted([*ids(fold, "val"), *ids(fold, "train")]) == sorted(TRAIN)
+        assert len({name.split("_")[0] for name in ids(fold, "val")}) == 1, "whole sequences"
+        assert ids(fold, "test") == ["other_0001"] and fold.samples("val")[0].split == "val"
+
+
+def test_a_recipe_names_its_fold(camvid: Path) -> None:
+    options = ["--data.source=camvid", f"--data.root={camvid}", "--data.fold=2/3"]
+    data = build_data(load_recipe("supervised", options))
+    assert ids(data.source, "val") == ids(Fold(open_source("camvid", camvid), "2/3"), "val")
+    with pytest.raises(DataError, match="leave one of them away"):
+        build_data(load_recipe("supervised", [*options, "--data.leave_out=seq1"]))
+    for wrong in ("0/3", "4/3", "second"):
+        with pytest.raises(DataError, match="is no fold; write 1/3"):
+            Fold(open_source("camvid", camvid), wrong)
