@@ -50,10 +50,12 @@ class Tiny(SegmentationModel):
     training_only = ("aux_head", "boundary_head")
     encoder_ends = ("body",)
 
-    def __init__(self, num_classes: int, norm: str, dropout: float, aux_head: bool, boundary_head: bool) -> None:
-        super().__init__(num_classes)
+    def __init__(
+        self, num_classes: int, norm: str, dropout: float, aux_head: bool, boundary_head: bool, in_channels: int = 3
+    ) -> None:
+        super().__init__(num_classes, in_channels)
         norms = [nn.BatchNorm2d(16) if norm == "batch" else nn.GroupNorm(2, 16) for _ in range(2)]
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), norms[0], nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, 2, 1), norms[0], nn.ReLU())
         self.body = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), norms[1], nn.ReLU(), nn.Dropout2d(dropout))
         self.classifier = nn.Conv2d(16, num_classes, 1)
         self.aux_head = nn.Conv2d(16, num_classes, 1) if aux_head else None
@@ -77,9 +79,10 @@ def tiny(
     dropout: float = 0.1,
     aux_head: bool = True,
     boundary_head: bool = False,
+    in_channels: int = 3,
 ) -> Tiny:
     """The network, for `MODELS`."""
-    return Tiny(num_classes, norm, dropout, aux_head, boundary_head)
+    return Tiny(num_classes, norm, dropout, aux_head, boundary_head, in_channels)
 
 
 MODELS["tiny"] = tiny

@@ -35,6 +35,7 @@ from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import write_text
 from litheseg.machine import host_facts, interleave
 from litheseg.nn.surgery import grouped_layers, to_dense
+from litheseg.nn.watching import image_channels
 from litheseg.progress import work
 from litheseg.runtime.engines import openvino_core, session_options
 
@@ -184,7 +185,7 @@ def grouped_inputs(module: nn.Module, size: tuple[int, int]) -> dict[str, tuple[
     for name, layer in timed_layers(probe).items():
         layer.register_forward_pre_hook(partial(record, name))
     with torch.no_grad():
-        probe(torch.empty(1, 3, *size, device="meta"))
+        probe(torch.empty(1, image_channels(probe), *size, device="meta"))
     return found
 
 

@@ -219,7 +219,7 @@ def _frames(
 ) -> list[np.ndarray]:
     """Images of the camera's size: some of those that are scored; or rendered streets."""
     if labelled is None or image is not None:
-        return street_frames(image or bundle.header.size)
+        return street_frames(image or bundle.header.size, images=bundle.header.images)
     samples = labelled.source.samples(split)
     images = [labelled.source.read_image(sample) for sample in samples[:: max(1, len(samples) // _FRAMES)][:_FRAMES]]
     return [frame for frame in images if frame.shape == images[0].shape]

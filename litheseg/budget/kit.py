@@ -172,6 +172,8 @@ def _exported(bundle: Bundle, network: Variant, folder: Path) -> dict[str, Any]:
         "id": network.name,
         **network._asdict(),
         "layout": artefact.layout,
+        "channels": bundle.header.images.channels,
+        "dtype": bundle.header.dtype,
         "path": f"{prefix}/{artefact.path}",
         "files": {f"{prefix}/{path}": digest for path, digest in artefact.files.items()},
     }

@@ -381,7 +381,7 @@ class Bench:
 
     Args:
         engine: makes a candidate run; raises a `LithesegError` where it cannot.
-        frames: images of the camera's size, uint8 H x W x 3, that each candidate takes in turn.
+        frames: images of the camera's size, H x W x C, that each candidate takes in turn.
         store: keeps timings, so that a stopped fit can resume.
         fps: frame rate at which images come; None for one after the other.
         plan: file of a plan that was given: timings with another one are of other networks.

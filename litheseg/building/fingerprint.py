@@ -60,13 +60,14 @@ class Fingerprint:
         size: the median height and width of the training images.
         sizes: how many different sizes there are.
         classes: by id.
-        brightness: standard deviation of the images' mean grey value, over its mean.
+        brightness: standard deviation of the images' mean grey value, over its mean; 0 of floats, which are no greys.
         upright: whether images have an up, as photographs of streets have: False where the upper and the lower halves
             are alike in brightness and in every class, as of microscopes and of drones that look down.
         sequences: training images by sequence, as names suggest it.
         holds_out: whether val is a part of the training images.
         clips: the sequences whose neighbours are alike, as videos and stacks are; looked for where val is held out.
         groups: images in each group of near duplicates; likewise.
+        channels, dtype: of the images.
     """
 
     train: int
@@ -82,6 +83,8 @@ class Fingerprint:
     clips: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
     upright: bool = True
+    channels: int = 3
+    dtype: str = "uint8"
 
     @property
     def labelled(self) -> int:
@@ -131,6 +134,7 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
     shapes = [one.shape for one in measured]
     held = isinstance(source, FileSource) and source.holds_out
     alike = likeness_of([*labelled, *source.samples("val")], source.read_image) if held else Likeness((), ())
+    floats = source.images.dtype == "float32"
     return Fingerprint(
         train=len(labelled),
         val=len(source.samples("val")) if "val" in source.splits() else 0,
@@ -139,12 +143,14 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
         size=(int(statistics.median(h for h, _ in shapes)), int(statistics.median(w for _, w in shapes))),
         sizes=len(set(shapes)),
         classes=_classes(source.classes.names, [one.classes for one in measured]),
-        brightness=statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6),
+        brightness=0.0 if floats else statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6),
         sequences=sequence_sizes(sample.id for sample in labelled),
         holds_out=held,
         clips=alike.clips,
         groups=tuple(map(len, alike.groups)),
         upright=_upright(measured),
+        channels=source.images.channels,
+        dtype=source.images.dtype,
     )
 
 

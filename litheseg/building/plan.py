@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import yaml
 
 from litheseg.budget.candidates import scaled
@@ -367,7 +368,8 @@ def _decided(
         PlannedField("trainer.epochs", epochs, f"{epochs * epoch} steps of about {chosen.step:.2f} seconds"),
         PlannedField("trainer.val_every", max(1, math.ceil(epochs / _VALIDATIONS)), "scores now and then"),
     ]
-    bytes_needed = (facts.train + facts.val + facts.unlabelled) * math.prod(chosen.size) * 4
+    pixel = 1 + facts.channels * np.dtype(facts.dtype).itemsize  # of mask and image
+    bytes_needed = (facts.train + facts.val + facts.unlabelled) * math.prod(chosen.size) * pixel
     if bytes_needed > _OF_MEMORY * memory():
         reason = f"decoded, all images would take {bytes_needed / 1e9:.0f} GB"
         decisions += [PlannedField("data.cache", "none", reason), PlannedField("data.workers", cores(), "one a core")]

@@ -31,12 +31,12 @@ from litheseg.bundle.verdicts import verdicts, worst_class
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import DataError, LithesegError
 from litheseg.files import atomic_path
-from litheseg.masks.pictures import OverlayStyle, legend_strip, overlay
+from litheseg.masks.pictures import OverlayStyle, legend_strip, overlay, rgb_view
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_rows, width_table
 from litheseg.report.plots import FrontierPoint, frontier
 from litheseg.runtime.predictor import ImageLike, Predictor
-from litheseg.runtime.rgb import to_rgb
+from litheseg.runtime.rgb import to_pixels
 from litheseg.tables import Table, html_table, terminal_table
 from litheseg.values import parse_duration
 
@@ -179,10 +179,10 @@ class TrainedNetwork:
         widths = widths or tuple(dict.fromkeys((predictor.widths[0], predictor.widths[-1])))
         rows, seen = [], np.zeros(256, np.int64)
         for image in several:
-            pixels = to_rgb(image)
+            pixels = to_pixels(image, predictor.header.images)
             masks = [predictor(pixels, width=width) for width in widths]
             seen += sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)
-            rows.append([pixels, *(overlay(pixels, mask, predictor.classes) for mask in masks)])
+            rows.append([rgb_view(pixels), *(overlay(pixels, mask, predictor.classes) for mask in masks)])
         grid = _grid(["image", *(f"width {width:g}" for width in widths)], rows)
         shown = [index for index in OverlayStyle().painted(predictor.classes) if seen[index]]
         return Image.fromarray(np.concatenate([grid, legend_strip(predictor.classes, shown, grid.shape[1])]))

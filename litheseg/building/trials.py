@@ -24,7 +24,6 @@ from litheseg.budget.measure import Bench, Exports, Store
 from litheseg.data.source import Source
 from litheseg.errors import LithesegError
 from litheseg.machine import cores
-from litheseg.masks.classes import Classes
 from litheseg.models.bundle import Bundle, BundleHeader, from_nothing, save_bundle
 from litheseg.progress import track
 from litheseg.runtime.engines import available_runtimes
@@ -82,7 +81,7 @@ def latencies(
         size: height and width of the network's input.
         folder: of the exports and timings, which are kept.
     """
-    bundle = _untrained(recipe, source.classes, size, folder / "untrained.safetensors")
+    bundle = _untrained(recipe, source, size, folder / "untrained.safetensors")
     store = Store.of(bundle, folder)
     bench = Bench(Exports(bundle, store.exports).engine, [source.read_image(source.samples("train")[0])], store)
     runtime = next((name for name in _RUNTIMES if name in available_runtimes()), None)
@@ -97,11 +96,15 @@ def _without_weights(recipe: Recipe) -> Recipe:
     return replace(recipe, model=replace(recipe.model, args={**recipe.model.args, **from_nothing(recipe.model.name)}))
 
 
-def _untrained(recipe: Recipe, classes: Classes, size: tuple[int, int], path: Path) -> Bundle:
-    model = build_elastic_model(_without_weights(recipe).model, recipe.widths, len(classes)).eval()
+def _untrained(recipe: Recipe, source: Source, size: tuple[int, int], path: Path) -> Bundle:
+    config, images = _without_weights(recipe).model.for_images(source.images), source.images
+    model = build_elastic_model(config, recipe.widths, len(source.classes)).eval()
     header = BundleHeader(
-        architecture={"name": recipe.model.name, "args": recipe.model.args},
-        classes=classes,
+        architecture={"name": config.name, "args": config.args},
+        classes=source.classes,
+        mean=images.mean,
+        std=images.std,
+        dtype=images.dtype,
         widths=tuple(recipe.widths),
         divisor=recipe.model.divisor,
         size=size,

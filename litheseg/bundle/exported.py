@@ -75,7 +75,7 @@ class Artefact:
         width: the width that it was cut to.
         precision: "fp32" or "int8".
         size: height and width of its input in pixels; None for any.
-        layout: of the input, uint8 RGB: "NHWC" (1 H W 3) or "NCHW" (1 3 H W).
+        layout: of the input, the raw image: "NHWC" (1 H W C) or "NCHW" (1 C H W).
         output: "logits": float32 1 K h w at the network's own stride; "labels": uint8 1 H W at the input's size.
         path: the main file, relative to the export's folder.
         files: SHA-256 of each of its files, by path; a lone network file does not know its own.

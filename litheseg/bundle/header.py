@@ -22,11 +22,12 @@ import numpy as np
 
 from litheseg.errors import BundleError, DataError
 from litheseg.masks.classes import Classes
+from litheseg.masks.image_format import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 
 __all__ = ["FORMAT_VERSION", "BundleHeader", "checked_size"]
 
-FORMAT_VERSION = 1
-"""What this version of litheseg writes; it reads this and all earlier ones."""
+FORMAT_VERSION = 2
+"""What this version of litheseg writes; it reads this and all earlier ones. Version 1 had no `dtype`: it was uint8."""
 
 _REMEDY = "the file was damaged or edited by hand: copy or download it again, or export the model anew"
 _MAX_SIDE, _MAX_PIXELS = 1 << 16, 1 << 26  # of images for a network; a larger size is a damaged number
@@ -45,8 +46,9 @@ class BundleHeader:
         divisor: what elastic channels are multiples of.
         size: height and width of the training views, in pixels; costs refer to it.
         resizes: whether images are resized to `size` for the network, as opposed to taken at their own size.
-        mean: per RGB channel, of images scaled to [0, 1].
+        mean: per channel of the images, of values over `ImageFormat.scale`: RGB scaled to [0, 1].
         std: likewise; > 0.
+        dtype: of the images: "uint8", "uint16" or "float32".
         metrics: width as text -> name -> value, e.g. ``{"0.5": {"miou": 0.71}}``.
         recipe: the resolved recipe it was trained with.
         provenance: versions, seed, data and its licence, whatever explains the weights.
@@ -63,8 +65,9 @@ class BundleHeader:
     divisor: int = 8
     size: tuple[int, int] = (512, 1024)
     resizes: bool = True
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    dtype: str = "uint8"
     metrics: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -79,15 +82,18 @@ class BundleHeader:
         if not isinstance(self.resizes, bool):
             raise BundleError(f"header field 'resizes' must be true or false, not {self.resizes!r}")
         object.__setattr__(self, "divisor", _whole(self.divisor, "divisor", 1 << 12))
-        object.__setattr__(self, "mean", tuple(_number(v, "mean") for v in _list(self.mean, "mean", 3)))
-        object.__setattr__(self, "std", tuple(_number(v, "std") for v in _list(self.std, "std", 3)))
         _check_architecture(self.architecture)
+        channels = self.architecture["args"].get("in_channels", 3)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(_number(v, name) for v in _list(getattr(self, name), name, channels)))
         if not self.widths:
             raise BundleError("header field 'widths' is empty; (1.0,) is a model of one width")
         if set(self.widths) & set(self.calibrated_widths):
             raise BundleError("header fields 'widths' and 'calibrated_widths' share a width; keep it in 'widths' only")
-        if min(self.std) <= 0:
-            raise BundleError(f"header field 'std' is {self.std}; it must be positive")
+        try:
+            _ = self.images
+        except DataError as error:
+            raise BundleError(f"header fields 'dtype', 'mean' and 'std': {error}") from error
         if not len(self.classes):
             raise BundleError("header field 'classes' is empty; a model needs at least one class")
 
@@ -95,6 +101,11 @@ class BundleHeader:
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
+
+    @property
+    def images(self) -> ImageFormat:
+        """What the network takes."""
+        return ImageFormat(len(self.mean), self.dtype, self.mean, self.std)
 
     @property
     def available_widths(self) -> tuple[float, ...]:
@@ -109,7 +120,7 @@ class BundleHeader:
 
     @classmethod
     def from_json(cls, text: str) -> BundleHeader:
-        """Read a header; unlike the constructor, it wants every field.
+        """Read a header; unlike the constructor, it wants every field that there was in its version.
 
         Raises:
             BundleError: no JSON object, a newer format, fields that are missing or unknown, or a wrong value.
@@ -117,6 +128,8 @@ class BundleHeader:
         content = _parse(text)
         # First of all: a newer format may well have other fields.
         _check_version(content.get("format_version"))
+        if content["format_version"] == 1:
+            content.setdefault("dtype", "uint8")
         try:
             known = {entry.name for entry in fields(cls)}
             for problem, names in (("lacks", known - content.keys()), ("has unknown", content.keys() - known)):

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry
 
 from litheseg.models.inference import evaluating
 from litheseg.nn.surgery import copied
-from litheseg.nn.watching import Watch
+from litheseg.nn.watching import Watch, image_channels
 
 __all__ = ["Cost", "LayerCost", "count", "layer_table"]
 
@@ -60,16 +60,16 @@ class LayerCost:
     macs: int
 
 
-def count(module: nn.Module, size: tuple[int, int], *, channels: int = 3) -> Cost:
+def count(module: nn.Module, size: tuple[int, int], *, channels: int | None = None) -> Cost:
     """Count parameters, MACs and peak activation bytes of a module in eval mode; the module is left as it was.
 
     Args:
         module: takes an image 1 x `channels` x H x W. An elastic one is counted at the width it is set to, but with all
             of its parameters; `extract` it first for the parameters of one width.
         size: height and width of the image in pixels.
-        channels: channels of the image.
+        channels: channels of the image; None for those that the module says.
     """
-    run = _counted(module, (1, channels, *size))
+    run = _counted(module, (1, channels or image_channels(module), *size))
     params = sum(parameter.numel() for parameter in module.parameters())
     return Cost(params=params, macs=sum(run.macs.values()), peak_activation_bytes=run.peak_bytes())
 
@@ -80,7 +80,7 @@ def layer_table(module: nn.Module, size: tuple[int, int]) -> tuple[LayerCost, ..
     A shared parameter is in the row of its first owner, a module called twice has the MACs of both calls: the columns
     sum to `count`.
     """
-    run = _counted(module, (1, 3, *size))
+    run = _counted(module, (1, image_channels(module), *size))
     seen: set[int] = set()
     params = {}
     for name, child in module.named_modules():

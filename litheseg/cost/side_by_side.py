@@ -28,6 +28,7 @@ from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
 from litheseg.models.inference import evaluating, threads_limited
 from litheseg.nn.grouping import ChannelShuffle
+from litheseg.nn.watching import image_channels
 from litheseg.progress import work
 from litheseg.runtime.latency import Latency, Scope
 
@@ -144,7 +145,7 @@ def _timed(
     """Latencies of the networks alone, timed in turns."""
     if repeats < 1 or (threads is not None and threads < 1):
         raise LithesegError(f"timing needs repeats >= 1 and threads >= 1, not {repeats} and {threads}")
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    image = torch.randn(1, image_channels(networks[0]), *size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def one_pass(network: nn.Module) -> Callable[[], None]:
         def run() -> None:

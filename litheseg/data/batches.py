@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from litheseg.data.cache import DecodedImages, DecodedSamples, SampleSize
-from litheseg.data.transforms import Augment, Normalisation, apply_views, image_views, normalise
+from litheseg.data.transforms import Augment, apply_views, image_views, normalise
 from litheseg.data.views import UnlabelledViews, draw_boxes
+from litheseg.masks.image_format import ImageFormat
 
 __all__ = [
     "BatchPlan",
@@ -64,7 +65,7 @@ class BatchPlan:
         world: number of processes; divides `batch_size`.
         gather: False gives indices in place of the pixels, for a cache on the device.
         steps: batches per epoch; None for one pass over the samples. Passes follow each other regardless of epochs.
-        normalisation: of the images; used only where views must be made here.
+        normalisation: the format of the images; used only where views must be made here.
     """
 
     batch_size: int
@@ -75,7 +76,7 @@ class BatchPlan:
     world: int = 1
     gather: bool = True
     steps: int | None = None
-    normalisation: Normalisation = Normalisation()  # noqa: RUF009 - a tuple
+    normalisation: ImageFormat = ImageFormat()  # noqa: RUF009 - frozen
 
     @property
     def rows(self) -> list[int]:
@@ -112,10 +113,10 @@ class _ShuffledPasses:
 class TrainBatches(Dataset[dict[str, Tensor]]):
     """Training batches by (epoch, index); this rank's slice of each global batch.
 
-    A batch is {"image": uint8 N3HW, "mask": uint8 NHW, "parameters": int32 N x 16}; its views are made on the device.
+    A batch is {"image": NCHW, "mask": uint8 NHW, "parameters": int32 N x 16}; its views are made on the device.
     The parameters are float32 stored as int32, because Lightning's half-precision plugins round floats only. Without
     `gather`, {"index": int64 N} replaces the pixels. Samples of unequal sizes are viewed here, since only crops can be
-    stacked: {"image": float32 N3hw, "mask": int64 Nhw}. The entries of unlabelled images are added.
+    stacked: {"image": float32 NChw, "mask": int64 Nhw}. The entries of unlabelled images are added.
 
     Args:
         samples: the training samples; of any sizes if they are cropped.
@@ -164,9 +165,9 @@ class TrainBatches(Dataset[dict[str, Tensor]]):
 class UnlabelledBatches(Dataset[dict[str, Tensor]]):
     """The unlabelled part of training batches by (epoch, index): this rank's n images and the last one's partner.
 
-    A batch has M = n rows where the rank is alone and n + 1 otherwise: {"unlabelled": uint8 M3HW, "geometry": int32
+    A batch has M = n rows where the rank is alone and n + 1 otherwise: {"unlabelled": MCHW, "geometry": int32
     M x 16}, without `gather` {"unlabelled_index": int64 M, "geometry"}, or for images of unequal sizes, viewed here,
-    {"weak": float32 M3hw, "inside": bool Mhw}. Beside them "strong", int32 V x M x 13 (`UnlabelledViews.resolve` for V
+    {"weak": float32 MChw, "inside": bool Mhw}. Beside them "strong", int32 V x M x 13 (`UnlabelledViews.resolve` for V
     strong views), and "boxes", int32 V x n x K x 4. Parameters are float32 stored as int32.
 
     Args:
@@ -226,12 +227,12 @@ class UnlabelledBatches(Dataset[dict[str, Tensor]]):
 class EvalBatches(Dataset[dict[str, Tensor]]):
     """Evaluation batches by index: every sample in exactly one batch of one rank; the sizes in a batch are equal.
 
-    A batch is {"image": float32 N3hw normalised, "mask": int64 NHW}. Batches of one sample need no sizes, and so no
+    A batch is {"image": float32 NChw normalised, "mask": int64 NHW}. Batches of one sample need no sizes, and so no
     pass over uncached files.
     """
 
     def __init__(
-        self, samples: DecodedSamples, *, batch_size: int, rank: int = 0, world: int = 1, normalisation: Normalisation
+        self, samples: DecodedSamples, *, batch_size: int, rank: int = 0, world: int = 1, normalisation: ImageFormat
     ) -> None:
         self._samples, self._normalisation = samples, normalisation
         self._batches = [[i] for i in range(rank, len(samples), world)]
@@ -253,18 +254,18 @@ class EvalBatches(Dataset[dict[str, Tensor]]):
         """The batch at an index; the epoch of a key (epoch, index) does not matter."""
         chosen = self._batches[key if isinstance(key, int) else key[1]]
         images, masks = zip(*(self._samples[i] for i in chosen), strict=True)
-        return {"image": normalise(torch.stack(images), *self._normalisation), "mask": torch.stack(masks).long()}
+        return {"image": normalise(torch.stack(images), self._normalisation), "mask": torch.stack(masks).long()}
 
 
 class CalibrationBatches(Sequence[Tensor]):
-    """Normalised training images without augmentation, float32 N3HW each; a fixed choice, made when read.
+    """Normalised training images without augmentation, float32 NCHW each; a fixed choice, made when read.
 
     Args:
         batches: image numbers of each batch; they count through `samples`, then through `others`.
         samples: labelled images.
         others: images without labels.
         crop: (H, W); images of unequal sizes are cut (or padded with the mean colour) to their middle of that size.
-        normalisation: of the images.
+        normalisation: the format of the images.
     """
 
     def __init__(
@@ -274,7 +275,7 @@ class CalibrationBatches(Sequence[Tensor]):
         others: DecodedImages | None,
         *,
         crop: tuple[int, int],
-        normalisation: Normalisation,
+        normalisation: ImageFormat,
     ) -> None:
         self._batches, self._samples, self._others = batches, samples, others
         self._crop, self._normalisation = crop, normalisation
@@ -291,7 +292,7 @@ class CalibrationBatches(Sequence[Tensor]):
             return [self[i] for i in range(*index.indices(len(self)))]
         images = [self._image(i) for i in self._batches[index]]
         if self._same_size:
-            return normalise(torch.stack(images), *self._normalisation)
+            return normalise(torch.stack(images), self._normalisation)
         return torch.cat([self._centre(image) for image in images])
 
     def _image(self, index: int) -> Tensor:

@@ -1,11 +1,11 @@
-"""Samples decoded once, in parallel threads, and kept in RAM as uint8 tensors (or decoded again each time).
+"""Samples decoded once, in parallel threads, and kept in RAM as tensors of their own type (or decoded again each time).
 
 The same pass over the files also collects image sizes and the label histogram. Unlabelled images that cannot be read
 are left out (`DecodedImages`).
 
 Usage:
     >>> samples = DecodedSamples(source, source.samples("train"), size=(360, 480), resize_masks=True)
-    >>> image, mask = samples[0]  # uint8 3HW and HW
+    >>> image, mask = samples[0]  # CHW and HW
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SampleSize(NamedTuple):
 
 
 class DecodedSamples:
-    """A sequence of (uint8 3HW RGB, uint8 HW train ids) pairs.
+    """A sequence of (CHW, uint8 HW train ids) pairs.
 
     Args:
         source: decodes the samples.
@@ -137,7 +137,7 @@ class DecodedSamples:
 
 
 class DecodedImages:
-    """A sequence of uint8 3HW RGB images without labels; those that cannot be read are left out with a warning.
+    """A sequence of CHW images without labels; those that cannot be read are left out with a warning.
 
     Every file is decoded at the first use, also where nothing is kept: a broken one is found before training begins.
 
@@ -234,12 +234,12 @@ def _size(tensor: Tensor) -> tuple[int, int]:
 
 
 def _image_tensor(image: np.ndarray, size: tuple[int, int] | None) -> Tensor:
-    """uint8 H W 3 to uint8 3HW, resized where a size is asked for."""
+    """H W C to CHW, resized where a size is asked for."""
     image = _owned(image)
     resized = image if size is None else resize_image(image, size)
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
 def _owned(array: np.ndarray) -> np.ndarray:
-    """uint8, contiguous and writable, as torch wants it."""
-    return np.require(array, np.uint8, ["C", "W"])
+    """Contiguous and writable, as torch wants it."""
+    return np.require(array, requirements=["C", "W"])

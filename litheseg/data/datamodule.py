@@ -35,10 +35,12 @@ from litheseg.data.batches import (
 )
 from litheseg.data.cache import DecodedImages, DecodedSamples
 from litheseg.data.source import Sample, Source
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, Normalisation, apply_views, image_views
+from litheseg.data.statistics import measured_format
+from litheseg.data.transforms import Augment, apply_views, image_views
 from litheseg.data.unlabelled import Unlabelled
 from litheseg.data.views import UnlabelledViews, mixed_views
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.image_format import ImageFormat
 
 __all__ = ["SegmentationData"]
 
@@ -48,11 +50,11 @@ _CALIBRATION = 2  # a stream of random numbers apart from those in `batches`
 class SegmentationData(L.LightningDataModule):
     """Training and validation batches of one source.
 
-    Training batches reach the task as {"image": float32 N3hw normalised, "mask": int64 Nhw} at `crop`; validation
-    batches as {"image": float32 N3HW, "mask": int64 NHW}, the image at `size`, the mask at its own full resolution.
+    Training batches reach the task as {"image": float32 NChw normalised, "mask": int64 Nhw} at `crop`; validation
+    batches as {"image": float32 NCHW, "mask": int64 NHW}, the image at `size`, the mask at its own full resolution.
 
-    With unlabelled images, as many as labelled ones, a training batch also holds {"weak": float32 M3hw, geometry only,
-    "inside": bool Mhw, False in the padding, "mixed": float32 V n 3 h w, V strong views after CutMix, "cut": bool
+    With unlabelled images, as many as labelled ones, a training batch also holds {"weak": float32 MChw, geometry only,
+    "inside": bool Mhw, False in the padding, "mixed": float32 V n C h w, V strong views after CutMix, "cut": bool
     V n h w, True where a pixel is the partner's, "partner": int64 n, rows of "weak"}; see `batches` for M and n. An
     epoch is then one pass over the unlabelled images; the labelled ones repeat as often as needed.
 
@@ -68,8 +70,7 @@ class SegmentationData(L.LightningDataModule):
         val_split: name of the validation split.
         train_ids: the training samples to use; None: all.
         seed: of order and augmentation, >= 0.
-        mean: per channel, for values in [0, 1].
-        std: likewise.
+        images: their format, by which they are normalised; None for the source's own (`measured_format`).
         unlabelled: images to train on without labels; None for none.
         views: how their strong views differ from weak ones.
         steps: batches per epoch; None for one pass over the unlabelled images, or over the labelled ones without them.
@@ -93,8 +94,7 @@ class SegmentationData(L.LightningDataModule):
         val_split: str = "val",
         train_ids: Sequence[str] | None = None,
         seed: int = 0,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        images: ImageFormat | None = None,
         unlabelled: Unlabelled | None = None,
         views: UnlabelledViews | None = None,
         steps: int | None = None,
@@ -113,7 +113,7 @@ class SegmentationData(L.LightningDataModule):
         # A recipe file gives lists.
         self.size = (size[0], size[1]) if size else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.mean, self.std, self.seed = mean, std, seed
+        self.seed = seed
         self._crop = (crop[0], crop[1]) if crop else None
         self._cache, self._workers = cache, 0 if cache == "device" else workers
         self._splits, self._train_ids = {"train": "train", "val": val_split}, train_ids
@@ -122,10 +122,24 @@ class SegmentationData(L.LightningDataModule):
         self.unlabelled, self.views = unlabelled, views or UnlabelledViews()
         self._steps, self._unreadable = steps, unreadable
         self._unlabelled_images: DecodedImages | None = None
+        self._format, self._checked = images, False
 
     @property
-    def _normalisation(self) -> Normalisation:
-        return Normalisation(tuple(self.mean), tuple(self.std))  # type: ignore[arg-type]  # a header gives lists
+    def images(self) -> ImageFormat:
+        """The format of the images; measured at the first call.
+
+        Raises:
+            DataError: the source holds other images than the format that was asked for.
+        """
+        if self._format is None:
+            self._format = measured_format(self.source)
+        elif not self._checked and self.source.images.kind != self._format.kind:
+            raise DataError(
+                f"the images of '{self.source.name}' have {self.source.images}, but the network takes {self._format}; "
+                "give it images like those that it was trained on"
+            )
+        self._checked = True
+        return self._format
 
     @property
     def classes(self) -> Any:
@@ -180,7 +194,7 @@ class SegmentationData(L.LightningDataModule):
         if len(samples) < world:
             raise DataError(f"{len(samples)} validation images for {world} processes; use at most {len(samples)}")
         batches = EvalBatches(
-            samples, batch_size=self.eval_batch_size, rank=rank, world=world, normalisation=self._normalisation
+            samples, batch_size=self.eval_batch_size, rank=rank, world=world, normalisation=self.images
         )
         return make_loader(batches, workers=self._workers, pin_memory=self._on_cuda())
 
@@ -201,7 +215,7 @@ class SegmentationData(L.LightningDataModule):
         return self.on_after_batch_transfer(self._train_batches()[epoch, index])
 
     def calibration_batches(self, count: int = 32) -> Sequence[Tensor]:
-        """At most `count` batches of normalised training images without augmentation, each float32 N3HW on the CPU.
+        """At most `count` batches of normalised training images without augmentation, each float32 NCHW on the CPU.
 
         A fixed random choice from labelled and unlabelled images, the same in every process, at `size` (images of
         unequal sizes: the middle `crop`); made when read, so it can be read again for each width. Fewer when there
@@ -212,7 +226,7 @@ class SegmentationData(L.LightningDataModule):
         order = torch.randperm(total, generator=stateless_generator(self.seed, 0, _CALIBRATION)).tolist()
         last = min(count * self.batch_size, max(total // self.batch_size, 1) * self.batch_size)
         batches = [order[i : i + self.batch_size] for i in range(0, last, self.batch_size)]
-        return CalibrationBatches(batches, samples, others, crop=self.crop, normalisation=self._normalisation)
+        return CalibrationBatches(batches, samples, others, crop=self.crop, normalisation=self.images)
 
     def class_histogram(self) -> np.ndarray:
         """int64 [K]: pixels per class over the training masks at their own resolution, ignored ones left out."""
@@ -276,19 +290,19 @@ class SegmentationData(L.LightningDataModule):
         plan = BatchPlan(
             self.batch_size,
             self.crop,
-            self.augment,
+            self.augment.for_images(self.images),
             self.seed,
             rank=rank,
             world=world,
             gather=self._cache != "device",
             steps=self._steps,
-            normalisation=self._normalisation,
+            normalisation=self.images,
         )
         if self.unlabelled is None:
             return TrainBatches(samples, plan)
         images = self._images()
         self._check_fits("unlabelled", len(images), images.sizes())
-        return TrainBatches(samples, plan, UnlabelledBatches(images, self.views, plan))
+        return TrainBatches(samples, plan, UnlabelledBatches(images, self.views.for_images(self.images), plan))
 
     def _check_fits(self, kind: str, count: int, sizes: Sequence[tuple[int, int]]) -> None:
         if count < self.batch_size:
@@ -308,7 +322,7 @@ class SegmentationData(L.LightningDataModule):
         else:
             image, mask = batch["image"], batch["mask"]
         parameters = batch["parameters"].view(torch.float32)
-        view, labels = apply_views(image, mask, parameters, crop=self.crop, normalisation=self._normalisation)
+        view, labels = apply_views(image, mask, parameters, crop=self.crop, normalisation=self.images)
         return {"image": view, "mask": labels}
 
     def _unlabelled_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -317,7 +331,7 @@ class SegmentationData(L.LightningDataModule):
             found = "unlabelled_index" in batch
             image = self._gathered("unlabelled", batch["unlabelled_index"])[0] if found else batch["unlabelled"]
             geometry = batch["geometry"].view(torch.float32)
-            weak, inside = image_views(image, geometry, crop=self.crop, normalisation=self._normalisation)
+            weak, inside = image_views(image, geometry, crop=self.crop, normalisation=self.images)
         else:
             weak, inside = batch["weak"], batch["inside"]
         return mixed_views(
@@ -325,8 +339,8 @@ class SegmentationData(L.LightningDataModule):
             inside,
             parameters=batch["strong"].view(torch.float32),
             boxes=batch["boxes"],
-            views=self.views,
-            normalisation=self._normalisation,
+            views=self.views.for_images(self.images),
+            normalisation=self.images,
         )
 
     def _gathered(self, part: str, index: Tensor) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from litheseg.data.findings import Finding, in_order, make_finding
 from litheseg.data.learnable import class_findings, filled_cells
 from litheseg.data.likeness import Portrait, likeness_findings
 from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
-from litheseg.errors import DataError, printable
+from litheseg.data.statistics import measured_format
+from litheseg.errors import DataError, listed, printable
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
+from litheseg.masks.image_format import ImageFormatError
 from litheseg.masks.reading import MAX_PIXELS, TooManyPixelsError, has_transparency, mask_numbers
 from litheseg.progress import track
 from litheseg.values import Quantity, Size
@@ -52,7 +55,8 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 _RARE_SHARE = 0.001  # of the labelled pixels
 _MOSTLY_IGNORED = 0.5
-_DARK = 64  # grey levels; 14 of 16 bits give 63 at most
+_DARK = 64  # grey levels
+_CHANNELS_SHOWN = 13
 _UNKNOWN_SHOWN, _SIZES_SHOWN, _FILES_SHOWN, _VALUES_SHOWN, _VALUES_KEPT = 12, 6, 3, 16, 64
 
 
@@ -203,7 +207,7 @@ def diagnose(
     findings += _one_class(exams, _scheme_of(source), limited=limit is not None)
     findings += _class_findings(exams, source.classes.names, limited=limit is not None)
     findings += _learnable(exams, source.classes.names)
-    findings += _image_findings(exams)
+    findings += _image_findings(exams, source)
     findings += _size_findings(exams, crop)
     summaries = {split: _summary(found, source) for split, found in exams.items()}
     return Diagnosis(source.name, source.classes.names, in_order(findings), summaries)
@@ -263,7 +267,7 @@ class _Exam:
         filled: of `filled_cells`, where there is a histogram and no value is unknown.
         values: pixels by file value, of every mask that can be read.
         portrait: what the image looks like; None where it cannot be read.
-        brightest: its largest value; None likewise.
+        span: its smallest and largest value; None likewise.
         transparent: whether it has a fourth channel that is not opaque.
     """
 
@@ -275,7 +279,7 @@ class _Exam:
     filled: np.ndarray | None = None
     values: dict[int, int] = field(default_factory=dict)
     portrait: Portrait | None = None
-    brightest: int | None = None
+    span: tuple[float, float] | None = None
     transparent: bool = False
 
     @property
@@ -295,7 +299,8 @@ def _examine(source: Source, sample: Sample) -> _Exam:
     image = _read(exam, source.read_image, "image", exam.file)
     if image is not None:
         exam.size = (image.shape[0], image.shape[1])
-        exam.portrait, exam.brightest = Portrait.of(image, exam.file, sample.id), int(image.max(initial=0))
+        exam.portrait = Portrait.of(image, exam.file, sample.id)
+        exam.span = float(image.min(initial=0)), float(image.max(initial=0))
         exam.transparent = isinstance(source, FileSource) and sample.image is not None and _transparent(sample.image)
     if sample.mask is not None or sample.image is None:
         _examine_mask(exam, source)
@@ -340,7 +345,9 @@ def _read(exam: _Exam, read: Callable[[Sample], np.ndarray], kind: str, file: st
     try:
         return read(exam.sample)
     except DataError as error:
-        code = "too-large" if isinstance(error, TooManyPixelsError) else f"unreadable-{kind}"
+        code = f"unreadable-{kind}"
+        for known, name in ((TooManyPixelsError, "too-large"), (ImageFormatError, "mixed-images")):
+            code = name if isinstance(error, known) else code
         exam.troubles.append((code, file, str(error)))
         return None
 
@@ -496,9 +503,22 @@ def _learnable(exams: _Exams, names: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def _image_findings(exams: _Exams) -> Iterator[Finding]:
-    """Images that are nearly black, or have a fourth channel."""
-    dark = [exam.file for exam in _all(exams) if exam.brightest is not None and 0 < exam.brightest < _DARK]
+def _image_findings(exams: _Exams, source: Source) -> Iterator[Finding]:
+    """Images that are no RGB, are nearly black, or have a fourth channel."""
+    spans = [(exam.file, exam.span) for exam in _all(exams) if exam.span is not None]
+    if spans and not source.images.is_rgb8:
+        low, high = min(span[0] for _, span in spans), max(span[1] for _, span in spans)
+        shown = f"images have {source.images}, values {low:g} to {high:g}"
+        with suppress(DataError):  # of images that are findings by themselves
+            found = measured_format(source)
+            levels = [
+                f"{mean * found.scale:.4g} ± {std * found.scale:.4g}"
+                for mean, std in zip(found.mean, found.std, strict=True)
+            ]
+            shown += f", mean and standard deviation by channel {listed(levels, _CHANNELS_SHOWN)}"
+        yield make_finding("not-rgb", shown, [])
+        return
+    dark = [file for file, span in spans if 0 < span[1] < _DARK]
     if dark:
         yield make_finding("dark-image", f"images whose brightest pixel is below {_DARK} of 255", dark)
     transparent = [exam.file for exam in _all(exams) if exam.transparent]

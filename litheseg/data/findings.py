@@ -31,6 +31,7 @@ KNOWN: dict[str, tuple[Severity, str]] = {
     "missing-file": ("error", "restore the files or remove the lines; paths are relative to the data folder"),
     "too-large": ("error", "make them smaller, cut them into tiles, or allow more: --max-pixels, --data.max_pixels"),
     "unreadable-image": ("error", "copy or download the files again, or remove them with their masks"),
+    "mixed-images": ("error", "convert them, or move them to a data set of their own: all images must be of one kind"),
     "unreadable-mask": ("error", "export the masks again as index PNG, or remove them with their images"),
     "size-mismatch": ("error", "export each mask at its image's size; never resize one alone"),
     "rgb-mask": ("error", "set 'encoding: rgb' and each class's 'color' in classes.yaml, or export index masks"),
@@ -55,13 +56,13 @@ KNOWN: dict[str, tuple[Severity, str]] = {
     "rare-class": ("warning", "weight the loss by class, label more, or merge the class into another"),
     "dark-image": (
         "warning",
-        "if a camera of 10 to 14 bits wrote them, multiply up to the full 16 bits, in training and wherever the "
-        "network runs: 16 bits are divided by 256",
+        "if a camera of 10 to 14 bits wrote them, save its values as they are, with 16 bits, in training and wherever "
+        "the network runs",
     ),
     "transparent": (
         "warning",
-        "transparent parts become black; if the fourth channel is depth or infrared, save RGB without it: networks "
-        "have three channels",
+        "transparent parts become black; if the fourth channel is depth or infrared, save all four as .npy, or as TIFF "
+        "that does not call it alpha",
     ),
     "few-images": ("warning", "label more images with them, or merge them into others ('remap' in classes.yaml)"),
     "small-objects": (
@@ -85,6 +86,7 @@ KNOWN: dict[str, tuple[Severity, str]] = {
         "'{hold_out: groups}'",
     ),
     "mixed-sizes": ("info", "nothing to do: set 'size' if all should be resized to one"),
+    "not-rgb": ("info", "nothing to do: the network gets an input for each channel, and numbers of this type"),
     "unlabelled": ("info", "nothing to do: they serve as unlabelled images"),
 }
 

@@ -30,6 +30,7 @@ from PIL import Image
 from litheseg.data.findings import Finding, make_finding
 from litheseg.data.splits import frame_of
 from litheseg.errors import listed
+from litheseg.masks.pictures import rgb_view
 
 __all__ = ["Portrait", "clips", "likeness_findings", "near_duplicates"]
 
@@ -65,10 +66,10 @@ class Portrait:
 
     @classmethod
     def of(cls, image: np.ndarray, file: str, name: str) -> Portrait:
-        """Of an image, uint8 H W 3."""
+        """Of an image, H W C."""
         size = (image.shape[0], image.shape[1])
         digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=repr(size).encode()).hexdigest()
-        grey = Image.fromarray(image).convert("L")
+        grey = Image.fromarray(rgb_view(image)).convert("L")
         small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.float32)
         thumb = np.asarray(grey.resize((_THUMB, _THUMB), Image.Resampling.BOX), dtype=np.float32)
         return cls(file, name, digest, (small[:, :-1] > small[:, 1:]).ravel(), thumb)

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from litheseg.data.holding import Holding
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import Classes, LabelScheme
+from litheseg.masks.image_format import ImageFormat
 
 __all__ = [
     "IMAGE_FOLDERS",
@@ -44,7 +47,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt")
 """Usual names of folders of masks, in lower case."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy")
 """Endings of image files, in lower case."""
 
 
@@ -131,6 +134,11 @@ class Source(ABC):
     licence: str
     citation: str
 
+    @property
+    def images(self) -> ImageFormat:
+        """What the images are: channels and type, with the usual mean and standard deviation."""
+        return ImageFormat()
+
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The splits that are present, e.g. ("train", "val")."""
@@ -145,10 +153,10 @@ class Source(ABC):
 
     @abstractmethod
     def read_image(self, sample: Sample) -> np.ndarray:
-        """Decode an image: uint8 H W 3, RGB, EXIF orientation applied.
+        """Decode an image: H W C as `images` says, EXIF orientation applied.
 
         Raises:
-            DataError: the file is missing, truncated or no image.
+            DataError: the file is missing, truncated, no image, or of another format than the first.
         """
 
     @abstractmethod
@@ -195,6 +203,22 @@ class FileSource(Source):
         self._samples: dict[str, tuple[Sample, ...]] = {}
 
     @property
+    def images(self) -> ImageFormat:
+        """See `Source.images`: what the first image is that can be read."""
+        return self._like[0]
+
+    @cached_property
+    def _like(self) -> tuple[ImageFormat, Path | None]:
+        """The format of the images, and the file that it is taken from."""
+        for split in self.splits():
+            with suppress(DataError):  # which says so itself when it is used
+                for sample in self._pair(split).found:
+                    with suppress(DataError):
+                        image = reading.read_image(sample.image or "", max_pixels=self.max_pixels)
+                        return ImageFormat.of(image), sample.image
+        return ImageFormat(), None
+
+    @property
     def holds_out(self) -> bool:
         """Whether the val split is a part of the training images."""
         return False
@@ -239,7 +263,8 @@ class FileSource(Source):
         """See `Source.read_image`."""
         if sample.image is None:
             raise DataError(f"sample '{sample.id}' has no image file; take samples from this source's samples()")
-        return reading.read_image(sample.image, max_pixels=self.max_pixels)
+        image = reading.read_image(sample.image, max_pixels=self.max_pixels)
+        return self.images.check(image, sample.image, self._like[1])
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.read_mask`."""

@@ -8,6 +8,8 @@ masks (nearest), and one 3x3 colour matrix per image. Scales below about 0.5 ski
 
 The colour steps (brightness, contrast, saturation, hue, in this order) have torchvision's meaning, with two differences
 that let them be one matrix: values are clipped once at the end, and hue turns the chroma plane of YIQ instead of HSV.
+Images of whole numbers that are not three channels get brightness and contrast, one factor for all channels, contrast
+around the mean of each; images of floats, which are measurements (depth, temperature, reflectance), keep their values.
 
 Usage:
     >>> augment = Augment(scale=(0.5, 2.0))
@@ -20,7 +22,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,10 @@ from torch import Tensor
 
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX
+from litheseg.masks.image_format import ImageFormat
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "Augment",
-    "Normalisation",
     "apply_views",
     "channel_constants",
     "colour_matrix",
@@ -41,17 +40,6 @@ __all__ = [
     "mix_colours",
     "normalise",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Normalisation(NamedTuple):
-    """Mean and standard deviation of each channel (RGB), for values in [0, 1]."""
-
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # ITU-R BT.601
 _RGB_TO_YIQ = torch.tensor(
@@ -103,6 +91,12 @@ class Augment:
     def geometry_only(self) -> Augment:
         """The same, but colours stay as they are."""
         return replace(self, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+
+    def for_images(self, images: ImageFormat) -> Augment:
+        """The same, without what makes no sense for the images: colours of other than three channels, or of floats."""
+        if images.dtype == "float32":
+            return self.geometry_only()
+        return self if images.channels == 3 else replace(self, saturation=0.0, hue=0.0)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """float64 `count` x 8 random numbers in [0, 1), on the CPU; they depend on the generator only."""
@@ -157,19 +151,19 @@ def apply_views(
     parameters: Tensor,
     *,
     crop: tuple[int, int],
-    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
+    normalisation: ImageFormat = ImageFormat(),  # noqa: B008 - frozen
 ) -> tuple[Tensor, Tensor]:
     """The views of a batch; on CUDA nothing in it waits for the device.
 
     Args:
-        image: uint8 N3HW, RGB.
+        image: NCHW of the format's type.
         mask: uint8 NHW, train ids, 255 = ignore.
         parameters: float32 N x 16 from `Augment.resolve` for this H x W and this crop, on the images' device.
         crop: (H, W) of the views, in pixels.
-        normalisation: of the images.
+        normalisation: the format of the images.
 
     Returns:
-        float32 N3hw normalised, and int64 Nhw; what lies outside the image is 0 (the mean colour) and 255.
+        float32 NChw normalised, and int64 Nhw; what lies outside the image is 0 (the mean colour) and 255.
     """
     # Under autocast the colour matrix would be applied in 8 bits of mantissa.
     with torch.autocast(image.device.type, enabled=False):
@@ -184,12 +178,12 @@ def image_views(
     parameters: Tensor,
     *,
     crop: tuple[int, int],
-    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
+    normalisation: ImageFormat = ImageFormat(),  # noqa: B008 - frozen
 ) -> tuple[Tensor, Tensor]:
     """The views of images without masks; see `apply_views`.
 
     Returns:
-        float32 N3hw normalised, 0 outside the image; and bool Nhw, True inside the image.
+        float32 NChw normalised, 0 outside the image; and bool Nhw, True inside the image.
     """
     with torch.autocast(image.device.type, enabled=False):
         grid, inside = _grid(parameters, crop)
@@ -217,34 +211,36 @@ def mix_colours(view: Tensor, inside: Tensor, matrix: Tensor, weights: Tensor) -
     """Change the colours of a batch, without waiting for the device.
 
     Args:
-        view: float N3hw in [0, 1]; values outside the image are ignored.
+        view: float NChw in [0, 1]; values outside the image are ignored.
         inside: bool N1hw, True inside the image.
         matrix: N33, and
-        weights: N3 from `colour_matrix`, in the views' type and on their device.
+        weights: N3 from `colour_matrix`, in the views' type and on their device; of other than three channels, for
+            brightness and contrast alone.
 
     Returns:
-        A new N3hw, clipped to [0, 1].
+        A new NChw, clipped to [0, 1].
     """
     # The padding repeats border colours: it must not count in the mean grey.
     count = inside.sum((2, 3)).clamp(min=1)
     average = (view * inside).sum((2, 3)) / count
+    if view.shape[1] != 3:  # the matrix is a factor
+        shift = weights.sum(1, keepdim=True) * average
+        return (view * matrix[:, :1, :1, None]).add_(shift[:, :, None, None]).clamp_(0, 1)
     shift = (weights * average).sum(1)[:, None, None].expand(-1, 3, 1)
     return torch.baddbmm(shift, matrix, view.flatten(2)).view_as(view).clamp_(0, 1)
 
 
 @lru_cache(maxsize=32)
 def channel_constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and 1/std as 3x1x1 on the device; kept, because making a tensor from Python numbers there is a sync."""
-    centre = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
-    return centre, 1 / torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+    """Mean and 1/std as Cx1x1 on the device; kept, because making a tensor from Python numbers there is a sync."""
+    centre = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+    return centre, 1 / torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
-def normalise(
-    image: Tensor, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
-) -> Tensor:
-    """uint8 ...3HW RGB to float32: scaled to [0, 1], minus `mean`, over `std` (both per channel)."""
-    centre, gain = channel_constants(tuple(mean), tuple(std), image.device)
-    return image.float().div_(255).sub_(centre).mul_(gain)
+def normalise(image: Tensor, images: ImageFormat = ImageFormat()) -> Tensor:  # noqa: B008 - frozen
+    """...CHW of the format's type to float32: over its scale, minus its mean, over its standard deviation."""
+    centre, gain = channel_constants(images.mean, images.std, image.device)
+    return (image.float() / images.scale).sub_(centre).mul_(gain)
 
 
 def _grid(parameters: Tensor, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -262,12 +258,14 @@ def _centres(length: int, like: Tensor) -> Tensor:
     return (2 * torch.arange(length, device=like.device, dtype=like.dtype) + 1) / length - 1
 
 
-def _view(image: Tensor, grid: Tensor, inside: Tensor, parameters: Tensor, normalisation: Normalisation) -> Tensor:
-    """Geometry and colour of uint8 N3HW, normalised; 0 outside the image."""
+def _view(image: Tensor, grid: Tensor, inside: Tensor, parameters: Tensor, images: ImageFormat) -> Tensor:
+    """Geometry and colour of NCHW, normalised; 0 outside the image."""
     view = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    centre, gain = channel_constants(*normalisation, view.device)
-    mixed = mix_colours(view.div_(255), inside, parameters[:, 4:13].view(-1, 3, 3), parameters[:, 13:16])
-    return mixed.sub_(centre).mul_(gain).mul_(inside)
+    centre, gain = channel_constants(images.mean, images.std, view.device)
+    view.div_(images.scale)
+    if images.dtype != "float32":
+        view = mix_colours(view, inside, parameters[:, 4:13].view(-1, 3, 3), parameters[:, 13:16])
+    return view.sub_(centre).mul_(gain).mul_(inside)
 
 
 def _hue_matrix(turns: Tensor) -> Tensor:

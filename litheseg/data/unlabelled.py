@@ -33,6 +33,7 @@ from litheseg.data.source import (
 )
 from litheseg.errors import DataError
 from litheseg.masks import reading
+from litheseg.masks.image_format import ImageFormat
 
 __all__ = ["Unlabelled", "find_unlabelled"]
 
@@ -50,11 +51,13 @@ class Unlabelled:
     Attributes:
         samples: the images; their masks are ignored.
         source: decodes them; None where they are files of no data set.
+        images: the format of such files.
         max_pixels: of such a file, width times height.
     """
 
     samples: tuple[Sample, ...]
     source: Source | None = None
+    images: ImageFormat = ImageFormat()  # noqa: RUF009 - frozen
     max_pixels: int = reading.MAX_PIXELS
 
     def __len__(self) -> int:
@@ -62,15 +65,15 @@ class Unlabelled:
         return len(self.samples)
 
     def read_image(self, sample: Sample) -> np.ndarray:
-        """Decode an image: uint8 H W 3, RGB, upright.
+        """Decode an image: H W C, upright.
 
         Raises:
-            DataError: the file is missing, truncated or no image.
+            DataError: the file is missing, truncated, no image, or of another format.
         """
         if self.source is not None:
             return self.source.read_image(sample)
         assert sample.image is not None
-        return reading.read_image(sample.image, max_pixels=self.max_pixels)
+        return reading.read_image(sample.image, self.images, max_pixels=self.max_pixels)
 
 
 def find_unlabelled(
@@ -105,6 +108,7 @@ def find_unlabelled(
         clip = parse_clip(where)
         found = Unlabelled(
             _images_in(write_frames(clip) if clip else where),
+            images=source.images,
             max_pixels=getattr(source, "max_pixels", reading.MAX_PIXELS),
         )
     _refuse_shared(found.samples, labelled, "a labelled training image")

@@ -13,7 +13,7 @@ consistency in semi-supervised semantic segmentation" (UniMatch), 2023.
 Usage:
     >>> views = UnlabelledViews(jitter=0.8, grey=0.2, blur=0.5)
     >>> parameters = views.resolve(views.draw(8, generator))
-    >>> strong = strong_view(weak, parameters, inside, reach=views.reach)  # float32 N3hw, as `weak`
+    >>> strong = strong_view(weak, parameters, inside, reach=views.reach)  # float32 NChw, as `weak`
     >>> cut = box_mask(draw_boxes(8, generator, size=(360, 480), boxes=3, area=(0.25, 0.5)), (360, 480))
     >>> mixed = cut_mix(strong, cut, partner)
 """
@@ -21,7 +21,7 @@ Usage:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litheseg.data.transforms import Normalisation, channel_constants, colour_matrix, mix_colours
+from litheseg.data.transforms import channel_constants, colour_matrix, mix_colours
 from litheseg.errors import DataError
+from litheseg.masks.image_format import ImageFormat
 
 __all__ = ["UnlabelledViews", "box_mask", "cut_mix", "draw_boxes", "mixed_views", "strong_view"]
 
@@ -89,6 +90,12 @@ class UnlabelledViews:
         low, high = self.sigma
         if not 0 < low <= high < math.inf:
             raise DataError(f"views.sigma is {self.sigma}; give (low, high) with 0 < low <= high, such as (0.1, 2.0)")
+
+    def for_images(self, images: ImageFormat) -> UnlabelledViews:
+        """The same, without what makes no sense for the images; see `Augment.for_images`."""
+        if images.dtype == "float32":
+            return replace(self, jitter=0.0, grey=0.0)
+        return self if images.channels == 3 else replace(self, saturation=0.0, hue=0.0, grey=0.0)
 
     @property
     def recolours(self) -> bool:
@@ -182,26 +189,28 @@ def strong_view(
     parameters: Tensor,
     inside: Tensor,
     *,
-    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
+    normalisation: ImageFormat = ImageFormat(),  # noqa: B008 - frozen
     reach: int = 0,
 ) -> Tensor:
     """Weak views with other colours and blurred; on CUDA nothing in it waits for the device.
 
     Args:
-        weak: float N3hw, normalised; 0 outside the image.
+        weak: float NChw, normalised; 0 outside the image.
         parameters: float32 N x 13 from `UnlabelledViews.resolve`, on the views' device.
         inside: bool Nhw, True inside the image.
-        normalisation: of the views.
+        normalisation: the format of the images that they are of.
         reach: of the blur, see `UnlabelledViews.reach`; 0 for no blur whatever the parameters say.
 
     Returns:
-        N3hw in the type of `weak`; 0 outside the image.
+        NChw in the type of `weak`; 0 outside the image.
     """
     with torch.autocast(weak.device.type, enabled=False):
-        centre, gain = channel_constants(*normalisation, weak.device)
-        plain = weak.float() / gain + centre
-        matrix, weights = parameters[:, :9].view(-1, 3, 3), parameters[:, 9:12]
-        view = mix_colours(plain, inside[:, None], matrix, weights).sub_(centre).mul_(gain).mul_(inside[:, None])
+        view = weak.float()
+        if normalisation.dtype != "float32":
+            centre, gain = channel_constants(normalisation.mean, normalisation.std, weak.device)
+            matrix, weights = parameters[:, :9].view(-1, 3, 3), parameters[:, 9:12]
+            plain = mix_colours(view / gain + centre, inside[:, None], matrix, weights)
+            view = plain.sub_(centre).mul_(gain).mul_(inside[:, None])
         if reach:
             view = _blur(view, parameters[:, 12], reach).mul_(inside[:, None])
         return view.to(weak.dtype)
@@ -214,20 +223,20 @@ def mixed_views(
     parameters: Tensor,
     boxes: Tensor,
     views: UnlabelledViews,
-    normalisation: Normalisation = Normalisation(),  # noqa: B008 - a tuple
+    normalisation: ImageFormat = ImageFormat(),  # noqa: B008 - frozen
 ) -> dict[str, Tensor]:
     """What a task gets of unlabelled images; on CUDA nothing in it waits for the device.
 
     Args:
-        weak: float M3hw, normalised; row n is the partner of row n - 1, if M is n + 1.
+        weak: float MChw, normalised; row n is the partner of row n - 1, if M is n + 1.
         inside: bool Mhw, False in the padding outside the image.
         parameters: float32 V x M x 13 from `UnlabelledViews.resolve`.
         boxes: integers V x n x K x 4 from `draw_boxes`.
         views: whose parameters they are.
-        normalisation: of the views.
+        normalisation: the format of the images that they are of.
 
     Returns:
-        {"weak": M3hw, "inside": bool Mhw, "mixed": V n 3 h w, strong views mixed with their partners',
+        {"weak": MChw, "inside": bool Mhw, "mixed": V n C h w, strong views mixed with their partners',
         "cut": bool V n h w, True where a pixel is the partner's, "partner": int64 n, rows of "weak"}.
     """
     partner = torch.arange(1, boxes.shape[1] + 1, device=weak.device) % len(weak)
@@ -241,7 +250,7 @@ def mixed_views(
 
 
 def _blur(view: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Gaussian blur of N3hw by standard deviations N in pixels, mirrored at the edges; 0 leaves an image as it is."""
+    """Gaussian blur of NChw by standard deviations N in pixels, mirrored at the edges; 0 leaves an image as it is."""
     count, channels, height, width = view.shape
     blurred = view.reshape(1, count * channels, height, width)
     for axis, length in ((-2, height), (-1, width)):

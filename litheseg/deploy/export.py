@@ -236,7 +236,7 @@ class _Job:
         reference = pytorch_reference(self.bundle, written.artefacts[0].width)
         random = np.random.default_rng(0)
         for size in _ODD_SIZES:
-            image = random.integers(0, 256, (*size, 3), np.uint8)
+            image = self.bundle.header.images.noise(size, random)
             expected = reference(image)
             for artefact in written.artefacts:
                 engine = _natural_engine(written, artefact)

@@ -31,9 +31,9 @@ from torch import Tensor
 from litheseg import __version__
 from litheseg.cost.widths import width_costs
 from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from litheseg.errors import BundleError, DataError, LithesegError, ModelError, did_you_mean
 from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_class_file
+from litheseg.masks.image_format import IMAGENET_MEAN, IMAGENET_STD
 from litheseg.models import MODELS, SegmentationModel, build_model
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models.weights import Entries, entries, first_misfit, weight_problem
@@ -112,8 +112,8 @@ def import_weights(
         architecture={"name": model, "args": given},
         classes=known,
         size=size,
-        mean=tuple(means),  # type: ignore[arg-type]
-        std=tuple(stds),  # type: ignore[arg-type]
+        mean=tuple(means),
+        std=tuple(stds),
         provenance=_provenance(file, source_note, licence),
     )
     [cost] = width_costs(network, size=header.size)

@@ -13,17 +13,17 @@ Usage:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.base import SegmentationModel, resize
 from litheseg.models.bundle import Bundle
 from litheseg.nn.layers import BatchNormThen
-from litheseg.nn.watching import Watch
+from litheseg.nn.watching import Watch, image_channels
 
 __all__ = ["Deployed", "deployed", "fold_batch_norms"]
 
@@ -36,9 +36,8 @@ class Deployed(nn.Module):
     """A plain network behind its normalisation.
 
     Args:
-        network: image 1 x 3 x H x W, normalised -> logits; a `SegmentationModel` gives them at its own stride.
-        mean: per RGB channel, of images in [0, 1].
-        std: likewise, > 0.
+        network: image 1 x C x H x W, normalised -> logits; a `SegmentationModel` gives them at its own stride.
+        images: what it takes.
         layout: of the input: "NHWC" or "NCHW".
         output: "logits", or "labels": the largest of the bilinearly upsampled logits at every pixel.
     """
@@ -46,20 +45,20 @@ class Deployed(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
+        images: ImageFormat,
         *,
         layout: str = "NHWC",
         output: str = "logits",
     ) -> None:
         super().__init__()
-        self.network, self.layout, self.output = network, layout, output
-        centre, spread = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (mean, std))
-        self.gain = nn.Buffer((1 / (255 * spread)).float())
+        self.network, self.images, self.layout, self.output = network, images, layout, output
+        both = (images.mean, images.std)
+        centre, spread = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in both)
+        self.gain = nn.Buffer((1 / (images.scale * spread)).float())
         self.offset = nn.Buffer((-centre / spread).float())
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 1 x H x W x 3 (or 1 x 3 x H x W) -> float32 1 x K x h x w, or uint8 1 x H x W."""
+        """The raw image, 1 x H x W x C (or 1 x C x H x W) -> float32 1 x K x h x w, or uint8 1 x H x W."""
         pixels = image.permute(0, 3, 1, 2) if self.layout == "NHWC" else image
         ready = pixels.float() * self.gain + self.offset
         own = isinstance(self.network, SegmentationModel)
@@ -81,7 +80,7 @@ def deployed(bundle: Bundle, width: float, *, layout: str = "NHWC", output: str 
         if isinstance(module, _DROPOUTS):
             network.set_submodule(name, nn.Identity())
     fold_batch_norms(network)
-    made = Deployed(network, bundle.header.mean, bundle.header.std, layout=layout, output=output)
+    made = Deployed(network, bundle.header.images, layout=layout, output=output)
     return made.eval().requires_grad_(False)
 
 
@@ -90,12 +89,12 @@ def fold_batch_norms(network: nn.Module) -> dict[str, Tensor]:
     """Leave no batch norm in a plain network, in place; its function stays, to float rounding.
 
     Args:
-        network: in evaluation mode; image N x 3 x H x W -> logits.
+        network: in evaluation mode; image N x C x H x W -> logits.
 
     Returns:
         The factors by which the output channels of convolutions were multiplied, float32, by the names of the layers.
     """
-    watch = _Readers(network).on(torch.zeros(1, 3, *_EXAMPLE))
+    watch = _Readers(network).on(torch.zeros(1, image_channels(network), *_EXAMPLE))
     names = {module: name for name, module in network.named_modules()}
     factors: dict[str, Tensor] = {}
     for norm, name in list(names.items()):

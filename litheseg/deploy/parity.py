@@ -38,7 +38,7 @@ THRESHOLD = 0.999
 """Least share of pixels at which an fp32 export must agree with PyTorch."""
 
 Reference = Callable[[np.ndarray], np.ndarray]
-"""uint8 h w 3 -> float32 K h' w' logits, in PyTorch, fp32."""
+"""An image, h w C -> float32 K h' w' logits, in PyTorch, fp32."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def pytorch_reference(bundle: Bundle, width: float) -> Reference:
     @torch.inference_mode()
     def run(image: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return np.asarray(network.outputs(normalise(pixels, header.mean, header.std)[None])["logits"][0].numpy())
+        return np.asarray(network.outputs(normalise(pixels, header.images)[None])["logits"][0].numpy())
 
     return run
 

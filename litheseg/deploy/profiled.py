@@ -14,10 +14,11 @@ from typing import Any
 from torch import nn
 
 from litheseg.cost.widths import input_size, plain_models, width_costs, with_widths
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from litheseg.deploy.torch_engine import ModuleEngine, open_model
 from litheseg.errors import LithesegError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.nn.watching import image_channels
 from litheseg.runtime.engines import Engine
 from litheseg.runtime.profiling import Profiled
 
@@ -35,7 +36,7 @@ def profiled(
 ) -> Profiled:
     """Count a model at every width, and say how each is opened; arguments and errors as of `profile`.
 
-    The engines of a module normalise as ImageNet's images are; that changes no time.
+    The engines of a module take images of 8 bits; that changes no time.
     """
     model = load_bundle(model) if isinstance(model, (str, Path)) else model
     size = input_size(model, size)
@@ -50,7 +51,7 @@ def profiled(
             return open_model(subject, width, runtime=runtime or None, size=size, **how).engine(width)
         if runtime not in ("", "torch"):
             raise LithesegError(f"a module runs in PyTorch, not in {runtime}; save it with `save_bundle` first")
-        return ModuleEngine(plain_models(subject, [width])[width], IMAGENET_MEAN, IMAGENET_STD, **how)
+        return ModuleEngine(plain_models(subject, [width])[width], ImageFormat(image_channels(subject)), **how)
 
     counted = {cost.width: {k: v for k, v in asdict(cost).items() if k != "width"} for cost in costs}
     return Profiled(chosen, size, opened, counted)

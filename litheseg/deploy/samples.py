@@ -25,6 +25,7 @@ from litheseg.data.source import Sample, Source, existing_folder, find_images
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.masks import reading
+from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.resizing import resize_image
 from litheseg.models.bundle import Bundle
 
@@ -40,7 +41,7 @@ class Picture:
 
     Attributes:
         name: of the image, as its data set or folder calls it.
-        image: uint8 H W 3, RGB.
+        image: H W C.
         mask: uint8 H W, train ids, 255 where ignored; None without labels.
     """
 
@@ -57,11 +58,13 @@ class Samples:
         samples: which.
         source: decodes them; None for files of no data set.
         origin: where they come from, in words.
+        images: what the network takes.
     """
 
     samples: Sequence[Sample]
     source: Source | None
     origin: str
+    images: ImageFormat = ImageFormat()  # noqa: RUF009 - frozen
 
     def __len__(self) -> int:
         """How many there are."""
@@ -81,7 +84,7 @@ class Samples:
         for sample in self.samples:
             if self.source is None:
                 assert sample.image is not None
-                yield Picture(sample.id, reading.read_image(sample.image))
+                yield Picture(sample.id, reading.read_image(sample.image, self.images))
             else:
                 mask = self.source.read_mask(sample) if sample.labelled else None
                 yield Picture(sample.id, self.source.read_image(sample), mask)
@@ -111,7 +114,7 @@ class CalibrationImages:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """uint8 h w 3 each; errors as of `Samples`."""
+        """H w C each; errors as of `Samples`."""
         for picture in self.samples:
             yield picture.image if self.size is None else resize_image(picture.image, self.size)
 
@@ -134,12 +137,13 @@ def open_samples(
         folder = existing_folder(data)
         loose = find_images(folder)
         if loose:
-            return _loose_samples(loose, f"{folder.resolve().name}/")
-    opened = open_bundle_data(bundle, data, source=source, split=split).source
+            return _loose_samples(loose, f"{folder.resolve().name}/", bundle.header.images)
+    found = open_bundle_data(bundle, data, source=source, split=split)
+    opened, images = found.source, found.images
     samples = opened.samples(split)
     if not samples:
         raise DataError(f"split '{split}' of {opened.name} holds no images; name another split or folder")
-    return Samples(samples, opened, f"{opened.name}, split {split}")
+    return Samples(samples, opened, f"{opened.name}, split {split}", images)
 
 
 def calibration_samples(
@@ -169,7 +173,7 @@ def calibration_samples(
     check = open_samples(bundle, data, source=source, split=split)
     if folder is not None:
         root = existing_folder(folder)
-        calibration = _loose_samples(find_images(root, recursive=True), str(root))
+        calibration = _loose_samples(find_images(root, recursive=True), str(root), bundle.header.images)
         if not calibration.samples:
             raise DataError(
                 f"{root} holds no images to calibrate on; give a folder of images such as the model will see"
@@ -191,5 +195,6 @@ def calibration_samples(
     return calibration.thinned(count), check
 
 
-def _loose_samples(files: dict[str, Path], origin: str) -> Samples:
-    return Samples([Sample(name, path, None, "unlabelled") for name, path in sorted(files.items())], None, origin)
+def _loose_samples(files: dict[str, Path], origin: str, images: ImageFormat) -> Samples:
+    samples = [Sample(name, path, None, "unlabelled") for name, path in sorted(files.items())]
+    return Samples(samples, None, origin, images)

@@ -28,11 +28,12 @@ from litheseg.deploy.network import deployed, fold_batch_norms
 from litheseg.deploy.onnx import onnx_model, save_onnx
 from litheseg.deploy.torch_export import export_program, load_archive
 from litheseg.errors import LithesegError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.base import SegmentationModel
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.models.inference import has_bfloat16, threads_limited
 from litheseg.models.upsampling import upsample_labels
-from litheseg.runtime.engines import Engine, batched, open_engine
+from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.networks import Networks
 
 __all__ = ["ModuleEngine", "archive_engine", "bundle_engine", "open_model"]
@@ -86,9 +87,8 @@ class ModuleEngine(_TorchEngine):
     The module is moved to `device`, put into evaluation mode and shared, not copied; its weights get no gradients.
 
     Args:
-        module: image N x 3 x h x w, normalised -> logits; a `SegmentationModel` gives them at its own stride.
-        mean: per RGB channel, of images in [0, 1].
-        std: likewise.
+        module: image N x C x h x w, normalised -> logits; a `SegmentationModel` gives them at its own stride.
+        images: what it takes.
         device: where it runs.
         threads: of the CPU; None leaves PyTorch's as they are.
         channels_last: run in this memory format.
@@ -101,8 +101,7 @@ class ModuleEngine(_TorchEngine):
     def __init__(
         self,
         module: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
+        images: ImageFormat,
         *,
         device: str = "cpu",
         threads: int | None = None,
@@ -113,7 +112,7 @@ class ModuleEngine(_TorchEngine):
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         module = module.eval().requires_grad_(False)
         self.module = module.to(device=self._device, memory_format=self._format)  # type: ignore[call-overload]
-        self._mean, self._std = tuple(mean), tuple(std)
+        self.images = images
         self.together = _TOGETHER if self._device.type == "cuda" else 1
 
     def run(self, image: np.ndarray) -> Tensor:
@@ -122,16 +121,16 @@ class ModuleEngine(_TorchEngine):
 
     def run_batch(self, images: Sequence[np.ndarray]) -> list[Tensor]:
         """See `Engine.run_batch`."""
-        return list(self._outputs(np.concatenate([batched(image, "NHWC", None) for image in images]))["logits"].float())
+        return list(self._outputs(np.concatenate([self.batched(image) for image in images]))["logits"].float())
 
     def outputs(self, image: np.ndarray) -> dict[str, Tensor]:
         """``logits`` of an image and, of a `SegmentationModel`, ``features``, each 1 x C x h x w."""
-        return self._outputs(batched(image, "NHWC", None))
+        return self._outputs(self.batched(image))
 
     def _outputs(self, images: np.ndarray) -> dict[str, Tensor]:
         pixels = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._device)
         with self._computing():
-            ready = normalise(pixels.permute(0, 3, 1, 2), self._mean, self._std)  # type: ignore[arg-type]
+            ready = normalise(pixels.permute(0, 3, 1, 2), self.images)
             ready = ready.contiguous(memory_format=self._format)
             if isinstance(self.module, SegmentationModel):
                 return self.module.outputs(ready)
@@ -141,14 +140,21 @@ class ModuleEngine(_TorchEngine):
 class _ArchiveEngine(_TorchEngine):
     """A network of an archive."""
 
-    def __init__(self, network: Callable[[Tensor], Tensor], artefact: Artefact, precision: str, threads: int | None):
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        artefact: Artefact,
+        images: ImageFormat,
+        precision: str,
+        threads: int | None,
+    ) -> None:
         super().__init__(precision, torch.device("cpu"), threads)
-        self.output, self.size = artefact.output, artefact.size
-        self._network, self._layout = network, artefact.layout
+        self.output, self.size, self.layout = artefact.output, artefact.size, artefact.layout
+        self._network, self.images = network, images
 
     def run(self, image: np.ndarray) -> Tensor:
         """See `Engine.run`."""
-        batch = batched(image, self._layout, self.size)
+        batch = self.batched(image)
         with self._computing():
             return self._network(torch.from_numpy(batch if batch.flags.writeable else batch.copy()))[0]
 
@@ -196,7 +202,7 @@ def open_model(
             module = bundle.plain(width)
             fold_batch_norms(module)
             how: dict[str, Any] = {"device": device, "threads": threads, "channels_last": channels_last}
-            return ModuleEngine(module, bundle.header.mean, bundle.header.std, precision=precision, **how)
+            return ModuleEngine(module, bundle.header.images, precision=precision, **how)
 
     def exported(width: float) -> Engine:
         with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
@@ -215,7 +221,9 @@ def bundle_engine(bundle: Bundle, width: float, runtime: str, **how: Any) -> Eng
     return open_model(bundle, width, runtime=runtime, **how).engine(width)
 
 
-def archive_engine(file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> Engine:
+def archive_engine(
+    file: Path, artefact: Artefact, images: ImageFormat, *, precision: str, threads: int | None, device: str
+) -> Engine:
     """An engine of a `torch.export` archive, as `open_engine` asks for it.
 
     Raises:
@@ -224,7 +232,7 @@ def archive_engine(file: Path, artefact: Artefact, *, precision: str, threads: i
     """
     if device != "cpu":
         raise LithesegError(f"an archive runs on the CPU; for '{device}', give the bundle instead of the export")
-    return _ArchiveEngine(load_archive(file), artefact, precision, threads)
+    return _ArchiveEngine(load_archive(file), artefact, images, precision, threads)
 
 
 def _labels(logits: Tensor, size: Size) -> Tensor:

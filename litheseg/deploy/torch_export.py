@@ -79,7 +79,8 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
         ModelError: an operator or a decision in it that depends on what is in the image.
     """
     height, width = size or _LARGE
-    shape = (1, height, width, 3) if network.layout == "NHWC" else (1, 3, height, width)
+    channels, kind = network.images.channels, getattr(torch, network.images.dtype)
+    shape = (1, height, width, channels) if network.layout == "NHWC" else (1, channels, height, width)
     first = shape.index(height, 1) if size is None else 0
     free = None if size is not None else {"image": {first: Dim.DYNAMIC, first + 1: Dim.DYNAMIC}}
     try:
@@ -87,7 +88,7 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
         oblivious = symbolic_shapes.patch(backed_size_oblivious=size is None)  # type: ignore[attr-defined]
         with warnings.catch_warnings(), oblivious:
             warnings.simplefilter("ignore")
-            program = torch.export.export(network, (torch.zeros(shape, dtype=torch.uint8),), dynamic_shapes=free)
+            program = torch.export.export(network, (torch.zeros(shape, dtype=kind),), dynamic_shapes=free)
     except Exception as error:  # as many kinds as there are ways to be untraceable
         remedy = "its architecture does what no exported graph can" if size else "give a fixed size (--size HxW)"
         raise ModelError(f"the network cannot be exported ({_first_line(error)}); {remedy}") from error

@@ -164,8 +164,7 @@ def open_bundle_data(
         crop=None if size else header.size,
         batch_size=min(8, len(opened.samples("train"))) if "train" in opened.splits() else 1,
         val_split=split,
-        mean=header.mean,
-        std=header.std,
+        images=header.images,
     )
 
 

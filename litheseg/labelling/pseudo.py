@@ -207,7 +207,7 @@ class _Run:
         self.written, self.skipped = self.written + len(due), self.skipped + len(results) - len(due)
 
     def _label(self, image: Path, key: str, due: Sequence[Path], score: Path) -> dict[str, Any]:
-        pixels = read_image(image, max_pixels=self.max_pixels)
+        pixels = read_image(image, self.predictor.header.images, max_pixels=self.max_pixels)
         outputs = self.predictor.outputs_rgb(pixels, width=self.width)
         sure = certainty(outputs["logits"], outputs["features"], (pixels.shape[0], pixels.shape[1]))
         unsure = sure.confidence < self.threshold

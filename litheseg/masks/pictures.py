@@ -27,11 +27,13 @@ __all__ = [
     "encode_png",
     "legend_strip",
     "overlay",
+    "rgb_view",
     "write_mask",
 ]
 
 # Of zlib's levels 1 to 9: a third of the time of the usual 6, a third more bytes.
 _LEVEL = 3
+_COARSE = 4  # each way one pixel of so many is enough for percentiles
 _BLENDED = 1 << 17  # pixels at once: in floating point an image takes a dozen times its bytes
 _LETTERS = (11, 32)  # pixels: the height of a legend's letters, at least and at most
 _COLUMNS_OF_LETTERS = 60  # that high are as wide as the picture
@@ -72,8 +74,22 @@ class OverlayStyle:
         return [index for index, name in enumerate(classes.names) if name not in clear]
 
 
+def rgb_view(image: np.ndarray) -> np.ndarray:
+    """An image of any channels and type, H W C, as a screen can show it: uint8 H W 3.
+
+    RGB of 8 bits is itself. Of others the first three channels are red, green and blue, of two or one the first is
+    grey; each is stretched so that its 2nd percentile is black and its 98th white.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return image
+    shown = image[..., : 3 if image.shape[2] >= 3 else 1].astype(np.float32)
+    low, high = np.percentile(shown[::_COARSE, ::_COARSE], (2, 98), axis=(0, 1)).astype(np.float32)
+    levels = np.clip((shown - low) / np.maximum(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
+    return np.repeat(levels, 3 // levels.shape[2], axis=2)
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, style: OverlayStyle | None = None) -> np.ndarray:
-    """The image (uint8 H W 3) under the colours of its labels (uint8 H W), without the legend.
+    """The image, as `rgb_view` shows it, under the colours of its labels (uint8 H W), without the legend.
 
     Labels without a class, and clear classes, leave it as it is.
 
@@ -81,6 +97,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, style: Overla
         DataError: as `OverlayStyle.painted`.
     """
     style = style or OverlayStyle()
+    image = rgb_view(image)
     palette, weights = classes.palette(), np.zeros((256, 1), np.float32)
     weights[style.painted(classes)] = style.alpha
     mixed, rows = image.copy(), max(1, _BLENDED // max(1, image.shape[1]))

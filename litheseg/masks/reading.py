@@ -1,8 +1,9 @@
 """Image and mask files -> arrays, whatever a camera or a labelling tool made of them.
 
-Images become uint8 RGB: EXIF orientation applied, grey and CMYK converted, alpha laid over black, 16-bit grey divided
-by 256 (never stretched image by image: equal values stay equal). Masks are never converted: a palette PNG keeps its
-indices, a 4-bit grey PNG its values, a 16-bit one all of its bits.
+Photographs become uint8 RGB: EXIF orientation applied, grey of 8 bits and CMYK converted, alpha laid over black. All
+else keeps its channels and its values: grey of 16 bits or of floats has one channel, a TIFF or .npy file (`arrays`) as
+many as it has; nothing is stretched image by image. Masks are never converted: a palette PNG keeps its indices, a 4-bit
+grey PNG its values, a 16-bit one all of its bits.
 
 Size is judged by the header, before anything is decompressed: a file of a few kilobytes can hold billions of pixels.
 `MAX_PIXELS` is the default limit of every reader here.
@@ -11,6 +12,7 @@ Orientation: EXIF, JEITA CP-3451, tag 0x0112.
 
 Usage:
     >>> image = read_image("images/a.jpg")                       # uint8 H W 3
+    >>> field = read_image("images/b.tif", ImageFormat(5, "uint16"))           # uint16 H W 5, or an error
     >>> mask = encode(read_raw_mask("masks/a.png"), scheme, "masks/a.png")     # uint8 H W: train ids, 255 ignored
 """
 
@@ -29,8 +31,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from litheseg.errors import DataError
+from litheseg.masks.arrays import ArrayFile, array_file
 from litheseg.masks.classes import UNKNOWN_INDEX, LabelScheme
-from litheseg.masks.tiff import channels_of
+from litheseg.masks.image_format import ImageFormat
 
 __all__ = [
     "MAX_PIXELS",
@@ -50,15 +53,9 @@ __all__ = [
 MAX_PIXELS = 160_000_000
 """Width times height: medium-format cameras have up to 151 million, and decoding takes some 16 bytes for each."""
 
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_BYTES = 16  # of each of them, in arrays of many channels
+# By EXIF orientation, after height and width have been swapped for those that lie: steps along rows and columns.
+_STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
 _LYING = (5, 6, 7, 8)  # orientations that swap height and width
 _ANIMATED = ("GIF", "PNG", "WEBP")  # further pages of a TIFF or MPO file are previews
 _GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by these factors
@@ -70,22 +67,25 @@ class TooManyPixelsError(DataError):
     """An image whose header claims more pixels than are taken."""
 
 
-def read_image(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode an image: uint8 H W 3, RGB, upright.
+def read_image(
+    path: str | Path | IO[bytes], images: ImageFormat | None = None, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decode an image: H W C of uint8, uint16 or float32, upright; RGB where there are three channels.
 
     Args:
         path: the file, or an open one whose text is its name.
-        max_pixels: the largest width times height.
+        images: what is expected; None for whatever the file holds.
+        max_pixels: the largest width times height; of arrays of more than 16 bytes a pixel, fewer.
 
     Raises:
         TooManyPixelsError: the header claims more pixels.
-        DataError: a file that is missing, no image, animated, truncated, or of floating-point pixels.
+        DataError: a file that is missing, no image, animated, truncated, of values that are not finite, or of another
+            format.
     """
-    with _opened(path, max_pixels) as image:
-        if image.format in _ANIMATED and getattr(image, "is_animated", False):
-            raise DataError(f"{path} is animated; save the frame that is meant, or label it with `litheseg video`")
-        orientation = _orientation(image)
-        return _upright(np.array(_to_rgb(image, path)), orientation)
+    pixels = _read_image(path, max_pixels)
+    if pixels.shape[2] == 1 and pixels.dtype == np.uint8 and (images is None or images.channels != 1):
+        pixels = np.repeat(pixels, 3, axis=2)  # as pretrained encoders want grey pictures
+    return pixels if images is None else images.check(pixels, path)
 
 
 def count_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int:
@@ -95,8 +95,7 @@ def count_pixels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int:
         TooManyPixelsError: there are more than `max_pixels`.
         DataError: a file that is missing or no image.
     """
-    with _opened(path, max_pixels) as image:
-        return image.width * image.height
+    return math.prod(_stored(path, max_pixels)[0])
 
 
 def has_transparency(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
@@ -105,6 +104,8 @@ def has_transparency(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
     Raises:
         DataError: as `read_image`.
     """
+    if array_file(path) is not None:
+        return False
     with _opened(path, max_pixels) as image:
         if image.mode not in ("RGBA", "LA", "PA"):
             return False
@@ -117,8 +118,7 @@ def upright_size(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS) 
     Raises:
         DataError: as `count_pixels`.
     """
-    with _opened(path, max_pixels) as image:
-        return _swapped((image.height, image.width), _orientation(image))
+    return _swapped(*_stored(path, max_pixels))
 
 
 def turned_like(
@@ -172,6 +172,9 @@ def read_raw_mask(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS)
         TooManyPixelsError: the header claims more than `max_pixels`.
         DataError: a file that is missing, no image, truncated, a JPEG (its labels are smeared), or of floats.
     """
+    found = _array(path, max_pixels)
+    if found is not None:
+        return _mask_values(found)
     with _opened(path, max_pixels) as image:
         return _pixels(image, path)
 
@@ -192,9 +195,13 @@ def read_mask(
     Raises:
         DataError: as `read_raw_mask` and `encode`, and for sizes that differ.
     """
-    with _opened(path, max_pixels) as mask:
-        orientation = _orientation(mask)
-        values = _pixels(mask, path)
+    found, orientation = _array(path, max_pixels), 1
+    if found is not None:
+        values = _mask_values(found)
+    else:
+        with _opened(path, max_pixels) as mask:
+            orientation = _orientation(mask)
+            values = _pixels(mask, path)
     if image is not None:
         orientation = _agree(path, image, (values.shape[0], values.shape[1]), orientation, max_pixels)
     return _upright(encode(values, scheme, path), orientation)
@@ -261,8 +268,7 @@ def _agree(
     path: str | Path, image: str | Path | IO[bytes], size: tuple[int, int], orientation: int, max_pixels: int
 ) -> int:
     """The orientation in which a mask of `size` (H, W) fits its image."""
-    with _opened(image, max_pixels) as opened:
-        turned, stored = _orientation(opened), (opened.height, opened.width)
+    stored, turned = _stored(image, max_pixels)
     upright = _swapped(stored, turned)
     if _swapped(size, orientation) == upright:
         return orientation
@@ -312,30 +318,21 @@ def _opened(path: str | Path | IO[bytes], max_pixels: int) -> Iterator[Image.Ima
         with open_image(path, max_pixels) as image:
             yield image
     except TooManyPixelsError as error:
-        raise TooManyPixelsError(
-            f"{path}: {error}; make it smaller, cut it into tiles, or allow more (--max-pixels, for training "
-            "--data.max_pixels)"
-        ) from error
+        raise TooManyPixelsError(_remedied(path, str(error))) from error
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; restore it or remove its partner") from error
     except UnidentifiedImageError as error:
-        raise DataError(
-            _unreadable(path) or f"{path} is not an image that can be read; replace or remove it"
-        ) from error
+        raise DataError(f"{path} is not an image that can be read; replace or remove it") from error
     except _BROKEN as error:
-        if "raw mode" in str(error) and (reason := _unreadable(path)):
-            raise DataError(reason) from error
         raise DataError(f"{path} is damaged or truncated ({error}); replace or remove it") from error
 
 
-def _unreadable(path: str | Path | IO[bytes]) -> str:
-    """Of a TIFF of more channels or bits than can be read: what it has, and the remedy; "" of other files."""
-    found = channels_of(path) if isinstance(path, (str, Path)) else ""
-    return found and (
-        f"{path} has {found}; images of 1 or 3 channels of 8 bits, or 1 of 16 bits, can be read: save the three "
-        "channels that matter as RGB of 8 bits, in training and wherever the network runs"
+def _remedied(path: object, problem: str) -> str:
+    return (
+        f"{path}: {problem}; make it smaller, cut it into tiles, or allow more (--max-pixels, for training "
+        "--data.max_pixels)"
     )
 
 
@@ -343,23 +340,70 @@ def _too_many(found: str, max_pixels: int) -> str:
     return f"{found} pixels, and at most {max_pixels} are decoded"
 
 
-def _to_rgb(image: Image.Image, path: str | Path | IO[bytes]) -> Image.Image:
+def _array(path: str | Path | IO[bytes], max_pixels: int) -> ArrayFile | None:
+    """`array_file`, whose size has been judged."""
+    found = array_file(path)
+    if (
+        found is not None
+        and max(1, found.dtype.itemsize * found.shape[2] / _BYTES) * math.prod(found.size) > max_pixels
+    ):
+        claimed = f"{found.size[1]} x {found.size[0]} ({found.shape[2]} of {found.dtype} each)"
+        raise TooManyPixelsError(_remedied(path, _too_many(claimed, max_pixels)))
+    return found
+
+
+def _stored(path: str | Path | IO[bytes], max_pixels: int) -> tuple[tuple[int, int], int]:
+    """(H, W) of an image as it lies in the file, and its orientation; only the header is read."""
+    found = _array(path, max_pixels)
+    if found is not None:
+        return found.size, 1
+    with _opened(path, max_pixels) as image:
+        return (image.height, image.width), _orientation(image)
+
+
+def _read_image(path: str | Path | IO[bytes], max_pixels: int) -> np.ndarray:
+    """H W C, grey as one channel where the file says no more."""
+    found = _array(path, max_pixels)
+    if found is not None:
+        return found.read()
+    with _opened(path, max_pixels) as image:
+        if image.format in _ANIMATED and getattr(image, "is_animated", False):
+            raise DataError(f"{path} is animated; save the frame that is meant, or label it with `litheseg video`")
+        orientation = _orientation(image)
+        pixels = _upright(_decoded(image, path), orientation)
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _decoded(image: Image.Image, path: str | Path | IO[bytes]) -> np.ndarray:
+    """uint8 H W or H W 3; uint16 or float32 H W."""
     if image.mode == "F":
-        raise DataError(
-            f"{path}: floating-point pixels; save it with 8 or 16 bits, all images by the same factor, in training and "
-            "wherever the network runs"
-        )
+        values = np.asarray(image, np.float32)
+        if not np.isfinite(values).all():
+            raise DataError(f"{path} holds values that are not finite (NaN or infinite); fill them")
+        return values
     if image.mode.startswith("I"):
-        # Pillow clips these modes at 255 when it converts; the high byte is the picture.
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 0xFFFF:
-            raise DataError(f"{path}: 32-bit pixels outside 0..65535; save it with 8 or 16 bits")
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+            raise DataError(f"{path}: 32-bit pixels outside 0..65535; save it with 8 or 16 bits, or as float32")
+        return grey.astype(np.uint16)
+    if image.mode == "L" and not image.has_transparency_data:
+        return np.array(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(black, image)
+    return np.array(image.convert("RGB"))
+
+
+def _mask_values(found: ArrayFile) -> np.ndarray:
+    """Integers H W, or uint8 H W 3."""
+    values, channels = found.values(), found.shape[2]
+    if values.dtype.kind not in "biu" or (channels != 1 and (channels, values.dtype) != (3, np.uint8)):
+        raise DataError(
+            f"{found.path}: a mask of {channels} channel{'s' * (channels > 1)} of {values.dtype}; save whole numbers "
+            "height x width: the index of the class of each pixel"
+        )
+    return values if channels == 3 else values[..., 0].astype(np.uint8 if values.dtype == bool else values.dtype)
 
 
 def _pixels(image: Image.Image, path: str | Path | IO[bytes]) -> np.ndarray:
@@ -383,7 +427,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     orientation = image.getexif().get(0x0112, 1)
-    return int(orientation) if orientation in _TRANSPOSE else 1
+    return int(orientation) if orientation in _STEPS else 1
 
 
 def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
@@ -391,4 +435,7 @@ def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    return np.array(Image.fromarray(pixels).transpose(_TRANSPOSE[orientation])) if orientation != 1 else pixels
+    if orientation == 1:
+        return pixels
+    turned = pixels.swapaxes(0, 1) if orientation in _LYING else pixels
+    return np.ascontiguousarray(turned[:: _STEPS[orientation][0], :: _STEPS[orientation][1]])

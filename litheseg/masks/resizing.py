@@ -1,10 +1,10 @@
 """The one resize of images and of label masks: training, prediction, timing, serving and certificates all use it.
 
 Images are resized bilinearly and antialiased: each pixel is a weighted mean under a triangle, which widens with the
-scale when an image shrinks. Columns first, then rows, each rounded to uint8, in integers throughout, so the result is
-the same in every bit on any machine. It is what PyTorch computes for uint8 (`interpolate` with ``antialias=True``:
-UpSampleKernel.cpp); the scheme, weights in 16 bits with as many fractional bits as the largest leaves room for, is that
-of Pillow and Pillow-SIMD (Resample.c).
+scale when an image shrinks. Columns first, then rows; of 8 bits each rounded to uint8, in integers throughout, so the
+result is the same in every bit on any machine; others in float32, uint16 rounded at the end. It is what PyTorch
+computes (`interpolate` with ``antialias=True``: UpSampleKernel.cpp); the scheme for 8 bits, weights in 16 bits with as
+many fractional bits as the largest leaves room for, is that of Pillow and Pillow-SIMD (Resample.c).
 
 Usage:
     >>> small = resize_image(image, (360, 480))  # uint8 H W 3 -> uint8 360 480 3
@@ -32,22 +32,26 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize an image to what a network takes: bilinear, antialiased.
 
     Args:
-        image: uint8 H W 3; any strides.
+        image: uint8, uint16 or float32 H W C; any strides.
         size: (h, w) in pixels.
 
     Returns:
-        uint8 h w 3; the array itself where the size is right.
+        h w C of the same type; the array itself where the size is right.
 
     Raises:
         DataError: an image of another type or shape, or a size that no image has.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"an image is {image.dtype} {image.shape}; give uint8 (H, W, 3)")
+    if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim != 3:
+        raise DataError(f"an image is {image.dtype} {image.shape}; give uint8, uint16 or float32 (H, W, channels)")
     _check(image, size)
     if image.shape[:2] == tuple(size):
         return image
-    result = np.empty((*size, 3), np.uint8)
-    _kernel()(image, result, _triangles(image.shape[1], size[1]), _triangles(image.shape[0], size[0]))
+    if image.dtype != np.uint8:
+        mixed = _mix_floats(_mix_floats(image, size[1], 1), size[0], 0)
+        return mixed if image.dtype == np.float32 else np.rint(mixed).astype(np.uint16)
+    columns, rows = _triangles(image.shape[1], size[1]), _triangles(image.shape[0], size[0])
+    result = np.empty((*size, image.shape[2]), np.uint8)
+    (_kernel() if image.shape[2] == 3 else _resize)(image, result, columns, rows)
     return result
 
 
@@ -95,13 +99,11 @@ class _Triangles(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _triangles(old: int, new: int) -> _Triangles | None:
-    """The weights of an axis, None where it keeps its size.
+def _exact_triangles(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where triangles start, int32 [new], and their weights, float64 [new, taps]; see `_Triangles`.
 
     Rounding is PyTorch's as long as the order of operations is.
     """
-    if old == new:
-        return None
     scale = old / new
     support = max(scale, 1.0)
     centres = scale * (np.arange(new) + 0.5)
@@ -113,10 +115,19 @@ def _triangles(old: int, new: int) -> _Triangles | None:
     weights = np.maximum(1 - np.abs((pixels - centres[:, None] + 0.5) * (1 / support)), 0)
     weights[(pixels < starts[:, None]) | (pixels >= ends[:, None])] = 0
     weights /= weights.cumsum(1)[:, -1:]  # one after the other; `sum` adds in pairs
+    return pixels[:, 0].astype(np.int32), weights
+
+
+@lru_cache(maxsize=64)
+def _triangles(old: int, new: int) -> _Triangles | None:
+    """The weights of an axis, None where it keeps its size."""
+    if old == new:
+        return None
+    starts, weights = _exact_triangles(old, new)
     precision = 0
     while precision < 22 and int(0.5 + weights.max() * 2 ** (precision + 1)) < 2**15:
         precision += 1
-    tables = pixels[:, 0].astype(np.int32), (0.5 + weights * 2**precision).astype(np.int16)
+    tables = starts, (0.5 + weights * 2**precision).astype(np.int16)
     for table in tables:
         table.flags.writeable = False  # they were checked, and are read while the interpreter's lock is released
     return _Triangles(*tables, precision)
@@ -132,17 +143,17 @@ def _kernel() -> Callable[..., None]:
 
 
 def _resize(image: np.ndarray, result: np.ndarray, columns: _Triangles | None, rows: _Triangles | None) -> None:
-    """Fill `result`, uint8 h w 3, with the image, uint8 H W 3."""
+    """Fill `result`, uint8 h w C, with the image, uint8 H W C."""
     if columns:
         image = _mix(image.transpose(1, 0, 2), columns).transpose(1, 0, 2)
     result[...] = _mix(image, rows) if rows else image
 
 
 def _mix(image: np.ndarray, triangles: _Triangles) -> np.ndarray:
-    """uint8 H W 3 to h W 3; some columns at a time, so that sums of 32 bits stay few."""
+    """uint8 H W C to h W C; some columns at a time, so that sums of 32 bits stay few."""
     starts, weights, precision = triangles
     result = np.empty((len(starts), *image.shape[1:]), np.uint8)
-    step = max(1, _BLOCK // (3 * len(starts)))
+    step = max(1, _BLOCK // (image.shape[2] * len(starts)))
     for first in range(0, image.shape[1], step):
         part = image[:, first : first + step]
         total = np.full((len(starts), *part.shape[1:]), 1 << (precision - 1), np.int32)
@@ -151,6 +162,18 @@ def _mix(image: np.ndarray, triangles: _Triangles) -> np.ndarray:
             total += weights[:, tap, None, None].astype(np.int32) * part[rows]
         result[:, first : first + step] = np.minimum(total >> precision, 255)
     return result
+
+
+def _mix_floats(image: np.ndarray, new: int, axis: int) -> np.ndarray:
+    """H W C with an axis of another length, in float32; the numbers themselves where it keeps its length."""
+    moved = np.moveaxis(image, axis, 0)
+    if len(moved) == new:
+        return image
+    starts, weights = _exact_triangles(len(moved), new)
+    total = np.zeros((new, *moved.shape[1:]), np.float32)
+    for tap, share in enumerate(weights.T.astype(np.float32)):
+        total += share[:, None, None] * moved[np.minimum(starts + tap, len(moved) - 1)]
+    return np.ascontiguousarray(np.moveaxis(total, 0, axis))
 
 
 @lru_cache(maxsize=64)

@@ -1,45 +1,78 @@
-"""What a TIFF holds, by its header: to say why an image of many channels cannot be read, and what to do.
+"""What a TIFF holds, by its headers: to tell photographs, which Pillow reads, from images of many channels.
 
-Tags as in Adobe's "TIFF Revision 6.0": 258 bits per sample, 277 samples per pixel, 339 sample format.
+Tags as in Adobe's "TIFF Revision 6.0": 254 kind of page, 256 width, 257 height, 258 bits per sample, 262 photometric
+interpretation, 277 samples per pixel, 338 extra samples, 339 sample format. BigTIFF as in its design by Aware Systems.
 
 Usage:
-    >>> channels_of("field.tif")
-    '5 channels of 16 bits'
+    >>> is_multichannel("field.tif")
+    True
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["channels_of"]
+__all__ = ["is_multichannel"]
 
-_BITS, _CHANNELS, _FORMAT = 258, 277, 339
-_KINDS = {2: "bits with a sign", 3: "bits in floating point"}
-_SHORT = 3  # the type of all three
+_KIND, _WIDTH, _HEIGHT, _BITS, _COLOURS, _CHANNELS, _EXTRA, _FORMAT = 254, 256, 257, 258, 262, 277, 338, 339
+_READ = (_KIND, _WIDTH, _HEIGHT, _BITS, _COLOURS, _CHANNELS, _EXTRA, _FORMAT)
+_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # types of fields: how a number is stored
+_RGB, _CMYK, _YCBCR, _LAB = 2, 5, 6, 8
+_ALPHA = (1, 2)
+_MOST_PAGES = 2  # that are looked at
 
 
-def channels_of(path: str | Path) -> str:
-    """Number and kind of the channels of a TIFF; "" for another file, or one that cannot be read."""
+def is_multichannel(path: str | Path) -> bool:
+    """Whether a file is a TIFF whose channels are not those of a photograph: more, of more bits, or a page for each.
+
+    A fourth channel that says that it is alpha is one of a photograph.
+    """
     try:
         with open(path, "rb") as file:
-            head = file.read(8)
-            order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
-            if order is None:
-                return ""
-            file.seek(struct.unpack(f"{order}I", head[4:])[0])
-            (count,) = struct.unpack(f"{order}H", file.read(2))
-            entries = [struct.unpack(f"{order}HHI4s", file.read(12)) for _ in range(count)]
-            found = {}
-            for tag, kind, number, value in entries:
-                if tag in (_BITS, _CHANNELS, _FORMAT) and kind == _SHORT:
-                    if number > 2:  # too many to stand in the entry itself
-                        file.seek(struct.unpack(f"{order}I", value)[0])
-                        value = file.read(2)
-                    (found[tag],) = struct.unpack(f"{order}H", value[:2])
+            pages = list(_pages(file))
     except (OSError, struct.error):
-        return ""
-    channels = found.get(_CHANNELS, 1)
-    return (
-        f"{channels} channel{'s' * (channels > 1)} of {found.get(_BITS, 1)} {_KINDS.get(found.get(_FORMAT, 1), 'bits')}"
-    )
+        return False
+    if not pages:
+        return False
+    page = pages[0]
+    colours, channels, eight = page.get(_COLOURS), page.get(_CHANNELS, 1), page.get(_BITS, 1) <= 8
+    if channels == 1:
+        alike = len(pages) > 1 and all(pages[1].get(tag) == page.get(tag) for tag in _READ if tag != _KIND)
+        return alike and not pages[1].get(_KIND, 0) & 1  # a reduced copy
+    if colours == _CMYK:
+        return False
+    if channels == 3:
+        return not (eight and colours in (_RGB, _YCBCR, _LAB))
+    return not (eight and channels in (2, 4) and page.get(_EXTRA) in _ALPHA)
+
+
+def _pages(file: BinaryIO) -> Iterator[dict[int, int]]:
+    """The first number of each tag that matters, page by page."""
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None or len(head) < 8:
+        return
+    version = struct.unpack(f"{order}H", head[2:4])[0]
+    if version not in (42, 43):
+        return
+    big = version == 43
+    place = f"{order}Q" if big else f"{order}I"
+    (offset,) = struct.unpack(place, head[8:16] if big else head[4:8])
+    for _ in range(_MOST_PAGES):
+        if not offset:
+            return
+        file.seek(offset)
+        found, count = {}, struct.unpack(f"{order}Q" if big else f"{order}H", file.read(8 if big else 2))[0]
+        entries = file.read(min(count, 1 << 12) * (20 if big else 12))
+        offset = struct.unpack(place, file.read(8 if big else 4))[0]
+        for tag, kind, number, value in struct.iter_unpack(f"{order}HHQ8s" if big else f"{order}HHI4s", entries):
+            if tag in _READ and kind in _NUMBERS:
+                form = f"{order}{_NUMBERS[kind]}"
+                if number * struct.calcsize(form) > len(value):  # too many to stand in the entry itself
+                    file.seek(struct.unpack(place, value)[0])
+                    value = file.read(8)
+                (found[tag],) = struct.unpack(form, value[: struct.calcsize(form)])
+        yield found

@@ -95,6 +95,7 @@ class SegmentationModel(nn.Module, ABC):
 
     Attributes:
         num_classes: K, the channels of the logits.
+        in_channels: of the image.
         training_only: names of the children that only a loss needs; `extract` drops them.
         encoder_ends: names of the modules whose outputs the encoder hands to the decoder.
         roles: parts of the network by name, as patterns of module names (``*`` is any text).
@@ -104,16 +105,16 @@ class SegmentationModel(nn.Module, ABC):
     encoder_ends: tuple[str, ...] = ()
     roles: Mapping[str, tuple[str, ...]] = {}
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
 
     @abstractmethod
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """All tensors that losses use.
 
         Args:
-            image: N x 3 x H x W, float, normalised.
+            image: N x in_channels x H x W, float, normalised.
 
         Returns:
             ``logits`` (N x K x h x w, at the network's own stride), ``features`` (N x C x h x w, what the classifier
@@ -122,5 +123,5 @@ class SegmentationModel(nn.Module, ABC):
         """
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits N x K x H x W at the size of `image` (N x 3 x H x W)."""
+        """Logits N x K x H x W at the size of `image` (N x in_channels x H x W)."""
         return resize(self.outputs(image)["logits"], image.shape[-2:])

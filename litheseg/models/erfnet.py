@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litheseg.errors import ModelError
 from litheseg.models.base import SegmentationModel, begin_undecided, resize
 from litheseg.nn.efficient import Efficient, make_efficient
 
@@ -174,10 +175,10 @@ class BilinearUp(nn.Module):
         return resize(F.relu(self.norm(self.conv(x))), (2 * x.shape[-2], 2 * x.shape[-1]))
 
 
-def _encoder(block: Block) -> nn.Sequential:
-    """3 x H x W -> 128 x H/8 x W/8 (Table I, layers 1 to 16)."""
+def _encoder(block: Block, in_channels: int) -> nn.Sequential:
+    """In x H x W -> 128 x H/8 x W/8 (Table I, layers 1 to 16)."""
     return nn.Sequential(
-        Down(3, 16),
+        Down(in_channels, 16),
         Down(16, 64),
         *(block(64, 1, 0.03) for _ in range(5)),
         Down(64, 128),
@@ -210,6 +211,10 @@ class ERFNet(SegmentationModel):
         encoder_block: builds the residual blocks of the encoder.
         decoder_block: builds those of the decoder.
         up: builds the two upsampling steps before the last, which is always a 2x2 transposed convolution.
+        in_channels: of the image, at most 15: the first block passes them on among its 16.
+
+    Raises:
+        ModelError: an image of more channels.
     """
 
     training_only = ("aux_head", "boundary_head")
@@ -230,9 +235,12 @@ class ERFNet(SegmentationModel):
         encoder_block: Block = NonBottleneck1d,
         decoder_block: Block = NonBottleneck1d,
         up: Upsampler = Up,
+        in_channels: int = 3,
     ) -> None:
-        super().__init__(num_classes)
-        self.encoder = _encoder(encoder_block)
+        super().__init__(num_classes, in_channels)
+        if in_channels > 15:
+            raise ModelError(f"ERFNet takes images of 15 channels at most, not {in_channels}; use segmenter or ddrnet")
+        self.encoder = _encoder(encoder_block, in_channels)
         self.aux_head = nn.Conv2d(128, num_classes, 1) if aux_head else None  # here in published weights, too
         self.decoder = _decoder(decoder_block, up)
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
@@ -255,20 +263,27 @@ class ERFNet(SegmentationModel):
         return result
 
 
-def erfnet(num_classes: int, *, aux_head: bool = False, boundary_head: bool = False) -> ERFNet:
+def erfnet(num_classes: int, *, aux_head: bool = False, boundary_head: bool = False, in_channels: int = 3) -> ERFNet:
     """ERFNet as published (2.06 M parameters, 26.6 G MACs at 512 x 1024 with 19 classes), from scratch.
 
     Args:
         num_classes: K.
         aux_head: a 1x1 classifier on the encoder's output at stride 8 (training only).
         boundary_head: a binary border head on the decoder's features at stride 2 (training only).
+        in_channels: of the image, at most 15.
     """
-    return ERFNet(num_classes, aux_head=aux_head, boundary_head=boundary_head)
+    return ERFNet(num_classes, aux_head=aux_head, boundary_head=boundary_head, in_channels=in_channels)
 
 
-def erfnet_d(num_classes: int, *, aux_head: bool = False, boundary_head: bool = False) -> ERFNet:
+def erfnet_d(num_classes: int, *, aux_head: bool = False, boundary_head: bool = False, in_channels: int = 3) -> ERFNet:
     """ERFNet-D: separable blocks in the encoder, ERFNet's own decoder (2.8x fewer MACs); arguments as of erfnet."""
-    return ERFNet(num_classes, encoder_block=Separable, aux_head=aux_head, boundary_head=boundary_head)
+    return ERFNet(
+        num_classes,
+        encoder_block=Separable,
+        aux_head=aux_head,
+        boundary_head=boundary_head,
+        in_channels=in_channels,
+    )
 
 
 def erfnet_d_star(
@@ -277,6 +292,7 @@ def erfnet_d_star(
     up: Literal["light", "bilinear"] = "light",
     aux_head: bool = False,
     boundary_head: bool = False,
+    in_channels: int = 3,
 ) -> ERFNet:
     """ERFNet-D*: separable blocks everywhere and a light decoder (4.8x fewer MACs).
 
@@ -286,10 +302,18 @@ def erfnet_d_star(
             1x1 convolution and bilinear upsampling.
         aux_head: as of erfnet.
         boundary_head: as of erfnet.
+        in_channels: as of erfnet.
     """
     upsampler: Upsampler = {"light": LightUp, "bilinear": BilinearUp}[up]
-    blocks: dict[str, Block] = {"encoder_block": Separable, "decoder_block": Separable}
-    return ERFNet(num_classes, **blocks, up=upsampler, aux_head=aux_head, boundary_head=boundary_head)
+    return ERFNet(
+        num_classes,
+        encoder_block=Separable,
+        decoder_block=Separable,
+        up=upsampler,
+        aux_head=aux_head,
+        boundary_head=boundary_head,
+        in_channels=in_channels,
+    )
 
 
 def _grouped(groups: int, saving: str) -> Callable[..., ERFNet]:
@@ -301,8 +325,10 @@ def _grouped(groups: int, saving: str) -> Callable[..., ERFNet]:
         up: Literal["light", "bilinear"] = "light",
         aux_head: bool = False,
         boundary_head: bool = False,
+        in_channels: int = 3,
     ) -> ERFNet:
-        model = erfnet_d_star(num_classes, up=up, aux_head=aux_head, boundary_head=boundary_head)
+        heads = {"aux_head": aux_head, "boundary_head": boundary_head}
+        model = erfnet_d_star(num_classes, up=up, in_channels=in_channels, **heads)
         return make_efficient(model, Efficient(groups=groups, where="encoder,1x1"))
 
     build.__doc__ = (

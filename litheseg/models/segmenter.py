@@ -200,6 +200,7 @@ class Segmenter(SegmentationModel):
         channels: of the decoder.
         aux_head: deep supervision on the last map but one (training only).
         boundary_head: a border head on the decoder's features (training only).
+        in_channels: of the image that the encoder takes.
     """
 
     training_only = ("aux_head", "boundary_head")
@@ -216,8 +217,9 @@ class Segmenter(SegmentationModel):
         channels: int,
         aux_head: bool,
         boundary_head: bool,
+        in_channels: int = 3,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, in_channels)
         self.encoder = encoder
         self.decoder = DECODERS[decoder](depths, channels)
         features: int = self.decoder.channels  # type: ignore[assignment]
@@ -250,6 +252,7 @@ def segmenter(
     encoder_weights: str | Path | None = None,
     aux_head: bool = False,
     boundary_head: bool = False,
+    in_channels: int = 3,
 ) -> Segmenter:
     """Any timm backbone with a light decoder.
 
@@ -263,6 +266,7 @@ def segmenter(
         encoder_weights: a state dict (.safetensors or .pth) of the timm classifier to start the encoder from instead.
         aux_head: deep supervision on the last feature map but one (training only).
         boundary_head: a binary border head on the decoder's features (training only).
+        in_channels: of the image; pretrained weights of the first layer are adapted (see `encoders`).
 
     Raises:
         ModelError: an encoder that timm does not have or that gives no features, an unknown decoder, or weights that
@@ -270,10 +274,9 @@ def segmenter(
     """
     if decoder not in DECODERS:
         raise ModelError(f"unknown decoder '{decoder}'.{did_you_mean(decoder, DECODERS)}")
-    network, depths = _encoder(encoder)
-    start_encoder(
-        network.features if isinstance(network, VitPyramid) else network, encoder, pretrained, encoder_weights
-    )
+    network, depths = _encoder(encoder, in_channels)
+    features = network.features if isinstance(network, VitPyramid) else network
+    start_encoder(features, encoder, pretrained, encoder_weights, in_channels)
     return Segmenter(
         num_classes,
         network,
@@ -282,15 +285,16 @@ def segmenter(
         channels=channels,
         aux_head=aux_head,
         boundary_head=boundary_head,
+        in_channels=in_channels,
     )
 
 
-def _encoder(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+def _encoder(name: str, in_channels: int) -> tuple[nn.Module, tuple[int, ...]]:
     """The feature network of timm, with four maps or more, and the channels of the last four."""
-    network = feature_network(name, BACKBONES)
+    network = feature_network(name, BACKBONES, in_chans=in_channels)
     strides = list(network.feature_info.reduction())  # type: ignore[union-attr, operator]
     if len(set(strides)) == 1:
-        network = feature_network(name, BACKBONES, dynamic_img_size=True)
+        network = feature_network(name, BACKBONES, in_chans=in_channels, dynamic_img_size=True)
         pyramid = VitPyramid(network, strides[-1])
         return pyramid, pyramid.depths
     if tuple(strides[-4:]) != _STRIDES:

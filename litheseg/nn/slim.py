@@ -41,7 +41,7 @@ from litheseg.nn.segments import Segment
 from litheseg.nn.slicing import set_group_rules
 from litheseg.nn.surgery import copied, replace_layer
 from litheseg.nn.tracing import Sides, Trace, run_example, trace_channels
-from litheseg.nn.watching import Watch
+from litheseg.nn.watching import Watch, image_channels
 from litheseg.nn.width import ChannelPart, Channels, WidthDial
 from litheseg.progress import track
 from litheseg.values import check_width
@@ -73,7 +73,7 @@ def slim(
         widths: those that get batch-norm statistics of their own, each in (0, 1]. For width 1 alone nothing has to
             shrink: any network will do, attention included.
         divisor: channels are rounded to multiples of it, so that kernels stay efficient.
-        example: an image to trace with, N x 3 x H x W with N >= 2; 2 x 3 x 64 x 64 by default.
+        example: an image to trace with, N x C x H x W with N >= 2; 2 x C x 64 x 64 by default.
         call: how to run the module; returns the tensors that keep their channels. By default those of
             `module.outputs(image)` (a `SegmentationModel`: all but ``features``), or `module(image)`.
 
@@ -88,7 +88,7 @@ def slim(
         return _install_norms(module, dial)
     run = call or run_example
     with torch.random.fork_rng(devices=[]):  # dropout and the example must not shift the caller's random state
-        image = torch.rand(2, 3, 64, 64) if example is None else example.detach().cpu()
+        image = torch.rand(2, image_channels(module), 64, 64) if example is None else example.detach().cpu()
         probe = adopt_attention(copied(module).cpu().train())
         trace = trace_channels(probe, lambda m: run(m, image))
         set_group_rules(trace, dial.widths[-1])

@@ -40,7 +40,7 @@ from litheseg.nn.layers import (
 )
 from litheseg.nn.segments import Segment, cut, resolve, tie
 from litheseg.nn.surgery import copied
-from litheseg.nn.watching import Watch
+from litheseg.nn.watching import Watch, image_channels
 
 __all__ = ["CONVOLUTIONS", "HEADS", "NORMS", "Bare", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
 
@@ -144,7 +144,7 @@ def trace_model(module: nn.Module, *, dense: bool = False) -> Trace:
     """
     device = "meta" if any(parameter.is_meta for parameter in module.parameters()) else "cpu"
     with torch.random.fork_rng(devices=[]):
-        image = torch.rand(2, 3, 64, 64, device=device)
+        image = torch.rand(2, image_channels(module), 64, 64, device=device)
         probe = adopt_attention(_at_full_width(copied(module))).to(device).float().train()
         return trace_channels(probe, lambda m: run_example(m, image), dense=dense)
 

@@ -20,7 +20,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "image_channels"]
+
+
+def image_channels(module: nn.Module) -> int:
+    """Of the images that a network takes: what a `SegmentationModel` says, 3 for other modules."""
+    return int(getattr(module, "in_channels", 3))
+
 
 Result = TypeVar("Result")
 

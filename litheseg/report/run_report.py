@@ -26,6 +26,7 @@ from litheseg.errors import LithesegError
 from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
 from litheseg.files import write_text
 from litheseg.losses.boundary import boundary_mask
+from litheseg.masks.pictures import rgb_view
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.card import Table, WidthRow, card_sections, show_worst, to_markdown, width_rows, width_table
 from litheseg.report.html import Page, ReportFigure, write_page
@@ -224,7 +225,7 @@ def _pictures(path: Path, bundle: Bundle, source: Source, split: str = "val", pr
         predictions = {
             f"width {width:g}": predictor(image, width=width) for width in dict.fromkeys((widest, narrowest))
         }
-        rows.append(GalleryRow(image, mask, predictions, band, sample.id))
+        rows.append(GalleryRow(rgb_view(image), mask, predictions, band, sample.id))
     gallery(path, rows, bundle.header.classes)
     caption = (
         f"{prefix}image, labels, predictions and the errors of width {widest:g}; the band is {_BAND} pixels around "

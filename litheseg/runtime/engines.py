@@ -6,7 +6,7 @@ run in PyTorch are in `litheseg.deploy.torch_engine`. `pipeline` resizes images 
 
 Usage:
     >>> engine = open_engine("exports/street", width=0.5, runtime="openvino", threads=1)
-    >>> logits = engine(image)  # uint8 h x w x 3 -> float32 K x h' x w'
+    >>> logits = engine(image)  # h x w x 3 -> float32 K x h' x w'
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ import numpy as np
 from litheseg.bundle.exported import RUNTIMES, Artefact, Export, load_export
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.lazy import workstation
+from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.resizing import resize_mask
 from litheseg.masks.upsampling import upsample_labels
 
-__all__ = ["Engine", "available_runtimes", "batched", "open_engine", "openvino_core", "session_options"]
+__all__ = ["Engine", "available_runtimes", "open_engine", "openvino_core", "session_options"]
 
 Size = tuple[int, int]
 
@@ -45,6 +46,8 @@ class Engine(ABC):
         precision: "fp32", "bf16" or "int8".
         output: "logits" or "labels".
         size: height and width of the images that it takes, in pixels; None for any.
+        images: what it takes.
+        layout: of the network's input: "NHWC" or "NCHW".
         together: images of one size that `run_batch` takes faster than `run` one by one; 1 where it never does.
     """
 
@@ -52,13 +55,15 @@ class Engine(ABC):
     precision: str
     output: str
     size: Size | None
+    images: ImageFormat = ImageFormat()
+    layout: str = "NHWC"
     together: int = 1
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Run it.
 
         Args:
-            image: uint8 h x w x 3, RGB, any strides.
+            image: h x w x C of the type that `images` says, any strides.
 
         Returns:
             float32 K x h' x w' at the network's own stride (logits), or uint8 h x w (labels); the caller's own.
@@ -90,6 +95,23 @@ class Engine(ABC):
             threads: of the CPU; None for as many as it has cores.
         """
         return resize_mask(output, size) if self.output == "labels" else upsample_labels(output, size, threads=threads)
+
+    def batched(self, image: np.ndarray) -> np.ndarray:
+        """One image as the network takes it: contiguous, 1 x h x w x C or 1 x C x h x w.
+
+        Raises:
+            DataError: an image of another kind, or of another size than `size`.
+        """
+        if image.ndim != 3 or not image.size:
+            raise DataError(f"an image of {image.dtype} and shape {image.shape}; give h x w x {self.images.channels}")
+        self.images.check(image, "an image")
+        if self.size is not None and image.shape[:2] != self.size:
+            raise DataError(
+                f"an image of {image.shape[0]}x{image.shape[1]}, where the export takes {self.size[0]}x{self.size[1]} "
+                "only; resize it, or export for any size (--size dynamic)"
+            )
+        arranged = image if self.layout == "NHWC" else image.transpose(2, 0, 1)
+        return np.ascontiguousarray(arranged)[None]
 
     def wait(self) -> None:
         """Wait until all computations that were started are done; on a CPU they are."""
@@ -132,27 +154,15 @@ def open_engine(
     file, how = opened.file(artefact), {"precision": precision, "threads": threads, "device": device}
     if chosen == "torch":
         engine: Engine = workstation("deploy.torch_engine", f"running {file.name} in PyTorch").archive_engine(
-            file, artefact, **how
+            file, artefact, opened.header.images, **how
         )
         return engine
-    return {"onnxruntime": _OnnxEngine, "openvino": _OpenVinoEngine}[chosen](file, artefact, **how)  # type: ignore[arg-type]
-
-
-def batched(image: np.ndarray, layout: str, size: Size | None) -> np.ndarray:
-    """One image as a network takes it: contiguous, uint8 1 x h x w x 3 or 1 x 3 x h x w.
-
-    Raises:
-        DataError: an image of another kind, or of another size than `size`.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(f"an image of {image.dtype} and shape {image.shape}; give uint8 h x w x 3, RGB")
-    if size is not None and image.shape[:2] != size:
-        raise DataError(
-            f"an image of {image.shape[0]}x{image.shape[1]}, where the export takes {size[0]}x{size[1]} only; resize "
-            "it, or export for any size (--size dynamic)"
-        )
-    arranged = image if layout == "NHWC" else image.transpose(2, 0, 1)
-    return np.ascontiguousarray(arranged)[None]
+    return {"onnxruntime": _OnnxEngine, "openvino": _OpenVinoEngine}[chosen](
+        file,
+        artefact,
+        opened.header.images,
+        **how,  # type: ignore[arg-type]
+    )
 
 
 def session_options(threads: int | None = None) -> Any:
@@ -206,7 +216,16 @@ class _OnnxEngine(Engine):
 
     runtime = "onnxruntime"
 
-    def __init__(self, file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> None:
+    def __init__(
+        self,
+        file: Path,
+        artefact: Artefact,
+        images: ImageFormat,
+        *,
+        precision: str,
+        threads: int | None,
+        device: str,
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -222,10 +241,10 @@ class _OnnxEngine(Engine):
         with _explained("onnxruntime", file):
             self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
         self.precision, self.output, self.size = artefact.precision, artefact.output, artefact.size
-        self._layout, self._input = artefact.layout, self._session.get_inputs()[0].name
+        self.layout, self.images, self._input = artefact.layout, images, self._session.get_inputs()[0].name
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        batch = batched(image, self._layout, self.size)
+        batch = self.batched(image)
         with _explained(self.runtime, image):
             return np.asarray(self._session.run(None, {self._input: batch})[0][0])
 
@@ -235,7 +254,16 @@ class _OpenVinoEngine(Engine):
 
     runtime = "openvino"
 
-    def __init__(self, file: Path, artefact: Artefact, *, precision: str, threads: int | None, device: str) -> None:
+    def __init__(
+        self,
+        file: Path,
+        artefact: Artefact,
+        images: ImageFormat,
+        *,
+        precision: str,
+        threads: int | None,
+        device: str,
+    ) -> None:
         core = openvino_core()
         if device != "cpu":
             raise LithesegError(f"OpenVINO runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
@@ -248,10 +276,10 @@ class _OpenVinoEngine(Engine):
         with _explained("openvino", file):
             self._model = core.compile_model(str(file), "CPU", settings)
         self.precision, self.output, self.size = precision, artefact.output, artefact.size
-        self._layout, self._requests = artefact.layout, threading.local()
+        self.layout, self.images, self._requests = artefact.layout, images, threading.local()
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        batch = batched(image, self._layout, self.size)
+        batch = self.batched(image)
         if not hasattr(self._requests, "own"):
             self._requests.own = self._model.create_infer_request()
         with _explained(self.runtime, image):

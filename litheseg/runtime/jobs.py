@@ -35,7 +35,7 @@ __all__ = ["ENDINGS", "Item", "Job", "WorkPlan", "find_items", "make_plan", "rea
 ENDINGS = {"mask": ".png", "overlay": "_overlay.png"}
 """What the names of results end in, by what they are."""
 
-_IMAGES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_IMAGES = (".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MANIFESTS = (".csv", ".parquet")
 _COLUMNS = ("image", "output")
 

@@ -279,8 +279,9 @@ def _opened(
     """One pass of each network, by the index of its job; what cannot be opened or run goes to `skipped`."""
     calls: dict[int, Callable[[], Any]] = {}
     for index, (entry, runtime, threads) in enumerate(jobs):
-        shape = (1, *entry["size"], 3) if entry["layout"] == "NHWC" else (1, 3, *entry["size"])
-        image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        channels, last = entry.get("channels", 3), entry["layout"] == "NHWC"
+        shape = (1, *entry["size"], channels) if last else (1, channels, *entry["size"])
+        image = np.random.default_rng(0).integers(0, 256, shape).astype(entry.get("dtype", "uint8"))
         try:
             network = _RUNTIMES[runtime](folder / entry["path"], threads)
             network(image)  # fails now rather than among the others

@@ -218,7 +218,7 @@ class Labeller:
                     future.cancel()
 
     def _files(self, predictor: Predictor, source: Path, job: Job) -> Mapping[str, bytes]:
-        image = read_image(source, max_pixels=self._max_pixels)
+        image = read_image(source, predictor.header.images, max_pixels=self._max_pixels)
         mask = predictor.predict_rgb(image, width=self._width)
         encoders = {
             "mask": lambda: encode_mask(mask, predictor.classes),

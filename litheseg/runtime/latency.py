@@ -30,6 +30,7 @@ import numpy as np
 
 from litheseg.errors import LithesegError
 from litheseg.machine import interleave
+from litheseg.masks.image_format import ImageFormat
 from litheseg.progress import work
 from litheseg.runtime.pipeline import STAGES, Pipeline
 from litheseg.streets import render_street
@@ -145,8 +146,14 @@ def measure(
     return {name: _by_scope(rows) for name, rows in times.items()}
 
 
-def street_frames(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
-    """Rendered street scenes, uint8 H x W x 3: stand-ins where there are no images of the camera."""
+def street_frames(
+    size: tuple[int, int],
+    count: int = 4,
+    images: ImageFormat = ImageFormat(),  # noqa: B008 - frozen
+) -> list[np.ndarray]:
+    """Stand-ins where there are no images of the camera: rendered street scenes; of other than RGB of 8 bits, noise."""
+    if not images.is_rgb8:
+        return [images.noise(size, np.random.default_rng(seed)) for seed in range(count)]
     return [np.ascontiguousarray(render_street(np.random.default_rng(seed), size)[0]) for seed in range(count)]
 
 

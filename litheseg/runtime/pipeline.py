@@ -43,7 +43,7 @@ class Pipeline:
     threads: int | None = None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 H x W x 3, RGB -> uint8 H x W, class indices.
+        """H x W x C as the network takes it -> uint8 H x W, class indices.
 
         Raises:
             DataError: an image that the engine does not take.
@@ -60,7 +60,7 @@ class Pipeline:
         return masks
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """The image as the network takes it: uint8 h x w x 3."""
+        """The image as the network takes it: h x w x C."""
         return image if self.size is None else resize_image(image, self.size)
 
     def label(self, output: Any, image: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.networks import Networks, SharedEngine, export_networks
 from litheseg.runtime.pipeline import Pipeline
-from litheseg.runtime.rgb import ImageLike, to_rgb
+from litheseg.runtime.rgb import ImageLike, to_pixels, to_rgb
 from litheseg.runtime.tiles import predict_tiles, tile_starts
 
 __all__ = ["ImageLike", "Model", "Predictor", "to_rgb"]
@@ -186,7 +186,9 @@ class Predictor:
         Args:
             image: a path; a PIL image of any mode; a NumPy array, uint8 H W, H W 1, H W 3 (RGB) or H W 4; a tensor,
                 C H W or 1 C H W with C of 1, 3 or 4, uint8, or floating point in [0, 1]; an `av.VideoFrame`; or a list
-                of such. Alpha is laid over black, EXIF orientation applied.
+                of such. Alpha is laid over black, EXIF orientation applied. A network of other images than RGB of 8
+                bits takes files, arrays H W C, tensors C H W and PIL images of its own channels and type
+                (`header.images`) only.
             width: for this image only, whatever `set_width` says; for callers that share a predictor.
 
         Returns:
@@ -198,7 +200,7 @@ class Predictor:
         """
         if isinstance(image, (list, tuple)):
             return self.batch(image, width=width)
-        return self.predict_rgb(to_rgb(image), width=width)
+        return self.predict_rgb(to_pixels(image, self.header.images), width=width)
 
     def batch(self, images: Iterable[ImageLike], *, width: float | None = None) -> list[np.ndarray]:
         """Label several images, of any sizes, all at one width.
@@ -207,13 +209,13 @@ class Predictor:
             images: of the kinds that `__call__` takes; an array N H W C or a tensor N C H W is one of several, too.
             width: as in `__call__`.
         """
-        pixels = [to_rgb(image) for image in images]
+        pixels = [to_pixels(image, self.header.images) for image in images]
         if any(self._tile_of(image) for image in pixels):
             return [self.predict_rgb(image, width=width) for image in pixels]
         return self.pipeline(width).batch(pixels)
 
     def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
-        """As `predictor(image)`, for an array that is uint8 H W 3 RGB already."""
+        """As `predictor(image)`, for an array that is H W C as `header.images` says already."""
         pipeline, tile = self.pipeline(width), self._tile_of(image)
         if tile is None:
             return pipeline(image)
@@ -226,7 +228,7 @@ class Predictor:
         """The network's logits and features for an image.
 
         Args:
-            image: uint8 H W 3 RGB.
+            image: H W C, as `header.images` says.
             width: as in `predictor(image)`.
 
         Returns:

@@ -159,7 +159,7 @@ def profile(
     )
     engines = _opened(subject, rows, left_out)
     pipelines = {row: Pipeline(engine, subject.size, threads) for row, engine in engines.items()}
-    frames = street_frames(image or subject.size)
+    frames = street_frames(image or subject.size, images=next(iter(engines.values())).images)
     times = measure(pipelines, frames, repeats=repeats, warmup=warmup, fps=fps)
     return [
         Profile(width, engines[width, runtime, precision].runtime, precision, stages, **subject.counted.get(width, {}))

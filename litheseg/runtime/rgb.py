@@ -1,4 +1,4 @@
-"""Turns whatever holds an image into uint8 H x W x 3, RGB, upright.
+"""Turns whatever holds an image into an array H x W x C, upright, for a screen or as a network takes it.
 
 Files are read by `litheseg.masks.reading.read_image`.
 
@@ -15,17 +15,49 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from litheseg.errors import DataError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.reading import read_image
 
 if TYPE_CHECKING:
     import av
     import torch
 
-__all__ = ["ImageLike", "frame_to_rgb", "to_rgb"]
+__all__ = ["ImageLike", "frame_to_rgb", "to_pixels", "to_rgb"]
 
 
 ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor | av.VideoFrame"
 """The kinds of images that are taken; see `Predictor.__call__`."""
+
+
+def to_pixels(image: ImageLike, images: ImageFormat) -> np.ndarray:
+    """Any supported kind of image as a network takes it, H W C; kinds as in `Predictor.__call__`.
+
+    Raises:
+        DataError: the image cannot be read, or is not of the format.
+    """
+    if images.is_rgb8:
+        return to_rgb(image)
+    if isinstance(image, (str, Path)):
+        return read_image(image, images)
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(image.convert("I") if image.mode.startswith("I;") else image)
+        pixels = pixels.astype(np.uint16) if image.mode.startswith("I") else pixels
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    elif hasattr(image, "detach"):
+        pixels = image.detach().cpu().numpy()
+        pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+        pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    else:
+        images.require_rgb8(f"a {type(image).__name__}")
+        raise AssertionError("unreachable: RGB of 8 bits was handled before")
+    pixels = pixels if pixels.ndim != 2 else pixels[..., None]
+    if pixels.ndim != 3 or not pixels.size:
+        raise DataError(f"an image of shape {pixels.shape}; give H x W x {images.channels} (a tensor: C x H x W)")
+    images.check(pixels, f"this {type(image).__name__}")
+    if images.dtype == "float32" and not np.isfinite(pixels).all():
+        raise DataError(f"this {type(image).__name__} holds values that are not finite (NaN or infinite); fill them")
+    return pixels
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:
@@ -35,7 +67,7 @@ def to_rgb(image: ImageLike) -> np.ndarray:
         DataError: the image cannot be read or is of another kind.
     """
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        return read_image(image, ImageFormat())
     if isinstance(image, Image.Image):
         return _from_pil(image)
     if isinstance(image, np.ndarray):
@@ -57,13 +89,11 @@ def frame_to_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise DataError("a PIL image of floating-point pixels; convert it to 8 bits")
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise DataError(f"a PIL image of mode {image.mode}, where RGB of 8 bits is expected; convert it")
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy, here and in convert
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255; the high byte is the picture
-            return _from_array((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8), "image")
         mode = "RGBA" if image.has_transparency_data else "RGB"
         return _from_array(np.asarray(image if image.mode == mode else image.convert(mode)), "image")
     except (OSError, SyntaxError, ValueError) as error:

@@ -77,6 +77,7 @@ class Service:
 
     def __init__(self, predictor: Predictor, settings: ServerSettings, name: str) -> None:
         self.predictor, self.settings, self.name = predictor, settings, name
+        predictor.header.images.require_rgb8("a browser")
         fixed = None if settings.width is None else predictor.check_width(settings.width)
         self.chooser = WidthChooser(predictor.widths, target_ms=settings.target_ms, fixed=fixed)
         self.workers = Workers(settings.workers, settings.queue)

@@ -43,7 +43,7 @@ from litheseg.training.layout import lay_out
 from litheseg.training.recipe import Objective, Recipe
 from litheseg.training.start import start_from
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
-from litheseg.training.teachers import FrozenConfig, Setting, Teacher, require_classes
+from litheseg.training.teachers import FrozenConfig, Setting, Teacher, require_classes, require_images
 
 __all__ = [
     "Task",
@@ -204,11 +204,13 @@ def check_teachers(recipe: Recipe, data: SegmentationData) -> None:
     """
     for name, teacher in recipe.teachers.items():
         if isinstance(teacher, FrozenConfig) and teacher.bundle is not None:
-            require_classes(teacher.bundle, read_model_file(teacher.bundle).header.classes.names, data.classes.names)
+            header = read_model_file(teacher.bundle).header
+            require_classes(teacher.bundle, header.classes.names, data.classes.names)
+            require_images(teacher.bundle, header.images, data.images)
         elif isinstance(teacher, FrozenConfig):
             assert teacher.model is not None, "the recipe was checked"
             try:
-                build_network(teacher.model, GroupingConfig(), len(data.classes))
+                build_network(teacher.model.for_images(data.images), GroupingConfig(), len(data.classes))
             except LithesegError as error:
                 raise RecipeError(f"teachers.{name}.model: {error}") from error
 
@@ -255,9 +257,8 @@ def _class_weights(recipe: Recipe, data: SegmentationData) -> dict[str, Tensor]:
 
 def _student(recipe: Recipe, data: SegmentationData) -> SegmentationModel:
     head = any(objective.loss.head == "boundary_head" for objective in recipe.minimised.values())
-    model = build_elastic_model(
-        recipe.model, recipe.widths, len(data.classes), grouping=recipe.grouping, boundary_head=head
-    )
+    config = recipe.model.for_images(data.images)
+    model = build_elastic_model(config, recipe.widths, len(data.classes), grouping=recipe.grouping, boundary_head=head)
     lay_out(model, recipe.trainer)
     return model
 

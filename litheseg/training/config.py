@@ -9,7 +9,7 @@ Usage:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jsonargparse.typing import (
@@ -22,7 +22,9 @@ from jsonargparse.typing import (
 
 from litheseg.data.transforms import Augment
 from litheseg.data.views import UnlabelledViews
+from litheseg.errors import RecipeError
 from litheseg.losses.loss import BelowOne
+from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.reading import MAX_PIXELS
 from litheseg.nn.efficient import Efficient
 
@@ -47,6 +49,20 @@ class ModelConfig:
     efficient: Efficient = field(default_factory=Efficient)
     weights: str | None = None
     divisor: PositiveInt = 8
+
+    def for_images(self, images: ImageFormat) -> ModelConfig:
+        """The network with an input for each channel.
+
+        Raises:
+            RecipeError: the arguments ask for another number.
+        """
+        asked = self.args.get("in_channels", images.channels)
+        if asked != images.channels:
+            raise RecipeError(
+                f"model.args has in_channels {asked}, but the images have {images}; leave in_channels out: the data "
+                "decides"
+            )
+        return self if images.channels == 3 else replace(self, args={**self.args, "in_channels": images.channels})
 
 
 @dataclass(frozen=True)

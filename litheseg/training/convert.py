@@ -171,7 +171,7 @@ def _grouped(model: nn.Module) -> set[str]:
 @torch.no_grad()
 def _check_same(model: SegmentationModel, original: SegmentationModel) -> None:
     """Groups may cut the channels of narrower widths in another way than the dense model did."""
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, original.in_channels, 64, 64, generator=torch.Generator().manual_seed(0))
     for width in available_widths(original):
         set_width(model, width)
         set_width(original, width)

@@ -346,15 +346,16 @@ def _header(
     for width, miou in labels_alone.items():
         metrics[f"{width:g}"]["labels_alone"] = miou
     return BundleHeader(
-        architecture=_architecture(recipe.model),
+        architecture=_architecture(recipe.model.for_images(data.images)),
         classes=data.classes,
         widths=task.widths,
         calibrated_widths=tuple(width for width in scores if width not in task.widths),
         divisor=recipe.model.divisor,
         size=size,
         resizes=recipe.data.size is not None,
-        mean=data.mean,
-        std=data.std,
+        mean=data.images.mean,
+        std=data.images.std,
+        dtype=data.images.dtype,
         metrics=metrics,
         recipe=recipe_to_dict(recipe),
         provenance=_provenance(recipe, data),

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from litheseg.data.transforms import channel_constants
 from litheseg.errors import RecipeError
 from litheseg.losses.loss import BelowOne
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models import SegmentationModel
 from litheseg.models.base import resample, resize
 from litheseg.models.bundle import BundleHeader, load_bundle
@@ -66,6 +67,7 @@ __all__ = [
     "Widest",
     "at_size",
     "require_classes",
+    "require_images",
 ]
 
 TEACHERS: dict[str, type[TeacherConfig]] = {}  # by the kind that recipes name
@@ -166,6 +168,7 @@ class FrozenConfig(TeacherConfig, kind="frozen"):
         assert self.bundle is not None, "teachers without a bundle have been trained"
         bundle = load_bundle(self.bundle)
         require_classes(self.bundle, bundle.header.classes.names, setting.data.classes.names)
+        require_images(self.bundle, bundle.header.images, setting.data.images)
         plain = bundle.plain(self.width)
         assert isinstance(plain, SegmentationModel)
         lay_out(plain, setting.trainer)
@@ -233,6 +236,15 @@ def require_classes(path: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -
     )
 
 
+def require_images(path: str, theirs: ImageFormat, ours: ImageFormat) -> None:
+    """Refuse a teacher, the file at `path`, that takes other images than those of the data."""
+    if theirs.kind != ours.kind:
+        raise RecipeError(
+            f"teacher {path} takes images of {theirs}, and the data has {ours}; choose a teacher that was trained on "
+            "such images"
+        )
+
+
 def _teacher_input(path: str, header: BundleHeader, data: SegmentationData) -> TeacherInput:
     """Turns the data's views into the teacher's own; the change of scale is known only where both resize."""
     scale = (1.0, 1.0)
@@ -245,7 +257,7 @@ def _teacher_input(path: str, header: BundleHeader, data: SegmentationData) -> T
             f"teacher {path} knows images {theirs}, and here they are {ours}: it may see everything at another scale; "
             "give --data.size as it was trained with"
         )
-    return TeacherInput(data.mean, data.std, header.mean, header.std, scale)
+    return TeacherInput(data.images.mean, data.images.std, header.mean, header.std, scale)
 
 
 def at_size(outputs: Outputs, size: torch.Size) -> Outputs:
@@ -497,17 +509,17 @@ class Live(NetworkTeacher):
             model.train(training)
 
 
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]
 
 
 class TeacherInput:
     """From the student's views to the teacher's.
 
     Padding outside the image, 0 in the student's views, is 0 in the teacher's too: the mean colour that either was
-    trained with. A pixel counts as padding if it has the student's mean colour in all three channels, exactly.
+    trained with. A pixel counts as padding if it has the student's mean colour in all channels, exactly.
 
     Args:
-        mean: per RGB channel, of the student's images scaled to [0, 1].
+        mean: per channel, of the student's images over their scale.
         std: likewise; > 0.
         own_mean: the teacher's.
         own_std: likewise; > 0.
@@ -520,7 +532,7 @@ class TeacherInput:
         self._student, self._teacher, self._scale = (tuple(mean), tuple(std)), (tuple(own_mean), tuple(own_std)), scale
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Float N3hw to N3HW; the very tensor where student and teacher agree."""
+        """Float NChw to NCHW; the very tensor where student and teacher agree."""
         with torch.autocast(image.device.type, enabled=False):
             return self._zoomed(self._normalised(image))
 

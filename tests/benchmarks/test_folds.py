@@ -133,7 +133,7 @@ def by_hand(bundle: Any, folder: Path) -> float:
         mask = np.asarray(Image.open(folder.parent / "valannot" / f"{path.stem}.png"))
         pixels = torch.from_numpy(resize_image(np.array(Image.open(path)), header.size)).permute(2, 0, 1)
         with torch.no_grad():
-            logits = model(normalise(pixels, header.mean, header.std)[None])
+            logits = model(normalise(pixels, header.images)[None])
         guess = F.interpolate(logits, mask.shape, mode="bilinear", align_corners=False).argmax(1)[0].numpy()
         for label in range(11):
             right[label] += ((guess == label) & (mask == label)).sum()

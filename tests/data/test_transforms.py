@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from litheseg.data.transforms import Augment, Normalisation, apply_views, normalise
+from litheseg.data.transforms import Augment, apply_views, normalise
 from litheseg.errors import DataError
+from litheseg.masks.image_format import ImageFormat
 
-UNIT = {"normalisation": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+UNIT = {"normalisation": ImageFormat(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))}
 STILL = {"scale": (1.0, 1.0), "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 GEOMETRY = {key: 0.0 for key in ("brightness", "contrast", "saturation", "hue")}
 

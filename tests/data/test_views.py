@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from litheseg.data.transforms import Augment, Normalisation, apply_views, image_views
+from litheseg.data.transforms import Augment, apply_views, image_views
 from litheseg.data.views import UnlabelledViews, box_mask, cut_mix, draw_boxes, strong_view
 from litheseg.errors import DataError
+from litheseg.masks.image_format import ImageFormat
 
-UNIT: dict[str, Any] = {"normalisation": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+UNIT: dict[str, Any] = {"normalisation": ImageFormat(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))}
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -22,6 +22,7 @@ from litheseg.deploy.export import export_bundle
 from litheseg.deploy.onnx import onnx_model
 from litheseg.deploy.torch_engine import ModuleEngine, bundle_engine
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine, openvino_core
 
@@ -143,7 +144,7 @@ def test_threads_are_limited_and_given_back(bundle: Bundle, export: Export) -> N
     module = bundle.plain(0.5)
     module.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     module.outputs = _noting(module.outputs, seen)  # type: ignore[assignment, operator]
-    ModuleEngine(module, MEAN, STD, threads=before + 1)(noise(24, 32))
+    ModuleEngine(module, ImageFormat(mean=MEAN, std=STD), threads=before + 1)(noise(24, 32))
     assert seen == [before + 1] and torch.get_num_threads() == before
     engine: Any = open_engine(export, runtime="openvino", threads=1)
     assert engine._model.get_property("INFERENCE_NUM_THREADS") == 1
@@ -164,8 +165,8 @@ def test_memory_formats_of_pytorch(bundle: Bundle) -> None:
     stem = module.get_submodule("stem")
     stem.register_forward_pre_hook(lambda _, x: formats.append(x[0].is_contiguous(memory_format=torch.channels_last)))
     image = noise(24, 32)
-    plain = ModuleEngine(module, MEAN, STD)(image)
-    last = ModuleEngine(module, MEAN, STD, channels_last=True)(image)
+    plain = ModuleEngine(module, ImageFormat(mean=MEAN, std=STD))(image)
+    last = ModuleEngine(module, ImageFormat(mean=MEAN, std=STD), channels_last=True)(image)
     assert formats == [False, True]
     np.testing.assert_allclose(plain, last, rtol=1e-4, atol=1e-5)
 

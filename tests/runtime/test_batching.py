@@ -13,6 +13,7 @@ from torch import nn
 
 from litheseg.deploy.torch_engine import ModuleEngine
 from litheseg.errors import LithesegError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.runtime.engines import Engine
 from litheseg.runtime.latency import street_frames
 from litheseg.runtime.networks import SharedEngine
@@ -87,7 +88,7 @@ def test_a_batch_is_cut_by_size_and_by_what_the_engine_takes() -> None:
 
 def test_pytorch_gives_the_masks_of_one_by_one() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 3, 2, 1))
-    engine = ModuleEngine(module, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    engine = ModuleEngine(module, ImageFormat(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)))
     engine.together = 3  # as on a GPU
     frames = street_frames((24, 32), 4)
     alone = [Pipeline(engine, (16, 24))(frame) for frame in frames]

@@ -18,6 +18,7 @@ from torch import Tensor
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.streets import Streets
 from litheseg.data.transforms import Augment
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.training.build import build_data, build_task
 from litheseg.training.recipe import Recipe
@@ -55,7 +56,7 @@ def teacher_of(recipe: Recipe, data: SegmentationData, name: str = "wider") -> F
 def views_as(recipe: Recipe, normalisation: dict[str, Any]) -> dict[str, Tensor]:
     """The very views of the first step, normalised otherwise by the data room itself."""
     data = build_data(recipe)
-    data.mean, data.std = normalisation["mean"], normalisation["std"]
+    data._format = ImageFormat(**normalisation)
     return data.train_batch(0, 0)
 
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from litheseg.data.source import Sample, Source
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import IGNORE_INDEX, Classes
+from litheseg.masks.image_format import ImageFormat
 from litheseg.runtime.storage import NamedBytes
 
 __all__ = [
@@ -156,6 +159,15 @@ class CollectionSource(Source):
         self._table[UNLABELLED] = unlabelled
         self._items = {(item.split, item.id): item for item in _with_own_ids(collection.items)}
 
+    @cached_property
+    def images(self) -> ImageFormat:
+        """See `Source.images`: what the first image is that can be read."""
+        for item in self._items.values():
+            with suppress(DataError):
+                image = item.image if isinstance(item.image, Path) else item.image()
+                return ImageFormat.of(reading.read_image(image, max_pixels=self.max_pixels))
+        return ImageFormat()
+
     def splits(self) -> tuple[str, ...]:
         """See `Source.splits`."""
         present = {split for split, _ in self._items}
@@ -173,7 +185,8 @@ class CollectionSource(Source):
     def read_image(self, sample: Sample) -> np.ndarray:
         """See `Source.read_image`."""
         image = self._items[sample.split, sample.id].image
-        return reading.read_image(image if isinstance(image, Path) else image(), max_pixels=self.max_pixels)
+        pixels = reading.read_image(image if isinstance(image, Path) else image(), max_pixels=self.max_pixels)
+        return self.images.check(pixels, sample.image or sample.id, "the first image")
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.read_mask`."""

@@ -97,7 +97,7 @@ class OnnxNetwork(QuantizableNetwork):
 def _unite_normalisation(model: Any) -> tuple[str, ...]:
     """Make the image's multiplication and addition one batch norm, with the same result, in place; returns its name.
 
-    ONNX Runtime arranges an int8 network by pixels, and its multiplication by three numbers per pixel is slow: as long
+    ONNX Runtime arranges an int8 network by pixels, and its multiplication by a few numbers per pixel is slow: as long
     as a fifth of the network at width 1. A batch norm it leaves as it is.
     """
     from onnx import helper, numpy_helper
@@ -110,12 +110,13 @@ def _unite_normalisation(model: Any) -> tuple[str, ...]:
         return next((constants[name] for name in node.input if name in constants), None)
 
     gain, offset = constant(multiply), constant(add)
-    if gain is None or offset is None or gain.dims != offset.dims or np.prod(gain.dims) != 3:
+    if gain is None or offset is None or gain.dims != offset.dims or np.prod(gain.dims) != max(gain.dims, default=0):
         return ()
-    values = [numpy_helper.to_array(constant) for constant in (gain, offset)] + [np.zeros(3), np.ones(3)]
+    values = [numpy_helper.to_array(constant).ravel() for constant in (gain, offset)]
+    values += [np.zeros(len(values[0])), np.ones(len(values[0]))]
     names = [f"{_NORMALISATION}.{part}" for part in ("gain", "offset", "mean", "variance")]
     for name, value in zip(names, values, strict=True):
-        graph.initializer.append(numpy_helper.from_array(value.astype(np.float32).reshape(3), name))
+        graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
     inputs = [*(name for name in multiply.input if name != gain.name), *names]
     united = helper.make_node("BatchNormalization", inputs, list(add.output), name=_NORMALISATION, epsilon=0.0)
     graph.node.insert(list(graph.node).index(add), united)
@@ -127,12 +128,14 @@ def _unite_normalisation(model: Any) -> tuple[str, ...]:
 
 
 def _normalisation(graph: Any) -> tuple[Any, Any]:
-    """The Mul and the Add that follow the image's Cast to float32; without inputs where there are none."""
+    """The Mul and the Add that follow the image as float32; without inputs where there are none."""
     from onnx import NodeProto
 
     nothing = NodeProto()
     readers = {value: node for node in graph.node for value in node.input}
-    pixels = next((node.output[0] for node in graph.node if node.op_type == "Cast"), "")
+    pixels = graph.input[0].name
+    while readers.get(pixels, nothing).op_type in ("Cast", "Transpose"):
+        pixels = readers[pixels].output[0]
     multiply = readers.get(pixels, nothing)
     add = readers.get(multiply.output[0], nothing) if multiply.op_type == "Mul" else nothing
     return (multiply, add) if add.op_type == "Add" else (nothing, nothing)

@@ -165,6 +165,7 @@ def annotate_video(
         predictor = Predictor(
             predictor, device=device, runtime=runtime, precision=precision, threads=threads, tile=tile
         )
+    predictor.header.images.require_rgb8("a camera or a video")
     first = predictor.width if width is None else predictor.check_width(width)
     style.painted(predictor.classes)  # an unknown class is refused before anything is opened
     controller = None

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from litheseg.errors import DataError, MissingExtraError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.reading import MAX_PIXELS, read_image
 from litheseg.runtime.rgb import frame_to_rgb
 
@@ -189,7 +190,7 @@ class ImageSequence(FrameSource):
     def __iter__(self) -> Iterator[TimedFrame]:
         for index, file in enumerate(self._files):
             try:
-                pixels = read_image(file, max_pixels=self._max_pixels)
+                pixels = read_image(file, ImageFormat(), max_pixels=self._max_pixels)
             except DataError as error:
                 self.troubles.add(str(error))
                 continue

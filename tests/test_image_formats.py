@@ -1,0 +1,136 @@
+"""Images that are no photographs, from a folder to the labels of an export: the class shows in one channel only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import tiny_training  # noqa: F401  (registers the network)
+import torch
+from PIL import Image
+
+from litheseg.bundle.exported import load_export
+from litheseg.deploy.export import export_bundle
+from litheseg.errors import DataError, LithesegError
+from litheseg.evaluation.bundle import evaluate_bundle
+from litheseg.models.bundle import Bundle, load_bundle
+from litheseg.runtime.files import predict_files
+from litheseg.runtime.predictor import Predictor
+from litheseg.training import load_recipe, train
+
+SIZE, LAST = (32, 48), 4
+CLASSES = ["ground", "field"]
+
+
+def scene(number: int, channels: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """An image whose last channel alone says where the field is, and its mask."""
+    random = np.random.default_rng(number)
+    mask = np.zeros(SIZE, np.uint8)
+    top, left = random.integers(0, SIZE[0] // 2), random.integers(0, SIZE[1] // 2)
+    mask[top : top + 16, left : left + 24] = 1
+    values = random.uniform(0.1, 0.3, (*SIZE, channels))
+    values[..., -1] = 0.1 + 0.5 * mask + random.normal(0, 0.02, SIZE)
+    scale = {"uint8": 255, "uint16": 4095, "float32": 40}[dtype]
+    offset = -10 if dtype == "float32" else 0
+    return (values.clip(0, 1) * scale + offset).astype(dtype), mask
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    if path.suffix == ".npy":
+        np.save(path, image)
+    else:
+        tifffile.imwrite(path, image, photometric="minisblack", planarconfig="contig")
+
+
+def folder(root: Path, channels: int, dtype: str, suffix: str, count: int = 12) -> Path:
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for number in range(count):
+        image, mask = scene(number, channels, dtype)
+        write(root / "images" / f"{number:02}{suffix}", image)
+        Image.fromarray(mask).save(root / "masks" / f"{number:02}.png")
+    (root / "classes.yaml").write_text(f"classes: {CLASSES}\n")
+    return root
+
+
+def trained(root: Path, output: Path, *more: str) -> Bundle:
+    recipe = load_recipe(
+        "slimseg",
+        [
+            *("--model.name=tiny", "--model.args={dropout: 0, aux_head: false}", "--widths=[1, 0.5]"),
+            *(f"--data.root={root}", "--data.source=folder", "--data.options={val_fraction: 0.25}"),
+            *(f"--data.size={list(SIZE)}", "--data.batch_size=3", "--trainer.epochs=12", "--trainer.accelerator=cpu"),
+            *("--trainer.threads=1", "--trainer.loggers=[csv]", "--trainer.val_every=12", "--optimizer.lr=0.01"),
+            *more,
+        ],
+    )
+    train(recipe, output)
+    return load_bundle(output / "model.safetensors")
+
+
+@pytest.fixture(scope="module", params=[(5, "uint16", ".tif"), (2, "float32", ".npy"), (4, "uint8", ".tif")], ids=str)
+def run(request: Any, tmp_path_factory: Any) -> tuple[Path, Bundle, tuple[int, str, str]]:
+    path = tmp_path_factory.mktemp("run")
+    root = folder(path / "data", *request.param)
+    return root, trained(root, path / "run"), request.param
+
+
+def plain_labels(bundle: Bundle, image: np.ndarray, width: float = 1.0) -> np.ndarray:
+    """In plain PyTorch, with the numbers of the header alone."""
+    header = json.loads(bundle.header.to_json())
+    scale = {"uint8": 255, "uint16": 65535, "float32": 1}[header["dtype"]]
+    ready = (image.astype(np.float64) / scale - header["mean"]) / header["std"]
+    with torch.inference_mode():
+        logits = bundle.plain(width)(torch.from_numpy(ready).float().permute(2, 0, 1)[None])
+    return logits[0].argmax(0).numpy()
+
+
+def test_the_class_of_the_last_channel_is_learned(run: Any) -> None:
+    root, bundle, (channels, dtype, _) = run
+    assert (bundle.header.images.channels, bundle.header.dtype) == (channels, dtype)
+    assert bundle.header.architecture["args"]["in_channels"] == channels
+    scores = evaluate_bundle(bundle, root, source="folder").scores
+    assert min(scores[1.0].iou) > 0.8
+
+
+def test_mean_and_deviation_are_those_of_the_training_images(run: Any) -> None:
+    root, bundle, (channels, _, suffix) = run
+    held = {path for path in (root / "images").iterdir()}
+    read = np.load if suffix == ".npy" else tifffile.imread
+    pixels = np.concatenate([read(path).reshape(-1, channels) for path in held]).astype(np.float64)
+    images = bundle.header.images
+    np.testing.assert_allclose(np.array(images.mean) * images.scale, pixels.mean(0), rtol=0.1)  # val is held out
+    np.testing.assert_allclose(np.array(images.std) * images.scale, pixels.std(0), rtol=0.15)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+def test_exports_give_the_labels_of_pytorch(run: Any, format: str, tmp_path: Path) -> None:
+    root, bundle, (_, _, suffix) = run
+    export = export_bundle(bundle, tmp_path / "e", formats=(format,), widths=(0.5,), size=None, data=root)
+    image, _ = scene(77, *run[2][:2])
+    found = Predictor(load_export(export.path), size=None)(image)
+    assert (found == plain_labels(bundle, image, 0.5)).mean() > 0.999
+    write(tmp_path / f"a{suffix}", image)
+    summary = predict_files(export.path, tmp_path / f"a{suffix}", tmp_path / "out", kind="both", size=None)
+    assert summary.written == 2 and not summary.failed
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), found)
+    assert np.asarray(Image.open(tmp_path / "out" / "a_overlay.png")).shape[2] == 3
+
+
+def test_other_images_are_refused(run: Any, tmp_path: Path) -> None:
+    _, bundle, (channels, dtype, _) = run
+    predictor = Predictor(bundle)
+    with pytest.raises(DataError, match=f"has 3 channels of uint8, and the network's images {channels} channels of"):
+        predictor(np.zeros((*SIZE, 3), np.uint8))
+    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"a\.png has 3 channels of uint8, .*{channels} channels of {dtype}"):
+        predictor(tmp_path / "a.png")
+    other = folder(tmp_path / "other", channels + 1, dtype, ".npy", count=3)
+    with pytest.raises(DataError, match=f"have {channels + 1} channels of {dtype}, but the network takes {channels}"):
+        evaluate_bundle(bundle, other, source="folder", split="train")
+    with pytest.raises(LithesegError, match="a camera or a video gives RGB of 8 bits"):
+        bundle.header.images.require_rgb8("a camera or a video")
