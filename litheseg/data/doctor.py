@@ -45,6 +45,7 @@ __all__ = ["Diagnosis", "Finding", "SplitSummary", "diagnose", "diagnose_path"]
 _FILE_TROUBLES = {
     "too-large": "files of too many pixels",
     "unreadable-image": "images that cannot be read",
+    "mixed-images": "images of another kind than the first",
     "unreadable-mask": "masks that cannot be read",
     "size-mismatch": "masks that are not as large as their images",
     "rgb-mask": "masks that hold colours where class indices are expected",

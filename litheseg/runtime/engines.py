@@ -102,9 +102,9 @@ class Engine(ABC):
         Raises:
             DataError: an image of another kind, or of another size than `size`.
         """
-        if image.ndim != 3 or not image.size:
-            raise DataError(f"an image of {image.dtype} and shape {image.shape}; give h x w x {self.images.channels}")
-        self.images.check(image, "an image")
+        if image.ndim != 3 or not image.size or (image.shape[2], str(image.dtype)) != self.images.kind:
+            wanted = f"{self.images.dtype} h x w x {self.images.channels}"
+            raise DataError(f"an image of {image.dtype} and shape {image.shape}; give {wanted}")
         if self.size is not None and image.shape[:2] != self.size:
             raise DataError(
                 f"an image of {image.shape[0]}x{image.shape[1]}, where the export takes {self.size[0]}x{self.size[1]} "

@@ -90,7 +90,9 @@ def frame_to_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
-        raise DataError(f"a PIL image of mode {image.mode}, where RGB of 8 bits is expected; convert it")
+        raise DataError(
+            f"a PIL image of 16-bit or floating-point pixels ({image.mode}); give RGB of 8 bits, as in training"
+        )
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy, here and in convert
             image = ImageOps.exif_transpose(image)

@@ -548,11 +548,14 @@ def test_filled_cells_are_those_of_a_majority():
         np.testing.assert_array_equal(filled_cells(mask, 3)[place], expected)
 
 
-def test_images_of_12_bits_in_16_and_fourth_channels(data):
-    grey = np.random.default_rng(0).integers(0, 4096, SIZE).astype(np.uint16)
-    put(data / "images/train/0.png", grey)
+def test_dark_images_images_of_another_kind_and_fourth_channels(data):
+    put(data / "images/train/0.png", picture(0) // 5)
     assert only(diagnose_path(data), "dark-image").files == (str(data / "images/train/0.png"),)
-    put(data / "images/train/0.png", grey * 16)
+    put(data / "images/train/0.png", picture(0))
+    put(data / "images/train/1.png", picture(1)[..., 0].astype(np.uint16))
+    finding = only(diagnose_path(data), "mixed-images")
+    assert finding.severity == "error" and finding.files == (str(data / "images/train/1.png"),)
+    assert "1.png has 1 channel of uint16, and " in finding.message and "0.png 3 channels of uint8" in finding.message
     depth = np.dstack([picture(1), np.full(SIZE, 90, np.uint8)])
     put(data / "images/train/1.png", depth)
     finding = only(diagnose_path(data), "transparent")

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from litheseg.data.datamodule import SegmentationData
 from litheseg.data.source import Sample, Source
-from litheseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment
+from litheseg.data.transforms import Augment
 from litheseg.data.unlabelled import Unlabelled, find_unlabelled
 from litheseg.data.views import UnlabelledViews, cut_mix
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes
+from litheseg.masks.image_format import IMAGENET_MEAN, IMAGENET_STD
 
 STRONG = UnlabelledViews(count=2, jitter=0.8, grey=0.2, blur=0.5)
 IDS = [f"{i:03}" for i in range(6)]

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes, LabelScheme, read_class_file
+from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.reading import (
     TooManyPixelsError,
     count_pixels,
@@ -20,6 +22,7 @@ from litheseg.masks.reading import (
     read_image,
     read_mask,
     read_raw_mask,
+    upright_size,
 )
 
 TWO = Classes(("road", "car"), ((128, 64, 128), (0, 0, 230)))
@@ -198,8 +201,6 @@ def test_mask_follows_the_image_it_fits_only_when_turned(tmp_path):
         ("RGBA", (10, 20, 30, 0), (0, 0, 0)),
         ("LA", (90, 255), (90, 90, 90)),
         ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
-        ("I;16", 0x1234, (0x12, 0x12, 0x12)),
-        ("I;16", 0xFFFF, (255, 255, 255)),
     ],
 )
 def test_image_modes(tmp_path, mode, pixel, expected):
@@ -209,14 +210,28 @@ def test_image_modes(tmp_path, mode, pixel, expected):
     assert tuple(image[0, 0].tolist()) == expected
 
 
-def test_16_bit_png_image(tmp_path):
-    path = save(tmp_path / "a.png", np.array([[0, 0x8000]], np.uint16))
-    np.testing.assert_array_equal(read_image(path)[..., 0], [[0, 128]])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_grey_of_16_bits_keeps_its_values(tmp_path, name):
+    values = np.array([[0, 300, 0x8000], [1, 2, 0xFFFF]], np.uint16)
+    image = read_image(save(tmp_path / name, values))
+    assert image.dtype == np.uint16
+    np.testing.assert_array_equal(image, values[..., None])
 
 
-def test_float_image_is_refused(tmp_path):
-    with pytest.raises(DataError, match="floating-point"):
-        read_image(save(tmp_path / "a.tif", np.zeros((2, 2), np.float32)))
+def test_grey_of_floats_keeps_its_values(tmp_path):
+    values = np.array([[-1.5, 0.25, 1e6]], np.float32)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.tif", values)), values[..., None])
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    values = np.zeros((3, 4, 2), np.float32)
+    values[1, 2] = np.nan, np.inf
+    np.save(tmp_path / "a.npy", values)
+    save(tmp_path / "b.tif", values[..., 0])
+    with pytest.raises(DataError, match=r"a\.npy holds 2 values that are not finite .*fill them"):
+        read_image(tmp_path / "a.npy")
+    with pytest.raises(DataError, match=r"b\.tif holds values that are not finite .*fill them"):
+        read_image(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
@@ -383,19 +398,94 @@ def test_default_colours_differ():
         Classes.from_names(str(index) for index in range(255))
 
 
+def field(channels, kind):
+    values = np.random.default_rng(0).integers(0, 250, (20, 30, channels))
+    return (values / 7 - 3 if kind == "f4" else values * 257 if kind == "u2" else values).astype(kind)
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(
-    ("channels", "kind", "shown"),
-    [
-        (5, "u1", "5 channels of 8 bits"),
-        (3, "u2", "3 channels of 16 bits"),
-        (7, "f4", "7 channels of 32 bits in floating point"),
-    ],
-)
-def test_tiffs_of_many_channels_say_what_they_hold(tmp_path, order, channels, kind, shown):
-    tifffile = pytest.importorskip("tifffile")
-    path = tmp_path / "field.tif"
-    values = np.arange(20 * 30 * channels).reshape(20, 30, channels).astype(kind)
-    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", byteorder=order)
-    with pytest.raises(DataError, match=rf"field\.tif has {shown}; .*save the three channels that matter"):
-        read_image(path)
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize(("channels", "kind"), [(2, "u1"), (4, "u1"), (5, "u2"), (3, "u2"), (13, "f4")])
+def test_tiffs_of_many_channels(tmp_path, order, planes, channels, kind):
+    values = field(channels, kind)
+    stored = values if planes == "contig" else values.transpose(2, 0, 1)
+    how = {"photometric": "minisblack", "planarconfig": planes, "byteorder": order, "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "a.tif", stored, bigtiff=channels == 13, **how)
+    image = read_image(tmp_path / "a.tif")
+    assert image.dtype == np.dtype(kind) and image.dtype.isnative and image.flags.c_contiguous
+    np.testing.assert_array_equal(image, values)
+    assert upright_size(tmp_path / "a.tif") == (20, 30)
+
+
+def test_pages_of_one_size_are_channels(tmp_path):
+    values = field(6, "u2")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in values.transpose(2, 0, 1):
+            file.write(page, contiguous=False, metadata=None)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), values)
+
+
+def test_a_preview_is_no_channel(tmp_path):
+    values = field(1, "u1")[..., 0]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(values)
+        file.write(values[::2, ::2], subfiletype=1)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.repeat(values[..., None], 3, 2))
+
+
+@pytest.mark.parametrize(("extra", "channels"), [("unassalpha", 3), ("unspecified", 4)])
+def test_a_fourth_channel_counts_unless_it_says_that_it_is_alpha(tmp_path, extra, channels):
+    values = field(4, "u1")
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=[extra])
+    assert read_image(tmp_path / "a.tif").shape == (20, 30, channels)
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, "u2"), (4, "f4"), (8, "u1")])
+def test_npy(tmp_path, channels, kind):
+    values = field(channels, kind)
+    np.save(tmp_path / "a.npy", values if channels > 1 else values[..., 0])
+    image = read_image(tmp_path / "a.npy", ImageFormat(channels, str(values.dtype)))
+    np.testing.assert_array_equal(image, values)
+
+
+def test_arrays_that_are_no_images(tmp_path):
+    cases = {
+        "objects": (np.array([[{}]], object), "holds objects"),
+        "signed": (np.zeros((4, 4), np.int16), "int16 numbers; save images as uint8, uint16 or float32"),
+        "first": (np.zeros((5, 300, 400), np.uint8), r"400 channels; .*np\.moveaxis"),
+        "four": (np.zeros((1, 2, 3, 4), np.uint8), r"the shape \(1, 2, 3, 4\); save it as height x width"),
+        "empty": (np.zeros((0, 4), np.uint8), "no pixel"),
+    }
+    for name, (values, message) in cases.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        with pytest.raises(DataError, match=rf"{name}\.npy.*{message}"):
+            read_image(tmp_path / f"{name}.npy")
+    content = (tmp_path / "first.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(content[: len(content) // 2])
+    tifffile.imwrite(tmp_path / "whole.tif", field(5, "u2"), photometric="minisblack", planarconfig="contig")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "whole.tif").read_bytes()[:3000])
+    for name in ("cut.npy", "cut.tif"):
+        with pytest.raises(DataError, match=rf"{name}.*(damaged|decoded)"):
+            read_image(tmp_path / name)
+
+
+def test_size_of_arrays_is_judged_by_the_header(tmp_path):
+    np.save(tmp_path / "a.npy", field(13, "f4"))
+    read_image(tmp_path / "a.npy", max_pixels=20 * 30 * 13 * 4 // 16)
+    with pytest.raises(TooManyPixelsError, match=r"30 x 20 \(13 of float32 each\) pixels, and at most 1949"):
+        read_image(tmp_path / "a.npy", max_pixels=20 * 30 * 13 * 4 // 16 - 1)
+
+
+def test_another_format_is_named_with_its_remedy(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", field(5, "u2"), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(DataError, match=r"a\.tif has 5 channels of uint16, and .* 3 channels of uint8; convert it"):
+        read_image(tmp_path / "a.tif", ImageFormat())
+
+
+def test_masks_as_npy(tmp_path):
+    labels = np.array([[0, 1], [1, 0]], np.int64)
+    np.save(tmp_path / "a.npy", labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.npy", INDEX), labels)
+    np.save(tmp_path / "b.npy", labels.astype(np.float32))
+    with pytest.raises(DataError, match=r"b\.npy: a mask of 1 channel of float32; save whole numbers"):
+        read_mask(tmp_path / "b.npy", INDEX)
