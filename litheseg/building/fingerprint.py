@@ -24,6 +24,7 @@ from litheseg.data.source import FileSource, Sample, Source
 from litheseg.data.splits import sequence_sizes
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX
+from litheseg.masks.pictures import rgb_view
 from litheseg.progress import track
 
 __all__ = ["ClassFacts", "Fingerprint", "take_fingerprint"]
@@ -60,7 +61,8 @@ class Fingerprint:
         size: the median height and width of the training images.
         sizes: how many different sizes there are.
         classes: by id.
-        brightness: standard deviation of the images' mean grey value, over its mean; 0 of floats, which are no greys.
+        brightness: standard deviation of the images' mean grey value, over its mean; 0 of images that are
+            not RGB of 8 bits.
         upright: whether images have an up, as photographs of streets have: False where the upper and the lower halves
             are alike in brightness and in every class, as of microscopes and of drones that look down.
         sequences: training images by sequence, as names suggest it.
@@ -134,7 +136,7 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
     shapes = [one.shape for one in measured]
     held = isinstance(source, FileSource) and source.holds_out
     alike = likeness_of([*labelled, *source.samples("val")], source.read_image) if held else Likeness((), ())
-    floats = source.images.dtype == "float32"
+    spread = statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6)
     return Fingerprint(
         train=len(labelled),
         val=len(source.samples("val")) if "val" in source.splits() else 0,
@@ -143,7 +145,7 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
         size=(int(statistics.median(h for h, _ in shapes)), int(statistics.median(w for _, w in shapes))),
         sizes=len(set(shapes)),
         classes=_classes(source.classes.names, [one.classes for one in measured]),
-        brightness=0.0 if floats else statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6),
+        brightness=spread if source.images.is_rgb8 else 0.0,
         sequences=sequence_sizes(sample.id for sample in labelled),
         holds_out=held,
         clips=alike.clips,
@@ -176,7 +178,7 @@ def _measure(source: Source, sample: Sample, classes: int) -> _Measured:
     image, mask = source.read_image(sample), source.read_mask(sample)
     found = (int(index) for index in np.unique(mask) if index != IGNORE_INDEX and index < classes)
     height, width = mask.shape
-    upper, lower = np.array_split(image[::4, ::4], 2)
+    upper, lower = np.array_split(rgb_view(image)[::4, ::4], 2)
     grey = (float(upper.mean()), float((lower if lower.size else upper).mean()))
     return _Measured((height, width), {index: _parts(mask == index) for index in found}, grey)
 
