@@ -168,7 +168,7 @@ class FolderSource(FileSource):
 
     def _groups(self) -> tuple[tuple[str, ...], ...]:
         """The ids of near duplicates."""
-        return likeness_of(self._present("train").samples, self.read_image).groups
+        return likeness_of(self._present("train").samples, self._decoded).groups
 
     def _present(self, split: str) -> Pairing:
         """The files of a split that the folder itself has."""

@@ -214,8 +214,7 @@ class FileSource(Source):
             with suppress(DataError):  # which says so itself when it is used
                 for sample in self._pair(split).found:
                     with suppress(DataError):
-                        image = reading.read_image(sample.image or "", max_pixels=self.max_pixels)
-                        return ImageFormat.of(image), sample.image
+                        return ImageFormat.of(self._decoded(sample)), sample.image
         return ImageFormat(), None
 
     @property
@@ -261,10 +260,13 @@ class FileSource(Source):
 
     def read_image(self, sample: Sample) -> np.ndarray:
         """See `Source.read_image`."""
+        return self.images.check(self._decoded(sample), sample.image, self._like[1])
+
+    def _decoded(self, sample: Sample) -> np.ndarray:
+        """An image of any format."""
         if sample.image is None:
             raise DataError(f"sample '{sample.id}' has no image file; take samples from this source's samples()")
-        image = reading.read_image(sample.image, max_pixels=self.max_pixels)
-        return self.images.check(image, sample.image, self._like[1])
+        return reading.read_image(sample.image, max_pixels=self.max_pixels)
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """See `Source.read_mask`."""
