@@ -46,6 +46,7 @@ _OF_FOLDS = ("folds", "folds.epochs", "folds.minutes")  # what a plan says besid
 _FORWARD = 1 / 3  # of a training step's time: a forward pass
 _DIM = 0.25  # spread of brightness above which augmentation is doubled
 _MANY_UNLABELLED = 2.0  # per labelled image, from which on teachers pay
+_ENCODER, _DECODER = "efficientnet_lite0", "swiftnet"
 _TEACHING_MINUTES = 120.0  # that teachers and their student need together, at least
 
 
@@ -210,7 +211,7 @@ def make_plan(
         BudgetError: no network is that fast.
     """
     recipe, because = _recipe(facts, wishes)
-    decisions = [*_data(facts, wishes, recipe), *_augmentation(facts)]
+    decisions = [*_data(facts, wishes, recipe), *_network(facts, wishes), *_augmentation(facts)]
     decisions.append(_batch(facts, wishes))
     training = minutes - min(max(_FIT_LEAST, _FIT_SHARE * wishes.minutes), _FIT_MOST, minutes / 2)
     probe = [*_options(decisions), *(f"--data.{name}={list(scaled(facts.size, 0.5))}" for name in ("size", "crop"))]
@@ -256,6 +257,23 @@ def _data(facts: Fingerprint, wishes: Wishes, recipe: str) -> list[PlannedField]
     if wishes.unlabelled and recipe == "lithe":
         decisions.append(PlannedField("data.unlabelled", wishes.unlabelled, "as asked for"))
     return decisions
+
+
+def _network(facts: Fingerprint, wishes: Wishes) -> list[PlannedField]:
+    """What the default is, and why, where nothing of it is overruled."""
+    if any(name.startswith(("model.", "grouping.", "objectives.")) for name in wishes.fixed):
+        return []
+    return [
+        PlannedField(
+            "model.args", {"encoder": _ENCODER, "decoder": _DECODER}, "from ImageNet; light and fast on a CPU"
+        ),
+        PlannedField("grouping.shape", "none", f"the 3x3 convolutions of {_ENCODER} and {_DECODER} are depthwise"),
+        PlannedField(
+            "objectives.labels.class_weights",
+            "log",
+            f"{facts.rarest.name} has {facts.rarest.share:.2%} of the pixels: rare classes count more",
+        ),
+    ]
 
 
 def _augmentation(facts: Fingerprint) -> list[PlannedField]:
