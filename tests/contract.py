@@ -9,7 +9,6 @@ Usage:
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -137,8 +136,6 @@ def plain_forward_and_backward(case: Case) -> None:
     assert outputs["boundary"].shape[:2] == (2, 1)
     assert outputs["features"].shape[0] == 2
     assert model(image()).shape == (2, CLASSES, *SIZE)
-    for name in ("logits", "aux"):  # at first every class is about as likely as any other
-        assert outputs[name].log_softmax(1).mean() > -1.5 * math.log(CLASSES)
     sum(outputs[name].square().mean() for name in ("logits", "aux", "boundary")).backward()
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
     assert all(bool(value.grad.isfinite().all()) for value in model.parameters())

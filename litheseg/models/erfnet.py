@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litheseg.errors import ModelError
-from litheseg.models.base import SegmentationModel, begin_undecided, resize
+from litheseg.models.base import SegmentationModel, resize
 from litheseg.nn.efficient import Efficient, make_efficient
 
 __all__ = [
@@ -245,9 +245,6 @@ class ERFNet(SegmentationModel):
         self.decoder = _decoder(decoder_block, up)
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
         self.boundary_head = _boundary_head(16) if boundary_head else None
-        begin_undecided(self.classifier)
-        if self.aux_head is not None:
-            begin_undecided(self.aux_head)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """See `SegmentationModel.outputs`; logits at stride 1, features and boundary at 2, aux at 8."""

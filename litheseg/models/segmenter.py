@@ -75,6 +75,7 @@ class _PooledPyramid(nn.Module):
     """Context by pooling over growing windows and the whole image, side by side, upsampled and merged.
 
     SwiftNet pools to fixed grids; windows of fixed size do the same for an image of any size that is not yet known.
+    What is pooled has no batch norm of its own: of the whole images of a batch of two that would leave the sign alone.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -82,7 +83,7 @@ class _PooledPyramid(nn.Module):
         pools = [nn.AvgPool2d(k, k // 2, k // 2, count_include_pad=False) for k in (5, 9, 17)]
         self.reduce = conv_norm(in_channels, channels)
         self.pools = nn.ModuleList([*pools, nn.AdaptiveAvgPool2d(1)])
-        self.levels = nn.ModuleList(conv_norm(channels, channels // 4) for _ in self.pools)
+        self.levels = nn.ModuleList(nn.Sequential(nn.Conv2d(channels, channels // 4, 1), nn.ReLU()) for _ in self.pools)
         self.merge = conv_norm(channels + len(self.pools) * (channels // 4), channels)
 
     def forward(self, x: Tensor) -> Tensor:

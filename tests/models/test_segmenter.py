@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import math
 import os
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
 from litheseg.errors import ModelError
+from litheseg.models import build_model
 from litheseg.models.encoders import PACKAGES, pretrained_weights
 from litheseg.models.segmenter import BACKBONES, DECODERS, segmenter
 
@@ -46,6 +49,20 @@ def test_every_decoder_learns(decoder: str) -> None:
     outputs["logits"].square().mean().backward()
     unused = [name for name, value in model.named_parameters() if value.grad is None]
     assert unused == []
+
+
+@pytest.mark.parametrize("num_classes", [2, 40])
+@pytest.mark.parametrize("model", ["segmenter", "ddrnet", "deeplabv3plus"])
+def test_a_network_does_not_begin_sure_of_wrong_classes(model: str, num_classes: int) -> None:
+    torch.manual_seed(0)
+    network = build_model(model, num_classes=num_classes, **({} if model == "ddrnet" else {"pretrained": "none"}))
+    loss = F.cross_entropy(network.train()(torch.rand(2, 3, 64, 64)), torch.randint(num_classes, (2, 64, 64)))
+    assert loss < math.log(num_classes) + 0.6
+
+
+def test_one_image_is_a_batch() -> None:
+    network = segmenter(5, encoder="mobilenetv4_conv_small", channels=32, pretrained="none").train()
+    assert network(torch.rand(1, 3, 64, 96)).isfinite().all()
 
 
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
