@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 __all__ = ["SegmentationModel", "conv_head", "conv_norm", "initialise", "resample", "resize"]
 
+_LOGITS = 0.3  # the size of the first logits, about
+
 
 def resize(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Bilinear resampling of N x C x h x w to N x C x `size` (pixel centres aligned, not corners)."""
@@ -44,15 +46,14 @@ def conv_head(in_channels: int, channels: int, out_channels: int) -> nn.Sequenti
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw the weights of all convolutions anew: Kaiming's, for ReLU; LeCun's where a bias says that no norm follows.
+    """Draw the weights of all convolutions anew: Kaiming's, for ReLU; smaller ones where logits come out.
 
-    The latter give logits of about 1: not sure of wrong classes. Kaiming's by the number of outputs made them 7 for two
-    classes, which a few hundred steps had to undo; with a standard deviation of 0.01, as detectors have it, the layers
-    below learned more slowly (docs/decisions.md, "Training").
+    That is where there is a bias: batch norm follows all others. Kaiming's gave two classes logits of 7, sure of wrong
+    ones, which a few hundred steps had to undo; see docs/decisions.md, "Training", for what else was tried.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            nn.init.normal_(layer.weight, std=_LOGITS * layer.weight[0].numel() ** -0.5)
             nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -93,11 +94,13 @@ class SegmentationModel(nn.Module, ABC):
         training_only: names of the children that only a loss needs; `extract` drops them.
         encoder_ends: names of the modules whose outputs the encoder hands to the decoder.
         roles: parts of the network by name, as patterns of module names (``*`` is any text).
+        pretrained_encoder: whether the encoder brought weights when the network was made.
     """
 
     training_only: tuple[str, ...] = ()
     encoder_ends: tuple[str, ...] = ()
     roles: Mapping[str, tuple[str, ...]] = {}
+    pretrained_encoder = False
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()

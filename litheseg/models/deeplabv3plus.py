@@ -187,4 +187,6 @@ def deeplabv3plus(
     network = _build_encoder(encoder, output_stride, in_channels)
     start_encoder(network, encoder, pretrained, encoder_weights, in_channels)
     heads = {"aux_head": aux_head, "boundary_head": boundary_head}
-    return DeepLabV3Plus(num_classes, network, channels=channels, dropout=dropout, in_channels=in_channels, **heads)
+    model = DeepLabV3Plus(num_classes, network, channels=channels, dropout=dropout, in_channels=in_channels, **heads)
+    model.pretrained_encoder = pretrained == "auto" or encoder_weights is not None
+    return model

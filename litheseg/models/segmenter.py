@@ -278,7 +278,7 @@ def segmenter(
     network, depths = _encoder(encoder, in_channels)
     features = network.features if isinstance(network, VitPyramid) else network
     start_encoder(features, encoder, pretrained, encoder_weights, in_channels)
-    return Segmenter(
+    model = Segmenter(
         num_classes,
         network,
         depths,
@@ -288,6 +288,8 @@ def segmenter(
         boundary_head=boundary_head,
         in_channels=in_channels,
     )
+    model.pretrained_encoder = pretrained == "auto" or encoder_weights is not None
+    return model
 
 
 def _encoder(name: str, in_channels: int) -> tuple[nn.Module, tuple[int, ...]]:

@@ -170,6 +170,8 @@ class OptimizerConfig:
         clip: largest gradient norm; 0 for no clipping.
         encoder: factor on the learning rate of the encoder: 0.1, say, for one that brings good weights; 0 leaves its
             weights as they are.
+        decoder: factor on the learning rate of all else in a network whose encoder brings pretrained weights: it begins
+            from nothing, and learns from them.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -180,6 +182,7 @@ class OptimizerConfig:
     warmup: BelowOne = 0.05
     clip: NonNegativeFloat = 0.0
     encoder: NonNegativeFloat = 1.0
+    decoder: NonNegativeFloat = 3.0
 
 
 @dataclass(frozen=True)

@@ -38,40 +38,34 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     fused = None if config.clip else True
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    factors = _factors(module, config)
+    for parameter in parameters:
+        groups.setdefault((parameter.ndim > 1, factors.get(id(parameter), 1.0)), []).append(parameter)
+    settings: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": config.weight_decay * decays, "lr": config.lr * factor}
+        for (decays, factor), members in groups.items()
     ]
-    if config.encoder != 1:
-        groups = _with_rates(groups, _encoder_parameters(module), config)
     if config.name == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
-    return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
+        return SGD(settings, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
+    return AdamW(settings, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
 
 
-def _encoder_parameters(module: nn.Module) -> set[int]:
-    """The ids of the parameters of all encoders in `module`, as its networks' `roles` name them."""
+def _factors(module: nn.Module, config: OptimizerConfig) -> dict[int, float]:
+    """The factor on the learning rate, by id of parameter, of the networks in `module` that have an encoder."""
     models = [part for part in module.modules() if isinstance(part, SegmentationModel)]
-    found = {
-        id(parameter)
-        for model in models
-        for name, parameter in model.named_parameters()
-        if any(fnmatch(name, pattern) for pattern in model.roles.get("encoder", ()))
-    }
-    if not found:
+    factors: dict[int, float] = {}
+    found = False
+    for model in models:
+        patterns = model.roles.get("encoder", ())
+        for name, parameter in model.named_parameters():
+            within = any(fnmatch(name, pattern) for pattern in patterns)
+            found |= within
+            factors[id(parameter)] = config.encoder if within else config.decoder if model.pretrained_encoder else 1.0
+    if config.encoder != 1 and not found:
         names = ", ".join(sorted({type(model).__name__ for model in models})) or type(module).__name__
         raise RecipeError(f"optimizer.encoder: {names} names no encoder among its roles; leave it at 1")
-    return found
-
-
-def _with_rates(groups: list[dict[str, Any]], encoder: set[int], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Each group in two: the encoder's parameters at their own rate, and the others."""
-    parts = [
-        {**group, "params": [p for p in group["params"] if (id(p) in encoder) == within], "lr": rate}
-        for group in groups
-        for within, rate in ((True, config.lr * config.encoder), (False, config.lr))
-    ]
-    return [part for part in parts if part["params"]]
+    return factors
 
 
 def lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, horizon: Horizon) -> dict[str, Any]:

@@ -71,5 +71,10 @@ def test_an_encoder_learns_at_a_rate_of_its_own() -> None:
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(0.001 if name.startswith("encoder.") else 0.1)
         assert decays[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+    model.pretrained_encoder = True  # as its factory says where it found weights
+    rates = {
+        len(group["params"]): group["lr"] for group in build_optimizer(model, OptimizerConfig(decoder=2)).param_groups
+    }
+    assert sorted(set(rates.values())) == [pytest.approx(0.001), pytest.approx(0.002)]
     with pytest.raises(RecipeError, match=r"optimizer\.encoder: Tiny names no encoder.*leave it at 1"):
         build_optimizer(tiny(4), OptimizerConfig(encoder=0.1))
