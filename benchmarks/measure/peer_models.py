@@ -12,7 +12,7 @@ Usage:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -44,6 +44,8 @@ class Peer(SegmentationModel):
         num_classes: K.
         multiple: what must divide H and W.
     """
+
+    roles: Mapping[str, tuple[str, ...]] = {"encoder": ("network.encoder.*",)}  # as ours, the rest learns faster
 
     def __init__(self, network: nn.Module, num_classes: int, multiple: int) -> None:
         super().__init__(num_classes)
@@ -119,7 +121,9 @@ def build_peer(
     network = entry.build(num_classes)
     if entry.encoder is not None:
         start_encoder(network.encoder.model, entry.encoder, pretrained, None)
-    return Peer(network, num_classes, entry.multiple)
+    peer = Peer(network, num_classes, entry.multiple)
+    peer.pretrained_encoder = pretrained == "auto"
+    return peer
 
 
 MODELS.update({name: partial(build_peer, name) for name in PEERS})
