@@ -41,6 +41,7 @@ _OF_MEMORY = 0.4  # of the machine's: what decoded images may take
 _EPOCHS = 10  # at least: after each one the run is saved
 _THINNEST, _THIN_STEPS = 3.0, 100  # pixels: sizes that leave thinner parts are not taken, if others allow so many steps
 _FIT_SHARE, _FIT_LEAST, _FIT_MOST = 0.2, 1.0, 10.0  # of all minutes, for choosing, exporting and proving
+_FIT_ONE_SIZE = 0.12  # likewise where no budget asks for smaller images
 _VALIDATIONS = 3
 _OF_FOLDS = ("folds", "folds.epochs", "folds.minutes")  # what a plan says beside a recipe
 _FORWARD = 1 / 3  # of a training step's time: a forward pass
@@ -213,7 +214,8 @@ def make_plan(
     recipe, because = _recipe(facts, wishes)
     decisions = [*_data(facts, wishes, recipe), *_network(facts, wishes), *_augmentation(facts)]
     decisions.append(_batch(facts, wishes))
-    training = minutes - min(max(_FIT_LEAST, _FIT_SHARE * wishes.minutes), _FIT_MOST, minutes / 2)
+    share = _FIT_SHARE if wishes.budget else _FIT_ONE_SIZE
+    training = minutes - min(max(_FIT_LEAST, share * wishes.minutes), _FIT_MOST, minutes / 2)
     probe = [*_options(decisions), *(f"--data.{name}={list(scaled(facts.size, 0.5))}" for name in ("size", "crop"))]
     seconds = step_seconds([*probe, *wishes.overrides])
     times = latencies([*probe, *wishes.overrides], facts.size) if wishes.budget else {}

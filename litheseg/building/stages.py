@@ -284,6 +284,8 @@ class _Stages:
         budget = self.wishes.budget or _NO_BUDGET
         where = None if self.wishes.target is None else Path(self.wishes.target)
         options: dict[str, Any] = {"min_class_iou": self.wishes.min_class_iou, "measured": where}
+        if self.wishes.budget is None:  # smaller images would be faster, and nobody asks for that
+            options["sizes"] = [load_bundle(model).header.size]
         fit(model, budget=budget, output=self.folder, command=self.command, force=True, **options)
 
     def _report(self) -> None:
