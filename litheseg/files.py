@@ -23,10 +23,19 @@ from pathlib import Path
 
 from litheseg.errors import LithesegError
 
-__all__ = ["atomic_folder", "atomic_path", "cache_folder", "file_digest", "make_folder", "write_text"]
+__all__ = [
+    "atomic_folder",
+    "atomic_path",
+    "cache_folder",
+    "file_digest",
+    "make_folder",
+    "names_full_disk",
+    "write_text",
+]
 
 # What file systems answer that cannot, or need not, bring a file to the disk.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS, errno.EBADF)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
@@ -113,6 +122,16 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LithesegError(f"cannot make the folder {path}: {error.strerror or error}; choose another") from error
+
+
+def names_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that the disk or somebody's share of it is full."""
+    while error is not None:
+        # safetensors has an error of its own, with the system's words
+        if (isinstance(error, OSError) and error.errno in _FULL) or f"(os error {errno.ENOSPC})" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def cache_folder(name: str) -> Path:

@@ -40,7 +40,7 @@ from litheseg.data.doctor import diagnose
 from litheseg.data.source import Source
 from litheseg.data.unlabelled import find_unlabelled
 from litheseg.errors import Interrupted, LithesegError, listed
-from litheseg.files import write_text
+from litheseg.files import names_full_disk, write_text
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import load_bundle
 from litheseg.progress import say, stage
@@ -112,14 +112,21 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder, beside=True):
         job = _Stages(folder, wishes, command)
-        job.check_wishes()
         try:
+            job.check_wishes()
             return job.run(finish=finish)
         except Interrupted as stop:
             message = (
                 f"{str(stop).split('; ')[0]}; the same command goes on, and with --finish it deploys what there is"
             )
             raise Interrupted(message) from stop
+        except (LithesegError, OSError) as error:
+            if not names_full_disk(error):
+                raise
+            raise LithesegError(
+                f"the disk is full: {str(error).split('; ')[0]}; what is done is kept in {folder}: free some space, "
+                "and the same command goes on"
+            ) from error
 
 
 @dataclass

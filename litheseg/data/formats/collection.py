@@ -49,12 +49,16 @@ class ImportOptions:
         images: the folder of the image files; None to look for them.
         labels: of several label files those whose names match, such as "instances_*.json"; "" for all.
         max_pixels: of an image, width times height by its header.
+        most_frequent: how many classes are kept; None for all.
+        classes: names of those that are kept; none for all.
     """
 
     overlap: Overlap | None = None
     images: Path | None = None
     labels: str = ""
     max_pixels: int = reading.MAX_PIXELS
+    most_frequent: int | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from litheseg.bundle.hub import hub_dataset
 from litheseg.data.download import extract
 from litheseg.data.folder import write_folder
-from litheseg.data.formats import coco, cvat, label_studio, labelme, pairs, tables, trees, voc, yolo
+from litheseg.data.formats import ade20k, coco, cvat, label_studio, labelme, pairs, tables, trees, voc, yolo
 from litheseg.data.formats.collection import (
     Collection,
     CollectionSource,
@@ -55,6 +55,9 @@ FORMATS: dict[str, Format] = {
     ),
     "voc-tree": Format("a tree as PASCAL VOC's", voc.detect, voc.read, "SegmentationClass/", plain=True),
     "ade20k": Format("ADE20K", trees.detect_ade, trees.read_ade, "objectInfo150.txt beside images/", plain=True),
+    "ade20k-full": Format(
+        "the full ADE20K", ade20k.detect, ade20k.read, "index_ade20k.mat, or _seg.png files with descriptions"
+    ),
     "mapillary": Format(
         "Mapillary Vistas", trees.detect_mapillary, trees.read_mapillary, "config.json beside training/", plain=True
     ),
@@ -126,6 +129,8 @@ def import_dataset(
     images: str | Path | None = None,
     labels: str = "",
     skip_missing: bool = False,
+    most_frequent: Quantity | None = None,
+    classes: str = "",
     max_pixels: Quantity = MAX_PIXELS,
 ) -> ImportedData:
     """Write a data set of another format as a folder that training takes.
@@ -134,8 +139,8 @@ def import_dataset(
         source: the folder of the data set, a label file, an archive (.zip, .tar) of one, or hf:OWNER/NAME for a data
             set of the Hugging Face hub.
         folder: the folder to make; it must not exist, or be empty.
-        format: coco, coco-panoptic, yolo, labelme, cvat, label-studio, voc-tree, ade20k, mapillary, parquet, pairs,
-            camvid, cityscapes or voc; "auto" to recognise it.
+        format: coco, coco-panoptic, yolo, labelme, cvat, label-studio, voc-tree, ade20k, ade20k-full, mapillary,
+            parquet, pairs, camvid, cityscapes or voc; "auto" to recognise it.
         overlap: where shapes of two classes overlap, the later one counts, or the smaller one, or none; None for the
             format's own rule.
         unlabelled_as: the class of pixels without a label (made if the data set has none of that name), or "ignore";
@@ -143,6 +148,9 @@ def import_dataset(
         images: the folder of the image files; None for those that are found around the labels.
         labels: of several label files only those whose names match, such as "instances_*.json".
         skip_missing: leave out what lacks its image or mask.
+        most_frequent: of the full ADE20K, keep so many classes: those with the most pixels in the training images; the
+            pixels of others are ignored.
+        classes: likewise, keep those of these names, separated by commas.
         max_pixels: of an image, width times height by its header.
 
     Raises:
@@ -159,6 +167,8 @@ def import_dataset(
         images=None if images is None else Path(images).expanduser(),
         labels=labels,
         max_pixels=max_pixels,
+        most_frequent=most_frequent,
+        classes=tuple(filter(None, map(str.strip, classes.split(",")))),
     )
     if (address := source.as_posix()).startswith(_HUB):
         source, title = hub_dataset(address.removeprefix(_HUB)), source.name
@@ -167,6 +177,11 @@ def import_dataset(
         name = _chosen(root, format)
         if name in _READABLE:
             return _written(_READABLE[name](root), folder, name, ())
+        if name != "ade20k-full" and (most_frequent is not None or classes):
+            raise DataError(
+                f"most_frequent and classes choose among those of the full ADE20K; {root} is {FORMATS[name].title}: "
+                "import all classes, and merge or ignore some in classes.yaml (remap, ignore)"
+            )
         collection = FORMATS[name].read(root, options)
         notes = list(collection.notes)
         if collection.missing:
