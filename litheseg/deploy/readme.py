@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from litheseg.bundle.exported import Artefact, Export
+from litheseg.bundle.exported import LAYOUTS, Artefact, Export
 from litheseg.bundle.verdicts import worst_class
 from litheseg.deploy.parity import Certificate
 from litheseg.tables import escaped, fenced, markdown_table
@@ -50,8 +50,9 @@ def export_readme(export: Export, certificates: Mapping[str, Certificate], int8:
 
 
 def _what(export: Export) -> str:
-    first = export.artefacts[0]
-    shape = "1 x height x width x 3" if first.layout == "NHWC" else "1 x 3 x height x width"
+    first, images = export.artefacts[0], export.header.images
+    sides = f"height x width x {images.channels}", f"{images.channels} x height x width"
+    shape = f"1 x {sides[LAYOUTS.index(first.layout)]}{', RGB' * images.is_rgb8}"
     output = (
         "`logits`, float32 1 x classes x h x w at the network's own stride: upsample them bilinearly (pixel centres "
         "aligned) and take the largest"
@@ -61,7 +62,7 @@ def _what(export: Export) -> str:
     resized = export.header.resizes and first.size is None
     resize = " It was trained on images resized to {}x{}.".format(*export.header.size) if resized else ""
     weights = "".join(f" The files need `{path}` beside them." for path in export.shared_files)
-    shape = f"Input: `image`, the raw picture, uint8 {shape}, RGB; normalisation is inside.{resize}"
+    shape = f"Input: `image`, the raw picture, {images.dtype} {shape}; normalisation is inside.{resize}"
     return f"{shape} Output: {output}.{weights}"
 
 
@@ -112,7 +113,13 @@ def _certificate_row(artefact: Artefact, certificates: Mapping[str, Certificate]
 def _use(export: Export) -> str:
     artefact = next((found for found in export.artefacts if found.format == "onnx"), export.artefacts[0])
     height, width = artefact.size or export.header.size
-    read = f'Image.open("photo.jpg").convert("RGB").resize(({width}, {height}))'
+    reading, read = (
+        "from PIL import Image",
+        f'np.array(Image.open("photo.jpg").convert("RGB").resize(({width}, {height})))',
+    )
+    if not (images := export.header.images).is_rgb8:
+        reading = f"# {images.dtype}, {height} x {width} x {images.channels}"
+        read = 'np.load("image.npy")'
     arranged = "[None]" if artefact.layout == "NHWC" else ".transpose(2, 0, 1)[None]"
     result = "result.argmax(1)  # at the stride of the logits" if artefact.output == "logits" else "result"
     lines = {
@@ -128,8 +135,8 @@ def _use(export: Export) -> str:
     }[artefact.format]
     code = f"""import numpy as np
 {lines[0]}
-from PIL import Image
-image = np.array({read}){arranged}
+{reading}
+image = {read}{arranged}
 {lines[1]}
 labels = {result}"""
     return fenced(code, "python")

@@ -128,6 +128,7 @@ class SharedEngine(Engine):
     def __init__(self, engine: Engine) -> None:
         self.runtime, self.precision, self.output = engine.runtime, engine.precision, engine.output
         self.size, self.together = engine.size, engine.together
+        self.images, self.layout = engine.images, engine.layout
         self._engine, self._lock, self._waiting = engine, threading.Lock(), deque[_Waiting]()
 
     def run(self, image: np.ndarray) -> Any:

@@ -1,7 +1,8 @@
 """Beginning a training with the weights of a trained model, at other widths or for other classes if need be.
 
 All weights are taken over but those of the layer that tells the classes apart, where there are more or fewer of them,
-and of heads that only training has. A width that the trained model lacks begins with batch norms between those of its
+and of heads that only training has. The first layer of a network of RGB is adapted to images of other channels as in
+`litheseg.models.encoders`. A width that the trained model lacks begins with batch norms between those of its
 neighbours, or with the first channels of its narrowest.
 
 Usage:
@@ -11,6 +12,7 @@ Usage:
 from __future__ import annotations
 
 import torch
+from timm.models import adapt_input_conv
 
 from litheseg.errors import ModelError
 from litheseg.models import SegmentationModel
@@ -42,11 +44,14 @@ def start_from(network: SegmentationModel, bundle: Bundle) -> None:
             for width in widths:
                 _start_norm(norm, layers[name], width, f"{label} is another network: '{name}'")
     source, classes = trained.state_dict(), (trained.num_classes, network.num_classes)
+    channels = (3, network.in_channels) if trained.in_channels == 3 != network.in_channels else ()
     heads = tuple(f"{head}." for head in getattr(network, "training_only", ()))
     for name, value in network.state_dict().items():
         if ".norms." in name or name.startswith(heads):
             continue
         given = source.get(name)
+        if given is not None and given.ndim == 4 and (given.shape[1], value.shape[1]) == channels:
+            given = adapt_input_conv(network.in_channels, given)
         if given is not None and given.shape == value.shape:
             value.copy_(given)
         elif given is None or not _differ_by_classes(given.shape, value.shape, classes):

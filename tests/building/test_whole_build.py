@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_training
+from tiny_channels import SIZE, folder, scene
 from tiny_training import same_weights
 
 from litheseg.budget import choose
@@ -229,3 +230,12 @@ def test_killed_at_any_moment_it_ends_with_the_same_network(build: Any, data: Pa
     assert same_weights(whole.folder / "training", again.folder / "training")
     assert again.promise["width"] == whole.promise["width"] and again.promise["miou"] == whole.promise["miou"]
     assert not list(folder.rglob(".*.safetensors")), "no drafts are left"
+
+
+def test_images_of_five_channels_of_16_bits(build: Any, tmp_path: Path) -> None:
+    root = folder(tmp_path / "data", 5, "uint16", ".tif")
+    result = build(root, *FIELDS, minutes=30.0, budget=1000.0)
+    header = load_bundle(result.bundle).header
+    assert (header.images.kind, header.architecture["args"]["in_channels"]) == ((5, "uint16"), 5)
+    image, _ = scene(99, 5, "uint16")
+    assert result.predict(image).shape == SIZE and result.show([image]).mode == "RGB"

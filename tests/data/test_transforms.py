@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -199,3 +202,47 @@ def test_views_never_wait_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(found[0].cpu(), expected[0], atol=1e-2, rtol=0)
     assert (found[1].cpu() != expected[1]).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, "uint16"), (5, "uint8"), (2, "float32")])
+def test_geometry_applies_to_any_channels(channels: int, kind: str) -> None:
+    images = ImageFormat(channels, kind, mean=(0.1,) * channels, std=(0.5,) * channels)
+    values = np.random.default_rng(0).integers(0, 250, (2, channels, 20, 30))
+    image, mask = torch.from_numpy(values.astype(kind)), torch.from_numpy(values[:, 0].astype(np.uint8))
+    augment = Augment(flip=1.0, scale=(1.0, 1.0)).geometry_only()
+    parameters = augment.parameters(2, torch.Generator().manual_seed(0), source=(20, 30), crop=(20, 30))
+    view, labels = apply_views(image, mask, parameters, crop=(20, 30), normalisation=images)
+    expected = (torch.from_numpy(values).flip(-1) / images.scale - 0.1) / 0.5
+    torch.testing.assert_close(view, expected.float(), rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert torch.equal(labels, mask.flip(-1).long())
+
+
+def test_light_of_many_channels_is_one_factor_and_contrast_keeps_their_means() -> None:
+    images = ImageFormat(5, "uint16", mean=(0.0,) * 5, std=(1.0,) * 5)
+    image = torch.from_numpy(np.random.default_rng(0).integers(20_000, 30_000, (1, 5, 20, 30)).astype(np.uint16))
+    mask, plain = torch.zeros(1, 20, 30, dtype=torch.uint8), image.float() / 65535
+    still = Augment.none()
+    for change in ({"brightness": 0.5}, {"contrast": 0.5}, {"brightness": 0.3, "contrast": 0.3, "saturation": 1.0}):
+        augment = replace(still, hue=0.5 if "saturation" in change else 0.0, **change).for_images(images)
+        parameters = augment.parameters(1, torch.Generator().manual_seed(1), source=(20, 30), crop=(20, 30))
+        view, _ = apply_views(image, mask, parameters, crop=(20, 30), normalisation=images)
+        centred = view - view.mean((2, 3), keepdim=True)
+        ratio = centred / (plain - plain.mean((2, 3), keepdim=True))
+        factor = ratio.median()
+        assert abs(float(factor) - 1) > 0.01
+        torch.testing.assert_close(centred, factor * (plain - plain.mean((2, 3), keepdim=True)), rtol=1e-2, atol=1e-4)
+        means = view.mean((2, 3)) / plain.mean((2, 3))
+        torch.testing.assert_close(means, means.mean().expand(1, 5), rtol=1e-3, atol=0)
+        if "brightness" not in change:
+            torch.testing.assert_close(means, torch.ones(1, 5), rtol=1e-3, atol=0)
+
+
+def test_floats_keep_their_values() -> None:
+    images = ImageFormat(3, "float32", mean=(-5.0,) * 3, std=(2.0,) * 3)
+    image = torch.randn(1, 3, 20, 30) * 40
+    augment = replace(Augment(flip=0.0, scale=(1.0, 1.0)), brightness=1.0, hue=0.5).for_images(images)
+    parameters = augment.parameters(1, torch.Generator().manual_seed(0), source=(20, 30), crop=(20, 30))
+    view, _ = apply_views(
+        image, torch.zeros(1, 20, 30, dtype=torch.uint8), parameters, crop=(20, 30), normalisation=images
+    )
+    torch.testing.assert_close(view, (image + 5) / 2, rtol=1e-4, atol=1e-3)
