@@ -31,7 +31,7 @@ __all__ = ["ClassFacts", "Fingerprint", "take_fingerprint"]
 
 _MOST_MEASURED = 200  # images; of more, that many are measured, evenly spread
 _FEWEST_ALIKE = 5  # images, from which it can be seen whether they have an up
-_ALIKE_GREY, _ALIKE_CLASS = 0.05, 0.5  # largest difference of the halves: of full brightness, of half a class's pixels
+_ALIKE_GREY, _ALIKE_CLASS = 0.25, 0.5  # largest difference of the halves: in standard deviations; of half a class
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,12 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One image: height and width, the classes that occur, and the mean grey of its upper and lower half, 0 to 255."""
+    """One image: height and width, the classes that occur, mean values of its upper and lower half, and their spread."""
 
     shape: tuple[int, int]
     classes: dict[int, _Parts]
     grey: tuple[float, float]
+    spread: float
 
 
 def _measure(source: Source, sample: Sample, classes: int) -> _Measured:
@@ -180,20 +181,21 @@ def _measure(source: Source, sample: Sample, classes: int) -> _Measured:
     height, width = mask.shape
     upper, lower = np.array_split(rgb_view(image)[::4, ::4], 2)
     grey = (float(upper.mean()), float((lower if lower.size else upper).mean()))
-    return _Measured((height, width), {index: _parts(mask == index) for index in found}, grey)
+    spread = float(image[::4, ::4].std())
+    return _Measured((height, width), {index: _parts(mask == index) for index in found}, grey, spread)
 
 
 def _upright(images: Sequence[_Measured]) -> bool:
     """Whether the halves of the images differ, or may differ: within two standard errors of what was measured."""
     if len(images) < _FEWEST_ALIKE:
         return True
-    grey = [(upper - lower) / 255 for upper, lower in (image.grey for image in images)]
-    if _at_most(grey) > _ALIKE_GREY:
+    usual = max(statistics.fmean(image.spread for image in images), 1e-6)
+    if _at_most([(image.grey[0] - image.grey[1]) / usual for image in images]) > _ALIKE_GREY:
         return True
     for index in {index for image in images for index in image.classes}:
         parts = [image.classes.get(index, _Parts(0, 0, 0)) for image in images]
-        usual = statistics.fmean(part.pixels for part in parts) / 2
-        if _at_most([(2 * part.upper - part.pixels) / usual for part in parts]) > _ALIKE_CLASS:
+        half = statistics.fmean(part.pixels for part in parts) / 2
+        if _at_most([(2 * part.upper - part.pixels) / half for part in parts]) > _ALIKE_CLASS:
             return True
     return False
 
