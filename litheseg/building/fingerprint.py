@@ -167,7 +167,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One image: height and width, the classes that occur, mean values of its upper and lower half, and their spread."""
+    """One image: height and width, the classes that occur, the mean of its upper and lower half, and the spread."""
 
     shape: tuple[int, int]
     classes: dict[int, _Parts]
