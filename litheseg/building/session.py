@@ -13,14 +13,17 @@ Usage:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from litheseg.building import stages
+from litheseg.building.finding import with_found
 from litheseg.building.result import BuildResult, TrainedNetwork
-from litheseg.errors import Interrupted, RecipeError, listed
+from litheseg.errors import Interrupted, LithesegError, RecipeError, listed
 from litheseg.progress import say, shown
 from litheseg.training import run
 from litheseg.training.horizon import epochs_to_finish, is_over
@@ -28,6 +31,8 @@ from litheseg.training.recipe import Recipe, load_recipe
 from litheseg.values import parse_duration
 
 __all__ = ["build", "train"]
+
+_OPTION = re.compile(r"(`[^`]*`|litheseg [a-z-]+ [^;)]*)|--([a-z][\w.-]*)")  # a shell command, or an option out of one
 
 
 def train(
@@ -38,6 +43,8 @@ def train(
     size: tuple[int, int] | None = None,
     minutes: float | None = None,
     init: str | Path | None = None,
+    find_batch_size: bool = False,
+    find_lr: bool = False,
     resume: bool = False,
     **fields: Any,
 ) -> TrainedNetwork:
@@ -50,6 +57,8 @@ def train(
         size: height and width that images are resized to.
         minutes: most minutes of training; by default as many as the epochs take.
         init: a trained model to start from: its file, zoo:NAME or hf:OWNER/NAME.
+        find_batch_size: measure for data.batch_size first; `litheseg.building.finding` says by which rule.
+        find_lr: measure for optimizer.lr first; likewise.
         resume: go on from the folder's last checkpoint; a run that has ended, also by Ctrl-C, is given back as it is.
         fields: of the recipe: ``widths=[1, 0.5]``, ``trainer={"epochs": 40}``, ``optimizer={"lr": 5e-4}``.
 
@@ -62,10 +71,11 @@ def train(
     """
     loaded = recipe if isinstance(recipe, Recipe) else _recipe(recipe, data, size, minutes, init, fields)
     folder = Path(output) if output is not None else Path("runs") / loaded.name
-    with shown():
+    with shown(), _errors_for_programs():
         if resume and is_over(folder):
             loaded = _shortest(loaded, folder)
             say(f"{folder} ended with epoch {loaded.trainer.epochs}; to train further, start from its model (init)")
+        loaded = with_found(loaded, folder, batch_size=find_batch_size, lr=find_lr)
         try:
             result = run.train(loaded, folder, resume=resume)
         except Interrupted:
@@ -126,13 +136,30 @@ def build(
         raise RecipeError(f'data has no "root", the folder of labelled images, but {listed(list(section))}; add it')
     folder = section.pop("root")
     options = list(_options({**fields, "data": section}))
-    with shown():
+    with shown(), _errors_for_programs():
         try:
             return stages.build(folder, *options, **wishes)
         except Interrupted:
             if not epochs_to_finish(Path(output) / "training"):
                 raise
             return stages.build(folder, *options, **wishes, finish=True)
+
+
+@contextmanager
+def _errors_for_programs() -> Iterator[None]:
+    """Say in errors what to write in a program: "give --min-class-iou 0.2" becomes "give min_class_iou 0.2".
+
+    Shell commands stay as they are.
+    """
+    try:
+        yield
+    except LithesegError as error:
+        error.args = (_OPTION.sub(_as_argument, str(error)),)
+        raise
+
+
+def _as_argument(found: re.Match[str]) -> str:
+    return found[1] or found[2].replace("-", "_")
 
 
 def _section(data: str | Path | Mapping[str, Any] | None, size: tuple[int, int] | None) -> dict[str, Any]:

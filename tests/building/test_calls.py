@@ -14,10 +14,10 @@ from PIL import Image
 from tiny_training import STEPS, same_weights, train_tiny
 
 import litheseg
-from litheseg.building import stages
+from litheseg.building import finding, stages
 from litheseg.building.result import ScoreTable
 from litheseg.bundle.header import BundleHeader
-from litheseg.errors import DataError, Interrupted, RecipeError
+from litheseg.errors import DataError, Interrupted, RecipeError, TrainingError
 from litheseg.masks.classes import Classes
 from litheseg.models.bundle import load_bundle
 from litheseg.training.task import SegmentationTask
@@ -84,6 +84,30 @@ def test_fields_of_data_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None
     }
     with pytest.raises(RecipeError, match='no "root"'):
         litheseg.build({"batch_size": 4})
+
+
+def test_errors_name_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise DataError(
+            "give --min-class-iou 0.2, `litheseg doctor a --json`, or --data.size; with: litheseg data import a --format x; --folds"
+        )
+
+    monkeypatch.setattr(stages, "build", refused)
+    wanted = "give min_class_iou 0.2, `litheseg doctor a --json`, or data.size; with: litheseg data import a --format x; folds"
+    with pytest.raises(DataError) as caught:
+        litheseg.build("mine")
+    assert str(caught.value) == wanted
+    with pytest.raises(TrainingError, match=r"or choose another output$"):
+        train_tiny(tmp_path)
+        litheseg.train("slimseg", tmp_path, **TINY)
+
+
+def test_batch_size_and_learning_rate_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "find_batch_size", lambda *_: 4)
+    monkeypatch.setattr(finding, "find_lr", lambda recipe, _: 0.001 * recipe.data.batch_size)
+    run = litheseg.train("slimseg", tmp_path / "run", find_batch_size=True, find_lr=True, **TINY)
+    recipe = load_bundle(run.bundle).header.recipe
+    assert recipe["data"]["batch_size"] == 4 and recipe["optimizer"]["lr"] == 0.004
 
 
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A disk that fills while a build is under way: one error that says what to do, nothing half-written, and it goes on."""
+"""A disk that fills while a build is under way: one error that says what to do, and the same command goes on."""
 
 from __future__ import annotations
 
