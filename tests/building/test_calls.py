@@ -89,11 +89,11 @@ def test_fields_of_data_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None
 def test_errors_name_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise DataError(
-            "give --min-class-iou 0.2, `litheseg doctor a --json`, or --data.size; with: litheseg data import a --format x; --folds"
+            "give --min-class-iou 0.2, `litheseg doctor a --json`: litheseg data import a --format x; --folds"
         )
 
     monkeypatch.setattr(stages, "build", refused)
-    wanted = "give min_class_iou 0.2, `litheseg doctor a --json`, or data.size; with: litheseg data import a --format x; folds"
+    wanted = "give min_class_iou 0.2, `litheseg doctor a --json`: litheseg data import a --format x; folds"
     with pytest.raises(DataError) as caught:
         litheseg.build("mine")
     assert str(caught.value) == wanted
