@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format slow clean
+.PHONY: help install demo test lint format slow package clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: $(STAMP)  ## mend formatting and what ruff can mend
 
 slow: $(STAMP)  ## the slow tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow
+
+package:  ## build wheel and sdist into dist/, check them, and try them in an empty environment
+	PYTHON=$(PYTHON) .ci/package
 
 clean:  ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
