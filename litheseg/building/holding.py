@@ -11,11 +11,12 @@ Usage:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from litheseg.building.fingerprint import Fingerprint
 
-__all__ = ["FEW", "hold_out"]
+__all__ = ["FEW", "divided", "hold_out"]
 
 FEW = 50
 """Labelled images, below which each one counts."""
@@ -33,6 +34,14 @@ def hold_out(facts: Fingerprint) -> tuple[dict[str, Any], str]:
         options["val_fraction"] = share
         reason += f"; of {facts.labelled} images {share:.0%}, so that as many as possible are trained on"
     return options, reason
+
+
+def divided(facts: Fingerprint) -> Fingerprint:
+    """The fingerprint with as many images to train on as there will be; it was taken with a fifth held out."""
+    if not facts.holds_out or facts.labelled >= FEW:
+        return facts
+    val = max(1, round(_SHARE_OF_FEW * facts.labelled))
+    return replace(facts, train=facts.labelled - val, val=val)
 
 
 def _how(facts: Fingerprint) -> tuple[str, str]:

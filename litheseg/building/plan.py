@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from litheseg.budget.candidates import scaled
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import Fingerprint
 from litheseg.building.folds import FoldPlan, plan_folds
-from litheseg.building.holding import hold_out
+from litheseg.building.holding import divided, hold_out
 from litheseg.errors import LithesegError
 from litheseg.machine import cores, memory
 from litheseg.tables import Table
@@ -82,7 +83,7 @@ class Wishes:
         """Names of the fields that are overruled."""
         return frozenset(option.removeprefix("--").partition("=")[0] for option in self.overrides)
 
-    @property
+    @cached_property
     def asked(self) -> Recipe:
         """The recipe with these fields.
 
@@ -211,6 +212,7 @@ def make_plan(
     Raises:
         BudgetError: no network is that fast.
     """
+    facts = divided(facts)
     recipe, because = _recipe(facts, wishes)
     decisions = [*_data(facts, wishes, recipe), *_network(facts, wishes), *_augmentation(facts)]
     decisions.append(_batch(facts, wishes))

@@ -17,7 +17,7 @@ from typing import Any
 
 from litheseg.data.download import fetch
 from litheseg.data.folder import FolderSource
-from litheseg.data.formats import (
+from litheseg.data.formats.importing import (
     FORMATS,
     ImportedData,
     OtherFormatError,

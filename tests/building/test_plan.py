@@ -184,3 +184,10 @@ def test_a_file_that_is_no_plan_is_refused() -> None:
     for text in ("", "recipe: slimseg", "- 1", "a: [", "recipe: a\ndecisions: 3"):
         with pytest.raises(LithesegError, match="no plan of a build"):
             read_plan(text)
+
+
+def test_steps_are_of_the_images_that_are_trained_on() -> None:
+    few = replace(FACTS, train=19, val=5, sequences={"": 24}, holds_out=True)
+    plan, values = planned(few, minutes=10, step=0.1, folds=0)
+    steps = next(item.because for item in plan.decisions if item.option == "trainer.epochs")
+    assert int(steps.split()[0]) == values["trainer.epochs"] * (20 // values["data.batch_size"]), "24 less 15 %"

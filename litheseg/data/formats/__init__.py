@@ -2,17 +2,3 @@
 
 One module a format; `importing` recognises and converts, `collection` is what a format is read into.
 """
-
-from __future__ import annotations
-
-from litheseg.data.formats.importing import (
-    FORMATS,
-    ImportedData,
-    OtherFormatError,
-    import_command,
-    import_dataset,
-    recognise,
-    refusal,
-)
-
-__all__ = ["FORMATS", "ImportedData", "OtherFormatError", "import_command", "import_dataset", "recognise", "refusal"]
