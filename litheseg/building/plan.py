@@ -130,11 +130,21 @@ class Plan:
 
     @property
     def folds(self) -> tuple[int, list[str]]:
-        """How many folds there are, 0 for none, and the options that a fold has instead of the network's."""
+        """How many folds there are, 0 for none, and the options that a fold has instead of the network's.
+
+        Raises:
+            LithesegError: a plan was edited to have folds, and does not say how long they are trained.
+        """
         values = {item.option: item.value for item in self.decisions}
-        count = int(values.get("folds", 0))
-        names = ("epochs", "minutes") if count > 1 else ()
-        return count, [f"--trainer.{name}={values[f'folds.{name}']}" for name in names]
+        try:
+            count = int(values.get("folds", 0))
+            names = ("epochs", "minutes") if count > 1 else ()
+            return count, [f"--trainer.{name}={values[f'folds.{name}']}" for name in names]
+        except (KeyError, TypeError, ValueError) as error:
+            raise LithesegError(
+                f"folds is {values['folds']}, and {error} is not said; add folds.epochs and folds.minutes, or ask for "
+                "folds before training begins, by --folds"
+            ) from error
 
     def within(self, minutes: float) -> list[str]:
         """The options for other minutes than those that were asked for: more or fewer epochs, and all else as it is."""

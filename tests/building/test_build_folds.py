@@ -16,6 +16,7 @@ from test_whole_build import FIELDS, build, quick
 
 from litheseg.building import folds, stages
 from litheseg.building.folds import plan_folds
+from litheseg.building.plan import read_plan
 from litheseg.building.result import BuildResult
 from litheseg.data.folder import FolderSource
 from litheseg.data.streets import make_streets
@@ -60,6 +61,14 @@ def test_the_plan_shares_the_minutes() -> None:
     assert whole / 2 <= values["trainer.minutes"] < 0.7 * whole
     assert values["folds.epochs"] * (24 * 2 // 3 // values["data.batch_size"]) >= 400
     assert not [option for option in planned(FEW, step=0.1, minutes=40)[0].overrides if option.startswith("--folds")]
+
+
+def test_a_plan_that_was_edited_to_have_folds_says_how_long_they_are() -> None:
+    text = planned(FEW, step=0.1, minutes=40, folds=0)[0].text()
+    edited = read_plan(text.replace("  folds: 0", "  folds: 2\n  folds.epochs: 7\n  folds.minutes: 1.5"))
+    assert edited.folds == (2, ["--trainer.epochs=7", "--trainer.minutes=1.5"])
+    with pytest.raises(LithesegError, match=r"add folds\.epochs and folds\.minutes"):
+        assert read_plan(text.replace("  folds: 0", "  folds: 3")).folds
 
 
 @pytest.fixture(scope="module")
