@@ -2,3 +2,7 @@
 
 One module a format; `importing` recognises and converts, `collection` is what a format is read into.
 """
+
+from __future__ import annotations
+
+__all__: list[str] = []
