@@ -37,7 +37,7 @@ FIELD = "image"
 _AROUND = 64 << 10  # bytes that a form may have around its file
 _FIELDS = 8  # more are not even named in the refusal
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error, DataError)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
 
 async def read_upload(request: Request, *, max_bytes: int, seconds: float) -> bytes:
@@ -115,6 +115,8 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
         raise Problem("not-an-image", "the file is not an image that is known here; send JPEG, PNG or WebP") from error
     except TooManyPixelsError as error:
         raise Problem("too-many-pixels", f"{error} here: make the image smaller") from error
+    except DataError as error:  # no RGB of 8 bits
+        raise Problem("damaged-image", str(error)) from error
     except _BROKEN as error:
         raise Problem("damaged-image", f"the image is damaged or truncated ({error}); send it again") from error
 

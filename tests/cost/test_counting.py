@@ -167,4 +167,4 @@ def test_the_module_is_left_as_it_was() -> None:
 
 def test_a_genuine_error_is_the_models_own() -> None:
     with pytest.raises(RuntimeError, match="channels"):
-        count(nn.Conv2d(5, 4, 1), (4, 4))
+        count(nn.Sequential(nn.Conv2d(5, 4, 1)), (4, 4))

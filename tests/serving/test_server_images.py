@@ -50,7 +50,7 @@ def test_orientation_depth_and_transparency() -> None:
     exif[0x0112] = 6
     assert np.array_equal(decode_image(encoded(np.rot90(picture()), exif=exif), 10_000), picture())
     deep = Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000)
-    assert decode_image(encoded(deep), 100)[5, 7].tolist() == [47000 >> 8] * 3
+    assert refused(encoded(deep)) == "damaged-image"
     clear = np.dstack([picture(), np.zeros((24, 40), np.uint8)])
     assert decode_image(encoded(clear), 10_000).max() == 0
 
