@@ -12,6 +12,7 @@ Examples:
   litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
   litheseg export model.safetensors --output exports/simple --labels --layout nchw
   litheseg export model.safetensors --output exports/dial --share                (all widths, with one file of weights)
+  litheseg export model.safetensors --output exports/page --format web               (a page that needs no server)
   litheseg export model.safetensors --output exports/small --format onnx,openvino --precision int8 --data data/camvid
 """
 
@@ -28,6 +29,7 @@ from litheseg.cli.parsing import command
 from litheseg.cli.printing import print_json, print_table
 from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
 from litheseg.deploy.quantize import CALIBRATION_IMAGES, Quantizer, Tolerance, calibration_samples
+from litheseg.deploy.web import WEB
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.card import show_worst
@@ -39,8 +41,8 @@ __all__ = ["export"]
 
 def _parse_formats(text: str) -> tuple[str, ...]:
     for name in parse_names(text):
-        if name not in FORMATS:
-            raise LithesegError(f"'{name}' is no format; choose from {', '.join(FORMATS)}")
+        if name not in (*FORMATS, WEB):
+            raise LithesegError(f"'{name}' is no format; choose from {', '.join((*FORMATS, WEB))}")
     return parse_names(text)
 
 
@@ -72,7 +74,7 @@ def export(
     Args:
         model: a model file, such as runs/NAME/model.safetensors.
         output: the folder of the export.
-        format: onnx, openvino, torch; several with commas.
+        format: onnx, openvino, torch, web (ONNX and a page that runs it); several with commas.
         size: of the input; dynamic: any; training: what the model resizes images to, any if it does not.
         layout: of the input, uint8 RGB.
         labels: give labels at the input's size; slower than logits, but ready to use.
@@ -115,6 +117,8 @@ def export(
     for network in found.get("int8", {}).values():
         print(f"\n{network['summary']}")
     print(f"\nnext:\n  litheseg predict {written.path} PHOTOS --output labelled")
+    if WEB in format:
+        print(f"  python3 -m http.server --directory {written.path}    (and open http://localhost:8000)")
 
 
 def _quantizer(

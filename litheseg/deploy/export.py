@@ -48,6 +48,7 @@ from litheseg.deploy.readme import export_readme
 from litheseg.deploy.samples import Samples, open_samples
 from litheseg.deploy.shared import share_weights
 from litheseg.deploy.torch_export import export_program, save_archive
+from litheseg.deploy.web import WEB, WebPage
 from litheseg.errors import Interrupted, LithesegError, ModelError
 from litheseg.files import atomic_folder, write_text
 from litheseg.locks import folder_lock
@@ -90,6 +91,7 @@ def export_bundle(
     source: str = "auto",
     split: str = "val",
     threshold: float = THRESHOLD,
+    onnxruntime_web: str | Path | None = None,
     further: Further | None = None,
     force: bool = False,
 ) -> Export:
@@ -98,7 +100,7 @@ def export_bundle(
     Args:
         bundle: a loaded one.
         output: the folder.
-        formats: keys of `FORMATS`.
+        formats: keys of `FORMATS`, or `litheseg.deploy.web.WEB`: ONNX, with a page that runs it in the browser.
         widths: those to export; None for all that the bundle has.
         size: height and width of the networks' input; "training": the size that the bundle resizes images to, any if
             it does not; None for any.
@@ -112,6 +114,7 @@ def export_bundle(
         source: kind of data, "auto" to detect it.
         split: of the data set.
         threshold: least share of pixels, in [0, 1], that must agree.
+        onnxruntime_web: of the page: the folder of ONNX Runtime Web's files; None to look for them, or fetch them.
         further: makes more networks of those written; what fails leaves what was written before as it is.
         force: replace an export that is there.
 
@@ -128,21 +131,25 @@ def export_bundle(
         LithesegError: the folder is there, or cannot be written; a network disagrees with PyTorch.
     """
     for name, values, choices in (
-        ("format", formats, FORMATS),
+        ("format", formats, (*FORMATS, WEB)),
         ("layout", [layout], LAYOUTS),
         ("output", [output_kind], OUTPUTS),
     ):
         for value in values:
             check_choice(name, value, choices)
     if not formats:
-        raise LithesegError(f"no format is given; choose from {', '.join(FORMATS)}")
+        raise LithesegError(f"no format is given; choose from {', '.join((*FORMATS, WEB))}")
+    if WEB in formats and (layout, output_kind) != ("NHWC", "logits"):
+        raise LithesegError("the page takes logits of NHWC, and labels them itself; leave out --labels and --layout")
+    page = WebPage.prepare(bundle.header, onnxruntime_web) if WEB in formats else None
+    formats = tuple(dict.fromkeys("onnx" if name == WEB else name for name in formats))
     if shared and ("onnx" not in formats or further is not None):
         raise LithesegError("only fp32 networks in ONNX share weights; export the others to a folder of their own")
     if not 0 <= threshold <= 1:
         raise LithesegError(f"threshold {threshold:g} is no share of pixels; give a number in [0, 1], such as 0.999")
     target, resized = Path(output).expanduser(), bundle.header.size if bundle.header.resizes else None
     size = resized if size == "training" else size
-    job = _Job(bundle, tuple(dict.fromkeys(formats)), size, size or resized, layout, output_kind)
+    job = _Job(bundle, formats, size, size or resized, layout, output_kind)
     with folder_lock(target, beside=True):
         _check_target(target, force)
         chosen = [bundle.check_width(width) for width in dict.fromkeys(widths or bundle.header.available_widths)]
@@ -161,6 +168,8 @@ def export_bundle(
                     found = job.compare(written, samples)
                     _check_agreement(found, threshold)
                     certificates |= found
+            if page is not None:
+                page.write(folder)
             _finish(export, certificates, {}, threshold)
         if further is not None:
             _add(replace(export, path=target), further, certificates, threshold)

@@ -17,6 +17,11 @@ from litheseg.tables import escaped, fenced, markdown_table
 
 __all__ = ["export_readme"]
 
+_PAGE = (
+    "`index.html` runs these networks in the browser. Put the folder on any static host, or serve it here "
+    "(`python3 -m http.server`) and open the address that is printed. `ort/` is ONNX Runtime Web, (c) Microsoft, MIT."
+)
+
 
 def export_readme(export: Export, certificates: Mapping[str, Certificate], int8: Sequence[str] = ()) -> str:
     """Markdown.
@@ -39,6 +44,7 @@ def export_readme(export: Export, certificates: Mapping[str, Certificate], int8:
             "## Certificate",
             _certificate(export, certificates),
             "## Use",
+            *((_PAGE,) if (export.folder / "index.html").is_file() else ()),
             _use(export),
             "## Classes",
             markdown_table(("index", "class", "colour (RGB)"), rows),

@@ -1,5 +1,7 @@
 // Talks to the server. Refusals become `Refusal`s that carry the server's own words; a busy server is asked again.
 
+import { decodeMask } from "./png.js";
+
 const RETRIES = 4;
 
 export class Refusal extends Error {
@@ -29,7 +31,8 @@ export async function getBlob(path, signal) {
  *
  * @param {Blob} image
  * @param {{width: number | null, signal: AbortSignal}} options  width null: what the load allows
- * @returns {Promise<{png: ArrayBuffer, width: number, work: number, queue: number, roundTrip: number}>}  milliseconds
+ * @returns {Promise<{mask: {width: number, height: number, indices: Uint8Array}, png: () => Promise<ArrayBuffer>,
+ *     width: number, work: number, queue: number, roundTrip: number}>}  milliseconds
  */
 export async function segment(image, { width, signal }) {
   const query = width === null ? "" : `?width=${width}`;
@@ -41,12 +44,14 @@ export async function segment(image, { width, signal }) {
       const response = await send(`/v1/segment/mask${query}`, { method: "POST", body, signal });
       const png = await response.arrayBuffer();
       const number = (name) => Number(response.headers.get(`Litheseg-${name}`));
+      const roundTrip = performance.now() - started;
       return {
-        png,
+        mask: await decodeMask(png),
+        png: async () => png,
         width: number("Width"),
         work: number("Milliseconds"),
         queue: number("Queue-Milliseconds"),
-        roundTrip: performance.now() - started,
+        roundTrip,
       };
     } catch (error) {
       if (!(error instanceof Refusal && error.status === 503 && turn < RETRIES)) throw error;

@@ -1,12 +1,11 @@
 // The page: what the person does, what is asked of the server, and what is shown of its answers.
 
-import { getBlob, getJson, segment, setKey } from "/page/api.js";
-import { Chart } from "/page/chart.js";
-import { makeDivider } from "/page/divider.js";
-import { Legend, percent } from "/page/legend.js";
-import { explain, onUnauthorised, quiet, setServer } from "/page/notice.js";
-import { colorTable, difference, grab, paint, readPicture, shares } from "/page/picture.js";
-import { decodeMask } from "/page/png.js";
+import { getBlob, getJson, segment, setKey } from "./api.js";
+import { Chart } from "./chart.js";
+import { makeDivider } from "./divider.js";
+import { Legend, percent } from "./legend.js";
+import { explain, onUnauthorised, quiet, setServer } from "./notice.js";
+import { colorTable, difference, grab, paint, readPicture, shares } from "./picture.js";
 
 const DEBOUNCE = 70; // milliseconds
 const STATUS_EVERY = 4000;
@@ -39,6 +38,8 @@ async function start() {
   } catch (error) {
     await explain(error, start);
     return;
+  } finally {
+    $("stuck").hidden = true;
   }
   const { name, classes, widths, version, runtime, example } = state.model;
   state.widths = widths.map((entry) => entry.width).sort((a, b) => a - b);
@@ -46,6 +47,7 @@ async function start() {
   $("model").textContent = `${name} · ${classes.length} classes`;
   $("version").textContent = `litheseg ${version} · ${runtime}`;
   $("example").hidden = !example;
+  $("int8-switch").hidden = !state.model.int8;
   legend.fill(classes);
   makeDial("left", state.widths.length - 1);
   makeDial("right", 0);
@@ -101,8 +103,8 @@ function show(picture) {
   $("empty").hidden = true;
   $("viewer").hidden = false;
   $("viewer").style.setProperty("--ratio", bitmap.width / bitmap.height);
-  const kilobytes = Math.max(1, Math.round(blob.size / 1000));
-  $("source-text").textContent = `${name} · ${bitmap.width} × ${bitmap.height} · ${kilobytes} kB sent`;
+  const sent = state.model.local ? "" : ` · ${Math.max(1, Math.round(blob.size / 1000))} kB sent`;
+  $("source-text").textContent = `${name} · ${bitmap.width} × ${bitmap.height}${sent}`;
   $("save").hidden = true;
   draw();
 }
@@ -151,8 +153,7 @@ async function answered(side, picture) {
   state.pending[side] = mine;
   $("viewer").classList.add("waiting");
   try {
-    const answer = await segment(picture.blob, { width: wanted(side), signal: mine.signal });
-    answer.mask = await decodeMask(answer.png);
+    const answer = await segment(picture.blob, { width: wanted(side), int8: $("int8").checked, signal: mine.signal });
     if (state.pending[side] !== mine) return null;
     chart.add({ ...answer, side });
     quiet();
@@ -243,9 +244,9 @@ async function saveMask() {
   $("viewer").classList.add("waiting");
   try {
     const whole = await picture.whole();
-    const { png } = whole ? await segment(whole, { width: answer.width }) : answer;
+    const { png } = whole ? await segment(whole, { width: answer.width, int8: $("int8").checked }) : answer;
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([png], { type: "image/png" }));
+    link.href = URL.createObjectURL(new Blob([await png()], { type: "image/png" }));
     link.download = `${picture.name.replace(/\.[^.]*$/, "")}-${answer.width}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
@@ -341,6 +342,10 @@ function connect() {
   }
   $("auto").addEventListener("change", ({ target }) => setAuto(target.checked));
   $("compare").addEventListener("change", ({ target }) => setCompare(target.checked));
+  $("int8").addEventListener("change", () => {
+    state.answers.clear();
+    if (!state.stream) for (const side of state.compare ? SIDES : ["left"]) ask(side);
+  });
   $("opacity").addEventListener("input", ({ target }) => {
     state.opacity = target.value / 100;
     draw();

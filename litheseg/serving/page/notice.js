@@ -1,6 +1,6 @@
 // What went wrong, in words, and how the server is.
 
-import { Refusal } from "/page/api.js";
+import { Refusal } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
