@@ -37,7 +37,7 @@ from litheseg.building.trials import latencies, step_seconds
 from litheseg.bundle.cross_validation import MEANING, cross_validated
 from litheseg.data import open_source
 from litheseg.data.doctor import diagnose
-from litheseg.data.source import Source
+from litheseg.data.source import FileSource, Source
 from litheseg.data.unlabelled import find_unlabelled
 from litheseg.errors import Interrupted, LithesegError, listed
 from litheseg.files import names_full_disk, write_text
@@ -56,6 +56,7 @@ __all__ = ["build"]
 
 _NO_BUDGET = 60_000.0  # milliseconds
 _PLAN, _FINGERPRINT, _WISHES = "plan.yaml", "fingerprint.json", "wishes.json"
+_OF_DIVISION = ("leak", "near-leak", "shared-sequence")  # findings of the doctor
 _CHANGEABLE = ("budget", "minutes", "target", "min_class_iou", "folds")
 
 
@@ -207,19 +208,21 @@ class _Stages:
         """What is wrong with the data, and what it is like."""
         if (self.folder / _FINGERPRINT).exists():
             return
-        report = diagnose(self.source)
+        source = self.source
+        report = diagnose(source)
         if not report.ok:
             found = "; ".join(item.message for item in report.findings if item.severity == "error")
             raise LithesegError(
                 f"{self.wishes.data} cannot be trained on: {found}; `litheseg doctor {self.wishes.data}` says more"
             )
+        divides = isinstance(source, FileSource) and source.holds_out  # the plan decides how, and keeps these together
         for item in report.findings:
-            if item.severity == "warning":
+            if item.severity == "warning" and not (divides and item.code in _OF_DIVISION):
                 say(f"warning: {item.message}")
         more = 0
         if self.wishes.unlabelled:
-            more = len(find_unlabelled(self.wishes.unlabelled, self.source, None).samples)
-        facts = take_fingerprint(self.source, unlabelled=more)
+            more = len(find_unlabelled(self.wishes.unlabelled, source, None).samples)
+        facts = take_fingerprint(source, unlabelled=more)
         write_text(self.folder / _FINGERPRINT, json.dumps(facts.to_dict(), indent=2) + "\n")
 
     def _plan(self) -> None:

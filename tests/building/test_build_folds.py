@@ -8,20 +8,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_plan import FACTS, planned
 from test_whole_build import FIELDS, build, quick
 
 from litheseg.building import folds, stages
 from litheseg.building.folds import plan_folds
+from litheseg.building.holding import hold_out
 from litheseg.building.plan import read_plan
 from litheseg.building.result import BuildResult
+from litheseg.data.doctor import diagnose
 from litheseg.data.folder import FolderSource
 from litheseg.data.streets import make_streets
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import load_bundle
+from litheseg.progress import shown
 from litheseg.report.card import card_sections, to_markdown
 from litheseg.runtime.predictor import Predictor
 
@@ -147,3 +152,25 @@ def test_each_image_is_scored_unseen_also_by_a_build_that_was_stopped_in_a_fold(
     assert json.loads((out / "build.json").read_text())["cross_validated"] == str(chosen)
     card = to_markdown("tiny", card_sections(load_bundle(result.bundle).header, name="tiny"))
     assert "cross-validated over 3 folds, 9 images" in card
+
+
+def test_leaks_that_the_plan_avoids_are_not_warned_of(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stages, "make_plan", Mock(side_effect=LithesegError("far enough")))
+    data, draw = tmp_path / "data", np.random.default_rng(0)
+    (data / "images").mkdir(parents=True)
+    (data / "masks").mkdir()
+    (data / "classes.yaml").write_text("classes: [ground, thing]\n")
+    for scene in range(6):
+        picture = Image.fromarray(draw.integers(0, 250, (6, 8, 3)).astype(np.uint8)).resize((64, 48))
+        for shot in range(2):
+            name = f"{scene + 6 * shot:02}.png"
+            Image.fromarray(np.asarray(picture) + np.uint8(shot)).save(data / "images" / name)
+            Image.fromarray((np.indices((48, 64)).sum(0) // 16 % 2).astype(np.uint8)).save(data / "masks" / name)
+    assert "near-leak" in {item.code for item in diagnose(FolderSource(data)).findings}
+    with shown(), pytest.raises(LithesegError, match="far enough"):
+        build(data, minutes=5.0)
+    assert "nearly equal" not in capsys.readouterr().err
+    facts = stages.make_plan.call_args.args[0]
+    assert facts.groups == (2,) * 6 and hold_out(facts)[0] == {"hold_out": "groups", "val_fraction": 0.15}
