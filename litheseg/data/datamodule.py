@@ -350,7 +350,10 @@ class SegmentationData(L.LightningDataModule):
             samples: Any = self._samples("train") if part == "train" else self._images()
             rows = [samples[i] for i in range(len(samples))]
             stacks: Any = zip(*rows, strict=True) if part == "train" else [rows]
-            kept = self._on_device[part] = tuple(torch.stack(stack).to(index.device) for stack in stacks)
+            kept = tuple(torch.stack(stack).to(index.device) for stack in stacks)
+            # PyTorch promises little of uint16 on devices.
+            kept = tuple(values.float() if values.dtype == torch.uint16 else values for values in kept)
+            self._on_device[part] = kept
         return tuple(values.index_select(0, index) for values in kept)
 
     def _quiet(self) -> bool:
