@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format slow package clean
+.PHONY: help install demo test lint format slow package site lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard litheseg/masks/*.c)
 	@test -x $(BIN)/pip || { $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null && $(PYTHON) -m venv --clear $(VENV); } || \
 		{ echo "'$(PYTHON)' cannot make a virtual environment." >&2; \
 		  echo "On Debian and Ubuntu:  sudo apt install python3-venv   and run make again." >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),-c requirements-dev.lock) -e '.[dev]'
 	@touch $@
 
 install: $(STAMP)  ## create .venv and install litheseg with its development tools
@@ -47,6 +47,18 @@ slow: $(STAMP)  ## the slow tests
 
 package:  ## build wheel and sdist into dist/, check them, and try them in an empty environment
 	PYTHON=$(PYTHON) .ci/package
+
+site: $(VENV)/.site  ## the documentation site, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.site: pyproject.toml
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+lock: $(STAMP)  ## requirements-dev.lock anew: the versions of all that development needs, for every Python and system
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements-dev.lock
 
 clean:  ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

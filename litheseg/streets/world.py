@@ -47,7 +47,8 @@ class Camera:
 
     Args:
         focal: focal length in pixels.
-        u0, v0: vanishing point of the z axis in pixels; v0 is the horizon.
+        u0: horizontal place of the vanishing point of the z axis, in pixels.
+        v0: vertical place of that point, in pixels: the horizon.
         height: of the lens above the ground in metres.
         roll: rotation of the picture around the vanishing point in radians.
         curve: sideways bend of the world in 1/m.
