@@ -102,8 +102,14 @@ def _run(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         print(f"litheseg {__version__}")
         return 0
+    if words and words[0] in ("--install-completion", "--show-completion"):
+        from litheseg.cli.completion import complete_shell
+
+        complete_shell(words, COMMANDS)
+        return 0
     if words and words[0] in _HELP:
-        print("usage: litheseg [--version] COMMAND ...\n\nOne segmentation network, every budget.\n\ncommands:")
+        print("usage: litheseg [--version | --install-completion [SHELL]] COMMAND ...")
+        print("\nOne segmentation network, every budget.\n\ncommands:")
         for name in COMMANDS:
             with Path(__file__).with_name(f"{_module(name)}.py").open(encoding="utf-8") as source:
                 print(f"  {name:<16}{source.readline().strip().removeprefix('r').strip(_QUOTES)}")
