@@ -9,6 +9,8 @@ export class Refusal extends Error {}
 
 export function setKey() {}
 
+const BLANK = [256, 256]; // pixels, where a network takes any size
+
 let model = null;
 let worker = null;
 const pending = new Map(); // what waits for the worker's answer, by number
@@ -51,8 +53,13 @@ async function openModel() {
   const unknown = { p50_ms: null, clients: null, images_per_second: null }; // what a server would have measured
   start();
   await ask({ network: networks[0] });
-  for (const network of networks.slice(1)) ask({ network }).catch(() => {}); // said when it is wanted
+  warmUp([...networks].reverse()).catch(() => {}); // said when it is wanted
   return { ...about, networks, int8, widths: widths.map((width) => ({ width, ...unknown, ...about.scores[width] })) };
+}
+
+/** Opens all networks and runs each once, the fastest first: code that has run is compiled better by then. */
+async function warmUp(networks) {
+  for (const network of networks) await ask({ network, size: network.size ?? model?.size ?? BLANK, warm: true });
 }
 
 async function fetchJson(path) {

@@ -26,6 +26,15 @@ function open({ path, files }) {
   return sessions.get(path);
 }
 
+/** Runs a network on nothing. */
+async function warm({ network, size: [height, width] }) {
+  const image = new ort.Tensor("uint8", new Uint8Array(3 * height * width), [1, height, width, 3]);
+  const session = await open(network);
+  const output = (await session.run({ image }))[session.outputNames[0]];
+  output.dispose();
+  return {};
+}
+
 /** @returns {Promise<{labels: Uint8Array, work: number}>}  of the picture's size; milliseconds */
 async function run({ network, size, pixels, height, width }) {
   const session = await open(network);
@@ -44,7 +53,7 @@ async function run({ network, size, pixels, height, width }) {
 
 self.onmessage = async ({ data: { id, task } }) => {
   try {
-    const answer = task.pixels ? await run(task) : (await open(task.network), {});
+    const answer = task.pixels ? await run(task) : task.warm ? await warm(task) : (await open(task.network), {});
     self.postMessage({ id, answer }, answer.labels ? [answer.labels.buffer] : []);
   } catch (error) {
     self.postMessage({ id, problem: String(error?.message ?? error) });
