@@ -31,7 +31,7 @@ class UsageAsExamples(Extension):
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made from other files."""
     pages = {uri: (ROOT / name).read_text(encoding="utf-8") for uri, name in ROOT_PAGES.items()}
-    pages["index.md"] = pages["index.md"].replace("](docs/", "](")
+    pages = {uri: text.replace("](docs/", "](") for uri, text in pages.items()}
     for path in (ROOT / "docs/notebooks").glob("*.ipynb"):
         pages[f"notebooks/{path.stem}.md"] = _notebook(path)
     pages |= {f"reference/{room}.md": _reference(room) for room in _rooms()}
