@@ -89,10 +89,11 @@ def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_command_without_its_packages_is_a_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "litheseg.cli.train", None)
+    monkeypatch.setitem(sys.modules, "litheseg.cli.tune", None)
+    monkeypatch.setitem(sys.modules, "litheseg.training.recipe", None)
     assert cli.main(["--show-completion", "bash"]) == 0
     script = capsys.readouterr().out
-    assert "train" in script and "--find-lr" not in script
+    assert "tune" in script and "--find-lr" in script and "--data.root" not in script
 
 
 def test_other_commands_do_not_load_it() -> None:

@@ -100,9 +100,7 @@ def _add(parsers: Any, name: str, function: Any, about: str | None, files: Any) 
     parent = build_parser(function, name, "")
     parser = parsers.add_parser(name, help=_first_line(about), parents=[parent], add_help=False)
     if name == "train":
-        from litheseg.training.recipe import load_recipe, recipe_to_dict
-
-        for field in _fields(recipe_to_dict(load_recipe("slimseg"))):
+        for field in _recipe_fields():
             parser.add_argument(f"--{field}")
     for action in parser._actions:
         if action.nargs != 0 and not action.choices:
@@ -111,6 +109,14 @@ def _add(parsers: Any, name: str, function: Any, about: str | None, files: Any) 
 
 def _first_line(docstring: str | None) -> str:
     return (docstring or "").partition("\n")[0]
+
+
+def _recipe_fields() -> list[str]:
+    try:
+        from litheseg.training.recipe import load_recipe, recipe_to_dict
+    except ModuleNotFoundError:  # the box trains nothing
+        return []
+    return list(_fields(recipe_to_dict(load_recipe("slimseg"))))
 
 
 def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
