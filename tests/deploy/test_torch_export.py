@@ -21,6 +21,7 @@ from litheseg.deploy.network import deployed
 from litheseg.deploy.operators import OPERATORS
 from litheseg.deploy.torch_export import check_archive, export_program, load_archive, save_archive
 from litheseg.errors import BundleError, LithesegError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle
 
 _registered = registered(tiny=build_tiny)
@@ -152,7 +153,7 @@ def test_every_listed_operator_exists_and_only_computes() -> None:
 
 
 class _Strange(torch.nn.Module):
-    layout = "NHWC"
+    layout, images = "NHWC", ImageFormat()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return torch.linalg.det(image[0, :3, :3].float().permute(2, 0, 1)).view(1, 3, 1, 1)

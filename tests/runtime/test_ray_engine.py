@@ -21,6 +21,7 @@ from PIL import Image
 
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.masks.classes import Classes
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models import build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.nn import slim
@@ -173,10 +174,10 @@ def test_an_image_over_which_workers_die_is_left_out(
     worker._settings = replace(worker._settings, force=force)
     block, read = _block(photos, "000.png", "broken.png", "001.png", "002.png"), labeller.read_image
 
-    def deadly(path: Path, *, max_pixels: int) -> np.ndarray:
+    def deadly(path: Path, images: ImageFormat, *, max_pixels: int) -> np.ndarray:
         if path.name == "001.png":
             raise SystemExit  # as far as the diary can know, the worker is gone
-        return read(path, max_pixels=max_pixels)
+        return read(path, images, max_pixels=max_pixels)
 
     monkeypatch.setattr(labeller, "read_image", deadly)
     for _ in range(4):
