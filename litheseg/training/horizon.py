@@ -30,6 +30,7 @@ from litheseg.training.storage import read_checkpoint
 __all__ = ["Deadline", "Horizon", "epochs_to_finish", "is_over"]
 
 _FIRST_STEPS = 8  # whose time foretells that of an epoch, after one that is slower
+_WORTH_MORE = 1.1  # times the epochs that are planned now: so many must be possible before the end moves back
 _VAL_STEP = 0.5  # of the time of a training image: an image of val, until val has been seen
 
 
@@ -156,7 +157,7 @@ class Deadline(Callback):
                 self._keep_within(trainer, seconds, done=trainer.current_epoch + 1, left=0.0)
 
     def _keep_within(self, trainer: L.Trainer, epoch: float, *, done: int, left: float) -> None:
-        """Give up the epochs for which there will be no time.
+        """Give up the epochs for which there will be no time; take them back where steps have become faster.
 
         Args:
             trainer: of the run.
@@ -175,10 +176,12 @@ class Deadline(Callback):
                 f"give at least {(epoch + 2 * val) / 60 + 0.1:.1f}, a smaller data.size or data.crop, or fewer "
                 "steps per epoch by data.steps"
             )
-        planned = trainer.max_epochs or 0
-        if possible < planned:
+        planned, possible = trainer.max_epochs or 0, min(possible, self._config.epochs)
+        over = self._horizon.at(trainer.global_step) >= self._horizon.total
+        if possible < planned or (possible > _WORTH_MORE * planned and not over):
             if is_first_process():
-                say(f"{planned} epochs would take longer than {self._config.minutes:g} minutes: it will be {possible}")
+                longer = "would take longer than" if possible < planned else "leave time of"
+                say(f"{planned} epochs {longer} {self._config.minutes:g} minutes: it will be {possible}")
             self._end_after(trainer, possible)
             self._set_epochs(trainer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from tiny_training import STEPS, tiny_recipe, train_tiny
 
 from litheseg.errors import Interrupted, TrainingError
 from litheseg.progress import shown
-from litheseg.training.horizon import Horizon
+from litheseg.training.config import TrainerConfig
+from litheseg.training.horizon import Deadline, Horizon
 from litheseg.training.storage import read_checkpoint
 from litheseg.training.task import SegmentationTask
 from litheseg.training.trainer import _StopOnInterrupt
@@ -61,6 +63,50 @@ def test_a_run_ends_in_time_with_its_schedule(tmp_path: Path, capsys: pytest.Cap
     assert 1 <= epochs_of(tmp_path) < 5000
     assert rate(tmp_path) == pytest.approx(0.0, abs=1e-9)
     assert "would take longer than 0.06 minutes" in capsys.readouterr().err
+
+
+class _Run:
+    """Stands in for a trainer; time is what `pass_epoch` says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.global_step, self.current_epoch = 1.0, 0, 0
+        self.fit_loop = SimpleNamespace(max_epochs=20)
+        self.strategy = SimpleNamespace(broadcast=lambda value: value)
+        self.horizon = Horizon(200)
+        self.deadline = Deadline(TrainerConfig(epochs=20, minutes=1), self.horizon, 10, 0.0)
+        monkeypatch.setattr("litheseg.training.horizon.time.monotonic", lambda: self.now)
+        self._call("on_train_start")
+
+    @property
+    def max_epochs(self) -> int:
+        return int(self.fit_loop.max_epochs)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        getattr(self.deadline, name)(self, None, *arguments)
+
+    def pass_epoch(self, seconds: float) -> None:
+        self._call("on_train_epoch_start")
+        for index in range(10):
+            self.now, self.global_step = self.now + seconds / 10, self.global_step + 1
+            self._call("on_train_batch_end", None, None, index)
+        self._call("on_train_epoch_end")
+        self.current_epoch += 1
+
+
+def test_epochs_that_were_given_up_are_trained_after_all_once_steps_are_fast_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = _Run(monkeypatch)
+    run.pass_epoch(10)
+    assert run.max_epochs == 6  # of a minute
+    run.pass_epoch(1)
+    assert run.max_epochs == run.horizon.end // 10 == 20  # as were asked for, and not more
+    before = run.horizon.at(run.global_step)
+    run.pass_epoch(1)
+    assert 0 < run.horizon.at(run.global_step) - before < 10  # the rest of the plan, more slowly than planned
+    while run.current_epoch < run.max_epochs:
+        run.pass_epoch(1)
+    assert run.max_epochs == 20 and run.horizon.at(run.global_step) == 200
 
 
 def test_too_few_minutes_for_an_epoch_are_refused(tmp_path: Path) -> None:
