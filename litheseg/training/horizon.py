@@ -180,8 +180,8 @@ class Deadline(Callback):
         over = self._horizon.at(trainer.global_step) >= self._horizon.total
         if possible < planned or (possible > _WORTH_MORE * planned and not over):
             if is_first_process():
-                longer = "would take longer than" if possible < planned else "leave time of"
-                say(f"{planned} epochs {longer} {self._config.minutes:g} minutes: it will be {possible}")
+                slower = f"{planned} epochs would take longer than {self._config.minutes:g} minutes"
+                say(f"{slower if possible < planned else 'steps are faster now'}: it will be {possible} epochs")
             self._end_after(trainer, possible)
             self._set_epochs(trainer)
 
