@@ -179,10 +179,11 @@ def _measure(source: Source, sample: Sample, classes: int) -> _Measured:
     image, mask = source.read_image(sample), source.read_mask(sample)
     found = (int(index) for index in np.unique(mask) if index != IGNORE_INDEX and index < classes)
     height, width = mask.shape
-    upper, lower = np.array_split(rgb_view(image)[::4, ::4], 2)
+    seen = rgb_view(image)[::4, ::4]
+    upper, lower = np.array_split(seen, 2)
     grey = (float(upper.mean()), float((lower if lower.size else upper).mean()))
-    spread = float(image[::4, ::4].std())
-    return _Measured((height, width), {index: _parts(mask == index) for index in found}, grey, spread)
+    parts = {index: _parts(mask == index) for index in found}
+    return _Measured((height, width), parts, grey, float(seen.std()))
 
 
 def _upright(images: Sequence[_Measured]) -> bool:

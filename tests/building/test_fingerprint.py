@@ -57,6 +57,21 @@ def test_images_have_no_up_where_their_halves_are_alike(tmp_path: Path) -> None:
     assert take_fingerprint(open_source("folder", dataset(tmp_path / "street", street), val_fraction=0)).upright
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("bright_above", [False, True])
+def test_a_bright_sky_is_an_up_whatever_numbers_pixels_are(tmp_path: Path, kind: str, bright_above: bool) -> None:
+    rng = np.random.default_rng(0)
+    most = 1.0 if kind == "float32" else np.iinfo(kind).max
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "classes.yaml").write_text("classes: [ground, square]\n")
+    for index in range(6):
+        image = 0.2 + 0.2 * rng.random((60, 80, 5)) + 0.4 * (bright_above & (np.arange(60) < 30))[:, None, None]
+        np.save(tmp_path / "images" / f"{index}a.npy", (image * most).astype(kind))
+        Image.fromarray((rng.random((60, 80)) < 0.3).astype(np.uint8)).save(tmp_path / "masks" / f"{index}a.png")
+    assert take_fingerprint(open_source("folder", tmp_path, val_fraction=0)).upright is bright_above
+
+
 def test_ignored_pixels_and_absent_classes_do_not_count(tmp_path: Path) -> None:
     half = mask(10)
     half[30:] = 255
