@@ -119,10 +119,9 @@ def build_peer(
     if pretrained != "none" and entry.encoder is None:
         raise ModelError(f"{name} is trained from nothing here; take pretrained: none")
     network = entry.build(num_classes)
-    if entry.encoder is not None:
-        start_encoder(network.encoder.model, entry.encoder, pretrained, None)
     peer = Peer(network, num_classes, entry.multiple)
-    peer.pretrained_encoder = pretrained == "auto"
+    if entry.encoder is not None:
+        peer.pretrained_encoder = start_encoder(network.encoder.model, entry.encoder, pretrained, None)
     return peer
 
 

@@ -185,8 +185,8 @@ def deeplabv3plus(
         ModelError: an encoder that timm does not have or cannot dilate, or weights that do not fit it.
     """
     network = _build_encoder(encoder, output_stride, in_channels)
-    start_encoder(network, encoder, pretrained, encoder_weights, in_channels)
+    brings_weights = start_encoder(network, encoder, pretrained, encoder_weights, in_channels)
     heads = {"aux_head": aux_head, "boundary_head": boundary_head}
     model = DeepLabV3Plus(num_classes, network, channels=channels, dropout=dropout, in_channels=in_channels, **heads)
-    model.pretrained_encoder = pretrained == "auto" or encoder_weights is not None
+    model.pretrained_encoder = brings_weights
     return model

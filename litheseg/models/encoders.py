@@ -124,7 +124,7 @@ def start_encoder(
     pretrained: Literal["auto", "none"],
     weights: str | Path | None,
     in_channels: int = 3,
-) -> None:
+) -> bool:
     """Fill the feature network of a timm classifier with the classifier's weights; its head is left out.
 
     Args:
@@ -135,13 +135,16 @@ def start_encoder(
             order, shape and kind where they have the names of another library.
         in_channels: of the encoder's images, to which weights for three channels are adapted.
 
+    Returns:
+        Whether it brings weights now.
+
     Raises:
         ModelError: weights that are not to be had, not readable or not of this encoder.
     """
     if pretrained not in ("auto", "none"):
         raise ModelError(f"pretrained is '{pretrained}'; choose auto or none, or give a file as encoder_weights")
     if weights is None and pretrained == "none":
-        return
+        return False
     if weights is None:
         state, origin, ordered = pretrained_weights(name), f"pretrained weights of '{name}'", False
     else:
@@ -166,6 +169,7 @@ def start_encoder(
                 f"{origin}: '{key}' {has}, {tuple(value.shape)} is needed; give the weights of the same encoder"
             )
     encoder.load_state_dict(needed | found)
+    return True
 
 
 def _adapted(state: Mapping[str, Tensor], name: str, in_channels: int) -> dict[str, Tensor]:

@@ -277,7 +277,7 @@ def segmenter(
         raise ModelError(f"unknown decoder '{decoder}'.{did_you_mean(decoder, DECODERS)}")
     network, depths = _encoder(encoder, in_channels)
     features = network.features if isinstance(network, VitPyramid) else network
-    start_encoder(features, encoder, pretrained, encoder_weights, in_channels)
+    brings_weights = start_encoder(features, encoder, pretrained, encoder_weights, in_channels)
     model = Segmenter(
         num_classes,
         network,
@@ -288,7 +288,7 @@ def segmenter(
         boundary_head=boundary_head,
         in_channels=in_channels,
     )
-    model.pretrained_encoder = pretrained == "auto" or encoder_weights is not None
+    model.pretrained_encoder = brings_weights
     return model
 
 

@@ -60,6 +60,13 @@ def test_a_network_does_not_begin_sure_of_wrong_classes(model: str, num_classes:
     assert loss < math.log(num_classes) + 0.6
 
 
+@pytest.mark.parametrize("model", ["segmenter", "deeplabv3plus"])
+def test_a_network_knows_whether_its_encoder_brought_weights(model: str) -> None:
+    chosen = {"encoder": "efficientnet_lite0", "channels": 32}
+    assert build_model(model, num_classes=3, pretrained="auto", **chosen).pretrained_encoder is True
+    assert build_model(model, num_classes=3, pretrained="none", **chosen).pretrained_encoder is False
+
+
 def test_one_image_is_a_batch() -> None:
     network = segmenter(5, encoder="mobilenetv4_conv_small", channels=32, pretrained="none").train()
     assert network(torch.rand(1, 3, 64, 96)).isfinite().all()
