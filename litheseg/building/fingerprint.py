@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,12 @@ class Fingerprint:
             not RGB of 8 bits.
         upright: whether images have an up, as photographs of streets have: False where the upper and the lower halves
             are alike in brightness and in every class, as of microscopes and of drones that look down.
-        sequences: training images by sequence, as names suggest it.
+        sequences: labelled images by sequence, as names suggest it.
         holds_out: whether val is a part of the training images.
         clips: the sequences whose neighbours are alike, as videos and stacks are; looked for where val is held out.
-        groups: images in each group of near duplicates; likewise.
+        groups: the ids of each group of near duplicates; likewise.
+        shown: the ids of the classes that each image shows, by the image's id, where val is held out and every
+            image is labelled and was measured.
         channels, dtype: of the images.
     """
 
@@ -83,7 +85,8 @@ class Fingerprint:
     sequences: dict[str, int]
     holds_out: bool
     clips: tuple[str, ...] = ()
-    groups: tuple[int, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    shown: dict[str, tuple[int, ...]] = field(default_factory=dict)
     upright: bool = True
     channels: int = 3
     dtype: str = "uint8"
@@ -111,8 +114,10 @@ class Fingerprint:
     def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
         """What `to_dict` gave."""
         classes = tuple(ClassFacts(**entry) for entry in values["classes"])
-        lists = {name: tuple(values.get(name, ())) for name in ("size", "clips", "groups")}
-        return cls(**{**values, **lists, "classes": classes})
+        lists = {name: tuple(values.get(name, ())) for name in ("size", "clips")}
+        groups = tuple(map(tuple, values.get("groups", ())))
+        shown = {name: tuple(found) for name, found in values.get("shown", {}).items()}
+        return cls(**{**values, **lists, "classes": classes, "groups": groups, "shown": shown})
 
 
 def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
@@ -129,13 +134,15 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
     labelled = [sample for sample in samples if sample.labelled]
     if not labelled:
         raise DataError(f"{source.name} has no labelled training images; label some, or import their masks")
-    step = max(1, -(-len(labelled) // _MOST_MEASURED))
-    chosen = labelled[::step]
+    held = isinstance(source, FileSource) and source.holds_out
+    every = [*labelled, *(sample for sample in source.samples("val") if sample.labelled)] if held else labelled
+    step = max(1, -(-len(every) // _MOST_MEASURED))
+    chosen = every[::step]
     measured = [_measure(source, sample, len(source.classes)) for sample in track(chosen, "measuring images")]
     greys = [(one.grey[0] + one.grey[1]) / 2 for one in measured]
     shapes = [one.shape for one in measured]
-    held = isinstance(source, FileSource) and source.holds_out
-    alike = likeness_of([*labelled, *source.samples("val")], source.read_image) if held else Likeness((), ())
+    alike = likeness_of(every, source.read_image) if held else Likeness((), ())
+    known = zip(chosen, measured, strict=True) if held and step == 1 and len(labelled) == len(samples) else ()
     spread = statistics.pstdev(greys) / max(statistics.fmean(greys), 1e-6)
     return Fingerprint(
         train=len(labelled),
@@ -146,10 +153,11 @@ def take_fingerprint(source: Source, *, unlabelled: int = 0) -> Fingerprint:
         sizes=len(set(shapes)),
         classes=_classes(source.classes.names, [one.classes for one in measured]),
         brightness=spread if source.images.is_rgb8 else 0.0,
-        sequences=sequence_sizes(sample.id for sample in labelled),
+        sequences=sequence_sizes(sample.id for sample in every),
         holds_out=held,
         clips=alike.clips,
-        groups=tuple(map(len, alike.groups)),
+        groups=alike.groups,
+        shown={sample.id: tuple(one.classes) for sample, one in known},
         upright=_upright(measured),
         channels=source.images.channels,
         dtype=source.images.dtype,

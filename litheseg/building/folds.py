@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from litheseg.building.fingerprint import Fingerprint
-from litheseg.building.holding import FEW
+from litheseg.building.holding import FEW, FOLDS
 from litheseg.errors import LithesegError
 from litheseg.evaluation.metrics import iou_per_class, mean_iou
 from litheseg.files import write_text
@@ -32,10 +32,8 @@ from litheseg.training.build import build_data
 from litheseg.training.recipe import Recipe
 from litheseg.training.run import train
 
-__all__ = ["FOLDS", "FoldPlan", "cross_validate", "note_scores", "plan_folds"]
+__all__ = ["FoldPlan", "cross_validate", "note_scores", "plan_folds"]
 
-FOLDS = 3
-"""Parts that few images are cross-validated in."""
 _LEAST, _MOST = 400, 20_000  # steps of a fold: fewer do not show what the data allows
 _PART = 8  # of all steps, at least one part of so many is a fold's
 _FEWEST = 20  # steps, where somebody asks for folds

@@ -83,6 +83,10 @@ class Wishes:
         """Names of the fields that are overruled."""
         return frozenset(option.removeprefix("--").partition("=")[0] for option in self.overrides)
 
+    def overrules(self, *parts: str) -> bool:
+        """Whether a field of one of these parts of the recipe, such as "model.", is overruled."""
+        return any(f"{name}.".startswith(parts) for name in self.fixed)
+
     @cached_property
     def asked(self) -> Recipe:
         """The recipe with these fields.
@@ -274,20 +278,19 @@ def _data(facts: Fingerprint, wishes: Wishes, recipe: str) -> list[PlannedField]
 
 
 def _network(facts: Fingerprint, wishes: Wishes) -> list[PlannedField]:
-    """What the default is, and why, where nothing of it is overruled."""
-    if any(name.startswith(("model.", "grouping.", "objectives.")) for name in wishes.fixed):
-        return []
-    return [
-        PlannedField(
-            "model.args", {"encoder": _ENCODER, "decoder": _DECODER}, "from ImageNet; light and fast on a CPU"
-        ),
-        PlannedField("grouping.shape", "none", f"the 3x3 convolutions of {_ENCODER} and {_DECODER} are depthwise"),
-        PlannedField(
-            "objectives.labels.class_weights",
-            "log",
-            f"{facts.rarest.name} has {facts.rarest.share:.2%} of the pixels: rare classes count more",
-        ),
-    ]
+    """What the defaults are, and why, where nobody overrules them."""
+    network, rarest = {"encoder": _ENCODER, "decoder": _DECODER}, facts.rarest
+    # Of another network and other objectives it says nothing: it does not know what their fields mean.
+    decisions = []
+    if not wishes.overrules("model."):
+        decisions.append(PlannedField("model.args", network, "from ImageNet; light and fast on a CPU"))
+    if not wishes.overrules("model.", "grouping."):
+        reason = f"the 3x3 convolutions of {_ENCODER} and {_DECODER} are depthwise"
+        decisions.append(PlannedField("grouping.shape", "none", reason))
+    if "objectives" not in wishes.fixed and not wishes.overrules("objectives.labels."):
+        reason = f"{rarest.name} has {rarest.share:.2%} of the pixels: rare classes count more"
+        decisions.append(PlannedField("objectives.labels.class_weights", "log", reason))
+    return decisions
 
 
 def _augmentation(facts: Fingerprint) -> list[PlannedField]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import ClassFacts, Fingerprint
 from litheseg.building.plan import Plan, Wishes, make_plan, one_word_each, read_plan
+from litheseg.data.folder import FolderSource
 from litheseg.errors import LithesegError
 from litheseg.training.recipe import load_recipe
 
@@ -131,8 +134,10 @@ def test_numbered_images_are_a_video_only_if_they_are_alike() -> None:
     numbered = {"IMG": 300, "": 60}
     assert held(sequences=numbered) is None
     assert held(sequences=numbered, clips=("IMG",)) == {"hold_out": "last"}
-    assert held(sequences=numbered, groups=(3, 2)) == {"hold_out": "groups"}
-    assert held(sequences=numbered, groups=(440,)) == {"hold_out": "last"}, "one video of near duplicates"
+    assert held(sequences=numbered, groups=(("a", "b", "c"), ("d", "e"))) == {"hold_out": "groups"}
+    assert held(sequences=numbered, groups=(tuple(map(str, range(440))),)) == {"hold_out": "last"}, (
+        "one video of near duplicates"
+    )
     assert held(sequences={str(i): 1 for i in range(360)}) is None
 
 
@@ -142,6 +147,29 @@ def test_of_few_images_few_are_held_out() -> None:
     assert held(**few, sequences={"": 19}, clips=("",)) == {"hold_out": "last", "val_fraction": 0.15}
     assert held(**few, sequences={"a": 7, "b": 6, "c": 6}) == {"val_fraction": 0.15}, "one would be a third"
     assert held(**few, sequences={"a": 8, "b": 8, "c": 3})["hold_out"] == "sequences"
+
+
+def test_each_class_is_on_both_sides_and_in_what_each_fold_is_trained_on(tmp_path: Path) -> None:
+    """Of 14 images two show the pole: which, the names say, and for some names chance would hold out both or none."""
+    asked = set()
+    for first in range(1, 13):
+        shown = {f"photo{index}": (0, 1) if index in (0, first) else (0,) for index in range(14)}
+        options = held(train=12, val=2, sequences={"photo": 14}, shown=shown)
+        source = folder(tmp_path / str(first), shown, **options)
+        sides = [{sample.id for sample in source.samples(split)} for split in ("train", "val")]
+        assert all(any(1 in shown[name] for name in side) for side in sides)
+        for fold in source.folds(list(shown), 3):
+            assert {"photo0", f"photo{first}"} - fold
+        asked.add("seed" in options)
+    assert asked == {True, False}, "no seed where it is not needed"
+
+
+def folder(path: Path, names: Iterable[str], **options: Any) -> FolderSource:
+    for kind in ("images", "masks"):
+        (path / kind).mkdir(parents=True)
+        for name in names:
+            (path / kind / f"{name}.png").touch()
+    return FolderSource(path, classes=["road", "pole"], **options)
 
 
 def test_unlabelled_images_teach_where_there_is_time() -> None:
@@ -161,6 +189,20 @@ def test_a_plan_is_a_recipe_and_can_be_edited(minutes: int) -> None:
     edited = read_plan(plan.text().replace("data.batch_size: 8", "data.batch_size: 4"))
     assert load_recipe(edited.recipe, edited.overrides).data.batch_size == 4
     assert all(item.because for item in plan.decisions)
+
+
+@pytest.mark.parametrize(
+    ("option", "kept"),
+    [
+        ("--objectives.kl.weight=3", {"model.args", "grouping.shape", "objectives.labels.class_weights"}),
+        ("--objectives.labels.class_weights=none", {"model.args", "grouping.shape"}),
+        ("--model.name=ddrnet", {"objectives.labels.class_weights"}),
+        ("--grouping.shape=linear", {"model.args", "objectives.labels.class_weights"}),
+    ],
+)
+def test_the_plan_says_what_the_network_is_but_for_what_is_overruled(option: str, kept: set[str]) -> None:
+    _, values = planned(overrides=(option,))
+    assert {"model.args", "grouping.shape", "objectives.labels.class_weights"} & set(values) == kept
 
 
 def test_options_may_be_two_words() -> None:
