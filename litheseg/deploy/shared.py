@@ -1,9 +1,9 @@
 """Several widths in ONNX that share one file of weights.
 
-The channels of a narrower network are channels of the widest one, times what its own batch norms amount to. So the
-weights are stored once, as trained, and every width's graph begins by taking rows and columns and multiplying by
-factors, which runtimes do once, at loading. Only weights for which this gives the same bits are shared; others, such as
-those of re-parameterised blocks, stay in the file of their width.
+The channels of a narrower network are channels of the whole one, times what its own batch norms amount to. So what any
+of the widths has of the weights is stored once, as trained, and every width's graph begins by taking rows and columns
+and multiplying by factors, which runtimes do once, at loading. Only weights for which this gives the same bits are
+shared; others, such as those of re-parameterised blocks, stay in the file of their width.
 
 How layers shrink is found by numbering the weights, extracting the width, and seeing which numbers are left.
 
@@ -14,7 +14,8 @@ Usage:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,26 +61,60 @@ def share_weights(models: Mapping[float, Any], bundle: Bundle, path: Path) -> No
     Raises:
         OSError: the file cannot be written.
     """
-    from onnx.numpy_helper import to_array
-
     elastic = bundle.model()
     numbered, full = _numbered(elastic)
-    places: dict[str, dict[str, str]] = {}
+    shared = {width: _shared(model, _parts(elastic, numbered, full, width)) for width, model in models.items()}
     with path.open("wb") as file:
+        used = defaultdict[str, list[_Part]](list)
+        for parts in shared.values():
+            for name, part in parts.items():
+                used[name].append(part)
+        stored = {name: _Stored(file, path.name, parts) for name, parts in used.items()}
         for width, model in models.items():
-            parts = _parts(elastic, numbered, full, width)
             nodes: list[Any] = []
             for initializer in list(model.graph.initializer):
-                name = initializer.name.removeprefix(_PREFIX).removesuffix(".weight")
-                weight = to_array(initializer)
-                part = next((p for p in parts.get(name, ()) if np.array_equal(p.value, weight)), None)
-                if part is not None:
-                    if name not in places:
-                        places[name] = _append(file, part.full, path.name)
-                    nodes += _replace(model.graph, initializer, part, places[name])
+                if (name := _layer(initializer)) in shared[width]:
+                    part = stored[name].part(shared[width][name])
+                    nodes += _replace(model.graph, initializer, part, stored[name].place)
             rest = list(model.graph.node)
             del model.graph.node[:]
             model.graph.node.extend([*nodes, *rest])
+
+
+class _Stored:
+    """What any of the widths has of a weight, in the file.
+
+    Attributes:
+        place: where it is, as ONNX puts it.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, parts: Sequence[_Part]) -> None:
+        self._rows = np.unique(np.concatenate([part.rows for part in parts]))
+        self._columns = np.unique(np.concatenate([part.columns for part in parts]))
+        self._weight = parts[0].full[self._rows][:, self._columns]
+        self.place = _append(file, self._weight, name)
+
+    def part(self, part: _Part) -> _Part:
+        """A part of the full weight as a part of what is stored."""
+        rows, columns = np.searchsorted(self._rows, part.rows), np.searchsorted(self._columns, part.columns)
+        return _Part(self._weight, rows, columns, part.factors)
+
+
+def _layer(initializer: Any) -> str:
+    return str(initializer.name).removeprefix(_PREFIX).removesuffix(".weight")
+
+
+def _shared(model: Any, parts: Mapping[str, Sequence[_Part]]) -> dict[str, _Part]:
+    """The weights of a network that are parts of the full ones, bit by bit, by layer."""
+    from onnx.numpy_helper import to_array
+
+    found = {}
+    for initializer in model.graph.initializer:
+        for part in parts.get(_layer(initializer), ()):
+            if np.array_equal(part.value, to_array(initializer)):
+                found[_layer(initializer)] = part
+                break
+    return found
 
 
 def _numbered(elastic: nn.Module) -> tuple[nn.Module, dict[str, np.ndarray]]:

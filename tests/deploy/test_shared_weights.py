@@ -117,6 +117,15 @@ def test_weights_are_stored_once(alone: Export, shared: Export) -> None:
     assert shared.shared_files == {WEIGHTS_FILE: (shared.folder / WEIGHTS_FILE).stat().st_size}
 
 
+def test_of_narrow_widths_only_what_they_have_is_stored(bundle: Bundle, shared: Export, tmp_path: Path) -> None:
+    narrow = export_bundle(bundle, tmp_path / "narrow", shared=True, widths=(0.5,), check=False)
+    sizes = [(export.folder / WEIGHTS_FILE).stat().st_size for export in (narrow, shared)]
+    assert sizes[0] < 0.6 * sizes[1]
+    image = noise(20, 28)
+    expected = open_engine(shared, width=0.5, runtime="onnxruntime")(image)
+    assert np.array_equal(open_engine(narrow, width=0.5, runtime="onnxruntime")(image), expected)
+
+
 def test_runtimes_do_the_slicing_when_they_load(alone: Export, shared: Export, tmp_path: Path) -> None:
     for width in WIDTHS:
         counts = []
