@@ -19,7 +19,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,8 @@ __all__ = ["cores", "free_memory", "host_facts", "interleave", "memory", "millis
 _BURST, _TURNS = 3, 20  # a turn has so many timed passes at least, a call so many turns at most
 _AGAIN = 0.02  # seconds of passes that are not timed, at the beginning of a turn
 _WINDOW, _IDLE = 0.005, 0.2  # seconds; the share of one core below which no thread spins
+
+_PACKAGES = ("numpy", "onnxruntime", "openvino", "torch")
 
 Call = Callable[[], Any]
 K = TypeVar("K")
@@ -62,16 +64,19 @@ def free_memory() -> int:
     return max(0, min(found, default=int(total // 2) if math.isfinite(total) else 2 * 10**9))
 
 
-def host_facts() -> dict[str, Any]:
-    """What a measurement depends on: processor, cores, system, versions."""
-    packages = ("numpy", "onnxruntime", "openvino", "torch")
+def host_facts(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """What a measurement depends on: processor, cores, system, versions.
+
+    Args:
+        packages: whose versions count, besides the usual ones; those that are installed are named.
+    """
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in packages if (found := _version(name))},
+        "versions": {name: found for name in (*_PACKAGES, *packages) if (found := _version(name))},
     }
 
 

@@ -35,7 +35,7 @@ from litheseg.deploy.export import export_bundle
 from litheseg.deploy.torch_engine import bundle_engine
 from litheseg.machine import host_facts, settle
 from litheseg.models.bundle import load_bundle
-from litheseg.runtime import engines
+from litheseg.runtime import in_onnxruntime
 from litheseg.runtime.engines import open_engine
 from litheseg.runtime.kit import summary
 from litheseg.runtime.latency import Scope, measure, street_frames
@@ -83,7 +83,7 @@ def opened(
     """By width and runtime; sessions of ONNX Runtime with the settings of their names."""
     bundle = load_bundle(options.model)
     export_bundle(bundle, export, formats=("onnx", "openvino"), widths=widths, size=SIZE, check=False)
-    usual, pipelines = engines.session_options, {}
+    usual, pipelines = in_onnxruntime.session_options, {}
     for width in widths:
         for runtime in runtimes:
 
@@ -93,7 +93,7 @@ def opened(
                     made.add_session_config_entry(name, value)
                 return made
 
-            with mock.patch.object(engines, "session_options", session_options):
+            with mock.patch.object(in_onnxruntime, "session_options", session_options):
                 if runtime == "torch":
                     engine = bundle_engine(bundle, width, "torch", threads=options.threads)
                 else:

@@ -60,7 +60,7 @@ class Candidate:
 
     Attributes:
         network: width, input size and precision.
-        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.targets.RUNTIMES`.
         threads: of the CPU.
     """
 

@@ -37,7 +37,8 @@ from litheseg.machine import host_facts, interleave
 from litheseg.nn.surgery import grouped_layers, to_dense
 from litheseg.nn.watching import image_channels
 from litheseg.progress import work
-from litheseg.runtime.engines import openvino_core, session_options
+from litheseg.runtime.in_onnxruntime import session_options
+from litheseg.runtime.in_openvino import openvino_core
 
 __all__ = ["DensePlan", "LayerTimes", "grouped_inputs", "open_layer", "time_layer", "timed_layers"]
 

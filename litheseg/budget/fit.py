@@ -32,7 +32,8 @@ from litheseg.budget.choose import Found, Point, Search, choose_measured, keeps_
 from litheseg.budget.dense_layers import DensePlan, timed_layers
 from litheseg.budget.kit import read_measurements
 from litheseg.budget.measure import Accuracy, Bench, Exports, Store, store_folder
-from litheseg.bundle.exported import PRECISIONS, RUNTIMES, check_choice
+from litheseg.bundle.exported import check_choice
+from litheseg.bundle.targets import PRECISIONS, RUNTIMES
 from litheseg.bundle.verdicts import hardly_found, outdone, outdone_words
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.bundle import open_bundle_data

@@ -1,9 +1,10 @@
 """Benchmark kits: time networks on a machine without litheseg, and read the measurements.
 
-A kit is a folder of networks as ONNX files with a script (`litheseg.runtime.kit`, copied as measure.py) that needs
-Python, NumPy and a runtime. It times the networks alone: reading and resizing depend on the target, and upsampling in
-NumPy says nothing about the compiled kernel. Batch-norm statistics do not change time, so widths between the trained
-ones need no calibration. Kit and measurements carry the digest of their model: those of another one are refused.
+A kit is a folder of networks, as ONNX or other files, with a script (`litheseg.runtime.kit`, copied as measure.py, and
+`litheseg.runtime.in_RUNTIME` beside it) that needs Python, NumPy and a runtime. It times the networks alone: reading
+and resizing depend on the target, and upsampling in NumPy says nothing about the compiled kernel. Batch-norm statistics
+do not change time, so widths between the trained ones need no calibration. Kit and measurements carry the digest of
+their model: those of another one are refused.
 
 Usage:
     >>> write_kit("model.safetensors", "kit", widths=[0.5], sizes=[(180, 240)])
@@ -23,6 +24,7 @@ from typing import Any
 
 from litheseg import machine
 from litheseg.budget.candidates import Candidate, Limits, Variant, default_sizes
+from litheseg.bundle.targets import TARGETS
 from litheseg.cost.widths import with_widths
 from litheseg.deploy.export import export_bundle
 from litheseg.errors import LithesegError
@@ -88,6 +90,7 @@ def write_kit(
     *,
     widths: Sequence[float] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
+    formats: Sequence[str] = ("onnx",),
     force: bool = False,
 ) -> int:
     """Write a benchmark kit: networks, and a script that times them where litheseg is not.
@@ -97,6 +100,7 @@ def write_kit(
         output: the kit's folder; made if it is not there.
         widths: to export, any in the trained range; None for those of the model, and two between each pair.
         sizes: heights and widths of the networks' inputs; None for the training size, 3/4 and 1/2 of it.
+        formats: of the networks, keys of `litheseg.bundle.targets.FORMATS`: ONNX is for onnxruntime and openvino.
         force: replace a kit that is there.
 
     Returns:
@@ -113,15 +117,20 @@ def write_kit(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
             raise LithesegError(f"{folder} is there already; give another folder, or --force to replace what it holds")
         bundle = with_widths(bundle, {network.width for network in networks})
-        entries = []
-        for network in track(networks, "exporting"):
-            entries.append(_exported(bundle, network, folder))
+        entries = [
+            entry for network in track(networks, "exporting") for entry in _exported(bundle, network, folder, formats)
+        ]
+        runtimes = list(dict.fromkeys(name for entry in entries for name in entry["runtimes"]))
         name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
         content = {"litheseg": "kit", "schema": script.SCHEMA, "model": model_digest(bundle), "name": name}
-        write_text(folder / script.KIT_FILE, json.dumps({**content, "networks": entries}, indent=1) + "\n")
-        for module, file in ((script, SCRIPT), (machine, "machine.py")):
+        packages = {name: [TARGETS[name].imported, TARGETS[name].package] for name in runtimes}
+        content |= {"packages": packages, "networks": entries}
+        write_text(folder / script.KIT_FILE, json.dumps(content, indent=1) + "\n")
+        home, openers = Path(str(script.__file__)), [f"in_{name}.py" for name in runtimes]
+        sources = {SCRIPT: home, "machine.py": Path(str(machine.__file__))}
+        for file, source in {**sources, **{name: home.with_name(name) for name in openers}}.items():
             with atomic_path(folder / file) as temporary:
-                shutil.copyfile(str(module.__file__), temporary)
+                shutil.copyfile(source, temporary)
     return len(networks)
 
 
@@ -161,19 +170,10 @@ def _samples(values: Sequence[Any]) -> Latency:
     return Latency(Scope.NETWORK, times)
 
 
-def _exported(bundle: Bundle, network: Variant, folder: Path) -> dict[str, Any]:
-    """Export one network into the kit; returns its entry."""
+def _exported(bundle: Bundle, network: Variant, folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
+    """Export one network into the kit; returns its entries, one for each format."""
     sub = folder / "networks" / network.name
-    options: dict[str, Any] = {"formats": ("onnx",), "widths": (network.width,), "size": network.size}
+    options: dict[str, Any] = {"formats": formats, "widths": (network.width,), "size": network.size}
     export = export_bundle(bundle, sub, check=False, force=True, **options)
-    artefact = export.find(width=network.width, precision=network.precision)
-    prefix = sub.relative_to(folder).as_posix()
-    return {
-        "id": network.name,
-        **network._asdict(),
-        "layout": artefact.layout,
-        "channels": bundle.header.images.channels,
-        "dtype": bundle.header.dtype,
-        "path": f"{prefix}/{artefact.path}",
-        "files": {f"{prefix}/{path}": digest for path, digest in artefact.files.items()},
-    }
+    prefix = f"{sub.relative_to(folder).as_posix()}/"
+    return [script.network_entry(export, artefact, prefix) for artefact in export.artefacts]

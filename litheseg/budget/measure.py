@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ import torch
 from litheseg.budget.candidates import Candidate, Variant
 from litheseg.budget.dense_layers import DensePlan
 from litheseg.bundle.exported import Export, load_export
+from litheseg.bundle.targets import FORMATS, PACKAGES, TARGETS
 from litheseg.bundle.verdicts import recorded_iou, worst_class
 from litheseg.cost.widths import with_widths
 from litheseg.data.source import Sample, Source
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Accuracy", "Bench", "Exports", "Store", "data_digest", "score", "store_folder"]
 
-_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _MOST_SAMPLES = 400  # of a candidate; older ones are forgotten
 _TOGETHER = 32  # pipelines open at once: a small network in a runtime takes tens of megabytes
 _WARMUP = 3
@@ -74,7 +75,7 @@ class Store:
     """
 
     folder: Path
-    host: Mapping[str, Any] = field(default_factory=host_facts)
+    host: Mapping[str, Any] = field(default_factory=partial(host_facts, PACKAGES))
     samples: dict[str, list[float]] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -248,14 +249,14 @@ class Exports:
             calibration, checked = calibration_samples(bundle, self.data.source, split=self.split)
             further = Quantizer(bundle, calibration, checked.thinned(CHECK_IMAGES))
         source = self.data.source if check and self.data is not None else None
-        options: dict[str, Any] = {"formats": (_FORMATS[candidate.runtime],), "widths": (width,), "size": size}
+        options: dict[str, Any] = {"formats": (TARGETS[candidate.runtime].format,), "widths": (width,), "size": size}
         return export_bundle(
             bundle, folder, check=source is not None, data=source, further=further, force=True, **options
         )
 
     def planned(self, candidate: Candidate, bundle: Bundle) -> Bundle:
         """The bundle, with the layers dense that run faster so for this candidate."""
-        if self._plan is None or candidate.runtime == "torch":  # a model file's layers are as they were trained
+        if self._plan is None or candidate.runtime not in FORMATS["onnx"]:  # in which layers can be timed
             return bundle
         if not self._plan.knows(candidate):
             width = candidate.network.width

@@ -15,15 +15,17 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, NamedTuple
 from xml.parsers import expat
 
+from litheseg.bundle.targets import TARGETS
 from litheseg.errors import BundleError
 
-__all__ = ["ARCHIVE_ENTRY", "KEY", "OnnxTexts", "read_description", "read_entry", "read_onnx"]
+__all__ = ["ARCHIVE_ENTRY", "KEY", "OnnxTexts", "append_description", "read_description", "read_entry", "read_onnx"]
 
 KEY = "litheseg"
-"""Under which the text is kept: in ONNX's metadata_props and OpenVINO's rt_info."""
+"""Under which the text is kept: in ONNX's metadata_props, in OpenVINO's rt_info, in the last line of other files."""
 ARCHIVE_ENTRY = "litheseg.json"
 """The extra file of a `torch.export` archive that holds it."""
 
+_LAST_LINE = f"\n{KEY} ".encode()  # how the last line of other formats begins
 _MAX_TEXT = 1 << 24  # bytes; recipes and class names make up some thousand
 _MAX_XML = 1 << 26  # bytes; a graph of ten thousand layers has some million
 _MAX_DEPTH = 64  # of messages within messages: loops within loops
@@ -61,7 +63,7 @@ def read_description(path: Path) -> str:
     """The text inside a network file.
 
     Args:
-        path: an .onnx, .xml or .pt2 file.
+        path: its main file, such as .onnx, .xml or .pt2.
 
     Raises:
         BundleError: another kind of file, a damaged one, one whose weights are not beside it, or one that litheseg did
@@ -69,7 +71,7 @@ def read_description(path: Path) -> str:
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise BundleError(f"{path} is no export: give a folder, or a file that ends in {', '.join(_READERS)}")
+        raise BundleError(f"{path} is no export: give a folder, or a file that ends in {', '.join(sorted(_READERS))}")
     try:
         text = reader(path)
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, expat.ExpatError) as error:
@@ -78,6 +80,20 @@ def read_description(path: Path) -> str:
     if text is None:
         raise BundleError(f"{path} was not exported by litheseg: it says nothing of classes; use `litheseg export`")
     return text
+
+
+def append_description(path: Path, text: str) -> None:
+    """Add the text to a file whose format has no place for it and whose readers do not mind what follows the end.
+
+    Args:
+        path: the network file.
+        text: in one line.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("ab") as file:
+        file.write(_LAST_LINE + text.encode() + b"\n")
 
 
 def read_onnx(path: Path) -> OnnxTexts:
@@ -153,6 +169,15 @@ def _from_archive(path: Path) -> str | None:
         if len(entries) > 1:
             raise ValueError(f"it holds {len(entries)} accounts of itself")
         return read_entry(archive, entries[0], _MAX_TEXT).decode() if entries else None
+
+
+def _from_last_line(path: Path) -> str | None:
+    for suffix in next(target.beside for target in TARGETS.values() if target.suffix == path.suffix.lower()):
+        _check_beside(path, path.with_suffix(suffix).name)
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _MAX_TEXT))
+        last = file.read().rpartition(_LAST_LINE)
+    return last[2].decode().rstrip("\n") if last[1] else None
 
 
 def _check_beside(path: Path, weights: str) -> None:
@@ -241,6 +266,7 @@ class _RuntimeInfo:
 
 
 _READERS: dict[str, Callable[[Path], str | None]] = {
+    **{target.suffix: _from_last_line for target in TARGETS.values()},
     ".onnx": _from_onnx,
     ".pt2": _from_archive,
     ".xml": _from_openvino,

@@ -18,28 +18,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 from litheseg.bundle.description import KEY, read_description
 from litheseg.bundle.header import BundleHeader, checked_size
 from litheseg.bundle.names import model_path
+from litheseg.bundle.targets import FORMATS, PRECISIONS, RUNTIMES, STORED_PRECISIONS, TARGETS
 from litheseg.errors import BundleError, LithesegError, WidthError, did_you_mean
 from litheseg.files import file_digest
 from litheseg.masks.classes import Classes
-from litheseg.values import Written
 
 __all__ = [
     "EXPORT_FILE",
     "EXPORT_VERSION",
-    "FORMATS",
     "LAYOUTS",
     "OUTPUTS",
-    "PRECISIONS",
-    "RUNTIMES",
     "Artefact",
     "Export",
-    "PrecisionName",
-    "RuntimeName",
     "check_choice",
     "description",
     "is_export",
@@ -49,20 +44,8 @@ __all__ = [
 EXPORT_VERSION = 1
 """Of what exports say of themselves; this litheseg reads this version only."""
 EXPORT_FILE = "export.json"
-RUNTIMES = ("torch", "onnxruntime", "openvino")
-PRECISIONS = ("fp32", "bf16", "int8")
-RuntimeName = Annotated[str, Written(str, choices=RUNTIMES)]
-PrecisionName = Annotated[str, Written(str, choices=PRECISIONS)]
 OUTPUTS = ("logits", "labels")
 LAYOUTS = ("NHWC", "NCHW")
-FORMATS: dict[str, tuple[str, ...]] = {
-    "onnx": ("onnxruntime", "openvino"),
-    "openvino": ("openvino",),
-    "torch": ("torch",),
-}
-"""Kinds of network files, and the runtimes that take them."""
-
-_STORED_PRECISIONS = ("fp32", "int8")  # bf16 networks are stored as fp32
 _AGAIN = "copy it again, or export the model anew"
 
 
@@ -73,7 +56,7 @@ class Artefact:
     Attributes:
         format: a key of `FORMATS`.
         width: the width that it was cut to.
-        precision: "fp32" or "int8".
+        precision: one of `STORED_PRECISIONS`.
         size: height and width of its input in pixels; None for any.
         layout: of the input, the raw image: "NHWC" (1 H W C) or "NCHW" (1 C H W).
         output: "logits": float32 1 K h w at the network's own stride; "labels": uint8 1 H W at the input's size.
@@ -94,7 +77,7 @@ class Artefact:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = {"format": FORMATS, "precision": _STORED_PRECISIONS, "layout": LAYOUTS, "output": OUTPUTS}
+        known = {"format": FORMATS, "precision": STORED_PRECISIONS, "layout": LAYOUTS, "output": OUTPUTS}
         for name, choices in known.items():
             if getattr(self, name) not in tuple(choices):
                 raise BundleError(f"'{name}' is {getattr(self, name)!r}, which is none of {', '.join(choices)}")
@@ -235,14 +218,14 @@ def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
 def is_export(path: str | Path) -> bool:
     """Whether a model (see `litheseg.bundle.names`) is an export rather than a model file."""
     path = model_path(path)
-    return path.is_dir() or path.suffix.lower() in (".json", ".onnx", ".pt2", ".xml")
+    return path.is_dir() or path.suffix.lower() in (".json", *(target.suffix for target in TARGETS.values()))
 
 
 def load_export(path: str | Path) -> Export:
     """Read what an export holds, and check that its files are the ones that were written, and what it says they are.
 
     Args:
-        path: a folder with `export.json`, or one .onnx, .xml or .pt2 file of an export; or a name
+        path: a folder with `export.json`, or one network file of an export (.onnx, .xml, ...); or a name
             (`litheseg.bundle.names`).
 
     Raises:

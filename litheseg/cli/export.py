@@ -20,30 +20,24 @@ from __future__ import annotations
 
 import json as files
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from litheseg.bundle.exported import FORMATS, Export
+from litheseg.bundle.exported import Export
+from litheseg.bundle.targets import parse_formats
 from litheseg.bundle.verdicts import worst_class
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import print_json, print_table
 from litheseg.deploy.export import CERTIFICATE_FILE, CHECK_IMAGES, export_bundle
 from litheseg.deploy.quantize import CALIBRATION_IMAGES, Quantizer, Tolerance, calibration_samples
 from litheseg.deploy.web import WEB
-from litheseg.errors import LithesegError
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.card import show_worst
 from litheseg.tables import Table
-from litheseg.values import Written, parse_names, parse_size
+from litheseg.values import Written, parse_size
 
 __all__ = ["export"]
-
-
-def _parse_formats(text: str) -> tuple[str, ...]:
-    for name in parse_names(text):
-        if name not in (*FORMATS, WEB):
-            raise LithesegError(f"'{name}' is no format; choose from {', '.join((*FORMATS, WEB))}")
-    return parse_names(text)
 
 
 def _parse_size(text: str) -> tuple[int, int] | str | None:
@@ -55,7 +49,7 @@ def export(
     model: Path,
     *,
     output: Path,
-    format: Annotated[Sequence[str], Written(_parse_formats, "F,F", ",".join)] = ("onnx",),
+    format: Annotated[Sequence[str], Written(partial(parse_formats, further=(WEB,)), "F,F", ",".join)] = ("onnx",),
     size: Annotated[Any, Written(_parse_size, "HxW")] = "training",
     layout: Literal["nhwc", "nchw"] = "nhwc",
     labels: bool = False,

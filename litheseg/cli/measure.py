@@ -2,7 +2,7 @@
 
 On a box with litheseg, give an export: its networks are timed there, without PyTorch. For a box without litheseg, give
 the model file on the workstation, and copy the folder that is written to the box. The script in it needs Python, NumPy,
-and onnxruntime or openvino:
+and a runtime that takes the kit's formats (ONNX: onnxruntime or openvino):
 
   python kit/measure.py --threads 1,4          (there; --help says more)
   litheseg fit model.safetensors --measured measurements.json --budget 20ms --output deployed      (here again)
@@ -19,16 +19,19 @@ Examples:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from litheseg.bundle.exported import is_export
+from litheseg.bundle.targets import RUNTIMES, Formats
 from litheseg.cli.parsing import command
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.kit import RESULT_FILE, measure_export
-from litheseg.values import Counts, Sizes, Widths
+from litheseg.values import Counts, Sizes, Widths, Written
 
 __all__ = ["measure"]
+
+_RUNTIMES = tuple(name for name in RUNTIMES if name != "torch")
 
 
 @command(measure_export, without=("export", "runtimes"))
@@ -37,9 +40,10 @@ def measure(
     *,
     output: Path | None = None,
     threads: Counts | None = None,
-    runtime: Literal["onnxruntime", "openvino"] | None = None,
+    runtime: Annotated[str, Written(str, choices=_RUNTIMES)] | None = None,
     widths: Widths | None = None,
     sizes: Sizes | None = None,
+    format: Formats = ("onnx",),
     force: bool = False,
     **options: Any,
 ) -> None:
@@ -52,6 +56,7 @@ def measure(
         runtime: of an export: what runs it; by default those that are installed.
         widths: of a kit: any in the trained range; by default all of the model, and two between each pair.
         sizes: of a kit: the networks' inputs; by default the training size, 3/4 and 1/2 of it.
+        format: of a kit: onnx, or other formats of `litheseg export`; several with commas.
         force: replace a kit that is there.
         **options: of `measure_export`.
     """
@@ -64,7 +69,7 @@ def measure(
     if output is None:
         raise LithesegError("a kit is a folder: name it with --output")
     kits = workstation("budget.kit", "writing a kit")
-    count = kits.write_kit(model, output, widths=widths, sizes=sizes, force=force)
+    count = kits.write_kit(model, output, widths=widths, sizes=sizes, formats=format, force=force)
     number = "1 network" if count == 1 else f"{count} networks"
     print(f"{number} and {kits.SCRIPT} written to {output}\n\nnext, on the target:")
     print(f"  python {output.name}/{kits.SCRIPT}\nthen here:")

@@ -16,15 +16,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from litheseg.bundle.exported import is_export, load_export
+from litheseg.bundle.targets import PRECISIONS, RUNTIMES
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import print_json, print_table
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime import profiling
-from litheseg.values import Size
+from litheseg.values import Size, Written
 
 __all__ = ["profile"]
 
@@ -33,8 +34,8 @@ __all__ = ["profile"]
 def profile(
     model: Path,
     *,
-    runtime: Literal["torch", "onnxruntime", "openvino", "all"] | None = None,
-    precision: Literal["fp32", "bf16", "int8", "all"] = "fp32",
+    runtime: Annotated[str, Written(str, choices=(*RUNTIMES, "all"))] | None = None,
+    precision: Annotated[str, Written(str, choices=(*PRECISIONS, "all"))] = "fp32",
     layers: bool = False,
     dense: bool = False,
     json: bool = False,

@@ -29,7 +29,6 @@ import numpy as np
 from litheseg import __version__
 from litheseg.bundle.exported import (
     EXPORT_FILE,
-    FORMATS,
     LAYOUTS,
     OUTPUTS,
     Artefact,
@@ -39,22 +38,22 @@ from litheseg.bundle.exported import (
     file_digest,
     load_export,
 )
+from litheseg.bundle.targets import FORMATS, target_of
 from litheseg.data.source import Source
+from litheseg.deploy.conversion import Conversion, converter, write_network
 from litheseg.deploy.network import deployed
-from litheseg.deploy.onnx import onnx_model, save_onnx
-from litheseg.deploy.openvino import save_openvino
+from litheseg.deploy.onnx import save_onnx
 from litheseg.deploy.parity import THRESHOLD, Certificate, certify, pytorch_reference
 from litheseg.deploy.readme import export_readme
 from litheseg.deploy.samples import Samples, open_samples
 from litheseg.deploy.shared import share_weights
-from litheseg.deploy.torch_export import export_program, save_archive
 from litheseg.deploy.web import WEB, WebPage
 from litheseg.errors import Interrupted, LithesegError, ModelError
 from litheseg.files import atomic_folder, write_text
 from litheseg.locks import folder_lock
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
-from litheseg.progress import track, work
+from litheseg.progress import track
 from litheseg.runtime.engines import Engine, available_runtimes, open_engine
 from litheseg.values import Widths
 
@@ -70,8 +69,6 @@ Further = Callable[[Export], Iterable[tuple[Artefact, Certificate, Mapping[str, 
 """Writes further networks, such as int8 ones, into the folder of an export; yields each with its certificate and how it
 was made, for `CERTIFICATE_FILE`, among it a ``"summary"`` in words."""
 
-_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-_LIBRARIES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino"), "torch": ()}
 _ODD_SIZES = ((64, 64), (65, 97), (130, 51), (256, 320))  # pixels, to try a network of any size on
 _TOLERANCE = 1e-3  # of the largest logit, there
 
@@ -189,7 +186,7 @@ class _Job:
 
     def provenance(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"litheseg": __version__, "model": model_digest(self.bundle)}
-        libraries = ("torch", *(library for name in self.formats for library in _LIBRARIES[name]))
+        libraries = ("torch", *(library for name in self.formats for library in converter(name).LIBRARIES))
         facts |= {library: version(library) for library in dict.fromkeys(libraries)}
         path = self.bundle.path
         if path is not None and path.is_file():
@@ -198,26 +195,11 @@ class _Job:
 
     def write(self, folder: Path, width: float) -> Iterator[Artefact]:
         """All formats of a width."""
-        with work("tracing"):
-            program = export_program(deployed(self.bundle, width, layout=self.layout, output=self.output), self.size)
-        if {"onnx", "openvino"} & set(self.formats):
-            with work("converting to ONNX"):
-                model = onnx_model(program, self.output)
-        if "openvino" in self.formats:
-            plain = folder / "scratch.onnx"
-            save_onnx(model, plain)
+        conversion = Conversion(deployed(self.bundle, width, layout=self.layout, output=self.output), self.size)
         for name in self.formats:
-            path = f"{name}-fp32-w{width:g}{_SUFFIXES[name]}"
+            path = f"{name}-fp32-w{width:g}{target_of(name).suffix}"
             artefact = Artefact(name, width, "fp32", self.size, self.layout, self.output, path)
-            text, files = self._account(artefact), [path]
-            if name == "onnx":
-                save_onnx(model, folder / path, text)
-            elif name == "torch":
-                save_archive(program, folder / path, text)
-            else:
-                save_openvino(plain, folder / path, text)
-                plain.unlink()
-                files.append(str(Path(path).with_suffix(".bin")))
+            files = write_network(name, conversion, folder / path, self._account(artefact))
             yield replace(artefact, files={file: file_digest(folder / file) for file in files})
 
     def share(self, folder: Path, artefacts: Sequence[Artefact]) -> list[Artefact]:

@@ -14,7 +14,7 @@ import io
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -22,7 +22,16 @@ from torch.export import ExportedProgram
 from litheseg.bundle.description import KEY
 from litheseg.errors import MissingExtraError, ModelError
 
-__all__ = ["INPUT", "onnx_model", "save_onnx"]
+if TYPE_CHECKING:
+    from litheseg.deploy.conversion import Conversion
+
+__all__ = ["INPUT", "LIBRARIES", "USAGE", "onnx_model", "save_onnx", "write"]
+
+LIBRARIES = ("onnx", "onnxscript")
+USAGE = (
+    "import onnxruntime",
+    '[result] = onnxruntime.InferenceSession("{path}").run(None, {{"image": image}})',
+)
 
 INPUT = "image"
 _EXTENTS = ("height", "width")
@@ -55,6 +64,11 @@ def onnx_model(program: ExportedProgram, output: str) -> Any:
     _tidy(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def write(conversion: Conversion, path: Path, text: str) -> None:
+    """See `litheseg.deploy.conversion`."""
+    save_onnx(conversion.onnx, path, text)
 
 
 def save_onnx(model: Any, path: Path, text: str = "") -> None:

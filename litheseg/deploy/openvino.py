@@ -10,12 +10,29 @@ Usage:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litheseg.bundle.description import KEY
+from litheseg.deploy.onnx import save_onnx
 from litheseg.errors import MissingExtraError, ModelError
 
-__all__ = ["require_openvino", "save_openvino"]
+if TYPE_CHECKING:
+    from litheseg.deploy.conversion import Conversion
+
+__all__ = ["LIBRARIES", "USAGE", "require_openvino", "save_openvino", "write"]
+
+LIBRARIES = ("onnx", "onnxscript", "openvino")
+USAGE = ("import openvino", 'result = openvino.Core().compile_model("{path}", "CPU")(image)[0]')
+
+
+def write(conversion: Conversion, path: Path, text: str) -> None:
+    """See `litheseg.deploy.conversion`."""
+    plain = path.with_name(f"{path.stem}.scratch.onnx")
+    save_onnx(conversion.onnx, plain)
+    try:
+        save_openvino(plain, path, text)
+    finally:
+        plain.unlink()
 
 
 def require_openvino(purpose: str) -> Any:

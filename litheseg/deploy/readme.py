@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from litheseg.bundle.exported import LAYOUTS, Artefact, Export
 from litheseg.bundle.verdicts import worst_class
+from litheseg.deploy.conversion import converter
 from litheseg.deploy.parity import Certificate
 from litheseg.tables import escaped, fenced, markdown_table
 
@@ -128,21 +129,11 @@ def _use(export: Export) -> str:
         read = 'np.load("image.npy")'
     arranged = "[None]" if artefact.layout == "NHWC" else ".transpose(2, 0, 1)[None]"
     result = "result.argmax(1)  # at the stride of the logits" if artefact.output == "logits" else "result"
-    lines = {
-        "onnx": (
-            "import onnxruntime",
-            f'[result] = onnxruntime.InferenceSession("{artefact.path}").run(None, {{"image": image}})',
-        ),
-        "openvino": ("import openvino", f'result = openvino.Core().compile_model("{artefact.path}", "CPU")(image)[0]'),
-        "torch": (
-            "import torch",
-            f'result = torch.export.load("{artefact.path}").module()(torch.from_numpy(image)).numpy()',
-        ),
-    }[artefact.format]
+    imports, call = converter(artefact.format).USAGE
     code = f"""import numpy as np
-{lines[0]}
+{imports}
 {reading}
 image = {read}{arranged}
-{lines[1]}
+{call.format(path=artefact.path)}
 labels = {result}"""
     return fenced(code, "python")

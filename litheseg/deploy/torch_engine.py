@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Artefact, Export, check_choice
+from litheseg.bundle.exported import Artefact, Export, check_choice
+from litheseg.bundle.targets import FORMATS, PRECISIONS, RUNTIMES, TARGETS, target_of
 from litheseg.data.transforms import normalise
+from litheseg.deploy.conversion import Conversion, write_network
 from litheseg.deploy.network import deployed, fold_batch_norms
-from litheseg.deploy.onnx import onnx_model, save_onnx
-from litheseg.deploy.torch_export import export_program, load_archive
+from litheseg.deploy.torch_export import load_archive
 from litheseg.errors import LithesegError
 from litheseg.masks.image_format import ImageFormat
 from litheseg.models.base import SegmentationModel
@@ -206,9 +207,10 @@ def open_model(
 
     def exported(width: float) -> Engine:
         with tempfile.TemporaryDirectory(prefix="litheseg-") as folder:
-            file = Path(folder) / "network.onnx"
-            save_onnx(onnx_model(export_program(deployed(bundle, width), size), "logits"), file)
-            artefact = Artefact("onnx", width, "fp32", size, "NHWC", "logits", file.name)
+            format = "onnx" if runtime in FORMATS["onnx"] else TARGETS[runtime].format
+            file = f"network{target_of(format).suffix}"
+            write_network(format, Conversion(deployed(bundle, width), size), Path(folder) / file)
+            artefact = Artefact(format, width, "fp32", size, "NHWC", "logits", file)
             export = Export(Path(folder), bundle.header, (artefact,))
             return open_engine(export, runtime=runtime, precision=precision, threads=threads)
 

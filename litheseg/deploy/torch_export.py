@@ -23,7 +23,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +35,13 @@ from litheseg.deploy.network import Deployed
 from litheseg.deploy.operators import OPERATORS
 from litheseg.errors import BundleError, LithesegError, ModelError
 
-__all__ = ["export_program", "load_archive", "save_archive"]
+if TYPE_CHECKING:
+    from litheseg.deploy.conversion import Conversion
+
+__all__ = ["LIBRARIES", "USAGE", "export_program", "load_archive", "save_archive", "write"]
+
+LIBRARIES: tuple[str, ...] = ()
+USAGE = ("import torch", 'result = torch.export.load("{path}").module()(torch.from_numpy(image)).numpy()')
 
 _LARGE = (1025, 1537)  # halved and rounded up, they stay odd: 513, 257, ... 5 and 769, 385, ... 7
 # What an archive may hold, by name; anything else may be code.
@@ -99,6 +105,11 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
             program.range_constraints[symbol] = type(known)(1, known.upper)
         program._guards_code = []
     return program
+
+
+def write(conversion: Conversion, path: Path, text: str) -> None:
+    """See `litheseg.deploy.conversion`."""
+    save_archive(conversion.program, path, text)
 
 
 def save_archive(program: ExportedProgram, path: Path, text: str) -> None:

@@ -1,8 +1,9 @@
-"""One interface to PyTorch, ONNX Runtime and OpenVINO: an image in, the network's output out.
+"""One interface to PyTorch and the runtimes of the box: an image in, the network's output out.
 
 An `Engine` takes an image at its network's input size and returns logits at the network's own stride, or labels where
-the network computes them; it also turns that output into labels of any size. `open_engine` opens exports; engines that
-run in PyTorch are in `litheseg.deploy.torch_engine`. `pipeline` resizes images and runs the stages.
+the network computes them; it also turns that output into labels of any size. `open_engine` opens exports, in what
+`litheseg.bundle.targets` lists; engines that run in PyTorch are in `litheseg.deploy.torch_engine`. `pipeline` resizes
+images and runs the stages.
 
 Usage:
     >>> engine = open_engine("exports/street", width=0.5, runtime="openvino", threads=1)
@@ -12,37 +13,36 @@ Usage:
 from __future__ import annotations
 
 import importlib.util
-import threading
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from litheseg.bundle.exported import RUNTIMES, Artefact, Export, load_export
+from litheseg.bundle.exported import Artefact, Export, load_export
+from litheseg.bundle.targets import RUNTIMES, TARGETS
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.lazy import workstation
 from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.resizing import resize_mask
 from litheseg.masks.upsampling import upsample_labels
 
-__all__ = ["Engine", "available_runtimes", "open_engine", "openvino_core", "session_options"]
+__all__ = ["Engine", "available_runtimes", "open_engine"]
 
 Size = tuple[int, int]
 
 _TOO_NEW = ("IR version", "Opset", "opset")  # what a runtime says of a newer format
-_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 
 
 class Engine(ABC):
     """A network that runs.
 
     Attributes:
-        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.targets.RUNTIMES`.
         precision: "fp32", "bf16" or "int8".
         output: "logits" or "labels".
         size: height and width of the images that it takes, in pixels; None for any.
@@ -120,7 +120,7 @@ class Engine(ABC):
 
 def available_runtimes() -> tuple[str, ...]:
     """The runtimes whose packages are installed here, in the order of `RUNTIMES`."""
-    return tuple(name for name in RUNTIMES if importlib.util.find_spec(_PACKAGES[name]) is not None)
+    return tuple(name for name in RUNTIMES if importlib.util.find_spec(TARGETS[name].imported) is not None)
 
 
 def open_engine(
@@ -148,171 +148,85 @@ def open_engine(
         MissingExtraError: a runtime that is not installed.
         LithesegError: a network that it does not have, or that this machine cannot run so.
     """
+    how: dict[str, Any] = {"precision": precision, "threads": threads, "device": device}
     opened = export if isinstance(export, Export) else load_export(export)
     artefact = opened.find(width, runtime or _installed(opened, width, precision), precision)
     chosen = runtime or next(name for name in artefact.runtimes if name in available_runtimes())
-    file, how = opened.file(artefact), {"precision": precision, "threads": threads, "device": device}
+    file = opened.file(artefact)
     if chosen == "torch":
         engine: Engine = workstation("deploy.torch_engine", f"running {file.name} in PyTorch").archive_engine(
             file, artefact, opened.header.images, **how
         )
         return engine
-    return {"onnxruntime": _OnnxEngine, "openvino": _OpenVinoEngine}[chosen](
-        file,
-        artefact,
-        opened.header.images,
-        **how,  # type: ignore[arg-type]
-    )
+    return _FileEngine(chosen, file, artefact, opened.header.images, **how)
 
 
-def session_options(threads: int | None = None) -> Any:
-    """Options of an ONNX Runtime session; the sessions of a process share one memory arena.
-
-    Otherwise each keeps what its largest pass took, and all widths together several times what one of them needs.
-    """
-    import onnxruntime
-
-    _share_memory()
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    options.enable_mem_pattern = False  # a plan of each network's own, kept besides
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    return options
-
-
-@cache
-def _share_memory() -> None:
-    """Once for the process."""
-    import onnxruntime
-
-    kind, default = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
-    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, default), None)
-
-
-def openvino_core() -> Any:
-    """The one `openvino.Core` of this process that compiles networks.
-
-    With two, the next signal can end the process: OpenVINO's CPU plugin, one per core, gives the thread that loads it a
-    stack for signal handlers, and when the core goes restores the one before, though that may have gone earlier.
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
-    """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError("openvino", "openvino", "running in OpenVINO") from error
-    return _core(openvino)
-
-
-@cache
-def _core(openvino: Any) -> Any:
-    return openvino.Core()
-
-
-class _OnnxEngine(Engine):
-    """A session of ONNX Runtime, which is safe to be shared."""
-
-    runtime = "onnxruntime"
+class _FileEngine(Engine):
+    """A network file in a runtime of the box; threads may share it."""
 
     def __init__(
-        self,
-        file: Path,
-        artefact: Artefact,
-        images: ImageFormat,
-        *,
-        precision: str,
-        threads: int | None,
-        device: str,
+        self, runtime: str, file: Path, artefact: Artefact, images: ImageFormat, precision: str, **how: Any
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("onnxruntime", None, "running in ONNX Runtime") from error
-        if precision == "bf16":
-            raise LithesegError(
-                "ONNX Runtime has no bf16 convolutions; choose fp32 or int8, or --runtime openvino or torch"
-            )
-        providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        if providers[0] not in onnxruntime.get_available_providers():
-            raise LithesegError(f"this ONNX Runtime has no '{device}'; install onnxruntime-gpu, or choose cpu")
-        options = session_options(threads)
-        with _explained("onnxruntime", file):
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        self.precision, self.output, self.size = artefact.precision, artefact.output, artefact.size
-        self.layout, self.images, self._input = artefact.layout, images, self._session.get_inputs()[0].name
+        self.runtime, self.precision, self.output = runtime, precision, artefact.output
+        self.size, self.layout, self.images = artefact.size, artefact.layout, images
+        _check_runtime(runtime, precision)
+        with _explained(runtime, file):
+            module = importlib.import_module(f"litheseg.runtime.in_{runtime}")
+            self._network = module.open_network(str(file), precision=precision, **how)
 
     def run(self, image: np.ndarray) -> np.ndarray:
         batch = self.batched(image)
         with _explained(self.runtime, image):
-            return np.asarray(self._session.run(None, {self._input: batch})[0][0])
+            return np.asarray(self._network(batch)[0])
 
 
-class _OpenVinoEngine(Engine):
-    """A compiled model; every thread has a request of its own."""
+def _check_runtime(runtime: str, precision: str) -> None:
+    """It is installed, not too old, and runs networks in this precision."""
+    target = TARGETS[runtime]
+    if importlib.util.find_spec(target.imported) is None:
+        raise MissingExtraError(target.package, target.extra, f"running in {runtime}")
+    with suppress(PackageNotFoundError):  # packages that were copied to a box have no metadata
+        if _numbers(found := version(target.package)) < _numbers(target.oldest):
+            remedy = f"pip install --upgrade '{target.package}>={target.oldest}'"
+            raise LithesegError(f"{target.package} {found} is too old to run these networks; {remedy}")
+    if precision not in target.precisions:
+        others = " or ".join(name for name, other in TARGETS.items() if precision in other.precisions)
+        known = " or ".join(target.precisions)
+        raise LithesegError(f"{runtime} runs no {precision} networks; choose {known}, or --runtime {others}")
 
-    runtime = "openvino"
 
-    def __init__(
-        self,
-        file: Path,
-        artefact: Artefact,
-        images: ImageFormat,
-        *,
-        precision: str,
-        threads: int | None,
-        device: str,
-    ) -> None:
-        core = openvino_core()
-        if device != "cpu":
-            raise LithesegError(f"OpenVINO runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise LithesegError("this CPU has no bf16 (OpenVINO would compute in fp32); choose fp32 or int8")
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        with _explained("openvino", file):
-            self._model = core.compile_model(str(file), "CPU", settings)
-        self.precision, self.output, self.size = precision, artefact.output, artefact.size
-        self.layout, self.images, self._requests = artefact.layout, images, threading.local()
-
-    def run(self, image: np.ndarray) -> np.ndarray:
-        batch = self.batched(image)
-        if not hasattr(self._requests, "own"):
-            self._requests.own = self._model.create_infer_request()
-        with _explained(self.runtime, image):
-            self._requests.own.infer([batch], share_inputs=True)
-            return np.array(self._requests.own.get_output_tensor(0).data[0])  # a copy: the next call overwrites it
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def _installed(export: Export, width: float | None, precision: str) -> str | None:
     """A runtime that is here and takes what the export holds; None to let `find` say what is wrong."""
     here = [name for name in export.runtimes if name in available_runtimes()]
     if not here:
-        package = "litheseg[train]" if export.runtimes == ("torch",) else _PACKAGES[export.runtimes[0]]
+        package = "litheseg[train]" if export.runtimes == ("torch",) else TARGETS[export.runtimes[0]].package
         raise LithesegError(
             f"{export.path} runs in {' or '.join(export.runtimes)}, which this machine does not have: "
             f"pip install '{package}'"
         )
     for name in here:
-        if precision == "bf16" and name == "onnxruntime":  # reads the network, but cannot run it so
-            continue
         with suppress(LithesegError):
             export.find(width, name, precision)
-            return name
+            if precision in TARGETS[name].precisions:
+                return name
     return None
 
 
 @contextmanager
 def _explained(runtime: str, subject: Path | np.ndarray) -> Iterator[None]:
-    """One error in place of a runtime's many; they have no class in common."""
+    """One error in place of a runtime's many, which have no class in common; NotImplementedError says it all."""
     try:
         yield
+    except NotImplementedError as error:
+        raise LithesegError(str(error)) from error
     except Exception as error:
         what = subject if isinstance(subject, Path) else f"an image of {subject.shape[0]}x{subject.shape[1]}"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        package = TARGETS[runtime].package
         old = any(sign in str(error) for sign in _TOO_NEW)
-        remedy = f"pip install --upgrade {runtime}" if old else "try another runtime"
-        raise LithesegError(f"{runtime} {version(runtime)} cannot run {what} ({lines[-1]}); {remedy}") from error
+        remedy = f"pip install --upgrade {package}" if old else "try another runtime"
+        raise LithesegError(f"{package} {version(package)} cannot run {what} ({lines[-1]}); {remedy}") from error

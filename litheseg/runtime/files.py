@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from litheseg.bundle.exported import PrecisionName, RuntimeName
+from litheseg.bundle.targets import PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
 from litheseg.machine import cores
 from litheseg.masks.pictures import OverlayStyle

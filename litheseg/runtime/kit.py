@@ -1,8 +1,8 @@
 """Time networks alone, on a machine with or without litheseg; write measurements.json for `litheseg fit --measured`.
 
 `litheseg measure` times an export with `measure_export`. For a machine without litheseg it copies this file into a
-benchmark kit, as measure.py, beside machine.py, kit.json and the networks. There it needs Python 3.9 or newer, NumPy,
-and onnxruntime or openvino (or both).
+benchmark kit, as measure.py, beside machine.py, kit.json, the networks, and what opens them in each runtime (in_*.py).
+There it needs Python 3.9 or newer, NumPy, and one of the runtimes.
 
 What is timed is the network alone: a uint8 image of the network's size in, float32 logits out. Decoding, resizing and
 the mask at full size are left out: on a target box they are done by whatever is used there.
@@ -35,8 +35,12 @@ import numpy as np
 
 if __name__ == "__main__":  # in a kit
     from machine import cores, host_facts, interleave  # type: ignore[import-not-found]
+
+    _OPENERS = ""
 else:
     from litheseg.machine import cores, host_facts, interleave
+
+    _OPENERS = "litheseg.runtime."
 
 if TYPE_CHECKING:
     from litheseg.bundle.exported import Artefact, Export
@@ -50,6 +54,7 @@ __all__ = [
     "main",
     "measure_export",
     "measure_kit",
+    "network_entry",
     "summary",
     "write_measurements",
 ]
@@ -59,8 +64,6 @@ SCHEMA = 1
 KIT_FILE, RESULT_FILE = "kit.json", "measurements.json"
 _LINE_EVERY = 10.0  # seconds between lines about how far it is
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
-
-Network = Callable[[np.ndarray], Any]
 
 
 class Unusable(Exception):
@@ -72,36 +75,6 @@ def summary(milliseconds: Sequence[float]) -> dict[str, float]:
     values = np.asarray(milliseconds, dtype=np.float64)
     found = {f"p{percent}": round(float(np.percentile(values, percent)), 4) for percent in PERCENTILES}
     return {**found, "mean": round(float(values.mean()), 4), "repeats": len(values)}
-
-
-# --- runtimes --------------------------------------------------------------------------------------------------------
-
-
-def _in_onnxruntime(path: Path, threads: int) -> Network:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: session.run(None, {name: image})[0]
-
-
-def _in_openvino(path: Path, threads: int) -> Network:
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    settings["INFERENCE_PRECISION_HINT"] = "f32"
-    request = _openvino_core().compile_model(str(path), "CPU", settings).create_infer_request()
-    return lambda image: request.infer({0: image}, share_inputs=True)[0]
-
-
-@functools.cache  # one for all: where cores come and go, OpenVINO leaves signals without a stack
-def _openvino_core() -> Any:
-    import openvino
-
-    return openvino.Core()
-
-
-_RUNTIMES: dict[str, Callable[[Path, int], Network]] = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -122,7 +95,7 @@ def measure_export(
         export: a loaded one, or its path.
         output: the file to write.
         threads: numbers of CPU threads; None for 1 and all.
-        runtimes: "onnxruntime", "openvino" or both; None for those that are installed.
+        runtimes: of those of the networks; None for those that are installed.
         repeats: timed passes of each.
         fps: images a second, as of a camera; None for no pause.
 
@@ -133,12 +106,15 @@ def measure_export(
         LithesegError: nothing that could be timed here.
     """
     from litheseg.bundle.exported import load_export
+    from litheseg.bundle.targets import TARGETS
     from litheseg.errors import LithesegError
     from litheseg.progress import work
 
     opened = load_export(export) if isinstance(export, (str, Path)) else export
-    networks = [_entry(opened, artefact) for artefact in opened.artefacts if artefact.format != "torch"]
-    kit = {"model": opened.provenance.get("model", ""), "name": opened.path.name, "networks": networks}
+    networks = [network_entry(opened, artefact) for artefact in opened.artefacts if artefact.format != "torch"]
+    packages = {name: [target.imported, target.package] for name, target in TARGETS.items()}
+    facts = {"model": opened.provenance.get("model", ""), "name": opened.path.name}
+    kit = {**facts, "packages": packages, "networks": networks}
     how: dict[str, Any] = {"threads": threads, "runtimes": runtimes, "repeats": repeats, "fps": fps}
     try:
         with work(f"timing networks in turns, {repeats} repeats", still=True) as job:
@@ -149,19 +125,31 @@ def measure_export(
     return content
 
 
-def _entry(export: Export, artefact: Artefact) -> dict[str, Any]:
-    """A network as kit.json has it; one that takes any size is timed at the size that the model was trained at."""
-    size = artefact.size or export.header.size
-    # The format made for a runtime is what runs there: OpenVINO reads ONNX only where there is nothing else.
-    only_onnx = artefact.format == "onnx" and any(other.format == "openvino" for other in export.artefacts)
-    facts = {name: getattr(artefact, name) for name in ("width", "precision", "layout", "path")}
+def network_entry(export: Export, artefact: Artefact, folder: str = "") -> dict[str, Any]:
+    """A network as kit.json has it; one that takes any size is timed at the size that the model was trained at.
+
+    Args:
+        export: which the network is of.
+        artefact: the network.
+        folder: of the export in the kit, with / at its end.
+    """
+    size, images = artefact.size or export.header.size, export.header.images
+    facts = {name: getattr(artefact, name) for name in ("width", "precision", "layout")}
     return {
         **facts,
         "id": f"w{artefact.width:g}-{size[0]}x{size[1]}-{artefact.precision}",
         "size": list(size),
-        "files": dict(artefact.files),
-        "runtimes": ["onnxruntime"] if only_onnx else list(artefact.runtimes),
+        "channels": images.channels,
+        "dtype": images.dtype,
+        "path": folder + artefact.path,
+        "files": {folder + path: digest for path, digest in artefact.files.items()},
+        # The format made for a runtime is what runs there: OpenVINO reads ONNX only where there is nothing else.
+        "runtimes": [name for name in artefact.runtimes if _is_own(export, artefact, name)],
     }
+
+
+def _is_own(export: Export, artefact: Artefact, runtime: str) -> bool:
+    return export.find(artefact.width, runtime, artefact.precision).format == artefact.format
 
 
 def measure_kit(
@@ -180,11 +168,11 @@ def measure_kit(
     """Time networks alone, in turns.
 
     Args:
-        kit: ``model`` (a digest), ``name`` and ``networks``, each with ``id``, ``width``, ``size``, ``precision``,
-            ``layout``, ``path`` and ``files``, and, where not every runtime takes it, ``runtimes``.
+        kit: ``model`` (a digest), ``name``, ``packages`` (by runtime: what is imported, and pip's name of it) and
+            ``networks``, see `network_entry`.
         folder: where the paths begin.
         only: ids of the networks; None for all.
-        runtimes: "onnxruntime", "openvino" or both; None for those that are installed.
+        runtimes: of those of the networks; None for those that are installed.
         threads: numbers of CPU threads; None for 1 and all.
         repeats: timed passes of each.
         warmup: untimed passes of each before.
@@ -199,13 +187,13 @@ def measure_kit(
         Unusable: nothing that could be timed.
     """
     chosen = _chosen(kit["networks"], only)
-    installed, skipped = _installed(runtimes or tuple(_RUNTIMES))
+    installed, skipped = _installed(kit, runtimes)
     load, started = [_load()], time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     jobs = [
         (entry, runtime, count)
         for entry in chosen
         for runtime in installed
-        if runtime in entry.get("runtimes", _RUNTIMES)
+        if runtime in entry["runtimes"]
         for count in threads or sorted({1, cores()})
     ]
     rows: list[dict[str, Any]] = []
@@ -227,7 +215,7 @@ def measure_kit(
         "name": kit.get("name", ""),
         "scope": "network",
         "fps": fps,
-        "host": host_facts(),
+        "host": host_facts(kit["packages"][name][1] for name in installed),
         "started": started,
         "load_average": {"before": load[0], "after": _load()},
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -259,15 +247,20 @@ def _chosen(networks: Sequence[dict[str, Any]], only: Sequence[str] | None) -> S
     return [entry for entry in networks if not only or entry["id"] in only]
 
 
-def _installed(names: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The runtimes that can be imported, and why others cannot."""
+def _installed(kit: Mapping[str, Any], wanted: Sequence[str] | None) -> tuple[list[str], list[dict[str, Any]]]:
+    """The runtimes of the networks that can be imported, and why others cannot."""
+    known = list(dict.fromkeys(name for entry in kit["networks"] for name in entry["runtimes"]))
     found, missing = [], []
-    for name in names:
+    for name in wanted or known:
+        if name not in known:
+            raise Unusable(f"--runtime {name}: the networks are for {', '.join(known)}")
+        module, package = kit["packages"][name]
         try:
-            importlib.import_module(name)
+            importlib.import_module(module)
             found.append(name)
         except ImportError as error:
-            missing.append({"runtime": name, "reason": f"{name} cannot be imported ({error}): pip install {name}"})
+            reason = f"{package} cannot be imported ({error}): pip install {package}"
+            missing.append({"runtime": name, "reason": reason})
     if not found:
         raise Unusable("; ".join(entry["reason"] for entry in missing))
     return found, missing
@@ -279,11 +272,12 @@ def _opened(
     """One pass of each network, by the index of its job; what cannot be opened or run goes to `skipped`."""
     calls: dict[int, Callable[[], Any]] = {}
     for index, (entry, runtime, threads) in enumerate(jobs):
-        channels, last = entry.get("channels", 3), entry["layout"] == "NHWC"
+        last, channels = entry["layout"] == "NHWC", entry["channels"]
         shape = (1, *entry["size"], channels) if last else (1, channels, *entry["size"])
-        image = np.random.default_rng(0).integers(0, 256, shape).astype(entry.get("dtype", "uint8"))
+        image = np.random.default_rng(0).integers(0, 256, shape).astype(entry["dtype"])
         try:
-            network = _RUNTIMES[runtime](folder / entry["path"], threads)
+            opener = importlib.import_module(f"{_OPENERS}in_{runtime}")
+            network = opener.open_network(str(folder / entry["path"]), threads=threads)
             network(image)  # fails now rather than among the others
             calls[index] = functools.partial(network, image)
         except Exception as error:  # whatever a runtime says of a network that it cannot run
@@ -349,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=_rate, metavar="N", help="images a second, as of a camera [no pause]")
     add("--warmup", type=_positive, default=5, metavar="N", help="untimed passes of each before [5]")
     add("--threads", type=_positives, metavar="N,N", help="CPU threads to try [1 and all]")
-    add("--runtime", dest="runtimes", choices=tuple(_RUNTIMES), action="append", help="[those that are installed]")
+    add("--runtime", dest="runtimes", action="append", metavar="NAME", help="[those that are installed]")
     add("--only", action="append", metavar="ID", help="a network of the kit, may be repeated [all]")
     add("--together", type=_positive, default=24, metavar="N", help="networks in memory that take turns at once [24]")
     return parser

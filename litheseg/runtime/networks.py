@@ -38,7 +38,7 @@ class Networks:
         width: the one that is opened at once, so that errors of the runtime are raised now; None for the widest.
 
     Attributes:
-        runtime: one of `litheseg.bundle.exported.RUNTIMES`.
+        runtime: one of `litheseg.bundle.targets.RUNTIMES`.
         size: height and width of the images that the networks take, in pixels; None for any.
     """
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from litheseg.bundle.exported import PRECISIONS, RUNTIMES, Export, is_export, load_export
+from litheseg.bundle.exported import Export, is_export, load_export
+from litheseg.bundle.targets import PRECISIONS, RUNTIMES
 from litheseg.errors import LithesegError
 from litheseg.lazy import workstation
 from litheseg.runtime.engines import Engine, open_engine
@@ -120,9 +121,9 @@ def profile(
         widths: which ones, any in a model file's trained range; None for all that are available.
         size: height and width of the network's input; None for the model's own, 512x1024 of a module.
         image: height and width of the images; None for `size`.
-        runtimes: some of `litheseg.bundle.exported.RUNTIMES`; "all" for those that may run the model; None for PyTorch,
+        runtimes: some of `litheseg.bundle.targets.RUNTIMES`; "all" for those that may run the model; None for PyTorch,
             or, of an export, one that takes it.
-        precisions: some of `litheseg.bundle.exported.PRECISIONS`, or "all".
+        precisions: some of `litheseg.bundle.targets.PRECISIONS`, or "all".
         threads: of the CPU; None for each runtime's own choice.
         device: where PyTorch runs.
         channels_last: run PyTorch in this memory format.

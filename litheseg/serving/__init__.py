@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litheseg.bundle.exported import PrecisionName, RuntimeName
 from litheseg.bundle.names import is_named
+from litheseg.bundle.targets import PrecisionName, RuntimeName
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.machine import cores
 from litheseg.runtime.predictor import Predictor

@@ -324,7 +324,9 @@ def test_measure_writes_a_kit(bundle: Bundle, tmp_path: Path, capsys: pytest.Cap
     words = ["measure", str(bundle.path), "--widths", ".5", "--sizes", "32x48", "--output", str(tmp_path / "kit")]
     assert main(words) == 0
     assert "1 network and measure.py" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "kit").iterdir()} == {"kit.json", "machine.py", "measure.py", "networks"}
+    assert {path.name for path in (tmp_path / "kit").iterdir()} == {
+        *("kit.json", "machine.py", "measure.py", "networks", "in_onnxruntime.py", "in_openvino.py")
+    }
 
 
 def test_two_kits_do_not_go_to_one_folder(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,7 +339,7 @@ def test_a_kit_holds_every_width_at_every_size(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Variant] = []
-    monkeypatch.setattr(kit, "_exported", lambda _, network, folder: written.append(network))
+    monkeypatch.setattr(kit, "_exported", lambda _, network, *rest: written.append(network) or [])
     words = ["measure", str(bundle.path), "--widths", "1,.5", "--sizes", "32x48,16x24"]
     assert main([*words, "--output", str(tmp_path / "kit")]) == 0
     assert "4 networks and measure.py" in capsys.readouterr().out

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import inspect
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ import torch
 from registry import registered
 from tiny_export import MEAN, STD, build_tiny, noise, plain_logits, tiny_bundle
 
+import litheseg.deploy.conversion as conversion
 import litheseg.deploy.torch_engine as torch_engines
 import litheseg.runtime.engines as room
-from litheseg.bundle.exported import RUNTIMES, Export
+from litheseg.bundle.exported import Export
+from litheseg.bundle.targets import RUNTIMES
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.onnx import onnx_model
 from litheseg.deploy.torch_engine import ModuleEngine, bundle_engine
 from litheseg.errors import DataError, LithesegError, MissingExtraError, WidthError
 from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle
-from litheseg.runtime.engines import Engine, available_runtimes, open_engine, openvino_core
+from litheseg.runtime.engines import Engine, available_runtimes, open_engine
+from litheseg.runtime.in_openvino import openvino_core
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -46,7 +49,7 @@ def export(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 @pytest.fixture(scope="module")
-def engines(bundle: Bundle) -> Iterator[dict[str, Engine]]:
+def engines(bundle: Bundle) -> dict[str, Engine]:
     """Of one network, which is converted to ONNX once only."""
     converted: list[Any] = []
 
@@ -55,8 +58,8 @@ def engines(bundle: Bundle) -> Iterator[dict[str, Engine]]:
         return converted[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_engines, "onnx_model", once)
-        yield {runtime: bundle_engine(bundle, 0.5, runtime) for runtime in RUNTIMES}
+        patch.setattr(conversion, "onnx_model", once)
+        return {runtime: bundle_engine(bundle, 0.5, runtime) for runtime in RUNTIMES}
 
 
 def test_every_runtime_is_here() -> None:
@@ -147,8 +150,9 @@ def test_threads_are_limited_and_given_back(bundle: Bundle, export: Export) -> N
     ModuleEngine(module, ImageFormat(mean=MEAN, std=STD), threads=before + 1)(noise(24, 32))
     assert seen == [before + 1] and torch.get_num_threads() == before
     engine: Any = open_engine(export, runtime="openvino", threads=1)
-    assert engine._model.get_property("INFERENCE_NUM_THREADS") == 1
-    assert str(engine._model.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+    model = inspect.getclosurevars(engine._network).nonlocals["model"]
+    assert model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert str(model.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
 
 
 def _noting(outputs: Any, seen: list[int]) -> Any:
@@ -177,7 +181,11 @@ def test_memory_formats_of_pytorch(bundle: Bundle) -> None:
         ({"width": 1.0}, WidthError, "no width 1, but 0.5"),
         ({"runtime": "tensorrt"}, LithesegError, "unknown runtime 'tensorrt'"),
         ({"precision": "int8"}, LithesegError, "has no int8 network, but onnx fp32 at width 0.5"),
-        ({"precision": "bf16", "runtime": "onnxruntime"}, LithesegError, "no bf16 convolutions; choose fp32"),
+        (
+            {"precision": "bf16", "runtime": "onnxruntime"},
+            LithesegError,
+            "no bf16 networks; choose fp32 or int8, or --runtime torch",
+        ),
         ({"device": "cuda", "runtime": "onnxruntime"}, LithesegError, "has no 'cuda'; install onnxruntime-gpu"),
         ({"device": "cuda", "runtime": "openvino"}, LithesegError, "OpenVINO runs on the CPU here"),
         ({"device": "cuda", "runtime": "torch"}, LithesegError, "an archive runs on the CPU"),

@@ -15,7 +15,9 @@ from registry import registered
 from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
 from torch import Tensor
 
+import litheseg.deploy.conversion as conversion
 import litheseg.deploy.export as room
+import litheseg.deploy.torch_export as torch_export
 from litheseg.bundle.exported import Artefact, Export, description, load_export
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.network import deployed
@@ -228,7 +230,7 @@ def test_two_exports_do_not_write_one_folder(bundle: Bundle, tmp_path: Path, mon
         refused.append(True)
         return export_program(*arguments)
 
-    monkeypatch.setattr(room, "export_program", another)
+    monkeypatch.setattr(conversion, "export_program", another)
     export = export_bundle(bundle, tmp_path / "export", **options)
     assert refused and load_export(export.path).widths == (0.5,) and list(tmp_path.iterdir()) == [export.path]
 
@@ -310,7 +312,7 @@ def test_an_export_that_cannot_be_written_leaves_nothing(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(room, "save_archive", fails)
+    monkeypatch.setattr(torch_export, "save_archive", fails)
     with pytest.raises(LithesegError, match=r"cannot write .*export: No space left on device; free space"):
         export_bundle(bundle, tmp_path / "export", formats=("torch",), widths=[0.5], check=False)
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from registry import registered
 from tiny_export import CLASSES, noise, photos, plain_logits, randomise
 from torch import Tensor, nn
 
-import litheseg.deploy.export as room
+import litheseg.deploy.conversion as room
 from litheseg.bundle.exported import Export, load_export
 from litheseg.deploy.export import WEIGHTS_FILE, export_bundle
 from litheseg.errors import BundleError, LithesegError
@@ -21,7 +21,8 @@ from litheseg.models.base import SegmentationModel
 from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
 from litheseg.models.ddrnet import RepConv
 from litheseg.nn import slim
-from litheseg.runtime.engines import open_engine, openvino_core
+from litheseg.runtime.engines import open_engine
+from litheseg.runtime.in_openvino import openvino_core
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

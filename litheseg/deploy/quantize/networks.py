@@ -52,6 +52,8 @@ class QuantizableNetwork(ABC):
 
     suffix: str
     """Of its main file."""
+    libraries: tuple[str, ...]
+    """That make and run it, besides NNCF."""
 
     def __init__(self, model: Any, layout: str, untouched: Sequence[str] = ()) -> None:
         self.model, self.layout, self._untouched = model, layout, untouched
@@ -85,7 +87,7 @@ class QuantizableNetwork(ABC):
             backend_params={"compress_weights": not probe},
         )
         try:
-            # In a thread, since its cores come and go, see `openvino_core`.
+            # In a thread, since its cores come and go, see `litheseg.runtime.in_openvino`.
             with _quiet(), ThreadPoolExecutor(1) as aside, work("calibrating, passes over an image") as passes:
 
                 def feed(image: np.ndarray) -> Any:

@@ -24,7 +24,7 @@ _NORMALISATION = "normalisation"
 class OnnxNetwork(QuantizableNetwork):
     """An `onnx.ModelProto`; see `QuantizableNetwork`."""
 
-    suffix = ".onnx"
+    suffix, libraries = ".onnx", ("onnx", "onnxruntime")
 
     @classmethod
     def read(cls, path: Path, layout: str) -> QuantizableNetwork:

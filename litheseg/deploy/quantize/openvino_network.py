@@ -22,7 +22,7 @@ __all__ = ["OpenVinoNetwork"]
 class OpenVinoNetwork(QuantizableNetwork):
     """An `openvino.Model`; see `QuantizableNetwork`."""
 
-    suffix = ".xml"
+    suffix, libraries = ".xml", ("openvino",)
 
     @classmethod
     def read(cls, path: Path, layout: str) -> QuantizableNetwork:

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from litheseg.bundle.exported import Artefact, Export, description
+from litheseg.bundle.targets import target_of
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.quantize.networks import QuantizableNetwork, require_nncf
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
@@ -50,9 +51,7 @@ from litheseg.runtime.latency import Latency, Scope
 
 __all__ = ["Quantizer", "ToleranceError", "fewest_kept", "output_error"]
 
-_LIBRARIES = {"onnx": ("nncf", "onnx", "onnxruntime"), "openvino": ("nncf", "openvino")}
 _NETWORKS: dict[str, type[QuantizableNetwork]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
-_RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 _PROBE_IMAGES = 8  # that layers are ranked on
 _REPEATS = 21  # timed passes of each precision
 
@@ -100,7 +99,7 @@ class Quantizer:
             LithesegError: see `quantize`; or no network of the export can be quantized. One that does not hold the
                 tolerance is named after the others are made.
         """
-        originals = [artefact for artefact in export.artefacts if artefact.format in _RUNTIMES]
+        originals = [artefact for artefact in export.artefacts if artefact.format in _NETWORKS]
         if not originals:
             raise LithesegError("int8 is made of networks in onnx or openvino; export one of these (--format onnx)")
         failed = []
@@ -128,7 +127,7 @@ class Quantizer:
             DataError: an image that cannot be read.
             MissingExtraError: the runtime is not installed.
         """
-        if artefact.format not in _RUNTIMES or artefact.precision != "fp32":
+        if artefact.format not in _NETWORKS or artefact.precision != "fp32":
             raise LithesegError(f"{artefact} cannot become int8; give an fp32 network in onnx or openvino")
         with tempfile.TemporaryDirectory() as scratch:
             report, network = _Job(self, export, artefact, Path(scratch)).run()
@@ -223,7 +222,7 @@ class _Job:
 
     def _open(self, artefact: Artefact, path: Path) -> Engine:
         export = replace(self._export, path=path, artefacts=(artefact,))
-        runtime = _RUNTIMES[artefact.format]
+        runtime = target_of(artefact.format).runtime
         return open_engine(export, runtime=runtime, precision=artefact.precision, threads=self._quantizer.threads)
 
     def _report(self, best: QuantizationTrial, ranking: Sequence[Sensitivity]) -> QuantizationReport:
@@ -232,7 +231,7 @@ class _Job:
         return QuantizationReport(
             format=self._artefact.format,
             width=self._artefact.width,
-            runtime=_RUNTIMES[self._artefact.format],
+            runtime=target_of(self._artefact.format).runtime,
             calibration_images=len(calibration),
             calibration_wanted=max(self._quantizer.wanted, len(calibration)),
             calibration_origin=calibration.origin,
@@ -241,7 +240,7 @@ class _Job:
             ranking=tuple(ranking),
             trials=trials,
             accepted=trials.index(best),
-            versions={name: version(name) for name in _LIBRARIES[self._artefact.format]},
+            versions={name: version(name) for name in ("nncf", *self._network.libraries)},
         )
 
 

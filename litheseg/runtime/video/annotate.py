@@ -21,7 +21,8 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from litheseg.bundle.exported import Export, PrecisionName, RuntimeName
+from litheseg.bundle.exported import Export
+from litheseg.bundle.targets import PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.pictures import OverlayStyle, legend_strip
 from litheseg.masks.reading import MAX_PIXELS
