@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.data.alike import Likeness, likeness_of
+from litheseg.data.likeness import Likeness, likeness_of
 from litheseg.data.source import FileSource, Sample, Source
 from litheseg.data.splits import sequence_sizes
 from litheseg.errors import DataError

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from litheseg.building.fingerprint import Fingerprint
-from litheseg.building.holding import FEW, FOLDS
+from litheseg.building.validation import FEW, FOLDS
 from litheseg.errors import LithesegError
 from litheseg.evaluation.metrics import iou_per_class, mean_iou
 from litheseg.files import write_text

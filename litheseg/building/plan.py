@@ -25,7 +25,7 @@ from litheseg.budget.candidates import scaled
 from litheseg.budget.choose import BudgetError
 from litheseg.building.fingerprint import Fingerprint
 from litheseg.building.folds import FoldPlan, plan_folds
-from litheseg.building.holding import divided, hold_out
+from litheseg.building.validation import divided, hold_out
 from litheseg.errors import LithesegError
 from litheseg.machine import cores, memory
 from litheseg.tables import Table

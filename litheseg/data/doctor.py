@@ -29,7 +29,7 @@ from rich.text import Text
 from litheseg.data import OtherFormatError, open_source
 from litheseg.data.findings import Finding, in_order, make_finding
 from litheseg.data.learnable import class_findings, filled_cells
-from litheseg.data.likeness import Portrait, likeness_findings
+from litheseg.data.portraits import Portrait, likeness_findings
 from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.data.statistics import measured_format
 from litheseg.errors import DataError, listed, printable

@@ -26,8 +26,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from litheseg.data.alike import likeness_of
-from litheseg.data.holding import HOLD_OUT, Holding
+from litheseg.data.hold_out import HOLD_OUT, Holding
+from litheseg.data.likeness import likeness_of
 from litheseg.data.source import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,

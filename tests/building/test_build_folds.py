@@ -18,9 +18,9 @@ from test_whole_build import FIELDS, build, quick
 
 from litheseg.building import folds, stages
 from litheseg.building.folds import plan_folds
-from litheseg.building.holding import hold_out
 from litheseg.building.plan import read_plan
 from litheseg.building.result import BuildResult
+from litheseg.building.validation import hold_out
 from litheseg.data.doctor import diagnose
 from litheseg.data.folder import FolderSource
 from litheseg.data.streets import make_streets

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from litheseg.data import alike
+from litheseg.data import likeness
 from litheseg.data.doctor import diagnose
 from litheseg.data.folder import FolderSource
-from litheseg.data.holding import HOLD_OUT, Holding
+from litheseg.data.hold_out import HOLD_OUT, Holding
 from litheseg.data.source import Source
 from litheseg.errors import DataError
 
@@ -94,7 +94,7 @@ def test_bursts_are_held_out_whole_and_the_doctor_says_so(tmp_path: Path, monkey
     whole = scenes(source, "val", 6)
     assert len(whole) == 3 and len(set(whole)) == 1 and not {*whole} & {*scenes(source, "train", 6)}
     assert "near-leak" not in {item.code for item in diagnose(source).findings}
-    monkeypatch.setattr(alike, "near_duplicates", None)
+    monkeypatch.setattr(likeness, "near_duplicates", None)
     assert scenes(FolderSource(folder, hold_out="groups"), "val", 6) == whole, "it is remembered"
     Image.new("RGB", (64, 48)).save(folder / "images" / "000.jpg")
     with pytest.raises(TypeError):
