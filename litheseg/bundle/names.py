@@ -10,9 +10,10 @@ Usage:
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 
-__all__ = ["is_named", "model_path"]
+__all__ = ["distinct_names", "is_named", "model_path"]
 
 _SCHEMES = ("zoo:", "hf:")
 
@@ -43,3 +44,17 @@ def model_path(model: str | Path) -> Path:
     from litheseg.bundle.hub import hub_path
 
     return hub_path(name)
+
+
+def distinct_names(models: Sequence[str | Path], taken: Collection[str] = ()) -> list[str]:
+    """Short names of models for tables: those of their files without ending, or of their folders; whole paths at worst.
+
+    Args:
+        models: paths, or names such as ``zoo:camvid-lite0``.
+        taken: names of others.
+    """
+    paths = [Path(model) for model in models]
+    for names in ([path.stem for path in paths], [path.resolve().parent.name for path in paths]):
+        if len({*names, *taken}) == len(names) + len(taken):
+            return names
+    return [str(path) for path in paths]

@@ -32,7 +32,8 @@ from litheseg.progress import shown, work
 __all__ = ["COMMANDS", "main", "read"]
 
 COMMANDS = (
-    *("build", "train", "tune", "evaluate", "export", "profile", "fit", "measure", "predict", "video", "serve"),
+    *("build", "train", "tune", "evaluate", "robustness", "export", "profile", "fit", "measure"),
+    *("predict", "video", "serve"),
     *("pseudo-label", "import-labels", "doctor", "data", "convert", "import-weights", "models", "pull", "push"),
     *("recipes", "report", "demo"),
 )

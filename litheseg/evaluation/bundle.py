@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from litheseg.bundle.exported import Export
 from litheseg.cost.widths import width_costs
 from litheseg.data import open_source
 from litheseg.data.redivided import redivided
@@ -138,7 +139,7 @@ def calibrate(bundle: Bundle, data: SegmentationData, widths: Sequence[float]) -
 
 
 def open_bundle_data(
-    bundle: Bundle, data: str | Path | Source | None = None, *, source: str = "auto", split: str = "val"
+    bundle: Bundle | Export, data: str | Path | Source | None = None, *, source: str = "auto", split: str = "val"
 ) -> SegmentationData:
     """Images and labels in the bundle's size, normalisation and classes.
 

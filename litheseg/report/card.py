@@ -20,6 +20,7 @@ import yaml
 
 from litheseg.bundle.cross_validation import MEANING, CrossValidated, cross_validated
 from litheseg.bundle.verdicts import recorded_iou, verdicts, worst_class
+from litheseg.report.robustness_tables import recorded_robustness, robustness_blocks
 from litheseg.runtime.latency import Scope
 from litheseg.runtime.profiling import Profile
 from litheseg.tables import Table, escaped, fenced, markdown_table
@@ -141,7 +142,7 @@ def card_sections(
         costs: counted, or measured on this machine.
     """
     rows = width_rows(header, costs)
-    checked = next((row.checked for row in rows if row.checked), None)
+    checked, measured = next((row.checked for row in rows if row.checked), None), recorded_robustness(header)
     expected = () if checked is None else (f"Width {rows[0].width:g}: {checked}. {MEANING}",)
     return (
         _what(header, name),
@@ -150,6 +151,7 @@ def card_sections(
         Section("Classes", (", ".join(header.classes.names),)),
         _data(header),
         Section("Limits", (Bullets(tuple(_limits(header, rows))),)),
+        *((Section("Robustness", robustness_blocks(measured)),) if measured else ()),
         *_provenance(header),
     )
 
@@ -230,7 +232,7 @@ def _limits(header: BundleHeader, rows: Sequence[WidthRow]) -> list[str]:
     limits = [
         "It knows only the classes above: everything else is given one of them, with no warning.",
         f"It saw images of {height} x {width} pixels; other sizes and other cameras shift its accuracy.",
-        "It says nothing about how sure it is, and must not be the only safeguard where people can come to harm.",
+        "It must not be the only safeguard where people can come to harm.",
     ]
     blind = [f"{row.width:g}" for row in rows if row.miou is None]
     if blind:

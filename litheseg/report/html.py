@@ -85,6 +85,7 @@ class Page:
         lead: one paragraph that says what was done and what came out.
         warnings: what must not be overlooked, below it.
         table: the widths, such as `litheseg.report.card.width_table` makes.
+        sections: further tables and texts, each under its own heading.
         figures: in this order.
         class_iou: column label, such as ``"width 0.5"`` -> IoU in [0, 1] of each class; NaN: the class does not occur.
         classes: names and colours of the rows of `class_iou`; needed where that is given.
@@ -96,6 +97,7 @@ class Page:
     lead: str = ""
     warnings: Sequence[str] = ()
     table: Table | None = None
+    sections: Sequence[Section] = ()
     figures: Sequence[ReportFigure] = ()
     class_iou: Mapping[str, Sequence[float]] = field(default_factory=dict)
     classes: Classes | None = None
@@ -122,6 +124,7 @@ def render(page: Page) -> str:
     parts: list[tuple[str, str]] = []
     if page.table is not None:
         parts.append(("Widths", _block(page.table)))
+    parts += [(section.heading, "\n".join(map(_block, section.blocks))) for section in page.sections]
     for heading, figures in groupby(page.figures, key=lambda figure: figure.heading):
         parts.append((heading, "\n".join(_figure(figure) for figure in figures)))
     if page.class_iou:

@@ -1,8 +1,7 @@
 """Figures of a report: accuracy against cost, learning curves, and galleries of predictions.
 
-Every function writes one PNG or SVG (the suffix decides), whole or not at all. Figures are built without pyplot, so
-nothing is kept between calls and no display is needed. Inputs are numbers and arrays.
-Lines differ in colour (Okabe and Ito's palette), marker and dash, so none of the three is needed to tell them apart.
+Every function writes one PNG or SVG (the suffix decides), whole or not at all, in the style of `canvas`. Inputs are
+numbers and arrays.
 
 Usage:
     >>> points = [FrontierPoint(0.5, cost=1.2e9, score=0.61), FrontierPoint(1.0, cost=4.7e9, score=0.68)]
@@ -21,10 +20,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -32,9 +29,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from litheseg.errors import DataError, LithesegError
-from litheseg.files import atomic_path
 from litheseg.masks.classes import IGNORE_INDEX, Classes
 from litheseg.masks.pictures import OverlayStyle, overlay
+from litheseg.report.canvas import GREY, add_axes, line_color, line_style, save_figure
 from litheseg.tables import short_number
 
 __all__ = [
@@ -56,14 +53,9 @@ ERROR_COLORS: dict[str, tuple[int, int, int]] = {
     "ignored": (0, 0, 0),
 }
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES = ("-", "--", "-.", ":")
 _LEGEND_COLUMNS = 6
 _MOST_PANELS = 4
 _OPACITY = 0.7  # of the colours of classes over an image
-_GREY = "#555555"
-_METADATA: dict[str, dict[str, str | None]] = {".png": {"Software": None}, ".svg": {"Date": None}}
 
 
 @dataclass(frozen=True)
@@ -130,13 +122,13 @@ def frontier(
     """
     _check_curves(curves, log_x)
     figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = _axes(figure, title, cost_label, score_label)
+    axes = add_axes(figure, title, cost_label, score_label)
     # The best line is labelled above its points and the others below, which keeps labels off the lines between.
     best = max(curves, key=lambda name: max(point.score for point in curves[name]))
     for index, (name, points) in enumerate(curves.items()):
         _frontier_line(axes, index, name, points, above=name == best)
     if limit is not None:
-        axes.axvline(limit[0], color=_GREY, linestyle=(0, (4, 3)), linewidth=1.2, label=limit[1])
+        axes.axvline(limit[0], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label=limit[1])
     if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -145,7 +137,7 @@ def frontier(
     axes.margins(x=0.08, y=0.14)
     if len(curves) > 1 or limit is not None:
         axes.legend(frameon=False, loc="lower right" if limit is None else "best")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def read_history(path: str | Path) -> tuple[str, dict[str, list[tuple[float, float]]]]:
@@ -200,9 +192,9 @@ def learning_curves(path: str | Path, log: str | Path) -> None:
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.8 * columns, 3.2 * rows), layout="constrained")
     for index, name in enumerate(names):
-        axes = _axes(figure, name, axis, "", (rows, columns, index + 1))
+        axes = add_axes(figure, name, axis, "", (rows, columns, index + 1))
         _curve_panel(axes, panels[name], first=1 if axis == "epoch" else 0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def gallery(path: str | Path, rows: Sequence[GalleryRow], classes: Classes) -> None:
@@ -236,11 +228,11 @@ def gallery(path: str | Path, rows: Sequence[GalleryRow], classes: Classes) -> N
             axes.imshow(pixels, interpolation="antialiased")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        grid[index][0].set_ylabel(row.title, fontsize=8, color=_GREY)
+        grid[index][0].set_ylabel(row.title, fontsize=8, color=GREY)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
     _gallery_legends(figure, classes, key / size[1])
-    _save(figure, path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def error_map(
@@ -289,7 +281,7 @@ def _check_curves(curves: Mapping[str, Sequence[FrontierPoint]], log_x: bool) ->
 def _frontier_line(axes: Axes, index: int, name: str, points: Sequence[FrontierPoint], above: bool) -> None:
     ordered = sorted(points, key=lambda point: point.cost)
     costs, scores = [point.cost for point in ordered], [100 * point.score for point in ordered]
-    axes.plot(costs, scores, label=name, **_style(index))
+    axes.plot(costs, scores, label=name, **line_style(index))
     _worst_line(axes, index, ordered)
     for point, cost, score in zip(ordered, costs, scores, strict=True):
         axes.annotate(
@@ -299,7 +291,7 @@ def _frontier_line(axes: Axes, index: int, name: str, points: Sequence[FrontierP
             textcoords="offset points",
             ha="right" if above else "left",
             fontsize=9,
-            color=_COLORS[index % len(_COLORS)],
+            color=line_color(index),
         )
 
 
@@ -308,14 +300,14 @@ def _worst_line(axes: Axes, index: int, points: Sequence[FrontierPoint]) -> None
     known = [(point.cost, *point.worst) for point in points if point.worst is not None]
     if not known:
         return
-    style = _style(index) | {"linestyle": (0, (1, 2)), "linewidth": 1.2, "markerfacecolor": "white"}
+    style = line_style(index) | {"linestyle": (0, (1, 2)), "linewidth": 1.2, "markerfacecolor": "white"}
     axes.plot([cost for cost, _, _ in known], [100 * iou for _, _, iou in known], **style)
     for place, (cost, name, iou) in enumerate(known):
         if place == 0 or name != known[place - 1][1]:
             text: dict[str, Any] = {
                 "textcoords": "offset points",
                 "fontsize": 8,
-                "color": _COLORS[index % len(_COLORS)],
+                "color": line_color(index),
             }
             axes.annotate(f"worst: {name}", (cost, 100 * iou), xytext=(4, -12), **text)
 
@@ -323,7 +315,7 @@ def _worst_line(axes: Axes, index: int, points: Sequence[FrontierPoint]) -> None
 def _curve_panel(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], first: int) -> None:
     """Draw one quantity, one line a width (without one: the mean). Lightning counts epochs from 0, people from 1."""
     for index, (width, points) in enumerate(lines.items()):
-        style = _style(index) | {"markersize": 4, "markevery": max(1, len(points) // 8)}
+        style = line_style(index) | {"markersize": 4, "markevery": max(1, len(points) // 8)}
         label = f"{width}x" if width else "mean"
         axes.plot([at + first for at, _ in points], [value for _, value in points], label=label, **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -343,31 +335,7 @@ def _gallery_legends(figure: Figure, classes: Classes, share: float) -> None:
 
 def _patch(name: str, color: tuple[int, int, int]) -> Patch:
     red, green, blue = color
-    return Patch(facecolor=to_hex((red / 255, green / 255, blue / 255)), edgecolor=_GREY, linewidth=0.5, label=name)
-
-
-def _axes(figure: Figure, title: str, x_label: str, y_label: str, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
-    """Axes in the style of all figures: two thin lines as a frame, a pale grid."""
-    axes = figure.add_subplot(*place)
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xlabel(x_label, color=_GREY)
-    axes.set_ylabel(y_label, color=_GREY)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_color("#aaaaaa")
-    axes.tick_params(which="both", colors=_GREY, labelsize=9)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": _COLORS[index % len(_COLORS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "linestyle": _DASHES[index % len(_DASHES)],
-        "linewidth": 1.8,
-        "markersize": 6,
-    }
+    return Patch(facecolor=to_hex((red / 255, green / 255, blue / 255)), edgecolor=GREY, linewidth=0.5, label=name)
 
 
 def _column_order(column: str) -> tuple[int, str, float]:
@@ -384,13 +352,3 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _save(figure: Figure, path: str | Path, dpi: int = 144) -> None:
-    """Write the figure, whole or not at all; the same figure gives the same bytes."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in _METADATA:
-        raise LithesegError(f"{path}: a figure is written as {' or '.join(_METADATA)}; choose one of these suffixes")
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "litheseg"}):
-        figure.savefig(temporary, dpi=dpi, facecolor="white", metadata=_METADATA[suffix])

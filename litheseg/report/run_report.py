@@ -19,18 +19,31 @@ from pathlib import Path
 
 import torch
 
+from litheseg.bundle.names import distinct_names
 from litheseg.bundle.verdicts import outdone, verdicts
 from litheseg.cost.widths import WidthCost, width_costs
 from litheseg.data.source import Sample, Source
 from litheseg.errors import LithesegError
 from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
+from litheseg.evaluation.robustness import IMAGES, measure_robustness
 from litheseg.files import write_text
 from litheseg.losses.boundary import boundary_mask
 from litheseg.masks.pictures import rgb_view
 from litheseg.models.bundle import Bundle, load_bundle
-from litheseg.report.card import Table, WidthRow, card_sections, show_worst, to_markdown, width_rows, width_table
+from litheseg.report.card import (
+    Section,
+    Table,
+    WidthRow,
+    card_sections,
+    show_worst,
+    to_markdown,
+    width_rows,
+    width_table,
+)
 from litheseg.report.html import Page, ReportFigure, write_page
 from litheseg.report.plots import FrontierPoint, GalleryRow, frontier, gallery, learning_curves
+from litheseg.report.robustness import robustness_figures
+from litheseg.report.robustness_tables import card_rows, recorded_robustness, robustness_blocks
 from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.profiling import Profile, profile
 
@@ -94,6 +107,7 @@ def run_page(
             )
         )
     figures.append(_pictures(folder / "figures" / "gallery.png", bundle, source))
+    figures += robustness_figures(folder / "figures", recorded_robustness(header))
     sections = card_sections(header, name=name, file="model.safetensors", costs=costs)
     return Page(
         name,
@@ -116,6 +130,9 @@ def write_report(
     source: str = "auto",
     split: str = "val",
     latency: bool = True,
+    robustness: bool = False,
+    exports: Sequence[str | Path] = (),
+    images: int = IMAGES,
     command: str = "",
 ) -> Path:
     """Score and time models on the same images, and write one HTML page that sets them side by side.
@@ -127,6 +144,9 @@ def write_report(
         source: kind of data, a key of `litheseg.data.SOURCES`; auto to detect it.
         split: which images are scored.
         latency: whether to measure milliseconds too.
+        robustness: whether to measure all widths on corrupted images, too, and their confidence; takes minutes.
+        exports: of the models, to be measured so as well, for instance int8.
+        images: for the robustness; at most so many, evenly spread; 0 for all.
         command: the shell command, for the page.
 
     Returns:
@@ -140,27 +160,25 @@ def write_report(
         raise LithesegError(f"{output}: a report is an HTML page; give a name that ends in .html")
     if not models:
         raise LithesegError("no models to compare; give at least one model file")
-    bundles = {name: load_bundle(path) for name, path in zip(_distinct_names(models), models, strict=True)}
-    images = open_bundle_data(next(iter(bundles.values())), data, source=source, split=split).source
-    rows = {name: _measured_rows(bundle, images, split, latency) for name, bundle in bundles.items()}
+    bundles = {name: load_bundle(path) for name, path in zip(distinct_names(models), models, strict=True)}
+    scored = open_bundle_data(next(iter(bundles.values())), data, source=source, split=split).source
+    rows = {name: _measured_rows(bundle, scored, split, latency) for name, bundle in bundles.items()}
     with tempfile.TemporaryDirectory() as scratch:
         trained = {name: bundle.header.widths for name, bundle in bundles.items()}
         figures = _accuracy_figures(Path(scratch), rows, trained)
         for index, (name, bundle) in enumerate(bundles.items()):
-            figures.append(_pictures(Path(scratch) / f"gallery{index}.png", bundle, images, split, f"{name}: "))
+            figures.append(_pictures(Path(scratch) / f"gallery{index}.png", bundle, scored, split, f"{name}: "))
+        sections = []
+        if robustness or exports:
+            networks = {**bundles, **dict(zip(distinct_names(exports, taken=bundles), exports, strict=True))}
+            card = measure_robustness(networks, scored, split=split, images=images)
+            sections.append(Section("Robustness", robustness_blocks(card_rows(card), str(card))))
+            figures += robustness_figures(Path(scratch), card_rows(card))
         table = _joined({name: width_table(entry) for name, entry in rows.items()})
         title = "Accuracy and cost of " + ", ".join(rows)
-        lead = f"Scored on the same images ({images.name}, {split}), labels at their own resolution."
-        write_page(output, Page(title, lead=lead, table=table, figures=figures, command=command))
+        lead = f"Scored on the same images ({scored.name}, {split}), labels at their own resolution."
+        write_page(output, Page(title, lead, table=table, sections=sections, figures=figures, command=command))
     return output
-
-
-def _distinct_names(paths: Sequence[str | Path]) -> list[str]:
-    """File names without ending; with their folder where they would be the same, as `model.safetensors` is."""
-    stems = [Path(path).stem for path in paths]
-    if len(set(stems)) < len(stems):
-        stems = [Path(path).resolve().parent.name for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
 
 
 def _measured_rows(bundle: Bundle, source: Source, split: str, latency: bool) -> tuple[WidthRow, ...]:

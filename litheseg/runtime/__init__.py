@@ -11,9 +11,18 @@ if TYPE_CHECKING:
     from litheseg.runtime.files import Summary, predict_files
     from litheseg.runtime.predictor import Predictor
     from litheseg.runtime.profiling import profile
-    from litheseg.runtime.video import VideoSummary, annotate_video
+    from litheseg.runtime.video import VideoSummary, annotate_video, annotate_videos
 
-__all__ = ["Controller", "Predictor", "Summary", "VideoSummary", "annotate_video", "predict_files", "profile"]
+__all__ = [
+    "Controller",
+    "Predictor",
+    "Summary",
+    "VideoSummary",
+    "annotate_video",
+    "annotate_videos",
+    "predict_files",
+    "profile",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -22,6 +31,6 @@ __getattr__, __dir__ = lazy_names(
         "files": ("Summary", "predict_files"),
         "predictor": ("Predictor",),
         "profiling": ("profile",),
-        "video": ("VideoSummary", "annotate_video"),
+        "video": ("VideoSummary", "annotate_video", "annotate_videos"),
     },
 )

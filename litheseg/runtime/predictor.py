@@ -210,13 +210,13 @@ class Predictor:
             width: as in `__call__`.
         """
         pixels = [to_pixels(image, self.header.images) for image in images]
-        if any(self._tile_of(image) for image in pixels):
+        if any(self.tile_of(image) for image in pixels):
             return [self.predict_rgb(image, width=width) for image in pixels]
         return self.pipeline(width).batch(pixels)
 
     def predict_rgb(self, image: np.ndarray, *, width: float | None = None) -> np.ndarray:
         """As `predictor(image)`, for an array that is H W C as `header.images` says already."""
-        pipeline, tile = self.pipeline(width), self._tile_of(image)
+        pipeline, tile = self.pipeline(width), self.tile_of(image)
         if tile is None:
             return pipeline(image)
         fixed = self._networks.size is not None
@@ -242,8 +242,8 @@ class Predictor:
         outputs = self._in_torch(width).outputs(self.pipeline(width).prepare(image))
         return {name: outputs[name].float() for name in ("logits", "features")}
 
-    def _tile_of(self, image: np.ndarray) -> tuple[int, int] | None:
-        """The size of the tiles in which an image is labelled; None for an image that is labelled as a whole."""
+    def tile_of(self, image: np.ndarray) -> tuple[int, int] | None:
+        """Height and width of the tiles in which an image is labelled; None for one that is labelled as a whole."""
         whole = self.size is not None or image.shape[0] * image.shape[1] <= _WHOLE
         return self.tile or (None if whole else _TILE)
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from litheseg.runtime.video.annotate import VIDEO_KINDS, VideoKind, VideoProgress, VideoSummary, annotate_video
+from litheseg.runtime.video.annotate import (
+    VIDEO_KINDS,
+    VideoKind,
+    VideoProgress,
+    VideoSummary,
+    annotate_video,
+    annotate_videos,
+)
 from litheseg.runtime.video.sources import open_frames, retry_pauses
 
 __all__ = [
@@ -11,6 +18,7 @@ __all__ = [
     "VideoProgress",
     "VideoSummary",
     "annotate_video",
+    "annotate_videos",
     "open_frames",
     "retry_pauses",
 ]

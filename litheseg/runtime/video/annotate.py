@@ -1,44 +1,47 @@
-"""Annotate a video: read, predict, paint and write frames, and hold a target by changing the width.
+"""Annotate videos: read, predict, paint and write frames, and hold a target by changing the widths.
 
-A file gives every frame; a live source gives the newest one, and the others are dropped. What could not be read is in
-the summary. Ctrl-C ends the video where it is: the file is finished and plays.
+A file gives every frame; a live source gives the newest one, and the others are dropped. Several sources share one
+network and one budget (`litheseg.runtime.sharing`). What could not be read is in the summary. Ctrl-C ends the videos
+where they are: the files are finished and play.
 
 Usage:
     >>> summary = annotate_video("model.safetensors", "drive.mp4", "annotated.mp4", target_fps=15)
     >>> summary.frames, summary.widths
     (312, {1.0: 40, 0.5: 272})
+    >>> front, rear = annotate_videos("model.safetensors", ["0", "1"], "camera.mp4", target_fps=10, priorities=(2, 1))
+    >>> front.output, rear.output
+    ('camera-1.mp4', 'camera-2.mp4')
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from litheseg.bundle.exported import Export
 from litheseg.bundle.targets import PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
-from litheseg.masks.pictures import OverlayStyle, legend_strip
+from litheseg.masks.pictures import OverlayStyle
 from litheseg.masks.reading import MAX_PIXELS
-from litheseg.runtime.controller import Controller, Decision
+from litheseg.runtime.controller import Decision
 from litheseg.runtime.predictor import Model, Predictor
-from litheseg.runtime.video.sources import FrameSource, open_frames, retry_pauses
-from litheseg.runtime.video.threads import ReadAhead, WriteBehind
-from litheseg.runtime.video.writing import open_writer
-from litheseg.values import Names, Quantity, Width
+from litheseg.runtime.sharing import SharedController
+from litheseg.runtime.video.camera import Camera, rounds
+from litheseg.runtime.video.painting import VIDEO_KINDS, FramePainter, VideoKind
+from litheseg.runtime.video.smoothing import MaskSmoother, SmoothingCost
+from litheseg.runtime.video.sources import FrameSource, TimedFrame, open_frames, retry_pauses
+from litheseg.values import Names, Numbers, Quantity, Width
 
-__all__ = ["VIDEO_KINDS", "VideoKind", "VideoProgress", "VideoSummary", "annotate_video"]
+__all__ = ["VIDEO_KINDS", "VideoKind", "VideoProgress", "VideoSummary", "annotate_video", "annotate_videos"]
 
-VideoKind = Literal["overlay", "mask", "side-by-side"]
-VIDEO_KINDS: tuple[str, ...] = get_args(VideoKind)
-
-_LEGEND_LINES = 4
 _RECENT = 30  # frames over which the frame rate is shown
 
 
@@ -50,7 +53,7 @@ class VideoProgress:
         frames: labelled so far.
         total: frames in all; None if unknown.
         fps: frames per second, lately.
-        width: in use.
+        width: in use; of several sources the mean.
         dropped: frames for which there was no time.
         corrupt: frames that could not be read, or not wholly; of a stream, also how often it was lost.
     """
@@ -77,10 +80,13 @@ class VideoSummary:
         seconds: that it took.
         fps: frames per second, over all.
         latency: milliseconds of a frame, from when it is taken until the next one may be: "p50", "p95" and "p99".
-        late: share of the frames that took longer than the target; None without one.
+        late: share of the rounds, a frame of each source, that took longer than the target; None without one.
         widths: frames at each width.
-        decisions: of the controller, oldest first.
+        decisions: of the controller, oldest first; of several sources they are common, and widths means over them.
         encoder: that wrote the video; "png" for a folder.
+        source: name of what was read.
+        output: what was written.
+        smoothing: what smoothing cost, and what it gave; None without it.
     """
 
     frames: int
@@ -96,11 +102,14 @@ class VideoSummary:
     widths: Mapping[float, int]
     decisions: tuple[Decision, ...]
     encoder: str
+    source: str
+    output: str
+    smoothing: SmoothingCost | None
 
 
-def annotate_video(
+def annotate_videos(
     model: Predictor | Model | Export | str | Path,
-    source: str | Path | int | FrameSource,
+    sources: Sequence[str | Path | int | FrameSource],
     output: str | Path,
     *,
     kind: VideoKind = "overlay",
@@ -111,6 +120,8 @@ def annotate_video(
     width: Width | None = None,
     target_fps: float | None = None,
     target_ms: float | None = None,
+    priorities: Numbers | None = None,
+    smooth: float = 0.0,
     drop: bool = False,
     limit: int | None = None,
     fps: float | None = None,
@@ -122,24 +133,28 @@ def annotate_video(
     max_pixels: Quantity = MAX_PIXELS,
     device: str = "cpu",
     progress: Callable[[VideoProgress], None] = lambda _: None,
-) -> VideoSummary:
-    """Label every frame of a video and write the annotated video.
+) -> list[VideoSummary]:
+    """Label every frame of videos and write the annotated videos.
 
     Args:
         model: a model file, or an export: its folder or one of its networks; also a loaded one, or a predictor (then
             `runtime`, `precision`, `threads`, `tile` and `device` are its own).
-        source: what `open_frames` takes, or an open source.
-        output: a video such as out.mp4, or a folder for PNGs.
+        sources: each what `open_frames` takes, or an open source.
+        output: a video such as out.mp4, or a folder for PNGs; of several sources they are out-1.mp4, out-2.mp4, ....
         kind: what to show: "overlay", "mask" or "side-by-side".
         alpha: weight of the class colours, in [0, 1].
         clear: names of classes that stay as they are; by default background, void, other, ....
         legend: names and colours of the classes below the picture.
         force: replace a video that exists.
         width: the width, or with a target the first; None for the predictor's own.
-        target_fps: frames per second to hold, by changing the width.
-        target_ms: milliseconds that 95% of the frames are to stay below, by changing the width.
+        target_fps: frames per second of each source to hold, by changing the widths.
+        target_ms: milliseconds that 95% of the frames are to stay below, by changing the widths; of several sources a
+            frame of each together.
+        priorities: of the sources, above 0: one of 2 is to run twice as wide as one of 1; None for all alike.
+        smooth: weight of the frames before, in [0, 1), in an average over time: 0.6 hides what lasts for one frame, and
+            shows changes a frame late; 0 for none.
         drop: of a file, too, drop the frames for which there is no time at its own frame rate.
-        limit: stop after so many frames.
+        limit: stop after so many frames of each source.
         fps: frames per second of an image sequence; None for 25.
         attempts: to open a lost stream again, in a row.
         runtime: what runs the network; None for torch, or what fits the export.
@@ -150,8 +165,11 @@ def annotate_video(
         device: cpu, cuda, cuda:1, ...
         progress: called after each frame.
 
+    Returns:
+        One for each source.
+
     Raises:
-        DataError: an input that cannot be read at all, an output that exists, or a wrong option.
+        DataError: no sources, an input that cannot be read at all, an output that exists, or a wrong option.
         WidthError: the model does not have the width.
         MissingExtraError: PyAV is not installed.
         LithesegError: the output cannot be written.
@@ -161,6 +179,9 @@ def annotate_video(
     style = OverlayStyle(alpha, None if clear is None else tuple(clear), legend)
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit} is no number of frames; give 1 or more")
+    if not sources:
+        raise DataError("nothing to label; give at least one video, folder, camera or URL")
+    smoothers = [MaskSmoother(smooth) if smooth else None for _ in sources]
     predictor = model
     if not isinstance(predictor, Predictor):
         predictor = Predictor(
@@ -168,105 +189,140 @@ def annotate_video(
         )
     predictor.header.images.require_rgb8("a camera or a video")
     first = predictor.width if width is None else predictor.check_width(width)
-    style.painted(predictor.classes)  # an unknown class is refused before anything is opened
+    # An unknown class is refused before anything is opened.
+    painters = [FramePainter(predictor.classes, style, kind) for _ in sources]
     controller = None
     if target_ms is not None or target_fps is not None:
-        controller = Controller(predictor.widths, target_ms=target_ms, target_fps=target_fps, start=first)
-    if isinstance(source, (str, Path, int)):
-        source = open_frames(source, fps=fps, pauses=retry_pauses(attempts), max_pixels=max_pixels)
-    frames = ReadAhead(source, newest=source.live or drop, in_time=drop and not source.live)
-    annotation = _Annotation(predictor, source, frames, controller, first, kind, style)
-    with open_writer(output, source.rate, predictor.classes, kind, force=force) as writer:
+        target = {"target_ms": target_ms, "target_fps": target_fps}
+        controller = SharedController(predictor.widths, len(sources), priorities=priorities, start=first, **target)
+    elif priorities is not None:
+        raise DataError("priorities share a budget; give one (--target-fps or --target-ms)")
+    opening: dict[str, Any] = {"fps": fps, "pauses": retry_pauses(attempts), "max_pixels": max_pixels}
+    opened = [open_frames(one, **opening) if isinstance(one, (str, Path, int)) else one for one in sources]
+    changed = threading.Condition()
+    with ExitStack() as stack:
+        cameras = [
+            stack.enter_context(
+                Camera(one, to, paint, predictor.classes, changed=changed, drop=drop, smoother=smoother, force=force)
+            )
+            for one, to, paint, smoother in zip(opened, _outputs(output, len(opened)), painters, smoothers, strict=True)
+        ]
         predictor.prepare(*(predictor.widths if controller else (first,)))
-        with frames, WriteBehind(writer.write) as behind:
-            annotation.run(behind, limit, progress)
-        if not annotation.times:
-            why = source.problem or "; ".join(source.troubles.named[:1]) or "it is empty"
-            raise DataError(f"{source.name}: no frame could be decoded ({why}); check that it plays elsewhere")
-    return annotation.summary(writer.encoder)
+        run = _Annotation(predictor, cameras, controller, first)
+        run.go(changed, limit, progress)
+    if not any(camera.times for camera in cameras):
+        raise DataError(cameras[0].problem or "no frame could be decoded")
+    return [run.summary(camera) for camera in cameras]
 
 
-@dataclass
+def annotate_video(
+    model: Predictor | Model | Export | str | Path,
+    source: str | Path | int | FrameSource,
+    output: str | Path,
+    **options: Any,
+) -> VideoSummary:
+    """Label every frame of one video and write the annotated video.
+
+    Args:
+        model: as of `annotate_videos`.
+        source: what `open_frames` takes, or an open source.
+        output: a video such as out.mp4, or a folder for PNGs.
+        **options: of `annotate_videos`.
+
+    Raises:
+        LithesegError: as `annotate_videos`.
+    """
+    return annotate_videos(model, [source], output, **options)[0]
+
+
 class _Annotation:
-    """The loop over the frames, and what it counts."""
+    """The loop over the frames of all cameras, and what it counts."""
 
-    predictor: Predictor
-    source: FrameSource
-    frames: ReadAhead
-    controller: Controller | None
-    width: float
-    kind: VideoKind
-    style: OverlayStyle
-    times: list[float] = field(default_factory=list)  # milliseconds by frame
-    widths: Counter[float] = field(default_factory=Counter)
-    strip: np.ndarray | None = None
-    stopped: str = ""
-    began: float = 0.0
+    def __init__(
+        self, predictor: Predictor, cameras: Sequence[Camera], controller: SharedController | None, width: float
+    ) -> None:
+        self._predictor, self._cameras, self._controller = predictor, cameras, controller
+        self._widths = controller.widths if controller else (width,) * len(cameras)
+        self._late: list[bool] = []  # by round
+        self._stopped, self._began, self._seconds = "", time.perf_counter(), 0.0
+        self._recent = deque([self._began], maxlen=_RECENT + 1)
 
-    def run(self, writer: WriteBehind, limit: int | None, progress: Callable[[VideoProgress], None]) -> None:
-        """Until the end, the limit or Ctrl-C."""
-        self.began = time.perf_counter()
-        recent, palette = deque([self.began], maxlen=_RECENT + 1), self.predictor.classes.palette()
-        painted = self.style.painted(self.predictor.classes)
-        clear = np.ones(256, bool)
-        clear[painted] = False
+    def go(self, changed: threading.Condition, limit: int | None, progress: Callable[[VideoProgress], None]) -> None:
+        """Until all have come to their end or the limit, or Ctrl-C."""
+        self._began = time.perf_counter()
+        self._recent = deque([self._began], maxlen=_RECENT + 1)
+        for camera in self._cameras:
+            camera.start()
         try:
-            for frame in self.frames:
-                started = time.perf_counter()
-                mask = self.predictor.predict_rgb(frame.pixels, width=self.width)
-                writer.write(frame, self.painted(frame.pixels, palette[mask], clear[mask]), mask)
-                recent.append(now := time.perf_counter())
-                self.times.append(1e3 * (now - started))
-                self.widths[self.width] += 1
-                if self.controller is not None:
-                    self.width = self.controller.observe(self.times[-1], now - self.began)
-                done, fps = len(self.times), (len(recent) - 1) / max(now - recent[0], 1e-9)
-                corrupt = self.source.troubles.count
-                progress(VideoProgress(done, self.source.total, fps, self.width, self.frames.dropped, corrupt))
-                if done == limit:
-                    break
+            for together in rounds(self._cameras, changed):
+                times = {index: self._label(index, frame, limit, progress) for index, frame in together}
+                self._share(times)
         except KeyboardInterrupt as stop:
-            self.stopped = str(stop) or "Ctrl-C"
+            self._stopped = str(stop) or "Ctrl-C"
+        finally:
+            self._seconds = time.perf_counter() - self._began
 
-    def painted(self, image: np.ndarray, colours: np.ndarray, clear: np.ndarray) -> np.ndarray:
-        """The picture to show, uint8 H W 3, or H 2W 3 side by side, and below it the legend.
+    def _label(
+        self, index: int, frame: TimedFrame, limit: int | None, progress: Callable[[VideoProgress], None]
+    ) -> float:
+        camera = self._cameras[index]
+        took = camera.label(frame, self._predictor, self._widths[index])
+        self._recent.append(time.perf_counter())
+        progress(self._progress())
+        if len(camera.times) == limit:
+            camera.finish()
+        return took
 
-        Args:
-            image: the frame.
-            colours: of its labels.
-            clear: bool H W, where the frame stays as it is.
-        """
-        if self.kind == "mask":
-            return colours
-        # Pillow blends several times as fast as NumPy.
-        mixed = np.array(Image.blend(Image.fromarray(image), Image.fromarray(colours), self.style.alpha))
-        np.copyto(mixed, image, where=clear[..., None])
-        shown = np.concatenate([image, mixed], axis=1) if self.kind == "side-by-side" else mixed
-        return np.concatenate([shown, self._legend(shown.shape[1])]) if self.style.legend else shown
+    def _share(self, times: Mapping[int, float]) -> None:
+        """The widths of the next round."""
+        if self._controller is None:
+            return
+        self._widths = self._controller.observe(times, time.perf_counter() - self._began)
+        self._late.append(self._controller.round_ms > self._controller.target_ms)
+        for index, camera in enumerate(self._cameras):
+            if camera.over or camera.reader.ended:
+                self._controller.end(index)
+        self._widths = self._controller.widths
 
-    def _legend(self, width: int) -> np.ndarray:
-        """All classes that are painted, as far as a few lines hold them; the same for all frames."""
-        if self.strip is None or self.strip.shape[1] != width:
-            classes = self.predictor.classes
-            self.strip = legend_strip(classes, self.style.painted(classes), width, _LEGEND_LINES)
-        return self.strip
-
-    def summary(self, encoder: str) -> VideoSummary:
-        """What came of it."""
-        seconds, times, controller = time.perf_counter() - self.began, np.array(self.times), self.controller
-        p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
-        return VideoSummary(
-            frames=len(times),
-            dropped=self.frames.dropped,
-            corrupt=self.source.troubles.count,
-            troubles=tuple(self.source.troubles.named),
-            problem=f"stopped by {self.stopped}" if self.stopped else self.source.problem,
-            stopped=bool(self.stopped),
-            seconds=seconds,
-            fps=len(times) / seconds,
-            latency={"p50": p50, "p95": p95, "p99": p99},
-            late=float(np.mean(times > controller.target_ms)) if controller else None,
-            widths=dict(sorted(self.widths.items(), reverse=True)),
-            decisions=tuple(controller.decisions) if controller else (),
-            encoder=encoder,
+    def _progress(self) -> VideoProgress:
+        totals = [camera.source.total for camera in self._cameras]
+        going = [width for width, camera in zip(self._widths, self._cameras, strict=True) if not camera.over]
+        return VideoProgress(
+            frames=sum(len(camera.times) for camera in self._cameras),
+            total=None if None in totals else sum(total or 0 for total in totals),
+            fps=(len(self._recent) - 1) / max(self._recent[-1] - self._recent[0], 1e-9),
+            width=sum(going or self._widths) / len(going or self._widths),
+            dropped=sum(camera.reader.dropped for camera in self._cameras),
+            corrupt=sum(camera.source.troubles.count for camera in self._cameras),
         )
+
+    def summary(self, camera: Camera) -> VideoSummary:
+        """What came of a camera."""
+        p50, p95, p99 = np.percentile(camera.times or [0.0], [50, 95, 99]).tolist()
+        lost = camera.source.problem or camera.problem
+        return VideoSummary(
+            frames=len(camera.times),
+            dropped=camera.reader.dropped,
+            corrupt=camera.source.troubles.count,
+            troubles=tuple(camera.source.troubles.named),
+            problem=f"stopped by {self._stopped}" if self._stopped else lost,
+            stopped=bool(self._stopped),
+            seconds=self._seconds,
+            fps=len(camera.times) / self._seconds,
+            latency={"p50": p50, "p95": p95, "p99": p99},
+            late=float(np.mean(self._late)) if self._late else None,
+            widths=dict(sorted(camera.widths.items(), reverse=True)),
+            decisions=self._controller.decisions if self._controller else (),
+            encoder=camera.encoder,
+            source=camera.source.name,
+            output=str(camera.output),
+            smoothing=camera.smoother.cost if camera.smoother else None,
+        )
+
+
+def _outputs(output: str | Path, count: int) -> list[str | Path]:
+    """One for each source: out.mp4, or out-1.mp4, out-2.mp4, ...."""
+    path = Path(output).expanduser()
+    return (
+        [output] if count == 1 else [path.with_name(f"{path.stem}-{index + 1}{path.suffix}") for index in range(count)]
+    )

@@ -34,13 +34,21 @@ class ReadAhead:
         source: closed at the end.
         newest: a frame that was not taken when the next one comes is dropped, and counted in `dropped`.
         in_time: frames come at the times that they are shown, as from a camera.
+        changed: notified when a frame is there or the source has ended; readers may share one. None for its own.
     """
 
-    def __init__(self, source: FrameSource, *, newest: bool = False, in_time: bool = False) -> None:
+    def __init__(
+        self,
+        source: FrameSource,
+        *,
+        newest: bool = False,
+        in_time: bool = False,
+        changed: threading.Condition | None = None,
+    ) -> None:
         self.dropped = 0
         self._source, self._newest, self._in_time = source, newest, in_time
         self._waiting: deque[TimedFrame] = deque()
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
         self._stop = threading.Event()
         self._finished, self._error = False, cast(BaseException | None, None)
         self._thread = threading.Thread(target=self._read, name="frames", daemon=True)
@@ -62,13 +70,39 @@ class ReadAhead:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._finished)
-                if not self._waiting:
-                    break
+            if (frame := self.take()) is None:
+                return
+            yield frame
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a frame can be taken now."""
+        return bool(self._waiting)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all frames have been taken, and no other will come."""
+        return self._finished and not self._waiting
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no frame is dropped, so that waiting for one loses nothing."""
+        return not self._newest
+
+    def take(self) -> TimedFrame | None:
+        """A frame, if one is there; does not wait.
+
+        Raises:
+            Exception: what went wrong in the thread, once the frames before it have been taken.
+        """
+        with self._changed:
+            if self._waiting:
                 frame = self._waiting.popleft()
                 self._changed.notify_all()
-            yield frame
-        if self._error is not None:
-            raise self._error
+                return frame
+            if self._finished and self._error is not None:
+                raise self._error
+            return None
 
     def _read(self) -> None:
         began = time.monotonic()
