@@ -202,7 +202,7 @@ def paper_costs(model: Bundle | nn.Module, networks: Iterable[Variant]) -> dict[
     """Per network: params, macs, and bytes as `model_size` (of the stored weights) and `memory` (and activations).
 
     Memory is that of a runtime that frees eagerly and fuses nothing, see `litheseg.cost.counting`. Activations and
-    weights of bf16 take half, of int8 a quarter of float32's.
+    weights of bf16 and fp16 take half, of int8 a quarter of float32's.
 
     Args:
         model: a bundle, or the elastic model of one.
@@ -216,8 +216,8 @@ def paper_costs(model: Bundle | nn.Module, networks: Iterable[Variant]) -> dict[
     counted = {pair: count(plain[pair[0]], pair[1]) for pair in {network[:2] for network in networks}}
     result = {}
     for network in networks:
-        cost, share = counted[network[:2]], {"fp32": 1.0, "bf16": 0.5, "int8": 0.25}[network.precision]
-        stored = cost.params * (1 if network.precision == "int8" else 4)  # bf16 runs the files of fp32
+        cost, share = counted[network[:2]], {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5, "int8": 0.25}[network.precision]
+        stored = cost.params * (1 if network.precision == "int8" else 4)  # halves run the files of fp32
         active = cost.peak_activation_bytes * share + cost.params * 4 * share
         result[network] = {"params": cost.params, "macs": cost.macs, "model_size": stored, "memory": active}
     return result

@@ -175,7 +175,7 @@ class Export:
         Args:
             width: one of `widths`.
             runtime: one of `RUNTIMES`.
-            precision: one of `PRECISIONS`; bf16 runs an fp32 artefact.
+            precision: one of `PRECISIONS`; bf16 and fp16 run an fp32 artefact.
 
         Raises:
             WidthError: there is no such width.
@@ -186,7 +186,7 @@ class Export:
         if width is not None and width not in self.widths:
             known = ", ".join(f"{known:g}" for known in self.widths)
             raise WidthError(f"{self.path} has no width {width:g}, but {known}; export that width as well")
-        stored = "fp32" if precision == "bf16" else precision
+        stored = "fp32" if precision in ("bf16", "fp16") else precision
         fitting = [
             artefact
             for artefact in self.artefacts

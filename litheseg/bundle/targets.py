@@ -71,7 +71,7 @@ class Target:
 
 
 _ALL = (
-    Target("torch", "torch", ".pt2", "torch", "train", ("fp32", "bf16"), converter="torch_export"),
+    Target("torch", "torch", ".pt2", "torch", "train", ("fp32", "bf16", "fp16"), converter="torch_export"),
     Target("onnxruntime", "onnx", ".onnx", "onnxruntime", None, ("fp32", "int8")),
     Target("openvino", "openvino", ".xml", "openvino", "openvino", ("fp32", "bf16", "int8"), (".bin",), ("onnx",)),
 )
@@ -84,8 +84,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     for name in sorted(target.format for target in _ALL)
 }
 """Kinds of network files, and the runtimes that take them."""
-PRECISIONS = ("fp32", "bf16", "int8")
-STORED_PRECISIONS = ("fp32", "int8")  # bf16 networks are stored as fp32
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+STORED_PRECISIONS = ("fp32", "int8")  # bf16 and fp16 networks are stored as fp32
 RuntimeName = Annotated[str, Written(str, choices=RUNTIMES)]
 PrecisionName = Annotated[str, Written(str, choices=PRECISIONS)]
 

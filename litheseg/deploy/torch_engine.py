@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from litheseg.bundle.exported import Artefact, Export, check_choice
 from litheseg.bundle.targets import FORMATS, PRECISIONS, RUNTIMES, TARGETS, target_of
-from litheseg.data.transforms import normalise
+from litheseg.data.transforms import channel_constants, normalise
 from litheseg.deploy.conversion import Conversion, write_network
+from litheseg.deploy.cuda_graphs import RecordedPasses
 from litheseg.deploy.network import deployed, fold_batch_norms
 from litheseg.deploy.torch_export import load_archive
 from litheseg.errors import LithesegError
@@ -42,6 +43,7 @@ __all__ = ["ModuleEngine", "archive_engine", "bundle_engine", "open_model"]
 Size = tuple[int, int]
 
 _MAX_LOGITS = 1 << 26  # values held at once, so that a 24-megapixel photo needs no 2 GB
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TOGETHER = 8  # images in one pass of a GPU, whose time for one is mostly that of starting its kernels
 
 
@@ -53,6 +55,8 @@ class _TorchEngine(Engine):
     def __init__(self, precision: str, device: torch.device, threads: int | None) -> None:
         if precision == "int8":
             raise LithesegError("PyTorch runs no int8 network here; choose --runtime openvino or onnxruntime")
+        if precision == "fp16" and device.type != "cuda":
+            raise LithesegError(f"fp16 runs on a GPU, not on '{device}' (PyTorch would be slower for it); choose fp32")
         if precision == "bf16" and not has_bfloat16(device):
             raise LithesegError(f"'{device}' has no bf16 here (PyTorch would emulate it, slowly); choose fp32")
         self.precision, self._device, self._threads = precision, device, threads
@@ -77,8 +81,10 @@ class _TorchEngine(Engine):
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
         stack.enter_context(threads_limited(self._threads))
-        if self.precision == "bf16":
-            stack.enter_context(torch.autocast(self._device.type, torch.bfloat16))
+        if self.precision in _HALVES:
+            # No cache: weights that are cast while a graph is recorded belong to that graph.
+            half = torch.autocast(self._device.type, _HALVES[self.precision], cache_enabled=False)
+            stack.enter_context(half)
         return stack
 
 
@@ -93,7 +99,7 @@ class ModuleEngine(_TorchEngine):
         device: where it runs.
         threads: of the CPU; None leaves PyTorch's as they are.
         channels_last: run in this memory format.
-        precision: "fp32", or "bf16" (autocast).
+        precision: "fp32", or "bf16" or, on a GPU, "fp16" (autocast).
 
     Raises:
         LithesegError: a precision or device that is not to be had here.
@@ -114,28 +120,40 @@ class ModuleEngine(_TorchEngine):
         module = module.eval().requires_grad_(False)
         self.module = module.to(device=self._device, memory_format=self._format)  # type: ignore[call-overload]
         self.images = images
-        self.together = _TOGETHER if self._device.type == "cuda" else 1
+        self._constants = channel_constants(images.mean, images.std, self._device)  # graphs read them where they are
+        on_gpu = self._device.type == "cuda"
+        self.together = _TOGETHER if on_gpu else 1
+        self._passes: Callable[[Tensor], Tensor] = (
+            RecordedPasses(self._logits, self._device) if on_gpu else self._logits
+        )
 
     def run(self, image: np.ndarray) -> Tensor:
         """See `Engine.run`: float32 K x h' x w' on the device."""
-        return self.outputs(image)["logits"][0].float()
+        return self._run(self.batched(image))[0]
 
     def run_batch(self, images: Sequence[np.ndarray]) -> list[Tensor]:
         """See `Engine.run_batch`."""
-        return list(self._outputs(np.concatenate([self.batched(image) for image in images]))["logits"].float())
+        return list(self._run(np.concatenate([self.batched(image) for image in images])))
 
     def outputs(self, image: np.ndarray) -> dict[str, Tensor]:
         """``logits`` of an image and, of a `SegmentationModel`, ``features``, each 1 x C x h x w."""
-        return self._outputs(self.batched(image))
-
-    def _outputs(self, images: np.ndarray) -> dict[str, Tensor]:
-        pixels = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._device)
         with self._computing():
-            ready = normalise(pixels.permute(0, 3, 1, 2), self.images)
-            ready = ready.contiguous(memory_format=self._format)
-            if isinstance(self.module, SegmentationModel):
-                return self.module.outputs(ready)
-            return {"logits": self.module(ready)}
+            return self._outputs(_tensor(self.batched(image)).to(self._device))
+
+    def _run(self, images: np.ndarray) -> Tensor:
+        with self._computing():
+            return self._passes(_tensor(images))
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        return self._outputs(pixels)["logits"].float()
+
+    def _outputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Of images N x h x w x C on the device."""
+        ready = normalise(pixels.permute(0, 3, 1, 2), self.images)
+        ready = ready.contiguous(memory_format=self._format)
+        if isinstance(self.module, SegmentationModel):
+            return self.module.outputs(ready)
+        return {"logits": self.module(ready)}
 
 
 class _ArchiveEngine(_TorchEngine):
@@ -157,7 +175,7 @@ class _ArchiveEngine(_TorchEngine):
         """See `Engine.run`."""
         batch = self.batched(image)
         with self._computing():
-            return self._network(torch.from_numpy(batch if batch.flags.writeable else batch.copy()))[0]
+            return self._network(_tensor(batch))[0]
 
 
 def open_model(
@@ -177,7 +195,7 @@ def open_model(
         source: a loaded bundle, or its path.
         width: the first to be used; None for the widest.
         runtime: one of `RUNTIMES`; None for PyTorch.
-        precision: "fp32" or "bf16"; None for fp32.
+        precision: "fp32", "bf16" or, on a GPU, "fp16"; None for fp32.
         device: "cpu"; PyTorch has others.
         size: of the images that the networks will see; None for any.
         threads: of the CPU; None for the runtime's own choice.
@@ -235,6 +253,11 @@ def archive_engine(
     if device != "cpu":
         raise LithesegError(f"an archive runs on the CPU; for '{device}', give the bundle instead of the export")
     return _ArchiveEngine(load_archive(file), artefact, images, precision, threads)
+
+
+def _tensor(images: np.ndarray) -> Tensor:
+    """The array itself, or a copy of one that is not to be written to, which PyTorch does not know of."""
+    return torch.from_numpy(images if images.flags.writeable else images.copy())
 
 
 def _labels(logits: Tensor, size: Size) -> Tensor:
