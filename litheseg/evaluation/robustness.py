@@ -114,6 +114,11 @@ class NetworkRobustness:
                 name: {
                     "miou": [_number(mean_iou(self.confusion[kind])) for kind in kinds if kind[0] == name],
                     "worst": _plain(self.worst(name)),
+                    "worst_iou": [
+                        None if (worst := self.worst(*kind)) is None else _number(worst[1])
+                        for kind in kinds
+                        if kind[0] == name
+                    ],
                 }
                 for name in dict.fromkeys(kind[0] for kind in kinds)
             },

@@ -74,10 +74,16 @@ def _corruption_figures(folder: Path, rows: Rows) -> list[ReportFigure]:
         if row["strengths"] == first["strengths"] and [*row["corruptions"]] == [*first["corruptions"]]
     }
     curves = {name: {kind: entry["miou"] for kind, entry in row["corruptions"].items()} for name, row in alike.items()}
+    worst = {
+        name: {kind: entry["worst_iou"] for kind, entry in row["corruptions"].items()} for name, row in alike.items()
+    }
     clean = {name: row["clean_miou"] for name, row in alike.items()}
     path = folder / "corruptions.png"
-    corruption_curves(path, curves, clean, first["strengths"])
-    caption = "mIoU under each corruption; strength 0 is the images as they are, 5 the worst."
+    corruption_curves(path, curves, clean, first["strengths"], worst)
+    caption = (
+        "mIoU under each corruption; strength 0 is the images as they are, 5 the worst. Hollow and dotted: the IoU of "
+        "the worst class."
+    )
     said = "; ".join(
         f"{name}: {100 * row['clean_miou']:.1f} %, {100 * row['miou']:.1f} %" for name, row in alike.items()
     )

@@ -32,14 +32,18 @@ def corruption_curves(
     curves: Mapping[str, Mapping[str, Sequence[float | None]]],
     clean: Mapping[str, float],
     strengths: Sequence[int],
+    worst: Mapping[str, Mapping[str, Sequence[float | None]]] | None = None,
 ) -> None:
     """Draw one panel per corruption: mIoU against strength, one line per network, from the clean images at 0 on.
+
+    The worst class is hollow and dotted, below.
 
     Args:
         path: the figure, .png or .svg.
         curves: network -> corruption -> mIoU in [0, 1] at each strength; the same corruptions for all.
         clean: network -> mIoU of the images as they are.
         strengths: of the corruptions.
+        worst: as `curves`, the IoU of the worst class; None for none.
 
     Raises:
         LithesegError: no networks or no corruptions, or another suffix.
@@ -55,7 +59,12 @@ def corruption_curves(
         axes = add_axes(figure, name, "", "mIoU (%)" if edge else "", (rows, min(_COLUMNS, len(names)), place + 1))
         for index, (network, lines) in enumerate(curves.items()):
             values = [math.nan if value is None else 100 * value for value in (clean[network], *lines[name])]
-            axes.plot([0, *strengths], values, label=network, **line_style(index) | {"markersize": 4})
+            style = line_style(index) | {"markersize": 4}
+            axes.plot([0, *strengths], values, label=network, **style)
+            if worst is not None:
+                values = [math.nan if value is None else 100 * value for value in worst[network][name]]
+                hollow = {"linestyle": (0, (1, 2)), "linewidth": 1, "markerfacecolor": "white", "markersize": 3}
+                axes.plot(strengths, values, **style | hollow)
         axes.set_ylim(0, 1.08 * top or 1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(

@@ -63,8 +63,13 @@ def recorded_robustness(header: BundleHeader) -> dict[str, dict[str, Any]]:
 def _is_whole(row: Mapping[str, Any]) -> bool:
     """Whether an entry of a header, which may come from elsewhere, has the numbers that figures take."""
     try:
-        scores = [score for entry in row["corruptions"].values() for score in entry["miou"] if score is not None]
-        lengths = {len(entry["miou"]) for entry in row["corruptions"].values()}
+        scores = [
+            score
+            for entry in row["corruptions"].values()
+            for score in (*entry["miou"], *entry["worst_iou"])
+            if score is not None
+        ]
+        lengths = {len(entry[name]) for entry in row["corruptions"].values() for name in ("miou", "worst_iou")}
         parts = [row[name] for name in ("confidence", "shifted") if row[name] is not None]
         numbers = [number for part in parts for point in part["reliability"] + part["risk"] for number in point]
         pairs = all(len(point) == 2 for part in parts for point in part["risk"])

@@ -65,7 +65,7 @@ def test_a_model_card_shows_what_its_header_has_and_nothing_else(card: Robustnes
     "change",
     [
         {"clean_miou": "much"},
-        {"corruptions": {"fog": {"miou": [0.5]}}},
+        {"corruptions": {"fog": {"miou": [0.5], "worst_iou": [0.5]}}},
         {"confidence": {"reliability": [[1, 2]], "risk": [[1, 2]]}},
         {"shifted": 7},
         {"strengths": None},
