@@ -139,7 +139,8 @@ def rounds(cameras: Sequence[Camera], changed: threading.Condition) -> Iterator[
         if together:
             yield together
         for camera in active.values():
-            if camera.reader.ended:
+            if camera.reader.ended and not camera.over:
+                camera.reader.take()  # raises what ended it, if it was an error
                 camera.finish()
 
 
