@@ -110,7 +110,7 @@ def test_figures_draw_every_network(tmp_path: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     for name in ("images", "masks"):
         (tmp_path / "data" / name / "val").mkdir(parents=True)
-    (tmp_path / "data" / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES.names))
+    (tmp_path / "data" / "classes.yaml").write_text(f"classes: [{', '.join(CLASSES.names)}]\n")
     for index in range(2):
         Image.fromarray(picture()).save(tmp_path / "data/images/val" / f"{index}.png")
         (tmp_path / "data/masks/val" / f"{index}.png").write_bytes(encode_mask(truth(), CLASSES))
@@ -134,7 +134,7 @@ def test_the_command(model: Path, folder: Path, tmp_path: Path, capsys: pytest.C
     ("words", "message"),
     [
         (["--output", "page.pdf"], "ends in .html"),
-        (["--corruptions", "smog"], "Did you mean 'fog'"),
+        (["--corruptions", "fogg"], "Did you mean 'fog'"),
         (["--precisions", "int8"], "no int8 network"),
     ],
 )

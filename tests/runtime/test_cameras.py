@@ -131,7 +131,7 @@ def test_the_command_with_two_inputs(model: str, tmp_path: Path, capsys: pytest.
         (["--target-ms", "50", "--priorities", "1"], "1 priorities for 2 cameras"),
         (["--priorities", "2,1"], "priorities share a budget"),
         (["--smooth", "1"], "less than 1"),
-        (["--smooth", "0.5", "--tile", "64"], "in tiles cannot be smoothed"),
+        (["--smooth", "0.5", "--tile", "256"], "in tiles cannot be smoothed"),
     ],
 )
 def test_what_the_command_refuses(

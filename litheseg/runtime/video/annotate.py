@@ -34,10 +34,10 @@ from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.controller import Decision
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.sharing import SharedController
-from litheseg.runtime.video.camera import Camera, rounds
 from litheseg.runtime.video.painting import VIDEO_KINDS, FramePainter, VideoKind
 from litheseg.runtime.video.smoothing import MaskSmoother, SmoothingCost
 from litheseg.runtime.video.sources import FrameSource, TimedFrame, open_frames, retry_pauses
+from litheseg.runtime.video.stream import VideoStream, rounds
 from litheseg.values import Names, Numbers, Quantity, Width
 
 __all__ = ["VIDEO_KINDS", "VideoKind", "VideoProgress", "VideoSummary", "annotate_video", "annotate_videos"]
@@ -203,7 +203,9 @@ def annotate_videos(
     with ExitStack() as stack:
         cameras = [
             stack.enter_context(
-                Camera(one, to, paint, predictor.classes, changed=changed, drop=drop, smoother=smoother, force=force)
+                VideoStream(
+                    one, to, paint, predictor.classes, changed=changed, drop=drop, smoother=smoother, force=force
+                )
             )
             for one, to, paint, smoother in zip(opened, _outputs(output, len(opened)), painters, smoothers, strict=True)
         ]
@@ -239,7 +241,7 @@ class _Annotation:
     """The loop over the frames of all cameras, and what it counts."""
 
     def __init__(
-        self, predictor: Predictor, cameras: Sequence[Camera], controller: SharedController | None, width: float
+        self, predictor: Predictor, cameras: Sequence[VideoStream], controller: SharedController | None, width: float
     ) -> None:
         self._predictor, self._cameras, self._controller = predictor, cameras, controller
         self._widths = controller.widths if controller else (width,) * len(cameras)
@@ -296,7 +298,7 @@ class _Annotation:
             corrupt=sum(camera.source.troubles.count for camera in self._cameras),
         )
 
-    def summary(self, camera: Camera) -> VideoSummary:
+    def summary(self, camera: VideoStream) -> VideoSummary:
         """What came of a camera."""
         p50, p95, p99 = np.percentile(camera.times or [0.0], [50, 95, 99]).tolist()
         lost = camera.source.problem or camera.problem

@@ -1,8 +1,8 @@
 """Frames and their labels -> the pictures that a video shows.
 
 Usage:
-    >>> paint = FramePainter(predictor.classes, OverlayStyle(0.5), "side-by-side")
-    >>> picture = paint(frame, mask)  # uint8 H W 3 and uint8 H W -> uint8 H 2W 3, and a legend below
+    >>> to_picture = FramePainter(predictor.classes, OverlayStyle(0.5), "side-by-side")
+    >>> picture = to_picture(frame, mask)  # uint8 H W 3 and uint8 H W -> uint8 H 2W 3, and a legend below
 """
 
 from __future__ import annotations

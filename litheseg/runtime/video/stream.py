@@ -1,7 +1,7 @@
 """A source of frames on its way to an output: read ahead, labelled, painted, written behind, and counted.
 
 Usage:
-    >>> with Camera(open_frames("0"), "camera.mp4", painter, predictor.classes) as camera:
+    >>> with VideoStream(open_frames("0"), "camera.mp4", to_picture, predictor.classes) as camera:
     ...     camera.start()
     ...     for together in rounds([camera], condition):
     ...         for index, frame in together:
@@ -28,10 +28,10 @@ from litheseg.runtime.video.sources import FrameSource, TimedFrame
 from litheseg.runtime.video.threads import ReadAhead, WriteBehind
 from litheseg.runtime.video.writing import open_writer
 
-__all__ = ["Camera", "rounds"]
+__all__ = ["VideoStream", "rounds"]
 
 
-class Camera:
+class VideoStream:
     """One source and its video. Within its context the output is open, and from `start` on frames are read.
 
     Args:
@@ -77,7 +77,7 @@ class Camera:
         self._paint, self._classes, self._force = painter, classes, force
         self._stack = ExitStack()
 
-    def __enter__(self) -> Camera:
+    def __enter__(self) -> VideoStream:
         opened = open_writer(self.output, self.source.rate, self._classes, self._paint.kind, force=self._force)
         self._writer = self._stack.enter_context(opened)
         self.encoder = self._writer.encoder
@@ -119,7 +119,7 @@ class Camera:
         return self.times[-1]
 
 
-def rounds(cameras: Sequence[Camera], changed: threading.Condition) -> Iterator[list[tuple[int, TimedFrame]]]:
+def rounds(cameras: Sequence[VideoStream], changed: threading.Condition) -> Iterator[list[tuple[int, TimedFrame]]]:
     """A frame of each camera, with its index: of files always the next, of others the newest if there is a new one.
 
     A camera that has ended is finished; so ends the last round.
