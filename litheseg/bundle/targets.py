@@ -74,6 +74,7 @@ _ALL = (
     Target("torch", "torch", ".pt2", "torch", "train", ("fp32", "bf16", "fp16"), converter="torch_export"),
     Target("onnxruntime", "onnx", ".onnx", "onnxruntime", None, ("fp32", "int8")),
     Target("openvino", "openvino", ".xml", "openvino", "openvino", ("fp32", "bf16", "int8"), (".bin",), ("onnx",)),
+    Target("executorch", "executorch", ".pte", "executorch", "executorch", oldest="1.0"),
 )
 TARGETS = {target.runtime: target for target in _ALL}
 """All of them, by runtime."""

@@ -14,7 +14,7 @@ Usage:
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ class Conversion:
     Attributes:
         network: in evaluation mode.
         size: height and width of its input in pixels; None for any.
+        remarks: what a converter has to say of the network in its format, by format; it goes into the certificate.
     """
 
     network: Deployed
     size: tuple[int, int] | None
+    remarks: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def program(self) -> ExportedProgram:

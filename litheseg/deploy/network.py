@@ -59,13 +59,22 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The raw image, 1 x H x W x C (or 1 x C x H x W) -> float32 1 x K x h x w, or uint8 1 x H x W."""
-        pixels = image.permute(0, 3, 1, 2) if self.layout == "NHWC" else image
-        ready = pixels.float() * self.gain + self.offset
+        ready = self.planes(image) * self.gain + self.offset
         own = isinstance(self.network, SegmentationModel)
         logits = (self.network.outputs(ready)["logits"] if own else self.network(ready)).float()  # type: ignore[operator]
         if self.output == "logits":
             return logits
         return resize(logits, ready.shape[-2:]).argmax(1).to(torch.uint8)
+
+    def planes(self, image: Tensor) -> Tensor:
+        """The raw image as float32 1 x C x H x W."""
+        return (image.permute(0, 3, 1, 2) if self.layout == "NHWC" else image).float()
+
+    def example(self, size: tuple[int, int]) -> Tensor:
+        """A raw image of this height and width, black."""
+        channels = self.images.channels
+        shape = (1, *size, channels) if self.layout == "NHWC" else (1, channels, *size)
+        return torch.zeros(shape, dtype=getattr(torch, self.images.dtype))
 
 
 def deployed(bundle: Bundle, width: float, *, layout: str = "NHWC", output: str = "logits") -> Deployed:

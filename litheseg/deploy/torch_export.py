@@ -28,17 +28,18 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 from torch.fx.experimental import _config as symbolic_shapes
 
 from litheseg.bundle.description import ARCHIVE_ENTRY, read_entry
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.operators import OPERATORS
-from litheseg.errors import BundleError, LithesegError, ModelError
+from litheseg.errors import BundleError, LithesegError, ModelError, listed
 
 if TYPE_CHECKING:
     from litheseg.deploy.conversion import Conversion
 
-__all__ = ["LIBRARIES", "USAGE", "export_program", "load_archive", "save_archive", "write"]
+__all__ = ["LIBRARIES", "USAGE", "export_program", "layer_of", "layers_named", "load_archive", "save_archive", "write"]
 
 LIBRARIES: tuple[str, ...] = ()
 USAGE = ("import torch", 'result = torch.export.load("{path}").module()(torch.from_numpy(image)).numpy()')
@@ -84,17 +85,15 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
     Raises:
         ModelError: an operator or a decision in it that depends on what is in the image.
     """
-    height, width = size or _LARGE
-    channels, kind = network.images.channels, getattr(torch, network.images.dtype)
-    shape = (1, height, width, channels) if network.layout == "NHWC" else (1, channels, height, width)
-    first = shape.index(height, 1) if size is None else 0
+    image = network.example(size or _LARGE)
+    first = 1 if network.layout == "NHWC" else 2
     free = None if size is not None else {"image": {first: Dim.DYNAMIC, first + 1: Dim.DYNAMIC}}
     try:
         # Oblivious: no graph of its own for a dimension of 1.
         oblivious = symbolic_shapes.patch(backed_size_oblivious=size is None)  # type: ignore[attr-defined]
         with warnings.catch_warnings(), oblivious:
             warnings.simplefilter("ignore")
-            program = torch.export.export(network, (torch.zeros(shape, dtype=kind),), dynamic_shapes=free)
+            program = torch.export.export(network, (image,), dynamic_shapes=free)
     except Exception as error:  # as many kinds as there are ways to be untraceable
         remedy = "its architecture does what no exported graph can" if size else "give a fixed size (--size HxW)"
         raise ModelError(f"the network cannot be exported ({_first_line(error)}); {remedy}") from error
@@ -105,6 +104,21 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
             program.range_constraints[symbol] = type(known)(1, known.upper)
         program._guards_code = []
     return program
+
+
+def layer_of(node: Node) -> str:
+    """The name of the layer in the network that an operator of a graph comes from, or "the input" """
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]).removeprefix("network.") if stack and stack[-1][0] else "the input"
+
+
+def layers_named(program: ExportedProgram, message: str) -> str:
+    """Where the operators are that a message names, in words; "" if it names none of the graph."""
+    names = {node: str(getattr(node.target, "__name__", "")).partition(".")[0] for node in program.graph.nodes}
+    layers = dict.fromkeys(
+        layer_of(node) for node, name in names.items() if name and re.search(rf"\b{re.escape(name)}\b", message)
+    )
+    return f", in {listed(list(layers))}" if layers else ""
 
 
 def write(conversion: Conversion, path: Path, text: str) -> None:
