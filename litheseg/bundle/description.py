@@ -18,12 +18,23 @@ from xml.parsers import expat
 from litheseg.bundle.targets import TARGETS
 from litheseg.errors import BundleError
 
-__all__ = ["ARCHIVE_ENTRY", "KEY", "OnnxTexts", "append_description", "read_description", "read_entry", "read_onnx"]
+__all__ = [
+    "ARCHIVE_ENTRY",
+    "COREML_MODEL",
+    "KEY",
+    "OnnxTexts",
+    "append_description",
+    "read_description",
+    "read_entry",
+    "read_onnx",
+]
 
 KEY = "litheseg"
 """Under which the text is kept: in ONNX's metadata_props, in OpenVINO's rt_info, in the last line of other files."""
 ARCHIVE_ENTRY = "litheseg.json"
 """The extra file of a `torch.export` archive that holds it."""
+COREML_MODEL = "Data/com.apple.CoreML/model.mlmodel"
+"""The file of a Core ML package that holds it."""
 
 _LAST_LINE = f"\n{KEY} ".encode()  # how the last line of other formats begins
 _MAX_TEXT = 1 << 24  # bytes; recipes and class names make up some thousand
@@ -43,6 +54,10 @@ _MESSAGES: dict[str, dict[int, str]] = {
     },
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
     "TensorProto": {13: "StringStringEntryProto"},
+    # Of Core ML: its entries of a map are like those of ONNX.
+    "Model": {2: "ModelDescription"},
+    "ModelDescription": {100: "Metadata"},
+    "Metadata": {100: "StringStringEntryProto"},
 }
 _KEY, _VALUE = 1, 2  # fields of a StringStringEntryProto
 
@@ -180,6 +195,15 @@ def _from_last_line(path: Path) -> str | None:
     return last[2].decode().rstrip("\n") if last[1] else None
 
 
+def _from_coreml(path: Path) -> str | None:
+    """Of a package: a folder with the graph in one file and the weights in another."""
+    model = path / COREML_MODEL
+    with model.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return {key: value for _, key, value in _entries(file, size, "Model", 0)}.get(KEY)
+
+
 def _check_beside(path: Path, weights: str) -> None:
     """Weights must lie beside the network, or below: a name that leads elsewhere could read any file."""
     outside = PureWindowsPath(weights).anchor or PurePosixPath(weights).anchor or ".." in PureWindowsPath(weights).parts
@@ -267,6 +291,7 @@ class _RuntimeInfo:
 
 _READERS: dict[str, Callable[[Path], str | None]] = {
     **{target.suffix: _from_last_line for target in TARGETS.values()},
+    ".mlpackage": _from_coreml,
     ".onnx": _from_onnx,
     ".pt2": _from_archive,
     ".xml": _from_openvino,

@@ -153,7 +153,7 @@ class Export:
     @property
     def folder(self) -> Path:
         """Where the paths of the artefacts begin."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return self.path if _is_folder(self.path) else self.path.parent
 
     def file(self, artefact: Artefact) -> Path:
         """The main file of an artefact."""
@@ -233,8 +233,8 @@ def load_export(path: str | Path) -> Export:
             network that gives another account of itself.
     """
     path = model_path(path)
-    file = path / EXPORT_FILE if path.is_dir() else path
-    if not file.is_file():
+    file = path / EXPORT_FILE if _is_folder(path) else path
+    if not file.exists():
         problem = f"has no {EXPORT_FILE}" if path.is_dir() else "does not exist"
         raise BundleError(f"{path} {problem}; give a folder written by `litheseg export`, or a network file from it")
     text = _read_text(file) if file.name == EXPORT_FILE else read_description(file)
@@ -245,6 +245,11 @@ def load_export(path: str | Path) -> Export:
     for artefact in export.artefacts:
         _check_account(export, artefact)
     return export
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is the folder of an export: some networks are folders themselves."""
+    return path.is_dir() and path.suffix.lower() not in [target.suffix for target in TARGETS.values()]
 
 
 def description(header: BundleHeader, artefacts: Iterable[Artefact], provenance: Mapping[str, Any]) -> str:

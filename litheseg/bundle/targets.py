@@ -11,6 +11,7 @@ Usage:
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -50,6 +51,7 @@ class Target:
         module: what the package is imported as; "" for its own name.
         oldest: version of the package that will do; "" for any.
         converter: module of `litheseg.deploy` that writes the files; "" for the name of the format.
+        system: `platform.system` of the only one that it runs on, where its package can be installed on others, too.
     """
 
     runtime: str
@@ -63,18 +65,25 @@ class Target:
     module: str = ""
     oldest: str = ""
     converter: str = ""
+    system: str = ""
 
     @property
     def imported(self) -> str:
         """What the package is imported as."""
         return self.module or self.package
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this system is one that it runs on; its package may be missing all the same."""
+        return self.system in ("", platform.system())
+
 
 _ALL = (
     Target("torch", "torch", ".pt2", "torch", "train", ("fp32", "bf16", "fp16"), converter="torch_export"),
     Target("onnxruntime", "onnx", ".onnx", "onnxruntime", None, ("fp32", "int8")),
     Target("openvino", "openvino", ".xml", "openvino", "openvino", ("fp32", "bf16", "int8"), (".bin",), ("onnx",)),
-    Target("executorch", "executorch", ".pte", "executorch", "executorch", oldest="1.0"),
+    Target("executorch", "executorch", ".pte", "executorch", "executorch"),
+    Target("coreml", "coreml", ".mlpackage", "coremltools", "coreml", system="Darwin"),
 )
 TARGETS = {target.runtime: target for target in _ALL}
 """All of them, by runtime."""

@@ -5,7 +5,9 @@ A converter is a module of this room, named by `litheseg.bundle.targets.Target.c
 - `write(conversion, path, text)`: writes the network to `path`, and beside it with the endings that the target names,
   with `text`, the export's description, inside ("" for none); raises ModelError for what the format cannot hold,
 - `LIBRARIES`: the packages whose versions an export keeps,
-- `USAGE`: for the README, how to import what runs the file, and to make ``result`` of ``image`` with it.
+- `USAGE`: for the README, how to import what runs the file, and to make ``result`` of ``image`` with it,
+- and, where the runtime does not run on every system, `stand_in(path, artefact, images)`: an engine that computes the
+  same by other means, to check the file all the same.
 
 Usage:
     >>> write_network("onnx", Conversion(deployed(bundle, 0.5), (360, 480)), Path("street.onnx"))
@@ -72,4 +74,8 @@ def write_network(format: str, conversion: Conversion, path: Path, text: str = "
         OSError: a file cannot be written.
     """
     converter(format).write(conversion, path, text)
+    if path.is_dir():
+        return tuple(
+            f"{path.name}/{file.relative_to(path).as_posix()}" for file in sorted(path.rglob("*")) if file.is_file()
+        )
     return path.name, *(path.with_suffix(suffix).name for suffix in target_of(format).beside)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -92,7 +92,8 @@ def _remark(graph: fx.GraphModule) -> str:
         for node in graph.graph.nodes
         if node.op == "get_attr" and node.name.startswith("lowered_module")
     )
-    outside = Counter(f"{node.target.__name__} of {layer_of(node)}" for node in _operators(graph.graph))
+    found = [(cast(Any, node.target)._schema.name.rpartition("::")[2], node) for node in _operators(graph.graph)]
+    outside = Counter(f"{name} of {layer_of(node)}" for name, node in found)
     beside = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in outside.items())
     return f"XNNPACK runs {inside} operators; in ExecuTorch's own kernels, slower, run {beside or 'none'}"
 

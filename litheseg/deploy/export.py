@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -167,9 +167,9 @@ def export_bundle(
                     certificates |= found
             if page is not None:
                 page.write(folder)
-            _finish(export, certificates, {}, threshold)
+            _finish(export, certificates, {}, threshold, job.remarks)
         if further is not None:
-            _add(replace(export, path=target), further, certificates, threshold)
+            _add(replace(export, path=target), further, certificates, threshold, job.remarks)
     return load_export(target)
 
 
@@ -183,6 +183,7 @@ class _Job:
     seen: tuple[int, int] | None  # what images are resized to for them; None for nothing
     layout: str
     output: str
+    remarks: dict[str, str] = field(default_factory=dict)  # of converters, by the path of the network
 
     def provenance(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"litheseg": __version__, "model": model_digest(self.bundle)}
@@ -200,6 +201,8 @@ class _Job:
             path = f"{name}-fp32-w{width:g}{target_of(name).suffix}"
             artefact = Artefact(name, width, "fp32", self.size, self.layout, self.output, path)
             files = write_network(name, conversion, folder / path, self._account(artefact))
+            if name in conversion.remarks:
+                self.remarks[path] = conversion.remarks[name]
             yield replace(artefact, files={file: file_digest(folder / file) for file in files})
 
     def share(self, folder: Path, artefacts: Sequence[Artefact]) -> list[Artefact]:
@@ -274,10 +277,11 @@ def _check_target(target: Path, force: bool) -> None:
 
 
 def _natural_engine(export: Export, artefact: Artefact) -> Engine | None:
-    """An engine for the artefact in the first of its runtimes that is installed; None if there is none."""
+    """An engine for it in the first of its runtimes that is installed, or a stand-in; None if there is none."""
     runtime = next((name for name in artefact.runtimes if name in available_runtimes()), None)
     if runtime is None:
-        return None
+        stand_in = getattr(converter(artefact.format), "stand_in", lambda *_: None)
+        return stand_in(export.file(artefact), artefact, export.header.images)
     return open_engine(replace(export, artefacts=(artefact,)), runtime=runtime, precision=artefact.precision)
 
 
@@ -306,7 +310,13 @@ def _check_agreement(certificates: Mapping[str, Certificate], threshold: float) 
             )
 
 
-def _add(export: Export, further: Further, certificates: Mapping[str, Certificate], threshold: float) -> None:
+def _add(
+    export: Export,
+    further: Further,
+    certificates: Mapping[str, Certificate],
+    threshold: float,
+    remarks: Mapping[str, str],
+) -> None:
     """Put on record what `further` makes, one network after the other.
 
     Raises:
@@ -318,7 +328,7 @@ def _add(export: Export, further: Further, certificates: Mapping[str, Certificat
         for artefact, certificate, made in further(export):
             export = replace(export, artefacts=(*export.artefacts, artefact))
             certificates, int8[artefact.path] = {**certificates, artefact.path: certificate}, made
-            _finish(export, certificates, int8, threshold)
+            _finish(export, certificates, int8, threshold, remarks)
     except (KeyboardInterrupt, LithesegError) as error:
         whole = f"{export.path} holds what is whole: {', '.join(artefact.path for artefact in export.artefacts)}"
         if isinstance(error, KeyboardInterrupt):
@@ -328,7 +338,11 @@ def _add(export: Export, further: Further, certificates: Mapping[str, Certificat
 
 
 def _finish(
-    export: Export, certificates: Mapping[str, Certificate], int8: Mapping[str, Mapping[str, Any]], threshold: float
+    export: Export,
+    certificates: Mapping[str, Certificate],
+    int8: Mapping[str, Mapping[str, Any]],
+    threshold: float,
+    remarks: Mapping[str, str],
 ) -> None:
     """Write the certificates, if there are any, the README, and last export.json."""
     account = json.loads(description(export.header, export.artefacts, export.provenance))
@@ -336,8 +350,9 @@ def _finish(
     if certificates:
         found = {path: certificate.to_dict() for path, certificate in certificates.items()}
         content = {"threshold": threshold, "certificates": found, **({"int8": int8} if int8 else {})}
+        content |= {"remarks": dict(remarks)} if remarks else {}
         texts[CERTIFICATE_FILE] = json.dumps(content, indent=2, allow_nan=False)
-    texts["README.md"] = export_readme(export, certificates, [made["summary"] for made in int8.values()])
+    texts["README.md"] = export_readme(export, certificates, [made["summary"] for made in int8.values()], remarks)
     texts[EXPORT_FILE] = json.dumps(account, indent=2)
     for name, text in texts.items():
         write_text(export.folder / name, text + "\n")

@@ -9,6 +9,7 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from litheseg.bundle.exported import LAYOUTS, Artefact, Export
 from litheseg.bundle.verdicts import worst_class
@@ -24,13 +25,19 @@ _PAGE = (
 )
 
 
-def export_readme(export: Export, certificates: Mapping[str, Certificate], int8: Sequence[str] = ()) -> str:
+def export_readme(
+    export: Export,
+    certificates: Mapping[str, Certificate],
+    int8: Sequence[str] = (),
+    remarks: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Markdown.
 
     Args:
         export: of which all files are written.
         certificates: by the path of the network; empty if nothing was checked.
         int8: how each int8 network came about, in words.
+        remarks: what there is to say of a network in its format, by its path.
     """
     header, classes = export.header, zip(export.classes.names, export.classes.colors, strict=True)
     rows = [(str(index), escaped(name), ", ".join(map(str, color))) for index, (name, color) in enumerate(classes)]
@@ -44,6 +51,7 @@ def export_readme(export: Export, certificates: Mapping[str, Certificate], int8:
             markdown_table(("file", "width", "precision", "input", "MB", "runs in"), _network_rows(export)),
             "## Certificate",
             _certificate(export, certificates),
+            *("\n".join(f"- `{path}`: {escaped(remark)}." for path, remark in remarks.items()),) * bool(remarks),
             "## Use",
             *((_PAGE,) if (export.folder / "index.html").is_file() else ()),
             _use(export),

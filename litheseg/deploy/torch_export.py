@@ -107,7 +107,7 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
 
 
 def layer_of(node: Node) -> str:
-    """The name of the layer in the network that an operator of a graph comes from, or "the input" """
+    """The name of the layer in the network that an operator of a graph comes from; "the input" outside of layers."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]).removeprefix("network.") if stack and stack[-1][0] else "the input"
 

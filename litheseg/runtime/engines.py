@@ -13,6 +13,7 @@ Usage:
 from __future__ import annotations
 
 import importlib.util
+import platform
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from litheseg.bundle.exported import Artefact, Export, load_export
-from litheseg.bundle.targets import RUNTIMES, TARGETS
+from litheseg.bundle.targets import TARGETS
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.lazy import workstation
 from litheseg.masks.image_format import ImageFormat
@@ -120,7 +121,11 @@ class Engine(ABC):
 
 def available_runtimes() -> tuple[str, ...]:
     """The runtimes whose packages are installed here, in the order of `RUNTIMES`."""
-    return tuple(name for name in RUNTIMES if importlib.util.find_spec(TARGETS[name].imported) is not None)
+    return tuple(
+        name
+        for name, target in TARGETS.items()
+        if target.runs_here and importlib.util.find_spec(target.imported) is not None
+    )
 
 
 def open_engine(
@@ -183,6 +188,10 @@ class _FileEngine(Engine):
 def _check_runtime(runtime: str, precision: str) -> None:
     """It is installed, not too old, and runs networks in this precision."""
     target = TARGETS[runtime]
+    if not target.runs_here:
+        raise LithesegError(
+            f"{runtime} runs on {target.system} only, not on {platform.system()}; choose another runtime"
+        )
     if importlib.util.find_spec(target.imported) is None:
         raise MissingExtraError(target.package, target.extra, f"running in {runtime}")
     with suppress(PackageNotFoundError):  # packages that were copied to a box have no metadata

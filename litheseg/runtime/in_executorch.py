@@ -7,12 +7,15 @@ A benchmark kit holds this file beside its script, so it needs Python 3.9 or new
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,8 +30,8 @@ def open_network(
     """A program, which threads may share, in turns; see `litheseg.runtime.engines.open_engine`."""
     if device != "cpu":
         raise NotImplementedError(f"ExecuTorch runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
-    program = _Program(path, threads or _own_threads())
     with _LOCK:
+        program = _Program(Path(path).read_bytes(), threads or _own_threads())
         program.load()
     return program
 
@@ -41,33 +44,49 @@ class _Program:
     networks are timed in turns, it falls into the passes that are not timed.
     """
 
-    loaded: weakref.WeakSet[_Program] = weakref.WeakSet()
+    loaded: ClassVar[weakref.WeakSet[_Program]] = weakref.WeakSet()
 
-    def __init__(self, path: str, threads: int) -> None:
-        self._path, self._threads = path, threads
+    def __init__(self, content: bytes, threads: int) -> None:
+        self._content, self._threads = content, threads
         self._method: Any = None
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         import torch
 
         with _LOCK:
-            if self._method is None or _bindings()._threadpool_get_thread_count() != self._threads:
+            if self._method is None:
                 self.load()
             return np.asarray(self._method.execute([torch.from_numpy(batch)])[0].numpy())
 
     def load(self) -> None:
+        """Make it ready to run, and, where the number of threads is another one, all other programs not."""
         if _bindings()._threadpool_get_thread_count() != self._threads:
             for program in self.loaded:
                 program._method = None
-            _bindings()._unsafe_reset_threadpool(self._threads)
-        self._method = _runtime().load_program(self._path).load_method("forward")
+            with _silence():
+                _bindings()._unsafe_reset_threadpool(self._threads)
+        self._method = _runtime().load_program(self._content).load_method("forward")
         self.loaded.add(self)
 
 
 @cache
 def _own_threads() -> int:
     """As many as ExecuTorch takes by itself, before it is told another number."""
-    return int(_bindings()._threadpool_get_thread_count())
+    with _silence():
+        return int(_bindings()._threadpool_get_thread_count())
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what ExecuTorch writes to standard error of processors and threads, past Python."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 @cache
