@@ -4,7 +4,8 @@ A kit is a folder of networks, as ONNX or other files, with a script (`litheseg.
 `litheseg.runtime.in_RUNTIME` beside it) that needs Python, NumPy and a runtime. It times the networks alone: reading
 and resizing depend on the target, and upsampling in NumPy says nothing about the compiled kernel. Batch-norm statistics
 do not change time, so widths between the trained ones need no calibration. Kit and measurements carry the digest of
-their model: those of another one are refused.
+their model: those of another one are refused. With them go a few images and the labels that PyTorch gives them: a
+network that labels them otherwise on the target is not timed there.
 
 Usage:
     >>> write_kit("model.safetensors", "kit", widths=[0.5], sizes=[(180, 240)])
@@ -22,18 +23,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from litheseg import machine
 from litheseg.budget.candidates import Candidate, Limits, Variant, default_sizes
 from litheseg.bundle.targets import TARGETS
 from litheseg.cost.widths import with_widths
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.parity import pytorch_reference
 from litheseg.errors import LithesegError
-from litheseg.files import atomic_path, write_text
+from litheseg.files import atomic_path, file_digest, write_text
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
 from litheseg.progress import track
 from litheseg.runtime import kit as script
-from litheseg.runtime.latency import Latency, Scope
+from litheseg.runtime.latency import Latency, Scope, street_frames
 
 __all__ = ["SCRIPT", "Measurements", "kit_networks", "read_measurements", "write_kit"]
 
@@ -124,7 +128,7 @@ def write_kit(
         name = str(bundle.path.name) if bundle.path else bundle.header.architecture["name"]
         content = {"litheseg": "kit", "schema": script.SCHEMA, "model": model_digest(bundle), "name": name}
         packages = {name: [TARGETS[name].imported, TARGETS[name].package] for name in runtimes}
-        content |= {"packages": packages, "networks": entries}
+        content |= {"packages": packages, "networks": entries, "checks": _write_checks(bundle, networks, folder)}
         write_text(folder / script.KIT_FILE, json.dumps(content, indent=1) + "\n")
         home, openers = Path(str(script.__file__)), [f"in_{name}.py" for name in runtimes]
         sources = {SCRIPT: home, "machine.py": Path(str(machine.__file__))}
@@ -132,6 +136,24 @@ def write_kit(
             with atomic_path(folder / file) as temporary:
                 shutil.copyfile(source, temporary)
     return len(networks)
+
+
+def _write_checks(bundle: Bundle, networks: Sequence[Variant], folder: Path) -> dict[str, str]:
+    """Write images of each size, with PyTorch's labels of each width; returns SHA-256 of the files, by path."""
+    digests = {}
+    for size in dict.fromkeys(network.size for network in networks):
+        images = street_frames(size, images=bundle.header.images)
+        widths = [network.width for network in networks if network.size == size]
+        labels = {}
+        for width in track(widths, f"labelling {size[0]}x{size[1]} in PyTorch"):
+            reference = pytorch_reference(bundle, width)
+            labels[f"w{width:g}"] = np.stack([reference(image).argmax(0) for image in images]).astype(np.uint8)
+        path = script.check_path(size)
+        (folder / path).parent.mkdir(exist_ok=True)
+        with atomic_path(folder / path) as temporary, temporary.open("wb") as file:
+            np.savez(file, images=np.stack(images), **labels)
+        digests[path] = file_digest(folder / path)
+    return digests
 
 
 def read_measurements(path: Path, model: str) -> Measurements:

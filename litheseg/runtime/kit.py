@@ -5,7 +5,8 @@ benchmark kit, as measure.py, beside machine.py, kit.json, the networks, and wha
 There it needs Python 3.9 or newer, NumPy, and one of the runtimes.
 
 What is timed is the network alone: a uint8 image of the network's size in, float32 logits out. Decoding, resizing and
-the mask at full size are left out: on a target box they are done by whatever is used there.
+the mask at full size are left out: on a target box they are done by whatever is used there. Before that, networks of
+a kit label a few images, and those that do so unlike PyTorch are left out: a device may compute what it does wrongly.
 
     python measure.py                           every network, in every runtime that is installed
     python measure.py --threads 1,2,4           with other numbers of CPU threads than 1 and all
@@ -27,7 +28,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ __all__ = [
     "RESULT_FILE",
     "SCHEMA",
     "Unusable",
+    "check_path",
     "main",
     "measure_export",
     "measure_kit",
@@ -64,6 +66,7 @@ SCHEMA = 1
 KIT_FILE, RESULT_FILE = "kit.json", "measurements.json"
 _LINE_EVERY = 10.0  # seconds between lines about how far it is
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+_AGREEMENT = 0.999  # of the places that a network must label as PyTorch does; as of `litheseg.deploy.parity`
 
 
 class Unusable(Exception):
@@ -152,6 +155,11 @@ def _is_own(export: Export, artefact: Artefact, runtime: str) -> bool:
     return export.find(artefact.width, runtime, artefact.precision).format == artefact.format
 
 
+def check_path(size: Sequence[int]) -> str:
+    """Where a kit has images of this height and width, with their labels in PyTorch."""
+    return f"checks/{size[0]}x{size[1]}.npz"
+
+
 def measure_kit(
     kit: Mapping[str, Any],
     folder: Path,
@@ -168,8 +176,8 @@ def measure_kit(
     """Time networks alone, in turns.
 
     Args:
-        kit: ``model`` (a digest), ``name``, ``packages`` (by runtime: what is imported, and pip's name of it) and
-            ``networks``, see `network_entry`.
+        kit: ``model`` (a digest), ``name``, ``packages`` (by runtime: what is imported, and pip's name of it),
+            ``networks``, see `network_entry`, and, of a kit, ``checks`` (digests of the files of `check_path`).
         folder: where the paths begin.
         only: ids of the networks; None for all.
         runtimes: of those of the networks; None for those that are installed.
@@ -204,8 +212,10 @@ def measure_kit(
         def turned(done: int, total: int, first: int = first, count: int = len(part)) -> None:
             told(first + done * count // total, len(jobs))
 
-        times = interleave(_opened(folder, part, skipped), repeats, warmup=warmup, fps=fps, turned=turned)
-        rows += [_row(part[index], values) for index, values in times.items()]
+        opened = _opened(folder, kit.get("checks", ()), part, skipped)
+        calls = {index: call for index, (call, _) in opened.items()}
+        times = interleave(calls, repeats, warmup=warmup, fps=fps, turned=turned)
+        rows += [_row(part[index], values, opened[index][1]) for index, values in times.items()]
     if not rows:
         raise Unusable("nothing could be timed: " + "; ".join(entry["reason"] for entry in skipped))
     return {
@@ -267,10 +277,13 @@ def _installed(kit: Mapping[str, Any], wanted: Sequence[str] | None) -> tuple[li
 
 
 def _opened(
-    folder: Path, jobs: Sequence[tuple[Any, str, int]], skipped: list[dict[str, Any]]
-) -> dict[int, Callable[[], Any]]:
-    """One pass of each network, by the index of its job; what cannot be opened or run goes to `skipped`."""
-    calls: dict[int, Callable[[], Any]] = {}
+    folder: Path, checks: Container[str], jobs: Sequence[tuple[Any, str, int]], skipped: list[dict[str, Any]]
+) -> dict[int, tuple[Callable[[], Any], float | None]]:
+    """By the index of the job, one pass of each network, and what share it labels as in PyTorch where that is known.
+
+    What cannot be opened or run, or labels unlike PyTorch, goes to `skipped`.
+    """
+    calls: dict[int, tuple[Callable[[], Any], float | None]] = {}
     for index, (entry, runtime, threads) in enumerate(jobs):
         last, channels = entry["layout"] == "NHWC", entry["channels"]
         shape = (1, *entry["size"], channels) if last else (1, channels, *entry["size"])
@@ -279,16 +292,37 @@ def _opened(
             opener = importlib.import_module(f"{_OPENERS}in_{runtime}")
             network = opener.open_network(str(folder / entry["path"]), threads=threads)
             network(image)  # fails now rather than among the others
-            calls[index] = functools.partial(network, image)
+            path = check_path(entry["size"])
+            agreement = _agreement(network, folder / path, entry["width"]) if path in checks else None
+            calls[index] = functools.partial(network, image), agreement
         except Exception as error:  # whatever a runtime says of a network that it cannot run
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             skipped.append({"id": entry["id"], "runtime": runtime, "threads": threads, "reason": reason})
     return calls
 
 
-def _row(job: tuple[Any, str, int], times: Sequence[float]) -> dict[str, Any]:
+def _agreement(network: Callable[[np.ndarray], np.ndarray], file: Path, width: float) -> float:
+    """The share of places that are labelled as in PyTorch.
+
+    Raises:
+        ValueError: too few.
+    """
+    with np.load(file) as content:
+        images, expected = content["images"], content[f"w{width:g}"]
+    found = [np.asarray(network(image[None])[0]).argmax(0) for image in images]
+    share = float(np.mean(np.stack(found) == expected))
+    if share < _AGREEMENT:
+        raise ValueError(
+            f"it labels {100 * (1 - share):.2f} % of the places unlike PyTorch: this runtime, or this device, computes "
+            "something else; try another version or another runtime"
+        )
+    return share
+
+
+def _row(job: tuple[Any, str, int], times: Sequence[float], agreement: float | None) -> dict[str, Any]:
     entry, runtime, threads = job
     facts = {name: entry[name] for name in ("id", "width", "size", "precision", "files")}
+    facts |= {} if agreement is None else {"agreement": agreement}
     milliseconds = [round(value, 4) for value in times]
     return {**facts, "runtime": runtime, "threads": threads, **summary(times), "ms": milliseconds}
 
@@ -311,7 +345,8 @@ def write_measurements(path: Path, content: Mapping[str, Any]) -> None:
     print(f"{'network':<28}{'runtime':<13}{'threads':>7}{'p50':>9}{'p95':>9}{'p99':>9}")
     for row in content["rows"]:
         times = "".join(f"{row[name]:>9.2f}" for name in ("p50", "p95", "p99"))
-        print(f"{row['id']:<28}{row['runtime']:<13}{row['threads']:>7}{times}")
+        alike = f"   {100 * row['agreement']:.3f} % labelled as in PyTorch" if "agreement" in row else ""
+        print(f"{row['id']:<28}{row['runtime']:<13}{row['threads']:>7}{times}{alike}")
     for entry in content["skipped"]:
         print(f"left out: {entry.get('id', '')} {entry['runtime']}: {entry['reason']}")
     print(f"\nwritten: {path}\nnext, where litheseg is: litheseg fit MODEL --measured {path.name} ...")
@@ -379,8 +414,8 @@ def _read_kit(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(kit, dict) or kit.get("litheseg") != "kit" or kit.get("schema") != SCHEMA:
         raise Unusable(f"{path} is no kit of this version; write it anew with `litheseg measure`")
-    for entry in kit["networks"]:
-        for name, digest in entry["files"].items():
+    for files in (kit.get("checks", {}), *(entry["files"] for entry in kit["networks"])):
+        for name, digest in files.items():
             _check(folder / name, digest)
     return kit
 

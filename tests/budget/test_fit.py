@@ -325,7 +325,7 @@ def test_measure_writes_a_kit(bundle: Bundle, tmp_path: Path, capsys: pytest.Cap
     assert main(words) == 0
     assert "1 network and measure.py" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "kit").iterdir()} == {
-        *("kit.json", "machine.py", "measure.py", "networks", "in_onnxruntime.py", "in_openvino.py")
+        *("checks", "kit.json", "machine.py", "measure.py", "networks", "in_onnxruntime.py", "in_openvino.py")
     }
 
 

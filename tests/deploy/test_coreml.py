@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from registry import registered
-from tiny_export import TinyNet, build_tiny, noise, photos, plain_logits, tiny_bundle
-from torch import Tensor
+from tiny_export import build_tiny, noise, photos, plain_logits, tiny_bundle
+from torch import Tensor, nn
 
 from litheseg.bundle.exported import Export, load_export
+from litheseg.deploy.conversion import Conversion, write_network
 from litheseg.deploy.coreml import STAND_IN, stand_in
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.network import Deployed
 from litheseg.errors import LithesegError, ModelError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import open_engine
 
@@ -27,18 +31,14 @@ off_mac = pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML runs
 SIZE = (24, 32)
 
 
-class Odd(TinyNet):
-    """Has an operator that Core ML lacks."""
+class Odd(nn.Module):
+    """Has an operator that the format lacks."""
 
-    def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        return {"logits": torch.lgamma(super().outputs(image)["logits"])}
-
-
-def build_odd(num_classes: int) -> Odd:
-    return Odd(num_classes)
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.lgamma(image)
 
 
-_registered = registered(tiny=build_tiny, odd=build_odd)
+_registered = registered(tiny=build_tiny)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,8 @@ def test_what_it_does_not_take(bundle: Bundle, tmp_path: Path, options: dict[str
         export_bundle(bundle, tmp_path / "x", formats=("coreml",), check=False, **{"size": SIZE, **options})  # type: ignore[arg-type]
 
 
-def test_an_operator_that_it_lacks_is_named(tmp_path: Path) -> None:
-    bundle = tiny_bundle(tmp_path / "model.safetensors", architecture={"name": "odd", "args": {}})
-    with pytest.raises(ModelError, match="lgamma"):
-        export_bundle(bundle, tmp_path / "x", formats=("coreml",), size=SIZE, check=False, widths=[0.5])
+def test_an_operator_that_it_lacks_is_named_with_the_layer(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"lgamma.*in wrong"):
+        write_network(
+            "coreml", Conversion(Deployed(nn.Sequential(OrderedDict(wrong=Odd())), ImageFormat()), SIZE), tmp_path / "x"
+        )

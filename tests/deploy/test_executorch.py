@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from registry import registered
-from tiny_export import TinyNet, build_tiny, noise, photos, plain_logits, tiny_bundle
-from torch import Tensor
+from tiny_export import build_tiny, noise, photos, plain_logits, tiny_bundle
+from torch import Tensor, nn
 
 from litheseg.bundle.exported import Export, load_export
+from litheseg.deploy.conversion import Conversion, write_network
 from litheseg.deploy.export import export_bundle
+from litheseg.deploy.network import Deployed
 from litheseg.errors import LithesegError, ModelError
+from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import open_engine
 
@@ -24,18 +28,14 @@ pytest.importorskip("executorch")
 SIZE = (24, 32)
 
 
-class Strange(TinyNet):
-    """Has an operator that ExecuTorch lacks."""
+class Strange(nn.Module):
+    """Has an operator that the format lacks."""
 
-    def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        return {"logits": torch.erfinv(super().outputs(image)["logits"])}
-
-
-def build_strange(num_classes: int) -> Strange:
-    return Strange(num_classes)
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.erfinv(image)
 
 
-_registered = registered(tiny=build_tiny, strange=build_strange)
+_registered = registered(tiny=build_tiny)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def export(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Export:
     folder = tmp_path_factory.mktemp("export")
-    return export_bundle(bundle, folder / "x", formats=("executorch",), size=SIZE, data=photos(folder / "photos"))
+    what = {"formats": ("executorch",), "widths": (0.5,), "size": SIZE}
+    return export_bundle(bundle, folder / "x", data=photos(folder / "photos"), **what)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("width", [1.0, 0.5])
-def test_logits_are_those_of_pytorch(bundle: Bundle, export: Export, width: float) -> None:
+def test_logits_are_those_of_pytorch(bundle: Bundle, export: Export) -> None:
     image = noise(*SIZE)
-    logits = open_engine(export, width=width, runtime="executorch")(image)
+    logits = open_engine(export, width=0.5, runtime="executorch")(image)
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, plain_logits(bundle, width, image), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, plain_logits(bundle, 0.5, image), rtol=1e-4, atol=1e-5)
 
 
 def test_the_certificate_says_what_runs_beside_xnnpack(export: Export) -> None:
@@ -87,10 +87,13 @@ def test_any_size_is_refused(bundle: Bundle, tmp_path: Path) -> None:
         export_bundle(bundle, tmp_path / "x", formats=("executorch",), size=None, check=False)
 
 
-def test_an_operator_that_it_lacks_is_named(tmp_path: Path) -> None:
-    bundle = tiny_bundle(tmp_path / "model.safetensors", architecture={"name": "strange", "args": {}})
-    with pytest.raises(ModelError, match="erfinv"):
-        export_bundle(bundle, tmp_path / "x", formats=("executorch",), size=SIZE, check=False, widths=[0.5])
+def test_an_operator_that_it_lacks_is_named_with_the_layer(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"erfinv.*in wrong"):
+        write_network(
+            "executorch",
+            Conversion(Deployed(nn.Sequential(OrderedDict(wrong=Strange())), ImageFormat()), SIZE),
+            tmp_path / "x",
+        )
 
 
 def test_a_gpu_is_refused(export: Export) -> None:

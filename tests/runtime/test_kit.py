@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +16,7 @@ from litheseg import machine
 from litheseg.budget.candidates import Candidate, Variant
 from litheseg.budget.kit import SCRIPT, kit_networks, read_measurements, write_kit
 from litheseg.errors import LithesegError
+from litheseg.files import file_digest
 from litheseg.machine import host_facts, interleave, settle
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime import kit as script
@@ -178,7 +180,7 @@ def test_the_script_is_this_module_and_runs_without_litheseg(kit: Path, bundle: 
     wide, between = (Candidate(Variant(width, (32, 48), "fp32"), RUNTIME, 1) for width in (1.0, 0.8))
     assert set(found.samples) == {wide, between} and all(len(times) == 4 for times in found.samples.values())
     for row in content["rows"]:
-        assert row["p50"] == pytest.approx(np.percentile(row["ms"], 50), abs=1e-3)
+        assert row["p50"] == pytest.approx(np.percentile(row["ms"], 50), abs=1e-3) and row["agreement"] > 0.999
 
 
 def test_one_network_may_be_measured_again(kit: Path, tmp_path: Path) -> None:
@@ -216,9 +218,24 @@ def test_wrong_usage_of_the_script(
     assert status == 2 and message in capsys.readouterr().err
 
 
-def test_a_changed_network_is_refused(kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
+def test_a_device_that_labels_unlike_pytorch_is_not_timed(
+    kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(kit, tmp_path / "kit")
+    [check] = (tmp_path / "kit" / "checks").iterdir()
+    with np.load(check) as file:
+        content = dict(file)
+    content["w1"] = (content["w1"] + 1) % 3
+    np.savez(check, **content)
+    facts = json.loads((tmp_path / "kit" / "kit.json").read_text())
+    facts["checks"] = {path: file_digest(check) for path in facts["checks"]}
+    (tmp_path / "kit" / "kit.json").write_text(json.dumps(facts))
+    only = ("--kit", str(tmp_path / "kit"), "--only", "w1-32x48-fp32", "--runtime", RUNTIME, "--threads", "1")
+    assert script.main(only) == 2
+    assert "unlike PyTorch" in capsys.readouterr().err
 
+
+def test_a_changed_network_is_refused(kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(kit, tmp_path / "kit")
     [network, *_] = (tmp_path / "kit" / "networks").rglob("*.onnx")
     network.write_bytes(network.read_bytes()[:-1])
