@@ -151,7 +151,7 @@ def _write_checks(bundle: Bundle, networks: Sequence[Variant], folder: Path) -> 
         path = script.check_path(size)
         (folder / path).parent.mkdir(exist_ok=True)
         with atomic_path(folder / path) as temporary, temporary.open("wb") as file:
-            np.savez(file, images=np.stack(images), **labels)
+            np.savez(file, images=np.stack(images), **labels)  # type: ignore[arg-type]
         digests[path] = file_digest(folder / path)
     return digests
 
