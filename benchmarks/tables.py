@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pages.costs import cost_sections, promise_sections, tiles_table
+from pages.costs import cost_sections, promise_sections, robustness_table, tiles_table
 from pages.few_labels import few_labels_sections
 from pages.folds import fold_sections
 from pages.grouping import grouping_sections
@@ -73,6 +73,8 @@ def build(root: Path = ROOT) -> Pages:
         pages.texts[path] = _with_headline(path, pages.texts.get(path), picture)
     if results("tiles").exists():
         pages.texts[docs / "runtime.md"] = replaced(docs / "runtime.md", "tiles", tiles_table())
+    if results("robustness").exists():
+        pages.texts[docs / "evaluation.md"] = replaced(docs / "evaluation.md", "robustness", robustness_table())
     return pages
 
 

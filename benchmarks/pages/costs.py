@@ -1,4 +1,4 @@
-"""What does training cost, do fits keep their promises, how good are labels made in tiles? From small reports.
+"""What does training cost, do fits keep promises, how good are tiles, and corrupted images? From small reports.
 
 Usage:
     >>> sections = [*cost_sections(), *promise_sections()]
@@ -10,9 +10,10 @@ from typing import Any
 
 from records import report, results
 
+from litheseg.report.robustness_tables import robustness_table as card_table
 from pages.writer import Section, Target, source, table
 
-__all__ = ["cost_sections", "promise_sections", "tiles_table"]
+__all__ = ["cost_sections", "promise_sections", "robustness_table", "tiles_table"]
 
 # Results, heading, what the rows' deciding number is called, what it says.
 _COSTS = (
@@ -82,3 +83,14 @@ def tiles_table() -> str:
     ]
     head = ["network", "pictures", "tile, overlap", "agree", "agree in overlaps", "worst line", "worst line, whole"]
     return table(head, lines, left=(0, 1, 2))
+
+
+def robustness_table() -> str:
+    """Networks on corrupted images, and what their confidence is worth, for docs/evaluation.md."""
+    content = report(results("robustness"))
+    rows = {f"width {row['width']:g}, {row['precision']}": row for row in content["rows"]}
+    shown = card_table(rows)
+    cost = content["cost"]
+    took = f"{cost['ms_per_picture_and_network']:.0f} ms for each picture and network"
+    words = f"{content['rows'][0]['model']}, {cost['on']}; {took}, one thread of a busy machine."
+    return f"{table(shown.head, shown.rows)}\n\n{words}"

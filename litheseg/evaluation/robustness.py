@@ -46,7 +46,7 @@ from litheseg.values import Counts, Names, Widths
 __all__ = ["IMAGES", "NetworkRobustness", "RobustnessCard", "header_robustness", "measure_robustness"]
 
 IMAGES = 20
-"""Images by default: of the size of CamVid's, a network of 20 ms then takes about a minute."""
+"""Images by default: enough to compare networks of one run, in minutes."""
 
 Kind = tuple[str, int]
 """A corruption and its strength; ("", 0) is the image as it is."""

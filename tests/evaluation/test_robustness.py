@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from registry import registered
 from tiny_colours import CLASSES, colour_bundle, dominant, picture, truth
 from tiny_pictures import Pictures
 
+from litheseg.deploy.export import export_bundle
 from litheseg.errors import DataError, LithesegError, WidthError
 from litheseg.evaluation import corrupt, measure_robustness
 from litheseg.evaluation.robustness import RobustnessCard, header_robustness
@@ -79,6 +82,22 @@ def test_what_a_header_keeps_is_json_and_keeps_what_was_there(card: RobustnessCa
     assert kept["1"]["robustness"]["fp32"]["on"] == "2 of 3 images of pictures val, 2 corruptions in 2 strengths"
     assert json.loads(json.dumps(kept, allow_nan=False)) == kept
     assert json.dumps(card.to_dict(), allow_nan=False)
+
+
+def test_an_export_goes_through_its_runtime_and_one_of_labels_has_no_confidence(
+    bundle: Bundle, card: RobustnessCard, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"size": (24, 40), "widths": [1.0], "check": False}
+    exports = {kind: export_bundle(bundle, tmp_path / kind, output_kind=kind, **how) for kind in ("logits", "labels")}
+    found = measure_robustness(exports, source(), corruptions=("impulse-noise",), strengths=(3, 5), images=2)
+    same = card.networks[0]
+    for network in found.networks:
+        assert (network.runtime, network.precision, network.width) == ("onnxruntime", "fp32", 1.0)
+        assert network.miou() == pytest.approx(same.miou("impulse-noise"), abs=1e-3)
+    logits, labels = found.networks
+    assert labels.confidence is None and labels.to_dict()["confidence"] is None
+    assert logits.confidence is not None and same.confidence is not None
+    assert logits.confidence.ece == pytest.approx(same.confidence.ece, abs=1e-5)
 
 
 def test_confidence_alone(bundle: Bundle) -> None:
