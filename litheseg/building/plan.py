@@ -35,7 +35,10 @@ __all__ = ["Plan", "PlannedField", "Wishes", "make_plan", "one_word_each", "read
 
 _WIDTH_SETS = ((1.0, 0.75, 0.5, 0.25), (1.0, 0.5), (1.0,))  # the largest first
 _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)  # of the images' own size
+_SCALES_OF_LARGE = (0.1875, 0.125)  # likewise, where images have more than a megapixel
 _CROP_AREA = 240 * 320  # pixels of a training view: more make a step slower than they make it better
+_MEGAPIXEL = 1_000_000
+_LEAST_SEEN = 0.25  # of an image, in a training view: sizes that show less are not taken unless thin parts need them
 _WANTED = 400  # steps for each width; fewer of them are worse than fewer widths, and then than smaller images
 _FEWEST, _ENOUGH = 20, 20_000  # steps
 _OF_MEMORY = 0.4  # of the machine's: what decoded images may take
@@ -349,12 +352,15 @@ def _effort(
     largest = max((choice.scale for choice in within), default=0.0)
     clear = [c for c in within if c.scale == largest or facts.thinnest.thickness * c.scale >= _THINNEST]
     within = clear if any(choice.steps >= _THIN_STEPS for choice in clear) else within
+    smallest = min((choice.scale for choice in within), default=0.0)
+    within = [c for c in within if c.scale == smallest or math.prod(c.crop) >= _LEAST_SEEN * math.prod(c.size)]
     if not within:
         width, fastest = min(times.items(), key=lambda item: item[1])
-        least = fastest * _SCALES[-1] ** 2
+        scale = _scales(facts)[-1]
+        least = fastest * scale**2
         raise BudgetError(
             f"no network is as fast as {wishes.budget:g} ms here: the nearest, width {width:g} at "
-            f"{_by(scaled(facts.size, _SCALES[-1]))}, takes about {least:.1f} ms; give a longer --budget"
+            f"{_by(scaled(facts.size, scale))}, takes about {least:.1f} ms; give a longer --budget"
         )
     chosen = next((c for c in within if c.steps >= _WANTED * len(c.widths)), max(within, key=lambda c: c.steps))
     if chosen.steps < _FEWEST:
@@ -371,9 +377,13 @@ def _sizes(facts: Fingerprint, wishes: Wishes) -> Iterator[tuple[float, tuple[in
     """Scale, size and crop of the images, the largest first."""
     asked = wishes.asked.data
     fixed = asked.size if "data.size" in wishes.fixed else None
-    for scale in [fixed[0] / facts.size[0]] if fixed else _SCALES:
+    for scale in [fixed[0] / facts.size[0]] if fixed else _scales(facts):
         size = fixed or scaled(facts.size, scale)
         yield scale, size, (asked.crop if "data.crop" in wishes.fixed else None) or _crop(size)
+
+
+def _scales(facts: Fingerprint) -> tuple[float, ...]:
+    return (*_SCALES, *_SCALES_OF_LARGE) if math.prod(facts.size) > _MEGAPIXEL else _SCALES
 
 
 def _fits(choice: _Effort, times: Mapping[float, float], budget: float | None) -> bool:
