@@ -102,18 +102,19 @@ def test_thin_parts_keep_images_large() -> None:
     assert size(2.0, minutes=1.5)[0] < 360, "fewer than 100 steps are worse"
 
 
-def test_a_view_shows_a_quarter_of_an_image_unless_thin_parts_need_more_pixels() -> None:
+def test_a_view_shows_a_tenth_of_an_image_unless_thin_parts_need_more_pixels() -> None:
     def seen(size: tuple[int, int], thickness: float) -> tuple[list[int], float]:
         facts = replace(FACTS, size=size, classes=(FACTS.classes[0], ClassFacts("weed", 0.01, 50, thickness)))
         values = planned(facts, minutes=600)[1]
         return values["data.size"], math.prod(values["data.crop"]) / math.prod(values["data.size"])
 
-    assert seen((720, 960), 30.0)[0] == [360, 480]
+    assert seen((720, 960), 30.0)[0] == [720, 960]
     size, share = seen((3000, 4000), 300.0)
-    assert size == [376, 496] and share > 0.25
-    size, share = seen((3000, 4000), 14.0)
-    assert size == [752, 1000] and share < 0.25, "3.5 pixels thick then"
+    assert size == [752, 1000] and share > 0.1
+    size, share = seen((3000, 4000), 7.0)
+    assert size == [1504, 2000] and share < 0.1, "3.5 pixels thick then"
     assert seen((3000, 4000), 2.0)[0] == [3000, 4000]
+    assert seen((6000, 8000), 300.0)[0] == [752, 1000]
 
 
 def test_a_budget_that_only_a_narrow_width_meets_is_trained_for() -> None:
