@@ -114,7 +114,7 @@ class _Display:
         self.stages: list[float | None] = []  # seconds after each, outermost first
         self._lock, self._over, self._due = threading.RLock(), threading.Event(), 0.0
         self._bars = _bars() if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") else None
-        self._drawn = 0.0
+        self._drawn, self._stream = 0.0, sys.stderr  # libraries are kept quiet by putting another in its place
         self._tasks: dict[Work, Any] = {}
         self._ticker = threading.Thread(target=self._tick, daemon=True)
         self._ticker.start()
@@ -131,7 +131,7 @@ class _Display:
             if self._bars is not None and self.works:
                 self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
-                print(line, file=sys.stderr, flush=True)
+                print(line, file=self._stream, flush=True)
 
     def begin(self, job: Work) -> None:
         with self._lock:

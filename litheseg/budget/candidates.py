@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from litheseg.bundle.targets import TARGETS
 from litheseg.cost.counting import count
 from litheseg.cost.widths import plain_models
 from litheseg.errors import LithesegError
@@ -107,7 +108,7 @@ class Choices:
             self.widths or widths,
             self.sizes or default_sizes(size),
             tuple(precision for precision in wanted if precision != "int8") or wanted,
-            self.runtimes or available_runtimes(),
+            self.runtimes or [name for name in available_runtimes() if TARGETS[name].quick],
             self.threads or _default_threads(),
         )
         return tuple(

@@ -241,15 +241,15 @@ class Exports:
         Raises:
             LithesegError: as `export_bundle`; int8 without images.
         """
-        width, size, precision = candidate.network
+        (width, size, precision), formats = candidate.network, (TARGETS[candidate.runtime].format,)
         further = None
         if precision == "int8":
             if self.data is None:
                 raise LithesegError("int8 needs images to calibrate on: name the folder of the data with --data")
             calibration, checked = calibration_samples(bundle, self.data.source, split=self.split)
-            further = Quantizer(bundle, calibration, checked.thinned(CHECK_IMAGES))
+            further = Quantizer(bundle, calibration, checked.thinned(CHECK_IMAGES), formats=formats)
         source = self.data.source if check and self.data is not None else None
-        options: dict[str, Any] = {"formats": (TARGETS[candidate.runtime].format,), "widths": (width,), "size": size}
+        options: dict[str, Any] = {"formats": formats, "widths": (width,), "size": size}
         return export_bundle(
             bundle, folder, check=source is not None, data=source, further=further, force=True, **options
         )

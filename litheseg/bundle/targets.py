@@ -52,6 +52,7 @@ class Target:
         oldest: version of the package that will do; "" for any.
         converter: module of `litheseg.deploy` that writes the files; "" for the name of the format.
         system: `platform.system` of the only one that it runs on, where its package can be installed on others, too.
+        quick: whether it is written in seconds, so that `fit` tries it unasked.
     """
 
     runtime: str
@@ -66,6 +67,7 @@ class Target:
     oldest: str = ""
     converter: str = ""
     system: str = ""
+    quick: bool = True
 
     @property
     def imported(self) -> str:
@@ -84,6 +86,12 @@ _ALL = (
     Target("openvino", "openvino", ".xml", "openvino", "openvino", ("fp32", "bf16", "int8"), (".bin",), ("onnx",)),
     Target("executorch", "executorch", ".pte", "executorch", "executorch"),
     Target("coreml", "coreml", ".mlpackage", "coremltools", "coreml", system="Darwin"),
+    Target(
+        *("litert", "litert", ".tflite", "ai-edge-litert", "litert", ("fp32", "int8")),
+        module="ai_edge_litert",
+        oldest="2.0",
+        quick=False,
+    ),
 )
 TARGETS = {target.runtime: target for target in _ALL}
 """All of them, by runtime."""

@@ -86,7 +86,7 @@ def export(
     bundle = load_bundle(model)
     if precision == "int8":
         judge = Tolerance(miou=tolerance, class_iou=class_tolerance, agreement=agreement)
-        options["further"] = _quantizer(bundle, calibration, calibration_images, judge, options)
+        options["further"] = _quantizer(bundle, calibration, calibration_images, judge, format, options)
     written = export_bundle(
         bundle,
         output,
@@ -120,11 +120,12 @@ def _quantizer(
     folder: Path | None,
     count: int,
     tolerance: Tolerance,
+    formats: Sequence[str],
     options: Mapping[str, Any],
 ) -> Quantizer:
     data = {name: options[name] for name in ("source", "split") if name in options}
     calibration, check = calibration_samples(bundle, options.get("data"), folder=folder, count=count, **data)
-    return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, count)
+    return Quantizer(bundle, calibration, check.thinned(CHECK_IMAGES), tolerance, count, formats=formats)
 
 
 def _found(export: Export) -> dict[str, Any]:

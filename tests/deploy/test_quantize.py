@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from registry import registered
-from torch import Tensor, nn
+from tiny_quantize import CHANNELS, SIZE, Fragile, fragile_bundle, fragile_data, picture
 
 import litheseg.deploy.quantize.quantizer as room
 from litheseg.bundle.exported import Export, load_export
@@ -28,9 +28,7 @@ from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.deploy.quantize.quantizer import ToleranceError
 from litheseg.deploy.samples import CalibrationImages
 from litheseg.errors import DataError, Interrupted, LithesegError, MissingExtraError
-from litheseg.masks.classes import Classes
-from litheseg.models import SegmentationModel
-from litheseg.models.bundle import Bundle, BundleHeader, save_bundle
+from litheseg.models.bundle import Bundle
 from litheseg.runtime.engines import open_engine
 
 pytest.importorskip("nncf")
@@ -39,93 +37,25 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
 
-CLASSES = Classes(("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
-SIZE = (24, 32)
-CHANNELS = 32
 READERS: dict[str, type[QuantizableNetwork]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
 
 
-class _Fragile(SegmentationModel):
-    """Labels each pixel by its largest channel, through five layers, of which some have an outlier among their weights.
-
-    The outlier weighs a channel that is always 0: it changes nothing, but with one scale per output channel it leaves
-    the other weights nothing to be told apart by.
-    """
-
-    def __init__(self, num_classes: int, outliers: Sequence[int]) -> None:
-        super().__init__(num_classes)
-        sizes = [3, *[CHANNELS] * 4, num_classes]
-        kernels = (1, 3, 1, 3, 1)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, kernel, padding=kernel // 2)
-            for before, after, kernel in zip(sizes, sizes[1:], kernels, strict=False)
-        )
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for index, layer in enumerate(self.layers):
-                layer.weight.copy_(1e-3 * torch.rand(layer.weight.shape, generator=generator))
-                layer.bias.zero_()
-                middle = layer.kernel_size[0] // 2
-                for channel in range(3):
-                    layer.weight[channel, channel, middle, middle] = 1
-                if index < len(self.layers) - 1:
-                    layer.weight[-1], layer.bias[-1] = 0, -1  # always 0 behind the ReLU
-                if index in outliers:
-                    layer.weight[:, -1] = 1000
-
-    def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        features = image
-        for layer in self.layers[:-1]:
-            features = layer(features).relu()
-        return {"logits": self.layers[-1](features), "features": features}
-
-
-def _bundle(folder: Path, outliers: Sequence[int]) -> Bundle:
-    header = BundleHeader(
-        architecture={"name": "fragile", "args": {"outliers": list(outliers)}},
-        classes=CLASSES,
-        size=SIZE,
-        mean=(0.0, 0.0, 0.0),
-        std=(0.5, 0.5, 0.5),
-    )
-    return save_bundle(folder / "model.safetensors", _Fragile(3, outliers), header)
-
-
-def _picture(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of three by four pixels, one channel of each clearly the largest, and which."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 3, (8, 8)).repeat(3, 0).repeat(4, 1).astype(np.uint8)
-    image = generator.integers(20, 120, (*SIZE, 3)).astype(np.uint8)
-    image[np.arange(SIZE[0])[:, None], np.arange(SIZE[1]), labels] += 100
-    return image, labels
-
-
-_registered = registered(fragile=lambda num_classes, *, outliers, **_: _Fragile(num_classes, outliers))
+_registered = registered(fragile=lambda num_classes, *, outliers, **_: Fragile(num_classes, outliers))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 training images and 4 to validate on."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "classes.yaml").write_text("- red\n- green\n- blue\n")
-    for split, count, first in (("train", 10, 0), ("val", 4, 100)):
-        for seed in range(first, first + count):
-            image, labels = _picture(seed)
-            for part, pixels in (("images", image), ("masks", labels)):
-                folder = root / part / split
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(folder / f"{seed:03d}.png")
-    return root
+    return fragile_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return _bundle(tmp_path_factory.mktemp("fragile"), outliers=[2])
+    return fragile_bundle(tmp_path_factory.mktemp("fragile"), outliers=[2])
 
 
 @pytest.fixture(scope="module")
 def sturdy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return _bundle(tmp_path_factory.mktemp("sturdy"), outliers=[])
+    return fragile_bundle(tmp_path_factory.mktemp("sturdy"), outliers=[])
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +139,7 @@ def test_files_shrink(export: Export, form: str) -> None:
 )
 def test_an_int8_network_runs_wherever_its_format_does(export: Export, file: str, runtime: str) -> None:
     engine = open_engine(export.folder / file, runtime=runtime, precision="int8", threads=1)
-    image, labels = _picture(7)
+    image, labels = picture(7)
     logits = engine(image)
     assert (engine.precision, logits.dtype, logits.shape) == ("int8", np.float32, (3, *SIZE))
     assert float((logits.argmax(0) == labels).mean()) > 0.99
@@ -316,7 +246,7 @@ def test_what_fails_or_is_stopped_leaves_the_fp32_networks(
         kept = load_export(tmp_path / "export")
         precisions = [(artefact.format, artefact.precision) for artefact in kept.artefacts]
         assert precisions == [("onnx", "fp32"), ("openvino", "fp32"), ("onnx", "int8")]
-        image, labels = _picture(3)
+        image, labels = picture(3)
         for precision in ("fp32", "int8"):
             mask = open_engine(kept, runtime="onnxruntime", precision=precision, threads=1)(image).argmax(0)
             assert float((mask == labels).mean()) > 0.99
@@ -345,7 +275,7 @@ def test_any_size_channels_first_labels_and_images_without_labels(sturdy: Bundle
     options: dict[str, Any] = {"size": None, "layout": "NCHW", "output_kind": "labels", "check": False}
     export = export_bundle(sturdy, tmp_path / "export", further=quantizer, **options)
     engine = open_engine(export, precision="int8", threads=1)
-    image, labels = _picture(3)
+    image, labels = picture(3)
     assert float((engine(image) == labels).mean()) > 0.99
     assert engine(np.tile(image, (2, 3, 1))).shape == (48, 96)
     assert "images without labels" in (export.folder / "README.md").read_text()
@@ -401,7 +331,7 @@ def test_a_folder_of_images_is_divided(sturdy: Bundle, data: Path, tmp_path: Pat
     calibration, check = calibration_samples(sturdy, data / "images" / "train")
     assert (len(calibration), len(check)) == (8, 2)
     assert not {sample.id for sample in calibration.samples} & {sample.id for sample in check.samples}
-    Image.fromarray(_picture(0)[0]).save(tmp_path / "lone.png")
+    Image.fromarray(picture(0)[0]).save(tmp_path / "lone.png")
     calibration, check = calibration_samples(sturdy, tmp_path)
     assert len(calibration) == len(check) == 1
 

@@ -1,11 +1,11 @@
-"""A network file in memory as NNCF takes it: quantized after training, or one layer at a time.
+"""A network file in memory: quantized after training, or one layer at a time; by NNCF, for the formats that it knows.
 
-Weights become int8, symmetric, with one scale per output channel; activations uint8 with a zero point of their own
-(NNCF's preset "mixed"). Weights use half the range of int8 (its `OverflowFix.ENABLE`): processors without VNNI add
+In NNCF's, weights become int8, symmetric, with one scale per output channel; activations uint8 with a zero point of
+their own (its preset "mixed"). Weights use half the range of int8 (`OverflowFix.ENABLE`): processors without VNNI add
 pairs of products in 16 bits, which saturates at the full range, and one file would give one result on one machine and a
 far worse one on the next.
 
-What differs between formats is in `onnx_network` and `openvino_network`.
+What differs between formats is in `onnx_network` and `openvino_network`; `litert_network` has another quantizer.
 
 Usage:
     >>> network = OnnxNetwork.read(Path("street.onnx"), "NHWC")
@@ -32,7 +32,7 @@ from litheseg.deploy.samples import CalibrationImages
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.progress import work
 
-__all__ = ["PASSING", "QuantizableNetwork", "require_nncf"]
+__all__ = ["PASSING", "NncfNetwork", "QuantizableNetwork"]
 
 PASSING = frozenset(
     "Concat DepthToSpace Flatten Gather Identity MaxPool Pad Reshape Slice SpaceToDepth Split Squeeze StridedSlice "
@@ -42,22 +42,33 @@ PASSING = frozenset(
 
 
 class QuantizableNetwork(ABC):
-    """A network file in memory, as NNCF takes it.
+    """A network file in memory, which becomes int8.
 
     Args:
         model: as its library holds it; what it computes is never changed.
         layout: of its input, "NHWC" or "NCHW".
-        untouched: names of operations that are never quantized.
     """
 
     suffix: str
     """Of its main file."""
     libraries: tuple[str, ...]
-    """That make and run it, besides NNCF."""
+    """The packages that quantize, write and run it."""
+    corrects_biases: bool
+    """Whether there are two ways, with the biases corrected and without."""
 
-    def __init__(self, model: Any, layout: str, untouched: Sequence[str] = ()) -> None:
-        self.model, self.layout, self._untouched = model, layout, untouched
+    def __init__(self, model: Any, layout: str) -> None:
+        self.model, self.layout = model, layout
 
+    @classmethod
+    @abstractmethod
+    def require(cls) -> None:
+        """See that what quantizes it is installed, without the seconds that importing it takes.
+
+        Raises:
+            MissingExtraError: it is not.
+        """
+
+    @abstractmethod
     def quantized(
         self, images: CalibrationImages, *, kept: Collection[str] = (), corrected: bool = True, probe: bool = False
     ) -> QuantizableNetwork:
@@ -71,10 +82,66 @@ class QuantizableNetwork(ABC):
                 floating point wants the bias that it had.
 
         Raises:
-            MissingExtraError: NNCF is not installed.
-            LithesegError: NNCF cannot quantize this network.
+            MissingExtraError: the quantizer is not installed.
+            LithesegError: it cannot quantize this network.
         """
-        require_nncf()
+
+    @classmethod
+    @abstractmethod
+    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
+        """Read a network file.
+
+        Raises:
+            MissingExtraError: its library is not installed.
+        """
+
+    @abstractmethod
+    def layers(self) -> tuple[tuple[str, str], ...]:
+        """The operations of a probe that run in int8, in running order: (unique name, kind)."""
+
+    @abstractmethod
+    def only(self, name: str) -> QuantizableNetwork:
+        """A probe in which one of its `layers` runs in int8 and everything else in floating point."""
+
+    @abstractmethod
+    def write(self, path: Path, text: str = "") -> tuple[Path, ...]:
+        """Write it to `path`, which ends in `suffix`, and, for some formats, beside it; returns the files.
+
+        Args:
+            path: the main file.
+            text: a description to store inside.
+        """
+
+    def _batch(self, image: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(image if self.layout == "NHWC" else image.transpose(2, 0, 1))[None]
+
+
+class NncfNetwork(QuantizableNetwork):
+    """A network that NNCF quantizes; see `QuantizableNetwork`.
+
+    Args:
+        model: as its library holds it.
+        layout: of its input.
+        untouched: names of operations that are never quantized.
+    """
+
+    corrects_biases = True
+
+    def __init__(self, model: Any, layout: str, untouched: Sequence[str] = ()) -> None:
+        super().__init__(model, layout)
+        self._untouched = untouched
+
+    @classmethod
+    def require(cls) -> None:
+        """See `QuantizableNetwork.require`."""
+        if importlib.util.find_spec("nncf") is None:
+            raise MissingExtraError("nncf", "export", "int8")
+
+    def quantized(
+        self, images: CalibrationImages, *, kept: Collection[str] = (), corrected: bool = True, probe: bool = False
+    ) -> QuantizableNetwork:
+        """See `QuantizableNetwork.quantized`."""
+        self.require()
         os.environ.setdefault("NNCF_CI", "1")  # disables telemetry; looked at once, when it is imported
         with _quiet():
             import nncf
@@ -117,32 +184,6 @@ class QuantizableNetwork(ABC):
             raise LithesegError(f"NNCF cannot quantize this network ({reason}); export it as fp32") from error
         return type(self)(model, self.layout)
 
-    @classmethod
-    @abstractmethod
-    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
-        """Read a network file.
-
-        Raises:
-            MissingExtraError: its library is not installed.
-        """
-
-    @abstractmethod
-    def layers(self) -> tuple[tuple[str, str], ...]:
-        """The operations of a probe that run in int8, in running order: (unique name, kind)."""
-
-    @abstractmethod
-    def only(self, name: str) -> QuantizableNetwork:
-        """A probe in which one of its `layers` runs in int8 and everything else in floating point."""
-
-    @abstractmethod
-    def write(self, path: Path, text: str = "") -> tuple[Path, ...]:
-        """Write it to `path`, which ends in `suffix`, and, for some formats, beside it; returns the files.
-
-        Args:
-            path: the main file.
-            text: a description to store inside.
-        """
-
     @abstractmethod
     def _copy(self) -> Any:
         """A copy of the model that NNCF may change."""
@@ -150,9 +191,6 @@ class QuantizableNetwork(ABC):
     @abstractmethod
     def _feed(self, image: np.ndarray) -> Any:
         """An image as NNCF hands it to the model."""
-
-    def _batch(self, image: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(image if self.layout == "NHWC" else image.transpose(2, 0, 1))[None]
 
 
 @contextmanager
@@ -169,13 +207,3 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, before[0], strict=True):
             logger.setLevel(level)
         console.quiet = before[1]
-
-
-def require_nncf() -> None:
-    """See that NNCF is installed, without the seconds that importing it takes.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    if importlib.util.find_spec("nncf") is None:
-        raise MissingExtraError("nncf", "export", "int8")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from litheseg.bundle.description import KEY
-from litheseg.deploy.quantize.networks import PASSING, QuantizableNetwork
+from litheseg.deploy.quantize.networks import PASSING, NncfNetwork, QuantizableNetwork
 from litheseg.errors import MissingExtraError
 
 __all__ = ["OnnxNetwork"]
@@ -21,10 +21,10 @@ __all__ = ["OnnxNetwork"]
 _NORMALISATION = "normalisation"
 
 
-class OnnxNetwork(QuantizableNetwork):
+class OnnxNetwork(NncfNetwork):
     """An `onnx.ModelProto`; see `QuantizableNetwork`."""
 
-    suffix, libraries = ".onnx", ("onnx", "onnxruntime")
+    suffix, libraries = ".onnx", ("nncf", "onnx", "onnxruntime")
 
     @classmethod
     def read(cls, path: Path, layout: str) -> QuantizableNetwork:

@@ -14,15 +14,15 @@ import numpy as np
 
 from litheseg.bundle.description import KEY
 from litheseg.deploy.openvino import require_openvino
-from litheseg.deploy.quantize.networks import PASSING, QuantizableNetwork
+from litheseg.deploy.quantize.networks import PASSING, NncfNetwork, QuantizableNetwork
 
 __all__ = ["OpenVinoNetwork"]
 
 
-class OpenVinoNetwork(QuantizableNetwork):
+class OpenVinoNetwork(NncfNetwork):
     """An `openvino.Model`; see `QuantizableNetwork`."""
 
-    suffix, libraries = ".xml", ("openvino",)
+    suffix, libraries = ".xml", ("nncf", "openvino")
 
     @classmethod
     def read(cls, path: Path, layout: str) -> QuantizableNetwork:

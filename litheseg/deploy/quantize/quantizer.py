@@ -1,9 +1,9 @@
 """From an exported fp32 network to an int8 network: calibrate, check, keep in floating point what int8 breaks.
 
-NNCF quantizes after training; here the result is compared with fp32 in the runtime that the file is for. Where it is
-worse than the tolerance, it is tried without NNCF's bias correction, which evens out errors over a layer but
-can shift a class; then the most sensitive layers go back to floating point, as few as will do and at most half of them:
-beyond that, int8 is no longer faster.
+A library quantizes after training (`networks`, `litert_network`); here the result is compared with fp32 in the runtime
+that the file is for. Where it is worse than the tolerance, it is tried without NNCF's bias correction, which evens out
+errors over a layer but can shift a class; then the most sensitive layers go back to floating point, as few as will do
+and at most half of them: beyond that, int8 is no longer faster.
 
 Usage:
     >>> calibration, check = calibration_samples(bundle, "data/camvid")
@@ -29,7 +29,8 @@ import numpy as np
 from litheseg.bundle.exported import Artefact, Export, description
 from litheseg.bundle.targets import target_of
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
-from litheseg.deploy.quantize.networks import QuantizableNetwork, require_nncf
+from litheseg.deploy.quantize.litert_network import LitertNetwork
+from litheseg.deploy.quantize.networks import QuantizableNetwork
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.deploy.quantize.report import (
@@ -51,7 +52,12 @@ from litheseg.runtime.latency import Latency, Scope
 
 __all__ = ["Quantizer", "ToleranceError", "fewest_kept", "output_error"]
 
-_NETWORKS: dict[str, type[QuantizableNetwork]] = {"onnx": OnnxNetwork, "openvino": OpenVinoNetwork}
+_NETWORKS: dict[str, type[QuantizableNetwork]] = {
+    "onnx": OnnxNetwork,
+    "openvino": OpenVinoNetwork,
+    "litert": LitertNetwork,
+}
+_FORMATS = " or ".join(_NETWORKS)
 _PROBE_IMAGES = 8  # that layers are ranked on
 _REPEATS = 21  # timed passes of each precision
 
@@ -73,9 +79,10 @@ class Quantizer:
         tolerance: how much worse it may be.
         wanted: how many calibration images were asked for; the report says so where there are fewer.
         threads: of the CPU, for checking and timing; None for the runtime's own choice.
+        formats: of the export, whose quantizers must be there.
 
     Raises:
-        MissingExtraError: NNCF is not installed.
+        MissingExtraError: a quantizer is not installed.
     """
 
     bundle: Bundle
@@ -84,10 +91,12 @@ class Quantizer:
     tolerance: Tolerance = field(default_factory=Tolerance)
     wanted: int = 0
     threads: int | None = None
+    formats: Sequence[str] = ("onnx",)
 
     def __post_init__(self) -> None:
-        """Raise MissingExtraError now if NNCF is not installed: not after minutes of exporting."""
-        require_nncf()
+        """Raise MissingExtraError now if a quantizer is not installed: not after minutes of exporting."""
+        for name in _NETWORKS.keys() & set(self.formats):
+            _NETWORKS[name].require()
 
     def __call__(self, export: Export) -> Iterator[tuple[Artefact, Certificate, dict[str, Any]]]:
         """Quantize all networks of an export that can be, as `export_bundle` asks of `further`.
@@ -101,7 +110,7 @@ class Quantizer:
         """
         originals = [artefact for artefact in export.artefacts if artefact.format in _NETWORKS]
         if not originals:
-            raise LithesegError("int8 is made of networks in onnx or openvino; export one of these (--format onnx)")
+            raise LithesegError(f"int8 is made of networks in {_FORMATS}; export one of these (--format onnx)")
         failed = []
         for original in originals:
             try:
@@ -128,7 +137,7 @@ class Quantizer:
             MissingExtraError: the runtime is not installed.
         """
         if artefact.format not in _NETWORKS or artefact.precision != "fp32":
-            raise LithesegError(f"{artefact} cannot become int8; give an fp32 network in onnx or openvino")
+            raise LithesegError(f"{artefact} cannot become int8; give an fp32 network in {_FORMATS}")
         with tempfile.TemporaryDirectory() as scratch:
             report, network = _Job(self, export, artefact, Path(scratch)).run()
         return _written(network, export, artefact), report
@@ -159,7 +168,7 @@ class _Job:
         """
         ranking: list[Sensitivity] = []
         start = self._attempt((), corrected=True)
-        if not start.holds:
+        if not start.holds and self._network.corrects_biases:
             start = min(start, self._attempt((), corrected=False), key=_shortfall)
         if not start.holds:
             ranking = self._ranked()
@@ -240,7 +249,7 @@ class _Job:
             ranking=tuple(ranking),
             trials=trials,
             accepted=trials.index(best),
-            versions={name: version(name) for name in ("nncf", *self._network.libraries)},
+            versions={name: version(name) for name in self._network.libraries},
         )
 
 
@@ -310,7 +319,8 @@ def _written(network: QuantizableNetwork, export: Export, artefact: Artefact) ->
     """Write the files beside those of fp32, with the export's description inside."""
     name = f"{artefact.format}-int8-w{artefact.width:g}{network.suffix}"
     int8 = replace(artefact, precision="int8", path=name, files={})
-    text = description(export.header, [int8], {**export.provenance, "nncf": version("nncf")})
+    versions = {name: version(name) for name in network.libraries}
+    text = description(export.header, [int8], {**export.provenance, **versions})
     try:
         with tempfile.TemporaryDirectory(dir=export.folder) as scratch:
             files = network.write(Path(scratch) / name, text)

@@ -1,0 +1,196 @@
+"""A network as a LiteRT file (.tflite, the format of TensorFlow Lite), converted in this process by litert-torch.
+
+The image stays 1 x H x W x C, which is LiteRT's own order: the converter turns the convolutions to it, and what is left
+is one transposition, of the logits. The size is fixed; the converter has none that is open.
+
+An average pool that leaves its padding out of the count has no operator in LiteRT, save where LiteRT by itself would
+pad just so. The converter falls back on a general reduction, slow and without int8. Here such a pool becomes one that
+counts its padding, times a constant: how much more of a window there is than of the image in it.
+
+Usage:
+    >>> save_litert(litert_model(deployed(bundle, 0.5), (360, 480)), Path("street.tflite"), text)
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litheseg.bundle.description import append_description
+from litheseg.deploy.network import Deployed
+from litheseg.errors import LithesegError, MissingExtraError, ModelError
+from litheseg.progress import work
+
+if TYPE_CHECKING:
+    from litheseg.deploy.conversion import Conversion
+
+__all__ = ["LIBRARIES", "USAGE", "litert_model", "save_litert", "write"]
+
+LIBRARIES = ("litert-torch", "ai-edge-litert")
+USAGE = (
+    "from ai_edge_litert.interpreter import Interpreter",
+    '[result] = Interpreter("{path}").get_signature_runner()(image=image).values()',
+)
+_OLDEST = (0, 10)  # of the converter
+
+
+def write(conversion: Conversion, path: Path, text: str) -> None:
+    """See `litheseg.deploy.conversion`."""
+    save_litert(litert_model(conversion.network, conversion.size), path, text)
+
+
+def litert_model(network: Deployed, size: tuple[int, int] | None) -> bytes:
+    """The content of a .tflite file.
+
+    Args:
+        network: in evaluation mode.
+        size: height and width of its input in pixels.
+
+    Raises:
+        LithesegError: no size is given, or the converter is too old.
+        MissingExtraError: the converter is not installed.
+        ModelError: an operator that LiteRT lacks; names it, and the layer.
+    """
+    if size is None:
+        raise LithesegError("a network in LiteRT takes one size of images; give it (--size HxW), or another format")
+    litert_torch, images = _converter(), network.images
+    shape = (1, *size, images.channels) if network.layout == "NHWC" else (1, images.channels, *size)
+    example = {"image": torch.zeros(shape, dtype=getattr(torch, images.dtype))}
+    named = _Named(_without_uneven_pools(network), network.output).eval()
+    try:
+        with work("converting to LiteRT"), _quiet():
+            return _renamed(litert_torch.convert(named, sample_kwargs=example).model_content())
+    except Exception as error:  # each step of the converter has errors of its own
+        reason, remedy = _reason(error), "export to onnx or torch instead"
+        raise ModelError(f"LiteRT cannot hold this network ({reason}); {remedy}") from error
+
+
+def save_litert(content: bytes, path: Path, text: str = "") -> None:
+    """Write a file, with `text` behind the network, where LiteRT does not look.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.write_bytes(content)
+    if text:
+        append_description(path, text)
+
+
+def _converter() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # looked at once, when it is imported
+    try:
+        with _quiet():
+            import litert_torch
+    except ImportError as error:
+        raise MissingExtraError("litert-torch", "litert-export", "export to LiteRT") from error
+    found = version("litert-torch")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise LithesegError(
+            f"litert-torch {found} is too old to convert these networks; pip install --upgrade 'litert-torch>={oldest}'"
+        )
+    litert_torch.config.show_progress = False
+    return litert_torch
+
+
+class _Named(nn.Module):
+    """A network whose output has a name, which becomes the one in the file."""
+
+    def __init__(self, network: nn.Module, output: str) -> None:
+        super().__init__()
+        self.deployed, self._output = network, output
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {self._output: self.deployed(image)}
+
+
+class _CountedPool(nn.Module):
+    """What an `nn.AvgPool2d` with ``count_include_pad=False`` computes, by way of one with True."""
+
+    def __init__(self, pool: nn.AvgPool2d) -> None:
+        super().__init__()
+        self._arguments = tuple(_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = self._arguments
+        mean = F.avg_pool2d(x, kernel, stride, padding)
+        sides = (
+            [k / (min(i * s - p + k, extent) - max(i * s - p, 0)) for i in range(count)]
+            for k, s, p, extent, count in zip(kernel, stride, padding, x.shape[2:], mean.shape[2:], strict=True)
+        )
+        rows, columns = sides
+        return mean * torch.tensor([[row * column for column in columns] for row in rows])
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _without_uneven_pools(network: nn.Module) -> nn.Module:
+    """A copy in which pools that leave out the padding are computed otherwise."""
+    made = copy.deepcopy(network)
+    for name, pool in list(made.named_modules()):
+        uneven = isinstance(pool, nn.AvgPool2d) and any(_pair(pool.padding)) and not pool.count_include_pad
+        if uneven and not pool.ceil_mode and pool.divisor_override is None:
+            made.set_submodule(name, _CountedPool(pool))
+    return made
+
+
+def _renamed(content: bytes) -> bytes:
+    """The same network, its layers called as in PyTorch: the converter's names hold the classes of all around them.
+
+    ``a.Net_net/b.Sequential_2/c.ReLU_1;;a.Net_net/b.Sequential_2/c.Conv2d_0;3`` becomes ``net.2.0``, and the next of
+    that name ``net.2.0#2``.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model, seen = flatbuffer_utils.read_model_from_bytearray(bytearray(content)), Counter[str]()
+    for tensor in model.subgraphs[0].tensors:
+        last = [part for part in tensor.name.decode().split(";") if part and not part.isdigit()][-1]
+        named = [part.rpartition(".")[2].lstrip("_").partition("_")[2] or part for part in last.split("/")]
+        name = ".".join(part for part in named[1:] or named if part not in ("deployed", "network")) or "other"
+        seen[name] += 1
+        tensor.name = (name if seen[name] == 1 else f"{name}#{seen[name]}").encode()
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong: in a word of the converter's, with the operator and the layer where it was."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    node, frame = None, error.__traceback__
+    while frame is not None:
+        here = frame.tb_frame.f_locals.get("node")
+        node, frame = here if isinstance(here, torch.fx.Node) else node, frame.tb_next
+    if node is None:
+        return said
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    layer = stack[-1][0].removeprefix("deployed.network.") if stack else ""
+    return f"{said}, operator {node.target}{f' in layer {layer}' if layer else ''}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The converter without the remarks of its libraries."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
