@@ -5,7 +5,8 @@ is one transposition, of the logits. The size is fixed; the converter has none t
 
 An average pool that leaves its padding out of the count has no operator in LiteRT, save where LiteRT by itself would
 pad just so. The converter falls back on a general reduction, slow and without int8. Here such a pool becomes one that
-counts its padding, times a constant: how much more of a window there is than of the image in it.
+counts its padding, times a constant: how much more of a window there is than of the image in it. And the normalisation
+becomes a convolution of each channel with one number, since of integers that is one step, rounded once.
 
 Usage:
     >>> save_litert(litert_model(deployed(bundle, 0.5), (360, 480)), Path("street.tflite"), text)
@@ -69,7 +70,7 @@ def litert_model(network: Deployed, size: tuple[int, int] | None) -> bytes:
     litert_torch, images = _converter(), network.images
     shape = (1, *size, images.channels) if network.layout == "NHWC" else (1, images.channels, *size)
     example = {"image": torch.zeros(shape, dtype=getattr(torch, images.dtype))}
-    named = _Named(_without_uneven_pools(network), network.output).eval()
+    named = _Named(_Prepared(network)).eval()
     try:
         with work("converting to LiteRT"), _quiet():
             return _renamed(litert_torch.convert(named, sample_kwargs=example).model_content())
@@ -106,15 +107,26 @@ def _converter() -> Any:
     return litert_torch
 
 
+class _Prepared(Deployed):
+    """A network as the converter is given it."""
+
+    def __init__(self, network: Deployed) -> None:
+        inner = _without_uneven_pools(network.network)
+        super().__init__(inner, network.images, layout=network.layout, output=network.output)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        return F.conv2d(pixels, self.gain.view(-1, 1, 1, 1), self.offset.view(-1), groups=self.images.channels)
+
+
 class _Named(nn.Module):
     """A network whose output has a name, which becomes the one in the file."""
 
-    def __init__(self, network: nn.Module, output: str) -> None:
+    def __init__(self, network: Deployed) -> None:
         super().__init__()
-        self.deployed, self._output = network, output
+        self.deployed = network
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {self._output: self.deployed(image)}
+        return {self.deployed.output: self.deployed(image)}
 
 
 class _CountedPool(nn.Module):

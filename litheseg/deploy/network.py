@@ -60,6 +60,8 @@ class Deployed(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The raw image, 1 x H x W x C (or 1 x C x H x W) -> float32 1 x K x h x w, or uint8 1 x H x W."""
         ready = self.planes(image) * self.gain + self.offset
+        pixels = image.permute(0, 3, 1, 2) if self.layout == "NHWC" else image
+        ready = self.normalised(pixels.float())
         own = isinstance(self.network, SegmentationModel)
         logits = (self.network.outputs(ready)["logits"] if own else self.network(ready)).float()  # type: ignore[operator]
         if self.output == "logits":
@@ -75,6 +77,9 @@ class Deployed(nn.Module):
         channels = self.images.channels
         shape = (1, *size, channels) if self.layout == "NHWC" else (1, channels, *size)
         return torch.zeros(shape, dtype=getattr(torch, self.images.dtype))
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Raw pixels, float32 1 x C x H x W, as the network takes them."""
+        return pixels * self.gain + self.offset
 
 
 def deployed(bundle: Bundle, width: float, *, layout: str = "NHWC", output: str = "logits") -> Deployed:

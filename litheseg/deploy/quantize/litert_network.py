@@ -1,8 +1,8 @@
-"""LiteRT networks, quantized by AI Edge Quantizer: integers from the normalised image to the logits.
+"""LiteRT networks, quantized by AI Edge Quantizer: integers from the raw pixels to the logits.
 
 Weights become int8, symmetric, with one scale per output channel; activations int8 with a zero point of their own, over
-the range that the images give, on average. Biases are not corrected. The image's normalisation and the step back to
-float32 logits stay in floating point, and so does what LiteRT has in no other.
+the range that the images give, on average. Biases are not corrected. The last step makes float32 logits of the
+integers; what LiteRT has in floating point only stays there.
 
 Usage:
     >>> network = LitertNetwork.read(Path("street.tflite"), "NHWC")
@@ -19,6 +19,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from litheseg.bundle.description import append_description
 from litheseg.deploy.quantize.networks import QuantizableNetwork
 from litheseg.deploy.samples import CalibrationImages
@@ -28,7 +30,8 @@ from litheseg.progress import work
 __all__ = ["LitertNetwork"]
 
 _SIGNATURE, _INPUT = "serving_default", "image"  # the converter's name of the network, and ours of what it takes
-_EVERY, _BITS, _INT8 = ".*", 8, 9  # the pattern of all layers; bits; the format's number of the type
+_EVERY, _BITS = ".*", 8  # the pattern of all layers
+_UINT8, _INT8 = 3, 9  # the format's numbers of types
 _PASSING = frozenset(
     "CAST CONCATENATION DEQUANTIZE MAX_POOL_2D PAD PADV2 QUANTIZE RESHAPE RESIZE_NEAREST_NEIGHBOR SLICE SPACE_TO_DEPTH "
     "SPLIT SQUEEZE STRIDED_SLICE TRANSPOSE UNPACK".split()
@@ -112,8 +115,20 @@ class LitertNetwork(QuantizableNetwork):
                     with _quiet():
                         seen.calibrate({_SIGNATURE: [{_INPUT: self._batch(image)}]}, everything)
                     passes.advance()
-            self._found = images, seen.get_model_qsvs()
+            self._found = images, self._exact(seen.get_model_qsvs())
         return self._found[1]
+
+    def _exact(self, ranges: dict[str, Any]) -> dict[str, Any]:
+        """The ranges, that of raw pixels all of theirs: so each is an integer, in steps of 1."""
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        content = flatbuffer_utils.read_model_from_bytearray(bytearray(self.model))
+        cast = _pixels(content)
+        name = None if cast is None else _name(content.subgraphs[0].tensors[cast.outputs[0]])
+        if name in ranges:
+            ends = {"min": 0, "max": 255}
+            ranges[name] = {end: np.full_like(ranges[name][end], value) for end, value in ends.items()}
+        return ranges
 
     def _int8(self, ranges: Any, layers: Iterable[str], kept: Iterable[str]) -> bytes:
         """The content, of which the layers that match run in int8, less those that are kept."""
@@ -126,11 +141,11 @@ class LitertNetwork(QuantizableNetwork):
             for pattern in layers:
                 made.add_static_config(pattern, Kind.ALL_SUPPORTED, _BITS, _BITS)
             float32 = {"algorithm_key": AlgorithmName.NO_QUANTIZE}
-            for name in (*_normalisation(self.model), *kept):
+            for name in kept:
                 made.update_quantization_recipe(_only(name), Kind.ALL_SUPPORTED, **float32)
             made.update_quantization_recipe(_EVERY, Kind.OUTPUT, **float32)
             how = {"enable_progress_bar": False, "enable_progress_report": False}
-            return bytes(made.quantize(ranges, **how).quantized_model)
+            return _integral(made.quantize(ranges, **how).quantized_model)
 
 
 def _only(name: str) -> str:
@@ -140,34 +155,42 @@ def _only(name: str) -> str:
 
 def _operations(model: bytes) -> Iterator[tuple[str, str, bool]]:
     """Name, kind, and whether the result is int8, of the operations of a network in running order."""
-    graph, kinds = _read(model)
-    for operation in graph.operators:
-        output = graph.tensors[operation.outputs[0]]
-        yield _text(output.name), kinds[operation.opcodeIndex], output.type == _INT8
-
-
-def _normalisation(model: bytes) -> list[str]:
-    """The multiplication and the addition that follow the image; empty where something else does."""
-    found: list[str] = []
-    for name, kind, _ in _operations(model):
-        if kind in ("MUL", "ADD")[len(found) :][:1]:
-            found.append(name)
-        elif kind not in ("CAST", "TRANSPOSE"):
-            break
-    return found if len(found) == 2 else []
-
-
-def _read(model: bytes) -> tuple[Any, list[str]]:
-    """The graph, as the format's objects, and the kinds of operations by their index."""
     from ai_edge_litert.tools import flatbuffer_utils
 
     content = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
-    count = len(content.operatorCodes)
-    return content.subgraphs[0], [str(flatbuffer_utils.opcode_to_name(content, index)) for index in range(count)]
+    [graph] = content.subgraphs
+    for step in graph.operators:
+        output = graph.tensors[step.outputs[0]]
+        yield _name(output), str(flatbuffer_utils.opcode_to_name(content, step.opcodeIndex)), output.type == _INT8
 
 
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+def _pixels(content: Any) -> Any:
+    """The step that makes raw uint8 pixels float32; None where there is none."""
+    [graph], [image] = content.subgraphs, content.subgraphs[0].inputs
+    first = graph.operators[0]
+    return first if list(first.inputs) == [image] and graph.tensors[image].type == _UINT8 else None
+
+
+def _integral(model: bytes) -> bytes:
+    """An int8 network without the float32 of its pixels: their int8, in steps of 1, is made of uint8."""
+    from ai_edge_litert.schema_py_generated import QuantizationParametersT
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    content = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    [graph], cast = content.subgraphs, _pixels(content)
+    readers = [step for step in graph.operators if cast is not None and cast.outputs[0] in step.inputs]
+    if [flatbuffer_utils.opcode_to_name(content, step.opcodeIndex) for step in readers] != ["QUANTIZE"]:
+        return model  # float32 is what the next layer wants
+    image = graph.tensors[graph.inputs[0]]
+    image.quantization = QuantizationParametersT()
+    image.quantization.scale, image.quantization.zeroPoint = [1.0], [0]
+    readers[0].inputs = list(graph.inputs)
+    graph.operators.remove(cast)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
+
+
+def _name(tensor: Any) -> str:
+    return tensor.name.decode() if isinstance(tensor.name, bytes) else str(tensor.name)
 
 
 @contextlib.contextmanager
