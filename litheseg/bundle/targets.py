@@ -89,7 +89,7 @@ _ALL = (
     Target(
         *("litert", "litert", ".tflite", "ai-edge-litert", "litert", ("fp32", "int8")),
         module="ai_edge_litert",
-        oldest="2.0",
+        oldest="1.4",
         quick=False,
     ),
 )
