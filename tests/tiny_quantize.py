@@ -76,6 +76,7 @@ def picture(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fragile_data(root: Path) -> Path:
     """10 training images and 4 to validate on."""
+    root.mkdir(parents=True, exist_ok=True)
     (root / "classes.yaml").write_text("- red\n- green\n- blue\n")
     for split, count, first in (("train", 10, 0), ("val", 4, 100)):
         for seed in range(first, first + count):

@@ -97,7 +97,7 @@ def test_what_is_wrong_with_a_file_or_the_runtime_is_one_error(
     with pytest.raises(LithesegError, match=r"ai-edge-litert .* cannot run .*litert-fp32-w1\.tflite"):
         open_engine(broken)
     monkeypatch.setattr(engines, "version", lambda _: "1.0.1")
-    with pytest.raises(LithesegError, match=r"too old .*pip install --upgrade 'ai-edge-litert>=1\\.4"):
+    with pytest.raises(LithesegError, match=r"too old .*pip install --upgrade 'ai-edge-litert>=1\.4"):
         open_engine(export)
 
 
