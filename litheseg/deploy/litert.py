@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from litheseg.bundle.description import append_description
 from litheseg.deploy.network import Deployed
+from litheseg.deploy.torch_export import layer_of
 from litheseg.errors import LithesegError, MissingExtraError, ModelError
 from litheseg.progress import work
 
@@ -67,9 +68,7 @@ def litert_model(network: Deployed, size: tuple[int, int] | None) -> bytes:
     """
     if size is None:
         raise LithesegError("a network in LiteRT takes one size of images; give it (--size HxW), or another format")
-    litert_torch, images = _converter(), network.images
-    shape = (1, *size, images.channels) if network.layout == "NHWC" else (1, images.channels, *size)
-    example = {"image": torch.zeros(shape, dtype=getattr(torch, images.dtype))}
+    litert_torch, example = _converter(), {"image": network.example(size)}
     named = _Named(_Prepared(network)).eval()
     try:
         with work("converting to LiteRT"), _quiet():
@@ -114,8 +113,8 @@ class _Prepared(Deployed):
         inner = _without_uneven_pools(network.network)
         super().__init__(inner, network.images, layout=network.layout, output=network.output)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        return F.conv2d(pixels, self.gain.view(-1, 1, 1, 1), self.offset.view(-1), groups=self.images.channels)
+    def normalised(self, planes: Tensor) -> Tensor:
+        return F.conv2d(planes, self.gain.view(-1, 1, 1, 1), self.offset.view(-1), groups=self.images.channels)
 
 
 class _Named(nn.Module):
@@ -190,9 +189,7 @@ def _reason(error: BaseException) -> str:
         node, frame = here if isinstance(here, torch.fx.Node) else node, frame.tb_next
     if node is None:
         return said
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    layer = stack[-1][0].removeprefix("deployed.network.") if stack else ""
-    return f"{said}, operator {node.target}{f' in layer {layer}' if layer else ''}"
+    return f"{said}, operator {node.target} in layer {layer_of(node).removeprefix('deployed.network.')}"
 
 
 @contextmanager

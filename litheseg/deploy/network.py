@@ -59,9 +59,7 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The raw image, 1 x H x W x C (or 1 x C x H x W) -> float32 1 x K x h x w, or uint8 1 x H x W."""
-        ready = self.planes(image) * self.gain + self.offset
-        pixels = image.permute(0, 3, 1, 2) if self.layout == "NHWC" else image
-        ready = self.normalised(pixels.float())
+        ready = self.normalised(self.planes(image))
         own = isinstance(self.network, SegmentationModel)
         logits = (self.network.outputs(ready)["logits"] if own else self.network(ready)).float()  # type: ignore[operator]
         if self.output == "logits":
@@ -72,14 +70,15 @@ class Deployed(nn.Module):
         """The raw image as float32 1 x C x H x W."""
         return (image.permute(0, 3, 1, 2) if self.layout == "NHWC" else image).float()
 
+    def normalised(self, planes: Tensor) -> Tensor:
+        """The raw image, float32 1 x C x H x W, as the network takes it."""
+        return planes * self.gain + self.offset
+
     def example(self, size: tuple[int, int]) -> Tensor:
         """A raw image of this height and width, black."""
         channels = self.images.channels
         shape = (1, *size, channels) if self.layout == "NHWC" else (1, channels, *size)
         return torch.zeros(shape, dtype=getattr(torch, self.images.dtype))
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Raw pixels, float32 1 x C x H x W, as the network takes them."""
-        return pixels * self.gain + self.offset
 
 
 def deployed(bundle: Bundle, width: float, *, layout: str = "NHWC", output: str = "logits") -> Deployed:
