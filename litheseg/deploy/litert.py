@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def litert_model(network: Deployed, size: tuple[int, int] | None) -> bytes:
     named = _Named(_Prepared(network)).eval()
     try:
         with work("converting to LiteRT"), _quiet():
-            return _renamed(litert_torch.convert(named, sample_kwargs=example).model_content())
+            return _renamed(litert_torch.convert(named, sample_kwargs=example).model_content(), network)
     except Exception as error:  # each step of the converter has errors of its own
         reason, remedy = _reason(error), "export to onnx or torch instead"
         raise ModelError(f"LiteRT cannot hold this network ({reason}); {remedy}") from error
@@ -160,22 +161,35 @@ def _without_uneven_pools(network: nn.Module) -> nn.Module:
     return made
 
 
-def _renamed(content: bytes) -> bytes:
-    """The same network, its layers called as in PyTorch: the converter's names hold the classes of all around them.
+def _renamed(content: bytes, network: Deployed) -> bytes:
+    """The same network, its layers called as in PyTorch, where the converter names the classes of all around them.
 
-    ``a.Net_net/b.Sequential_2/c.ReLU_1;;a.Net_net/b.Sequential_2/c.Conv2d_0;3`` becomes ``net.2.0``, and the next of
-    that name ``net.2.0#2``.
+    Layers are known again by their weights. Another operator is called after the last layer before it, as in
+    ``decoder.merge.0.resize_bilinear``; a second one of the same name has a number.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model, seen = flatbuffer_utils.read_model_from_bytearray(bytearray(content)), Counter[str]()
-    for tensor in model.subgraphs[0].tensors:
-        last = [part for part in tensor.name.decode().split(";") if part and not part.isdigit()][-1]
-        named = [part.rpartition(".")[2].lstrip("_").partition("_")[2] or part for part in last.split("/")]
-        name = ".".join(part for part in named[1:] or named if part not in ("deployed", "network")) or "other"
+    weights = {name: weight for name, weight in network.network.named_parameters() if weight.ndim > 1}
+    layers = {_sorted(weight.numpy()): name.rpartition(".")[0] for name, weight in weights.items()}
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    [graph], seen, last = model.subgraphs, Counter[str](), ""
+    for step in graph.operators:
+        constants = {index: model.buffers[graph.tensors[index].buffer].data for index in step.inputs if index >= 0}
+        constants = {index: data for index, data in constants.items() if data is not None}
+        stored = (_sorted(np.array(data).view(np.float32)) for data in constants.values() if len(data) % 4 == 0)
+        known = next((layers[values] for values in stored if values in layers), "")
+        kind = str(flatbuffer_utils.opcode_to_name(model, step.opcodeIndex)).lower()
+        last, name = known or last, known or f"{last}.{kind}".lstrip(".")
         seen[name] += 1
-        tensor.name = (name if seen[name] == 1 else f"{name}#{seen[name]}").encode()
+        name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        for place, index in enumerate((*step.outputs, *constants)):
+            graph.tensors[index].name = f"{name}:{place}" if place else name
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _sorted(values: np.ndarray) -> bytes:
+    """Numbers in whatever order and shape."""
+    return bytes(np.sort(values, axis=None).tobytes())
 
 
 def _reason(error: BaseException) -> str:
