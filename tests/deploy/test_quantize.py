@@ -22,7 +22,7 @@ from litheseg.bundle.exported import Export, load_export
 from litheseg.cli import main
 from litheseg.deploy.export import CERTIFICATE_FILE, export_bundle
 from litheseg.deploy.quantize import REPORT_SUFFIX, Quantizer, Tolerance, calibration_samples
-from litheseg.deploy.quantize.networks import QuantizableNetwork
+from litheseg.deploy.quantize.networks import NncfNetwork, QuantizableNetwork
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
 from litheseg.deploy.quantize.openvino_network import OpenVinoNetwork
 from litheseg.deploy.quantize.quantizer import ToleranceError
@@ -230,14 +230,14 @@ def test_what_fails_or_is_stopped_leaves_the_fp32_networks(
     sturdy: Bundle, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantizer = Quantizer(sturdy, *calibration_samples(sturdy, data, count=4), threads=1)
-    real, failure = QuantizableNetwork.quantized, list[BaseException]()
+    real, failure = NncfNetwork.quantized, list[BaseException]()
 
-    def second_fails(self: QuantizableNetwork, images: CalibrationImages, **options: Any) -> QuantizableNetwork:
+    def second_fails(self: NncfNetwork, images: CalibrationImages, **options: Any) -> QuantizableNetwork:
         if isinstance(self, OpenVinoNetwork):
             raise failure[-1]
         return real(self, images, **options)
 
-    monkeypatch.setattr(QuantizableNetwork, "quantized", second_fails)
+    monkeypatch.setattr(NncfNetwork, "quantized", second_fails)
     options: dict[str, Any] = {"formats": ("onnx", "openvino"), "check": False, "further": quantizer, "force": True}
     for error, expected in ((LithesegError("broken"), LithesegError), (KeyboardInterrupt(), Interrupted)):
         failure.append(error)
