@@ -17,6 +17,7 @@ from tiny_pictures import Pictures
 
 from litheseg.cli import main
 from litheseg.errors import LithesegError
+from litheseg.evaluation.corruptions import CORRUPTIONS
 from litheseg.evaluation.robustness import RobustnessCard, header_robustness, measure_robustness
 from litheseg.masks.pictures import encode_mask
 from litheseg.models.bundle import load_bundle
@@ -128,6 +129,14 @@ def test_the_command(model: Path, folder: Path, tmp_path: Path, capsys: pytest.C
     content = json.loads(capsys.readouterr().out)
     assert content["images"] == 1 and [network["width"] for network in content["networks"]] == [0.5]
     assert len(content["networks"][0]["corruptions"]["fog"]["miou"]) == 1
+
+
+def test_a_report_of_models_has_it_on_request(model: Path, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "compare.html"
+    line = ["report", str(model), "--data", str(folder), "--no-latency", "--output", str(page)]
+    assert main([*line, "--robustness", "--images", "1"]) == 0
+    text = page.read_text()
+    assert "1 of 2 images" in text and all(name in text for name in CORRUPTIONS)
 
 
 @pytest.mark.parametrize(
