@@ -436,7 +436,8 @@ def choose_measured(
     ]
     if not fitting or (limits.min_miou is not None and (fitting[0].miou or 0) < limits.min_miou):
         raise _refusal(limits, points)
-    note = f"timed by {SCRIPT} on {measured.host.get('cpu', 'another machine')}; run it there again to verify"
+    place = measured.host.get("device") or measured.host.get("cpu", "another machine")
+    note = f"timed by {SCRIPT} on {place}; run it there again to verify"
     return Found(fitting[0], (), tuple(points), (note,))
 
 

@@ -1,8 +1,9 @@
 """A network as a package of Core ML (.mlpackage): an ML program in 32 bits, for iOS 16 and macOS 13 or newer.
 
 It takes a picture (RGB of 8 bits), so that an app hands it what the camera gives; other images are float32
-1 x C x H x W. Conversion works on Linux, too, Core ML on Apple's systems only. Elsewhere the program is read back and computed
-by the definitions of its operators (`litheseg.deploy.coreml_program`), and its weights are compared with the network's.
+1 x C x H x W. Linux can convert as well, but Core ML runs on Apple's systems only. Elsewhere the program is read back
+and computed by the definitions of its operators (`litheseg.deploy.coreml_program`), and its weights are compared with
+the network's.
 
 Usage:
     >>> write(Conversion(deployed(bundle, 0.5), (360, 480)), Path("street.mlpackage"), text)

@@ -145,7 +145,7 @@ def open_engine(
         runtime: one of `RUNTIMES`; None for one that is installed and takes the export's files.
         precision: "fp32", "bf16" (of an fp32 network) or "int8".
         threads: of the CPU; None for the runtime's own choice.
-        device: "cpu", or "cuda" where the runtime has it.
+        device: "cpu", or "cuda" or "tensorrt" where the runtime has it.
 
     Raises:
         BundleError: no export, or a damaged one.

@@ -11,6 +11,7 @@ a kit label a few images, and those that do so unlike PyTorch are left out: a de
     python measure.py                           every network, in every runtime that is installed
     python measure.py --threads 1,2,4           with other numbers of CPU threads than 1 and all
     python measure.py --only w0.5-180x240-fp32 --repeats 300      some again, with more repeats
+    python measure.py --device tensorrt         ONNX networks on an NVIDIA GPU: cuda, or tensorrt
     python measure.py --fps 15                  as for a camera: an image every 67 ms, and nothing to do meanwhile
 
 Networks take turns (see machine.py), and passes follow each other at once. --fps measures with pauses instead, as with
@@ -26,6 +27,7 @@ import importlib
 import json
 import math
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -89,6 +91,7 @@ def measure_export(
     *,
     threads: Sequence[int] | None = None,
     runtimes: Sequence[str] | None = None,
+    device: str = "cpu",
     repeats: int = 90,
     fps: float | None = None,
 ) -> dict[str, Any]:
@@ -99,6 +102,7 @@ def measure_export(
         output: the file to write.
         threads: numbers of CPU threads; None for 1 and all.
         runtimes: of those of the networks; None for those that are installed.
+        device: "cpu", or, in ONNX Runtime, "cuda" or "tensorrt".
         repeats: timed passes of each.
         fps: images a second, as of a camera; None for no pause.
 
@@ -118,7 +122,7 @@ def measure_export(
     packages = {name: [target.imported, target.package] for name, target in TARGETS.items()}
     facts = {"model": opened.provenance.get("model", ""), "name": opened.path.name}
     kit = {**facts, "packages": packages, "networks": networks}
-    how: dict[str, Any] = {"threads": threads, "runtimes": runtimes, "repeats": repeats, "fps": fps}
+    how: dict[str, Any] = {"threads": threads, "runtimes": runtimes, "repeats": repeats, "fps": fps, "device": device}
     try:
         with work(f"timing networks in turns, {repeats} repeats", still=True) as job:
             content = measure_kit(kit, opened.folder, told=job.show, **how)
@@ -167,6 +171,7 @@ def measure_kit(
     only: Sequence[str] | None = None,
     runtimes: Sequence[str] | None = None,
     threads: Sequence[int] | None = None,
+    device: str = "cpu",
     repeats: int = 90,
     warmup: int = 5,
     fps: float | None = None,
@@ -181,7 +186,8 @@ def measure_kit(
         folder: where the paths begin.
         only: ids of the networks; None for all.
         runtimes: of those of the networks; None for those that are installed.
-        threads: numbers of CPU threads; None for 1 and all.
+        threads: numbers of CPU threads; None for 1 and all, and for 1 on other devices.
+        device: "cpu", or, in ONNX Runtime, "cuda" or "tensorrt".
         repeats: timed passes of each.
         warmup: untimed passes of each before.
         fps: images a second, as of a camera; None for no pause.
@@ -202,7 +208,7 @@ def measure_kit(
         for entry in chosen
         for runtime in installed
         if runtime in entry["runtimes"]
-        for count in threads or sorted({1, cores()})
+        for count in threads or sorted({1, cores() if device == "cpu" else 1})
     ]
     rows: list[dict[str, Any]] = []
     told = told or _lines()
@@ -212,7 +218,7 @@ def measure_kit(
         def turned(done: int, total: int, first: int = first, count: int = len(part)) -> None:
             told(first + done * count // total, len(jobs))
 
-        opened = _opened(folder, kit.get("checks", ()), part, skipped)
+        opened = _opened(folder, kit.get("checks", ()), device, part, skipped)
         calls = {index: call for index, (call, _) in opened.items()}
         times = interleave(calls, repeats, warmup=warmup, fps=fps, turned=turned)
         rows += [_row(part[index], values, opened[index][1]) for index, values in times.items()]
@@ -225,13 +231,25 @@ def measure_kit(
         "name": kit.get("name", ""),
         "scope": "network",
         "fps": fps,
-        "host": host_facts(kit["packages"][name][1] for name in installed),
+        "host": {**host_facts(kit["packages"][name][1] for name in installed), **_gpu(device)},
         "started": started,
         "load_average": {"before": load[0], "after": _load()},
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "rows": rows,
         "skipped": skipped,
     }
+
+
+def _gpu(device: str) -> dict[str, str]:
+    """Device and name of the graphics card; nothing of the CPU."""
+    if device == "cpu":
+        return {}
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        found = ""
+    return {"device": device, "gpu": found}
 
 
 def _lines() -> Callable[[int, int], None]:
@@ -277,7 +295,11 @@ def _installed(kit: Mapping[str, Any], wanted: Sequence[str] | None) -> tuple[li
 
 
 def _opened(
-    folder: Path, checks: Container[str], jobs: Sequence[tuple[Any, str, int]], skipped: list[dict[str, Any]]
+    folder: Path,
+    checks: Container[str],
+    device: str,
+    jobs: Sequence[tuple[Any, str, int]],
+    skipped: list[dict[str, Any]],
 ) -> dict[int, tuple[Callable[[], Any], float | None]]:
     """By the index of the job, one pass of each network, and what share it labels as in PyTorch where that is known.
 
@@ -290,7 +312,7 @@ def _opened(
         image = np.random.default_rng(0).integers(0, 256, shape).astype(entry["dtype"])
         try:
             opener = importlib.import_module(f"{_OPENERS}in_{runtime}")
-            network = opener.open_network(str(folder / entry["path"]), threads=threads)
+            network = opener.open_network(str(folder / entry["path"]), threads=threads, device=device)
             network(image)  # fails now rather than among the others
             path = check_path(entry["size"])
             agreement = _agreement(network, folder / path, entry["width"]) if path in checks else None
@@ -341,7 +363,8 @@ def write_measurements(path: Path, content: Mapping[str, Any]) -> None:
         raise SystemExit(f"error: cannot write {path} ({error.strerror}); give another file with --output") from error
     host = content["host"]
     rate = f", {content['fps']:g} images a second" if content["fps"] else ""
-    print(f"{host['cpu']}, {host['cores']} cores; the network alone{rate}, milliseconds\n")
+    place = f", {host['device']} {host['gpu']}" if "device" in host else ""
+    print(f"{host['cpu']}, {host['cores']} cores{place}; the network alone{rate}, milliseconds\n")
     print(f"{'network':<28}{'runtime':<13}{'threads':>7}{'p50':>9}{'p95':>9}{'p99':>9}")
     for row in content["rows"]:
         times = "".join(f"{row[name]:>9.2f}" for name in ("p50", "p95", "p99"))
@@ -379,6 +402,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--warmup", type=_positive, default=5, metavar="N", help="untimed passes of each before [5]")
     add("--threads", type=_positives, metavar="N,N", help="CPU threads to try [1 and all]")
     add("--runtime", dest="runtimes", action="append", metavar="NAME", help="[those that are installed]")
+    add("--device", default="cpu", help="cpu; of ONNX networks cuda or tensorrt as well [cpu]")
     add("--only", action="append", metavar="ID", help="a network of the kit, may be repeated [all]")
     add("--together", type=_positive, default=24, metavar="N", help="networks in memory that take turns at once [24]")
     return parser
