@@ -149,7 +149,7 @@ def _write_checks(bundle: Bundle, networks: Sequence[Variant], folder: Path) -> 
             reference = pytorch_reference(bundle, width)
             labels[f"w{width:g}"] = np.stack([reference(image).argmax(0) for image in images]).astype(np.uint8)
         path = script.check_path(size)
-        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / path) as temporary, temporary.open("wb") as file:
             np.savez(file, images=np.stack(images), **labels)  # type: ignore[arg-type]
         digests[path] = file_digest(folder / path)

@@ -29,7 +29,7 @@ def open_network(
     if session.get_providers()[0] != first:  # it says nothing, and takes the next
         raise NotImplementedError(
             f"ONNX Runtime cannot start '{device}' here: libraries of CUDA, cuDNN or TensorRT are missing or of "
-            f"another version than {onnxruntime.__version__} wants (onnxruntime.ai/docs/execution-providers); or choose cpu"
+            f"another version than {onnxruntime.__version__} wants; see docs/targets/tensorrt.md, or choose cpu"
         )
     name = session.get_inputs()[0].name
     return lambda batch: np.asarray(session.run(None, {name: batch})[0])
