@@ -216,7 +216,7 @@ def measure_kit(
         part = jobs[first : first + together]
 
         def turned(done: int, total: int, first: int = first, count: int = len(part)) -> None:
-            told(first + done * count // total, len(jobs))
+            told(first + done * count // max(total, 1), len(jobs))  # 0 where none of them could be opened
 
         opened = _opened(folder, kit.get("checks", ()), device, part, skipped)
         calls = {index: call for index, (call, _) in opened.items()}
