@@ -84,8 +84,8 @@ _ALL = (
     Target("torch", "torch", ".pt2", "torch", "train", ("fp32", "bf16", "fp16"), converter="torch_export"),
     Target("onnxruntime", "onnx", ".onnx", "onnxruntime", None, ("fp32", "int8")),
     Target("openvino", "openvino", ".xml", "openvino", "openvino", ("fp32", "bf16", "int8"), (".bin",), ("onnx",)),
-    Target("executorch", "executorch", ".pte", "executorch", "executorch"),
-    Target("coreml", "coreml", ".mlpackage", "coremltools", "coreml", system="Darwin"),
+    Target("executorch", "executorch", ".pte", "executorch", "executorch", oldest="1.5", quick=False),
+    Target("coreml", "coreml", ".mlpackage", "coremltools", "coreml", oldest="9.0", system="Darwin"),
     Target(
         *("litert", "litert", ".tflite", "ai-edge-litert", "litert", ("fp32", "int8")),
         module="ai_edge_litert",

@@ -30,10 +30,10 @@ from litheseg.bundle.targets import TARGETS
 from litheseg.deploy.coreml_program import CoreMlProgram
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.torch_export import export_program, layers_named
-from litheseg.errors import LithesegError, MissingExtraError, ModelError
+from litheseg.errors import LithesegError, ModelError
 from litheseg.masks.image_format import ImageFormat
 from litheseg.progress import work
-from litheseg.runtime.engines import Engine
+from litheseg.runtime.engines import Engine, check_package
 
 if TYPE_CHECKING:
     from litheseg.deploy.conversion import Conversion
@@ -53,6 +53,7 @@ _NOT_RUN = "not run in Core ML here, but computed by the definitions of its oper
 
 def write(conversion: Conversion, path: Path, text: str) -> None:
     """See `litheseg.deploy.conversion`."""
+    check_package("coreml", "export to Core ML")
     network, size = conversion.network, conversion.size
     if size is None:
         raise ModelError("networks for Core ML have one size of their input; give it (--size HxW)")
@@ -111,10 +112,8 @@ class _ProgramEngine(Engine):
 
 def _converted(program: Any, images: ImageFormat, size: tuple[int, int]) -> Any:
     """The `coremltools.models.MLModel`, not loaded."""
-    try:
-        import coremltools as tools
-    except ImportError as error:
-        raise MissingExtraError("coremltools", "coreml", "export to Core ML") from error
+    import coremltools as tools
+
     shape = (1, images.channels, *size)
     picture = tools.ImageType("image", shape, color_layout=tools.colorlayout.RGB)
     try:

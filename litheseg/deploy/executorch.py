@@ -24,8 +24,9 @@ from torch.export import ExportedProgram
 from litheseg.bundle.description import append_description
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.torch_export import export_program, layer_of, layers_named
-from litheseg.errors import MissingExtraError, ModelError
+from litheseg.errors import ModelError
 from litheseg.progress import work
+from litheseg.runtime.engines import check_package
 
 if TYPE_CHECKING:
     from litheseg.deploy.conversion import Conversion
@@ -42,6 +43,7 @@ USAGE = (
 
 def write(conversion: Conversion, path: Path, text: str) -> None:
     """See `litheseg.deploy.conversion`."""
+    check_package("executorch", "export to ExecuTorch")
     if conversion.size is None:
         raise ModelError("ExecuTorch plans the memory of a network for one size of its input; give it (--size HxW)")
     program = export_program(_FloatsFirst.of(conversion.network), conversion.size)
@@ -69,11 +71,9 @@ class _FloatsFirst(Deployed):
 
 def _lowered(program: ExportedProgram) -> tuple[fx.GraphModule, bytes]:
     """The graph, with what XNNPACK takes cut out of it, and the file."""
-    try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-    except ImportError as error:
-        raise MissingExtraError("executorch", "executorch", "export to ExecuTorch") from error
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
     try:
         manager = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         return manager.exported_program().graph_module, manager.to_executorch().buffer

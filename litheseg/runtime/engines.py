@@ -32,7 +32,7 @@ from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.resizing import resize_mask
 from litheseg.masks.upsampling import upsample_labels
 
-__all__ = ["Engine", "available_runtimes", "open_engine"]
+__all__ = ["Engine", "available_runtimes", "check_package", "open_engine"]
 
 Size = tuple[int, int]
 
@@ -128,6 +128,26 @@ def available_runtimes() -> tuple[str, ...]:
     )
 
 
+def check_package(runtime: str, purpose: str) -> None:
+    """Refuse a package that is missing or too old.
+
+    Args:
+        runtime: one of `litheseg.bundle.targets.RUNTIMES`, whose package it is.
+        purpose: what needs it, for the message.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        LithesegError: it is too old.
+    """
+    target = TARGETS[runtime]
+    if importlib.util.find_spec(target.imported) is None:
+        raise MissingExtraError(target.package, target.extra, purpose)
+    with suppress(PackageNotFoundError):  # packages that were copied to a box have no metadata
+        if _numbers(found := version(target.package)) < _numbers(target.oldest):
+            remedy = f"pip install --upgrade '{target.package}>={target.oldest}'"
+            raise LithesegError(f"{target.package} {found} is too old; {remedy}")
+
+
 def open_engine(
     export: Export | str | Path,
     *,
@@ -142,7 +162,7 @@ def open_engine(
     Args:
         export: a loaded one, or its path.
         width: one of the export's; None for the widest.
-        runtime: one of `RUNTIMES`; None for one that is installed and takes the export's files.
+        runtime: one of `litheseg.bundle.targets.RUNTIMES`; None for one that is installed and takes the export's files.
         precision: "fp32", "bf16" (of an fp32 network) or "int8".
         threads: of the CPU; None for the runtime's own choice.
         device: "cpu", or "cuda" or "tensorrt" where the runtime has it.
@@ -192,12 +212,7 @@ def _check_runtime(runtime: str, precision: str) -> None:
         raise LithesegError(
             f"{runtime} runs on {target.system} only, not on {platform.system()}; choose another runtime"
         )
-    if importlib.util.find_spec(target.imported) is None:
-        raise MissingExtraError(target.package, target.extra, f"running in {runtime}")
-    with suppress(PackageNotFoundError):  # packages that were copied to a box have no metadata
-        if _numbers(found := version(target.package)) < _numbers(target.oldest):
-            remedy = f"pip install --upgrade '{target.package}>={target.oldest}'"
-            raise LithesegError(f"{target.package} {found} is too old to run these networks; {remedy}")
+    check_package(runtime, f"running in {runtime}")
     if precision not in target.precisions:
         others = " or ".join(name for name, other in TARGETS.items() if precision in other.precisions)
         known = " or ".join(target.precisions)
