@@ -30,8 +30,7 @@ def open_network(
     takes_pictures = model.get_spec().description.input[0].type.WhichOneof("Type") == "imageType"
 
     def run(batch: np.ndarray) -> np.ndarray:
-        planes = batch.transpose(0, 3, 1, 2).astype(np.float32)
-        image = Image.fromarray(batch[0]) if takes_pictures else planes
+        image = Image.fromarray(batch[0]) if takes_pictures else batch.transpose(0, 3, 1, 2).astype(np.float32)
         with lock:
             return np.asarray(model.predict({"image": image})["logits"])
 
