@@ -31,7 +31,7 @@ def open_network(
     if device != "cpu":
         raise NotImplementedError(f"ExecuTorch runs on the CPU here, not on '{device}'; choose cpu, or --runtime torch")
     with _LOCK:
-        program = _Program(Path(path).read_bytes(), threads or _own_threads())
+        program = _Program(Path(path).read_bytes(), threads)
         program.load()
     return program
 
@@ -46,7 +46,7 @@ class _Program:
 
     loaded: ClassVar[weakref.WeakSet[_Program]] = weakref.WeakSet()
 
-    def __init__(self, content: bytes, threads: int) -> None:
+    def __init__(self, content: bytes, threads: int | None) -> None:
         self._content, self._threads = content, threads
         self._method: Any = None
 
@@ -60,25 +60,25 @@ class _Program:
 
     def load(self) -> None:
         """Make it ready to run, and, where the number of threads is another one, all other programs not."""
-        if _bindings()._threadpool_get_thread_count() != self._threads:
-            for program in self.loaded:
-                program._method = None
-            with _silence():
-                _bindings()._unsafe_reset_threadpool(self._threads)
-        self._method = _runtime().load_program(self._content).load_method("forward")
+        with _silence():
+            own = _own_threads()
+            if (wanted := self._threads or own) != _bindings()._threadpool_get_thread_count():
+                for program in self.loaded:
+                    program._method = None
+                _bindings()._unsafe_reset_threadpool(wanted)
+            self._method = _runtime().load_program(self._content).load_method("forward")
         self.loaded.add(self)
 
 
 @cache
 def _own_threads() -> int:
     """As many as ExecuTorch takes by itself, before it is told another number."""
-    with _silence():
-        return int(_bindings()._threadpool_get_thread_count())
+    return int(_bindings()._threadpool_get_thread_count())
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without what ExecuTorch writes to standard error of processors and threads, past Python."""
+    """Without what ExecuTorch writes to standard error of libraries, processors and threads, past Python."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
