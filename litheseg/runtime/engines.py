@@ -145,7 +145,7 @@ def check_package(runtime: str, purpose: str) -> None:
     with suppress(PackageNotFoundError):  # packages that were copied to a box have no metadata
         if _numbers(found := version(target.package)) < _numbers(target.oldest):
             remedy = f"pip install --upgrade '{target.package}>={target.oldest}'"
-            raise LithesegError(f"{target.package} {found} is too old; {remedy}")
+            raise LithesegError(f"{target.package} {found} is too old for {purpose}; {remedy}")
 
 
 def open_engine(

@@ -29,5 +29,5 @@ def test_a_package_that_is_too_old(format: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(engines, "version", lambda package: "0.9.1")
     package = f"{TARGETS[format].package}>={TARGETS[format].oldest}"
-    with pytest.raises(LithesegError, match=f"0.9.1 is too old; pip install --upgrade '{package}'"):
+    with pytest.raises(LithesegError, match=f"0.9.1 is too old for export to .*; pip install --upgrade '{package}'"):
         write_network(format, NETWORK, tmp_path / "x")
