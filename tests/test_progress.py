@@ -19,16 +19,32 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_EVERY", 0.3)
 
 
-def run(items: int = 8, seconds: float = 0.1) -> None:
-    with progress.stage(2, 7, "training", after=60.0), progress.work("steps", items) as steps:
+class Clock:
+    """In place of the module `time`: it stands still unless it is moved."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def run(clock: Clock, items: int = 8, seconds: float = 0.1) -> None:
+    with progress.stage(2, 7, "training", after=60.0), progress.work("steps", items, still=True) as steps:
         for index in range(items):
-            time.sleep(seconds)
+            clock.now += seconds
             steps.advance(1, f"loss {index}")
 
 
-def test_a_file_has_a_line_now_and_then_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_has_a_line_now_and_then_and_one_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress.shown():
-        run()
+        run(clock)
     out, err = capsys.readouterr()
     first, *between, last, end = err.splitlines()
     assert out == ""
@@ -39,7 +55,7 @@ def test_a_file_has_a_line_now_and_then_and_one_at_the_end(capsys: pytest.Captur
     assert re.fullmatch(r"  steps \d/8, loss \d, 0:0[01] left, 1:0[01] with all stages", between[-1])
 
 
-def test_a_terminal_has_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_the_same_facts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -49,15 +65,15 @@ def test_a_terminal_has_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     with progress.shown():
-        run()
+        run(clock)
     text = terminal.getvalue()
     for fact in ("stage 2 of 7: training", "loss ", "left, 1:0", "with all stages", "steps 8/8, loss 7, done in 0:01"):
         assert fact in text
     assert "━" in text
 
 
-def test_nothing_is_shown_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    run(2)
+def test_nothing_is_shown_unless_asked_for(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    run(clock, 2)
     progress.say("nothing")
     assert capsys.readouterr().err == ""
 
@@ -79,9 +95,9 @@ def test_one_long_item_is_announced_before_it_ends(capsys: pytest.CaptureFixture
             assert err == "quantizing 0/1\n"
 
 
-def test_what_fails_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_says_where(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), progress.shown(), progress.work("steps", 5) as steps:
-        time.sleep(0.1)
+        clock.now += 0.1
         steps.advance()
         raise KeyboardInterrupt
     assert capsys.readouterr().err.splitlines()[-1] == "steps 1/5, stopped after 0:00"

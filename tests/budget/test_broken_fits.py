@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_training
+import warm
 
 from litheseg.budget import choose
 from litheseg.budget.measure import store_folder
@@ -54,8 +53,7 @@ def killed(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Folders of fits that were killed after the first timings were saved, and before the last file was written."""
     folders = {where: tmp_path_factory.mktemp(where) for where in ("timing", "writing")}
     commands = json.dumps({where: words(bundle, folder) for where, folder in folders.items()})
-    script = [sys.executable, "-c", KILLED, commands]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300, env=tiny_training.environment())
+    done = warm.run(["-c", KILLED, commands], env=tiny_training.environment())
     assert done.returncode == 0, done.stderr
     return folders
 

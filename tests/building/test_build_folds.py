@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_plan import FACTS, planned
-from test_whole_build import FIELDS, build, quick
+from test_whole_build import FIELDS, build
 
 from litheseg.building import folds, stages
 from litheseg.building.folds import plan_folds
@@ -126,7 +126,6 @@ def test_each_image_is_scored_unseen_also_by_a_build_that_was_stopped_in_a_fold(
     with pytest.raises(LithesegError, match="training has begun, without time for other folds"):
         begin(folds=4)
     monkeypatch.setattr(stages, "train", None)  # the network is there
-    quick()
     result: BuildResult = begin(folds=3)
     assert calls == ["fold1", "fold2", "fold2", "fold3"], "the first one is not trained again"
     assert sorted(path.name for path in (out / "folds").iterdir()) == [f"fold{number}.json" for number in (1, 2, 3)]

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import tiny_training
+import warm
 from tiny_channels import SIZE, folder, scene
 from tiny_training import same_weights
 
+from litheseg import machine
 from litheseg.budget import choose
 from litheseg.budget.fit import fit
 from litheseg.building import stages, trials
@@ -29,6 +30,8 @@ from litheseg.errors import LithesegError
 from litheseg.models.bundle import load_bundle, model_digest
 from litheseg.runtime import kit
 from litheseg.runtime.predictor import Predictor
+from litheseg.training import run
+from litheseg.training.task import SegmentationTask
 
 FIELDS = (
     "--model.name=tiny",
@@ -43,19 +46,19 @@ FIELDS = (
 )
 
 
-def quick() -> None:
+def quick(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """Fits of a second: in PyTorch, one thread, no long proof."""
-    choose.PROOF_MS, trials._RUNTIMES = 1, ("torch",)
-    stages.fit = partial(fit, runtime=("torch",), precision=("fp32",), threads=(1,), sizes=((32, 32),))
+    patch.setattr(choose, "PROOF_MS", 1)
+    patch.setattr(machine, "_AGAIN", 0.0)
+    patch.setattr(trials, "_RUNTIMES", ("torch",))
+    short = partial(fit, runtime=("torch",), precision=("fp32",), threads=(1,), sizes=((32, 32),))
+    patch.setattr(stages, "fit", short)
+    patch.setenv("LITHESEG_CACHE", str(cache))
 
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., BuildResult]:
-    monkeypatch.setattr(choose, "PROOF_MS", 1)
-    monkeypatch.setattr(stages, "fit", stages.fit)
-    monkeypatch.setattr(trials, "_RUNTIMES", ())
-    monkeypatch.setenv("LITHESEG_CACHE", str(tmp_path / "cache"))
-    quick()
+    quick(monkeypatch, tmp_path / "cache")
     return partial(stages.build, output=tmp_path / "out")
 
 
@@ -66,9 +69,37 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_build_from_a_folder_to_a_network(build: Any, data: Path, tmp_path: Path, capsys: Any) -> None:
-    result = build(data, *FIELDS, minutes=30.0, budget=1000.0)
-    out = tmp_path / "out"
+class Whole(NamedTuple):
+    """A build from the first command to the last file, after one that was refused; the seconds that it took."""
+
+    result: BuildResult
+    refused: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    place = tmp_path_factory.mktemp("whole")
+    (place / "empty").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch, place / "cache")
+        with pytest.raises(LithesegError) as refused:
+            stages.build(place / "empty", minutes=1.0, output=place / "out")
+        begin = time.monotonic()
+        result = stages.build(data, *FIELDS, minutes=30.0, budget=1000.0, output=place / "out")
+    return Whole(result, str(refused.value), time.monotonic() - begin)
+
+
+@pytest.fixture
+def copied(whole: Whole, tmp_path: Path) -> BuildResult:
+    """A copy, in the folder in which `build` works."""
+    return read_result(Path(shutil.copytree(whole.result.folder, tmp_path / "out")))
+
+
+def test_a_build_from_a_folder_to_a_network(
+    build: Any, data: Path, copied: BuildResult, tmp_path: Path, capsys: Any
+) -> None:
+    result, out = copied, tmp_path / "out"
     assert {
         "plan.yaml",
         "fingerprint.json",
@@ -119,17 +150,13 @@ def test_finish_ends_training_early(build: Any, data: Path, tmp_path: Path, monk
     fields = [*FIELDS, "--trainer.epochs=50"]
     with pytest.raises(RuntimeError, match="power cut"):
         build(data, *fields, minutes=30.0)
-    monkeypatch.undo()
-    quick()
+    monkeypatch.setattr(stages, "train", run.train)
     result = build(data, *fields, minutes=30.0, finish=True)
     rows = (result.folder / "training" / "metrics.csv").read_text().splitlines()
     assert len(rows) - 1 == 3, "the two epochs that were there, and one in which the learning rate falls to 0"
 
 
 def dying_after(epochs: int) -> Callable[..., Any]:
-    from litheseg.training import run
-    from litheseg.training.task import SegmentationTask
-
     def train(*args: Any, **options: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
 
@@ -143,31 +170,29 @@ def dying_after(epochs: int) -> Callable[..., Any]:
     return train
 
 
-def test_another_machine_is_chosen_for_from_its_timings(build: Any, data: Path, tmp_path: Path) -> None:
-    wishes: dict[str, Any] = {"minutes": 30.0}
+def test_another_machine_is_chosen_for_from_its_timings(
+    build: Any, data: Path, copied: BuildResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timings = tmp_path / "measurements.json"
     with pytest.raises(LithesegError, match=r"build first without --target, then `litheseg measure"):
-        build(data, *FIELDS, **wishes, target=timings)
-    result = build(data, *FIELDS, **wishes)
+        build(data, *FIELDS, minutes=30.0, target=timings, output=tmp_path / "none")
     rows = [
         {"width": width, "size": [32, 32], "precision": "fp32", "runtime": "torch", "threads": 1, "ms": [ms] * 120}
         for width, ms in ((1.0, 70.0), (0.5, 40.0))
     ]
-    facts = {"litheseg": "measurements", "schema": kit.SCHEMA, "model": model_digest(load_bundle(result.bundle))}
+    facts = {"litheseg": "measurements", "schema": kit.SCHEMA, "model": model_digest(load_bundle(copied.bundle))}
     timings.write_text(json.dumps({**facts, "host": {"cpu": "a box"}, "fps": None, "rows": rows}))
-    stages.fit = partial(fit)
-    chosen = build(data, *FIELDS, **wishes, budget=50.0, target=timings).promise
+    monkeypatch.setattr(stages, "fit", fit)
+    chosen = build(data, *FIELDS, minutes=30.0, budget=50.0, target=timings).promise
     assert chosen["width"] == 0.5 and chosen["milliseconds"] == 40
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_data_with_errors_is_refused_before_anything_takes_time(build: Any, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(LithesegError, match="empty"):
-        build(tmp_path / "empty", minutes=1.0)
-    assert isinstance(build(data, *FIELDS, minutes=30.0), BuildResult), "the folder is free for another try"
+def test_data_with_errors_is_refused_before_anything_takes_time(build: Any, data: Path, whole: Whole) -> None:
+    assert "empty" in whole.refused
+    assert isinstance(whole.result, BuildResult), "the folder is free for another try"
     with pytest.raises(LithesegError, match=r"unknown option --trainer.epoch\..*--trainer.epochs"):
         build(data, "--trainer.epoch=3")
 
@@ -190,20 +215,21 @@ def test_no_network_in_the_budget(build: Any, data: Path, tmp_path: Path, capsys
 # --- a build that is killed ------------------------------------------------------------------------------------------
 
 KILLED = """
-import json, os, signal, sys, time
+import json, os, pathlib, signal, sys, time
 sys.path.insert(0, sys.argv[4])
+import pytest
 import tiny_training
 from test_whole_build import FIELDS, quick
 from litheseg.building import stages
 import litheseg.training.run
 
-quick()
+quick(pytest.MonkeyPatch(), pathlib.Path(sys.argv[5]))
 data, output, delays = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 for delay in [*delays, None]:
     child = os.fork()
     if not child:
         try:
-            stages.build(data, *FIELDS, budget=1000.0, minutes=60.0, output=output)
+            stages.build(data, *FIELDS, budget=1000.0, minutes=30.0, output=output)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -217,18 +243,18 @@ for delay in [*delays, None]:
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_ends_with_the_same_network(build: Any, data: Path, tmp_path: Path, kills: int) -> None:
-    begin = time.monotonic()
-    whole = build(data, *FIELDS, budget=1000.0, minutes=60.0)
-    seconds, moments = time.monotonic() - begin, random.Random(0)
-    delays = sorted(moments.uniform(0, seconds) for _ in range(kills))
+def test_killed_at_any_moment_it_ends_with_the_same_network(
+    data: Path, whole: Whole, tmp_path: Path, kills: int
+) -> None:
+    moments = random.Random(0)
+    delays = sorted(moments.uniform(0, whole.seconds) for _ in range(kills))
     here, folder = os.path.dirname(__file__), tmp_path / "killed"
-    script = [sys.executable, "-c", KILLED, str(data), str(folder), json.dumps(delays), here]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=900, env=tiny_training.environment())
+    script = ["-c", KILLED, data, folder, json.dumps(delays), here, tmp_path / "cache"]
+    done = warm.run(script, timeout=900, env=tiny_training.environment())
     assert done.returncode == 0, done.stderr
-    again = read_result(folder)
-    assert same_weights(whole.folder / "training", again.folder / "training")
-    assert again.promise["width"] == whole.promise["width"] and again.promise["miou"] == whole.promise["miou"]
+    again, once = read_result(folder), whole.result
+    assert same_weights(once.folder / "training", again.folder / "training")
+    assert again.promise["width"] == once.promise["width"] and again.promise["miou"] == once.promise["miou"]
     assert not list(folder.rglob(".*.safetensors")), "no drafts are left"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import warm
 from torch import Tensor
 
 from litheseg.data import batches as batches_module
@@ -207,9 +206,9 @@ class Dump(Probe):
 
 def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
     """The real thing: Lightning must leave our samplers alone under DDP."""
-    # In a process of its own, with one thread: forking one whose thread pools have run can hang.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, __file__, tmp_path], env=environment, check=True, capture_output=True, timeout=120)
+    # In a process of its own: forking one whose thread pools have run can hang.
+    done = warm.run([__file__, tmp_path])
+    assert done.returncode == 0, done.stderr
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     assert len(one[0]) == len(two[0][0]) == 6
     for whole, first, second in zip(one[0], two[0][0], two[1][0], strict=True):

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_and_full(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    here = Path(__file__)
-    places = os.pathsep.join([str(here.parents[1]), str(here.parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(here.with_name("killed_writers.py")), str(tmp_path)]
-    result = subprocess.run(command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True)
+    result = warm.run([Path(__file__).with_name("killed_writers.py"), tmp_path])
     assert result.returncode == 0, result.stderr  # whatever was left could be read, and written again
     trials = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert len(trials) == 4 + 4 + 2

@@ -7,7 +7,6 @@ import http.server
 import math
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+import warm
 from PIL import Image
 from torch import nn
 
@@ -176,15 +176,19 @@ def hub() -> Iterator[str]:
 
 
 def _start(endpoint: str, cache: Path, encoder: str = "mobilenetv4_conv_small") -> subprocess.CompletedProcess[str]:
-    """Build a segmenter in a process of its own: the hub's library reads its settings once."""
+    """Build a segmenter in a process of its own: the hub's library reads its settings once, when it is imported."""
     code = (
+        "import sys\n"
+        "again = ('huggingface_hub', 'litheseg', 'timm')\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] in again]:\n"
+        "    del sys.modules[name]\n"
         "from litheseg.models.segmenter import segmenter\n"
         f"model = segmenter(5, encoder={encoder!r}, channels=32)\n"
         "print(float(model.encoder.conv_stem.weight.sum()))"
     )
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
     environment |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return warm.run(["-c", code], env=environment)
 
 
 def test_weights_come_from_a_hub_and_then_from_its_cache(hub: str, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class Simulated:
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Simulated:
     clock = Simulated()
     monkeypatch.setattr(machine, "time", clock)
+    monkeypatch.setattr(machine, "_AGAIN", 0.02)
     return clock
 
 

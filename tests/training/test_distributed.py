@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import tiny_training
 import torch
+import warm
 from tiny_training import train_tiny, weights
 
 from litheseg.models.bundle import load_bundle
@@ -26,8 +25,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The same global batch, dealt to two processes whose halves hold unequal numbers of labels and borders."""
     one, two = tmp_path / "one", tmp_path / "two"
     expected = train_tiny(one, *OPTIONS)
-    script = [sys.executable, tiny_training.__file__, str(two), *OPTIONS, "--trainer.devices=2"]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=900, env=tiny_training.environment())
+    done = warm.run([tiny_training.__file__, two, *OPTIONS, "--trainer.devices=2"], env=tiny_training.environment())
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("\nepoch ") == 2 and done.stdout == ""  # the first process alone speaks
     trained = weights(two)

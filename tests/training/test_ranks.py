@@ -6,13 +6,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny_training
 import torch
+import warm
 from tiny_training import STEPS
 
 from litheseg.errors import RankError
@@ -20,9 +20,8 @@ from litheseg.training import ranks
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, tiny_training.__file__, str(folder), "--trainer.devices=2", *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=tiny_training.environment(), **pipes)  # type: ignore[call-overload]
+    command = [tiny_training.__file__, folder, "--trainer.devices=2", *options]
+    return warm.start(command, env=tiny_training.environment())
 
 
 def test_of_a_killed_rank_one_line_says_which_and_how_to_go_on(tmp_path: Path) -> None:

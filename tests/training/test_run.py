@@ -6,8 +6,6 @@ import errno
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import tiny_training
 import torch
+import warm
 from tiny_training import STEPS, act_at, same_weights, tiny_recipe, train_tiny, weights
 from torch import nn
 
@@ -284,8 +283,8 @@ def test_synchronised_norms_come_back_as_plain_ones() -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
-    script = [sys.executable, tiny_training.__file__, str(tmp_path), "--die-at", str(STEPS + 1), EMA]
-    killed = subprocess.run(script, capture_output=True, text=True, timeout=600, env=tiny_training.environment())
+    script = [tiny_training.__file__, tmp_path, "--die-at", STEPS + 1, EMA]
+    killed = warm.run(script, env=tiny_training.environment())
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert checkpoint(tmp_path)["global_step"] == STEPS and not (tmp_path / "model.safetensors").exists()
     train_tiny(tmp_path, EMA, resume=True)

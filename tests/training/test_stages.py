@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_training
 import torch
+import warm
 from PIL import Image
 from tiny_training import act_at, same_weights, tiny_recipe, train_tiny, weights
 
@@ -183,8 +182,8 @@ def test_two_processes_train_as_one_on_unlabelled_images(tmp_path: Path, mgd_run
         *("--data.views.jitter=0.8", "--optimizer.name=sgd", "--optimizer.lr=0.05", "--optimizer.clip=1"),
     )
     train_tiny(tmp_path / "one", *options)
-    script = [sys.executable, tiny_training.__file__, str(tmp_path / "two"), *options, "--trainer.devices=2"]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=900, env=tiny_training.environment())
+    script = [tiny_training.__file__, tmp_path / "two", *options, "--trainer.devices=2"]
+    done = warm.run(script, env=tiny_training.environment())
     assert done.returncode == 0, done.stderr
     trained = weights(tmp_path / "two")
     for name, value in weights(tmp_path / "one").items():
