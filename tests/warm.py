@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+_STARTING = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 _MOST = 1 << 20  # bytes of a message
 
@@ -52,7 +53,7 @@ class _Told(subprocess.Popen):  # type: ignore[type-arg]
     """A process that is there before it is told what to run; of other programs than Python, a usual one."""
 
     def _execute_child(self, *args: Any) -> None:  # type: ignore[override]
-        given = inspect.signature(subprocess.Popen._execute_child).bind(self, *args).arguments  # type: ignore[attr-defined]
+        given = _STARTING.bind(self, *args).arguments
         if given["args"][0] != sys.executable:
             super()._execute_child(*args)  # type: ignore[misc]
             return
