@@ -19,7 +19,7 @@ from litheseg.losses import LOSSES
 from litheseg.models import build_model
 from litheseg.nn import slim
 from litheseg.training.recipe import load_recipe, recipe_names, recipe_to_dict
-from litheseg.training.teachers import TEACHERS
+from litheseg.training.teacher import TEACHERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])

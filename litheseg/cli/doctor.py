@@ -18,7 +18,7 @@ from litheseg.cli.printing import console
 from litheseg.data.doctor import diagnose_path
 from litheseg.data.drafting import draft_classes
 from litheseg.errors import DataError
-from litheseg.masks.reading import MAX_PIXELS
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.progress import say
 
 __all__ = ["doctor"]

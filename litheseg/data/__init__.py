@@ -33,7 +33,7 @@ from litheseg.data.streets import Streets, make_streets
 from litheseg.data.unlabelled import Unlabelled, find_unlabelled
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes
-from litheseg.masks.reading import MAX_PIXELS
+from litheseg.masks.opening import MAX_PIXELS
 
 __all__ = [
     "IGNORE_INDEX",

@@ -23,7 +23,8 @@ from litheseg.data.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.files import write_text
 from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, UNKNOWN_INDEX, Classes, LabelScheme, show_value
-from litheseg.masks.reading import MAX_PIXELS, mask_numbers, read_raw_mask
+from litheseg.masks.opening import MAX_PIXELS
+from litheseg.masks.reading import mask_numbers, read_raw_mask
 from litheseg.progress import track
 
 __all__ = ["MaskTally", "count_values", "draft_classes"]

@@ -25,6 +25,7 @@ from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import Classes, LabelScheme
 from litheseg.masks.image_format import ImageFormat
+from litheseg.masks.opening import MAX_PIXELS
 
 __all__ = [
     "IMAGE_FOLDERS",
@@ -193,7 +194,7 @@ class FileSource(Source):
     """
 
     layout = ""
-    max_pixels = reading.MAX_PIXELS
+    max_pixels = MAX_PIXELS
 
     def __init__(self, root: str | Path, scheme: LabelScheme, allow_unlabelled: bool = False) -> None:
         self.root = existing_folder(root)

@@ -34,6 +34,7 @@ from litheseg.data.source import (
 from litheseg.errors import DataError
 from litheseg.masks import reading
 from litheseg.masks.image_format import ImageFormat
+from litheseg.masks.opening import MAX_PIXELS
 
 __all__ = ["Unlabelled", "find_unlabelled"]
 
@@ -58,7 +59,7 @@ class Unlabelled:
     samples: tuple[Sample, ...]
     source: Source | None = None
     images: ImageFormat = ImageFormat()  # noqa: RUF009 - frozen
-    max_pixels: int = reading.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -109,7 +110,7 @@ def find_unlabelled(
         found = Unlabelled(
             _images_in(write_frames(clip) if clip else where),
             images=source.images,
-            max_pixels=getattr(source, "max_pixels", reading.MAX_PIXELS),
+            max_pixels=getattr(source, "max_pixels", MAX_PIXELS),
         )
     _refuse_shared(found.samples, labelled, "a labelled training image")
     for split in sorted({"val", "test"} & set(source.splits())):

@@ -26,7 +26,7 @@ from litheseg.data.source import Source
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
-from litheseg.masks.reading import MAX_PIXELS
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.models.bundle import Bundle, save_bundle
 from litheseg.nn import recalibrate
 from litheseg.values import Numbers, Size, Widths

@@ -40,8 +40,9 @@ from litheseg.labelling.ranking import Ranking, certainty, rank
 from litheseg.labelling.tools import Chosen, link_image, write_once
 from litheseg.locks import folder_lock
 from litheseg.masks.classes import IGNORE_INDEX, class_file_text
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.masks.pictures import encode_png, write_mask
-from litheseg.masks.reading import MAX_PIXELS, read_image
+from litheseg.masks.reading import read_image
 from litheseg.models.bundle import Bundle
 from litheseg.progress import track
 from litheseg.runtime.predictor import Predictor

@@ -5,9 +5,6 @@ else keeps its channels and its values: grey of 16 bits or of floats has one cha
 many as it has; nothing is stretched image by image. Masks are never converted: a palette PNG keeps its indices, a 4-bit
 grey PNG its values, a 16-bit one all of its bits.
 
-Size is judged by the header, before anything is decompressed: a file of a few kilobytes can hold billions of pixels.
-`MAX_PIXELS` is the default limit of every reader here.
-
 Orientation: EXIF, JEITA CP-3451, tag 0x0112.
 
 Usage:
@@ -19,30 +16,23 @@ Usage:
 from __future__ import annotations
 
 import math
-import struct
-import threading
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from litheseg.errors import DataError
 from litheseg.masks.arrays import ArrayFile, array_file
 from litheseg.masks.classes import UNKNOWN_INDEX, LabelScheme
 from litheseg.masks.image_format import ImageFormat
+from litheseg.masks.opening import MAX_PIXELS, judged_array, opened
 
 __all__ = [
-    "MAX_PIXELS",
-    "TooManyPixelsError",
     "count_pixels",
     "encode",
     "has_transparency",
     "mask_numbers",
-    "open_image",
     "read_image",
     "read_mask",
     "read_raw_mask",
@@ -50,21 +40,11 @@ __all__ = [
     "upright_size",
 ]
 
-MAX_PIXELS = 160_000_000
-"""Width times height: medium-format cameras have up to 151 million, and decoding takes some 16 bytes for each."""
-
-_BYTES = 16  # of each of them, in arrays of many channels
 # By EXIF orientation, after height and width have been swapped for those that lie: steps along rows and columns.
 _STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
 _LYING = (5, 6, 7, 8)  # orientations that swap height and width
 _ANIMATED = ("GIF", "PNG", "WEBP")  # further pages of a TIFF or MPO file are previews
 _GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255 by these factors
-# What Pillow's decoders raise on damaged files.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError, LookupError, TypeError)
-
-
-class TooManyPixelsError(DataError):
-    """An image whose header claims more pixels than are taken."""
 
 
 def read_image(
@@ -106,7 +86,7 @@ def has_transparency(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
     """
     if array_file(path) is not None:
         return False
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         if image.mode not in ("RGBA", "LA", "PA"):
             return False
         return bool(np.asarray(image.getchannel("A")).min(initial=255) < 255)
@@ -139,32 +119,6 @@ def turned_like(
     return _upright(labels, _agree(where, image, size, 1, max_pixels))
 
 
-@contextmanager
-def open_image(
-    file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
-) -> Iterator[Image.Image]:
-    """An image whose header has been read and whose size has been judged; it may be decoded within the context.
-
-    Args:
-        file: a path, or a file.
-        max_pixels: the largest width times height; Pillow's own limit is raised to it meanwhile.
-        formats: Pillow's names of those that may be decoded; None for all.
-
-    Raises:
-        TooManyPixelsError: the header claims more pixels; or a tile or frame in the file twice as many.
-        Exception: what else Pillow makes of damaged files.
-    """
-    try:
-        with _PILLOW_LIMIT.at_least(math.inf):  # which would warn of what is judged here
-            image = Image.open(file, formats=formats)
-        with image, _PILLOW_LIMIT.at_least(max_pixels):
-            if image.width * image.height > max_pixels:
-                raise TooManyPixelsError(_too_many(f"{image.width} x {image.height}", max_pixels))
-            yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixelsError(_too_many(f"more than {2 * max_pixels}", max_pixels)) from error
-
-
 def read_raw_mask(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a mask as it lies in the file: integers H W, or uint8 H W 3 where the file holds colours; not rotated.
 
@@ -172,10 +126,10 @@ def read_raw_mask(path: str | Path | IO[bytes], *, max_pixels: int = MAX_PIXELS)
         TooManyPixelsError: the header claims more than `max_pixels`.
         DataError: a file that is missing, no image, truncated, a JPEG (its labels are smeared), or of floats.
     """
-    found = _array(path, max_pixels)
+    found = judged_array(path, max_pixels)
     if found is not None:
         return _mask_values(found)
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         return _pixels(image, path)
 
 
@@ -195,11 +149,11 @@ def read_mask(
     Raises:
         DataError: as `read_raw_mask` and `encode`, and for sizes that differ.
     """
-    found, orientation = _array(path, max_pixels), 1
+    found, orientation = judged_array(path, max_pixels), 1
     if found is not None:
         values = _mask_values(found)
     else:
-        with _opened(path, max_pixels) as mask:
+        with opened(path, max_pixels) as mask:
             orientation = _orientation(mask)
             values = _pixels(mask, path)
     if image is not None:
@@ -281,92 +235,21 @@ def _agree(
     )
 
 
-class _PillowLimit:
-    """Raises Pillow's own limit on pixels, one number for the whole process, while images are decoded here."""
-
-    def __init__(self) -> None:
-        self._lock, self._asked = threading.Lock(), list[float]()
-        self._own: int | None = None
-
-    @contextmanager
-    def at_least(self, pixels: float) -> Iterator[None]:
-        """Raised to `pixels`, unless it is higher or there is none."""
-        with self._lock:
-            if not self._asked:
-                self._own = Image.MAX_IMAGE_PIXELS
-            self._asked.append(pixels)
-            self._set()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._asked.remove(pixels)
-                self._set()
-
-    def _set(self) -> None:
-        limit = math.inf if self._own is None else max(self._own, *self._asked, 0)
-        Image.MAX_IMAGE_PIXELS = None if limit == math.inf else int(limit)
-
-
-_PILLOW_LIMIT = _PillowLimit()
-
-
-@contextmanager
-def _opened(path: str | Path | IO[bytes], max_pixels: int) -> Iterator[Image.Image]:
-    """`open_image`, whose errors name the file."""
-    try:
-        with open_image(path, max_pixels) as image:
-            yield image
-    except TooManyPixelsError as error:
-        raise TooManyPixelsError(_remedied(path, str(error))) from error
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; restore it or remove its partner") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image that can be read; replace or remove it") from error
-    except _BROKEN as error:
-        raise DataError(f"{path} is damaged or truncated ({error}); replace or remove it") from error
-
-
-def _remedied(path: object, problem: str) -> str:
-    return (
-        f"{path}: {problem}; make it smaller, cut it into tiles, or allow more (--max-pixels, for training "
-        "--data.max_pixels)"
-    )
-
-
-def _too_many(found: str, max_pixels: int) -> str:
-    return f"{found} pixels, and at most {max_pixels} are decoded"
-
-
-def _array(path: str | Path | IO[bytes], max_pixels: int) -> ArrayFile | None:
-    """`array_file`, whose size has been judged."""
-    found = array_file(path)
-    if (
-        found is not None
-        and max(1, found.dtype.itemsize * found.shape[2] / _BYTES) * math.prod(found.size) > max_pixels
-    ):
-        claimed = f"{found.size[1]} x {found.size[0]} ({found.shape[2]} of {found.dtype} each)"
-        raise TooManyPixelsError(_remedied(path, _too_many(claimed, max_pixels)))
-    return found
-
-
 def _stored(path: str | Path | IO[bytes], max_pixels: int) -> tuple[tuple[int, int], int]:
     """(H, W) of an image as it lies in the file, and its orientation; only the header is read."""
-    found = _array(path, max_pixels)
+    found = judged_array(path, max_pixels)
     if found is not None:
         return found.size, 1
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         return (image.height, image.width), _orientation(image)
 
 
 def _read_image(path: str | Path | IO[bytes], max_pixels: int) -> np.ndarray:
     """H W C, grey as one channel where the file says no more."""
-    found = _array(path, max_pixels)
+    found = judged_array(path, max_pixels)
     if found is not None:
         return found.read()
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         if image.format in _ANIMATED and getattr(image, "is_animated", False):
             raise DataError(f"{path} is animated; save the frame that is meant, or label it with `litheseg video`")
         orientation = _orientation(image)

@@ -23,8 +23,8 @@ from typing import Literal
 from litheseg.bundle.targets import PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
 from litheseg.machine import cores
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.masks.pictures import OverlayStyle
-from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.failures import REPORT, FailureLog
 from litheseg.runtime.jobs import Job, WorkPlan, find_items, make_plan
 from litheseg.runtime.labeller import JobOutcome, Labeller, PredictionSettings

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from litheseg.errors import LithesegError
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.masks.pictures import OverlayStyle, encode_mask, encode_overlay
-from litheseg.masks.reading import MAX_PIXELS, count_pixels, read_image
+from litheseg.masks.reading import count_pixels, read_image
 from litheseg.runtime.jobs import ENDINGS, Job
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.storage import OutputFolder, fetch, open_folder

@@ -25,7 +25,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from litheseg.errors import DataError
-from litheseg.masks.reading import TooManyPixelsError, open_image
+from litheseg.masks.opening import TooManyPixelsError, open_image
 from litheseg.runtime.rgb import to_rgb
 from litheseg.serving.problems import Problem
 

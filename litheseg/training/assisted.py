@@ -31,7 +31,7 @@ from litheseg.losses.supervised import cross_entropy
 from litheseg.models import SegmentationModel
 from litheseg.nn import available_widths, extract
 from litheseg.training.streams import LABELLED, Outputs, Step
-from litheseg.training.teachers import NetworkTeacher, Setting, Teacher, TeacherConfig, at_size
+from litheseg.training.teacher import NetworkTeacher, Setting, Teacher, TeacherConfig, at_size
 
 __all__ = ["LabelAssisted", "LabelAssistedConfig"]
 

@@ -43,7 +43,9 @@ from litheseg.training.layout import lay_out
 from litheseg.training.recipe import Objective, Recipe
 from litheseg.training.start import start_from
 from litheseg.training.task import CrossPseudoTask, SegmentationTask
-from litheseg.training.teachers import FrozenConfig, Setting, Teacher, require_classes, require_images
+from litheseg.training.teacher import Setting, Teacher
+from litheseg.training.teacher_input import require_classes, require_images
+from litheseg.training.teachers import FrozenConfig
 
 __all__ = [
     "Task",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from litheseg.errors import RecipeError, did_you_mean
 from litheseg.training.streams import COMPLEMENTARY, DROPPING, LABELLED
-from litheseg.training.teachers import FrozenConfig, TeacherConfig
+from litheseg.training.teacher import TeacherConfig
+from litheseg.training.teachers import FrozenConfig
 from litheseg.values import check_width
 
 if TYPE_CHECKING:

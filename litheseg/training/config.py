@@ -25,7 +25,7 @@ from litheseg.data.views import UnlabelledViews
 from litheseg.errors import RecipeError
 from litheseg.losses.loss import BelowOne
 from litheseg.masks.image_format import ImageFormat
-from litheseg.masks.reading import MAX_PIXELS
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.nn.efficient import Efficient
 
 __all__ = ["DataConfig", "GroupingConfig", "ModelConfig", "OptimizerConfig", "TrainerConfig"]

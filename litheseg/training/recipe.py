@@ -39,7 +39,7 @@ from litheseg.training import assisted  # noqa: F401 - so that its kind of teach
 from litheseg.training.checks import check_together
 from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from litheseg.training.streams import COMPLEMENTARY, LABELLED, MIXED, UNLABELLED
-from litheseg.training.teachers import TEACHERS, TeacherConfig
+from litheseg.training.teacher import TEACHERS, TeacherConfig
 
 __all__ = ["Objective", "Recipe", "check_recipe", "load_recipe", "recipe_names", "recipe_to_dict", "recipe_yaml"]
 

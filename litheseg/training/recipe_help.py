@@ -16,7 +16,7 @@ import docstring_parser
 
 from litheseg.losses import LOSSES
 from litheseg.training.recipe import Objective, Recipe, recipe_to_dict
-from litheseg.training.teachers import TEACHERS
+from litheseg.training.teacher import TEACHERS
 
 __all__ = ["recipe_help"]
 

@@ -31,7 +31,7 @@ from litheseg.training.horizon import Horizon
 from litheseg.training.optimization import build_optimizer, lr_scheduler
 from litheseg.training.recipe import Objective
 from litheseg.training.streams import DROPPING, LABELLED, FeatureDropout, Outputs, Step
-from litheseg.training.teachers import Teacher, at_size
+from litheseg.training.teacher import Teacher, at_size
 
 __all__ = ["CrossPseudoTask", "SegmentationTask", "plan_widths"]
 

@@ -15,15 +15,8 @@ from PIL.PngImagePlugin import PngImageFile
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes, LabelScheme, read_class_file
 from litheseg.masks.image_format import ImageFormat
-from litheseg.masks.reading import (
-    TooManyPixelsError,
-    count_pixels,
-    encode,
-    read_image,
-    read_mask,
-    read_raw_mask,
-    upright_size,
-)
+from litheseg.masks.opening import TooManyPixelsError
+from litheseg.masks.reading import count_pixels, encode, read_image, read_mask, read_raw_mask, upright_size
 
 TWO = Classes(("road", "car"), ((128, 64, 128), (0, 0, 230)))
 INDEX = LabelScheme.build(TWO, ignore=[11])

@@ -22,7 +22,8 @@ from litheseg.training import load_recipe, recipe_names, train
 from litheseg.training.build import build_data, build_elastic_model, build_task
 from litheseg.training.recipe import Objective, Recipe, check_recipe, recipe_to_dict, recipe_yaml
 from litheseg.training.task import SegmentationTask
-from litheseg.training.teachers import TEACHERS, NextWider, Teacher, TeacherConfig
+from litheseg.training.teacher import TEACHERS, Teacher, TeacherConfig
+from litheseg.training.teachers import NextWider
 
 
 @pytest.mark.parametrize("name", recipe_names())

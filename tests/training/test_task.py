@@ -20,7 +20,8 @@ from litheseg.training.config import OptimizerConfig
 from litheseg.training.recipe import Objective
 from litheseg.training.streams import LABELLED, Step
 from litheseg.training.task import SegmentationTask, plan_widths
-from litheseg.training.teachers import Ema, Frozen, NextWider, Teacher, Widest
+from litheseg.training.teacher import Teacher
+from litheseg.training.teachers import Ema, Frozen, NextWider, Widest
 
 pytestmark = NO_TRAINER
 

@@ -27,6 +27,7 @@ from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import IGNORE_INDEX, Classes
 from litheseg.masks.image_format import ImageFormat
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.runtime.storage import NamedBytes
 
 __all__ = [
@@ -56,7 +57,7 @@ class ImportOptions:
     overlap: Overlap | None = None
     images: Path | None = None
     labels: str = ""
-    max_pixels: int = reading.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     most_frequent: int | None = None
     classes: tuple[str, ...] = ()
 
@@ -154,7 +155,7 @@ class CollectionSource(Source):
         *,
         unlabelled: int = IGNORE_INDEX,
         first: int = 0,
-        max_pixels: int = reading.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.name = ""
         self.classes, self.max_pixels = collection.classes, max_pixels

@@ -35,7 +35,7 @@ from litheseg.data.public import CamVid, Cityscapes, Voc
 from litheseg.data.source import Source
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks.classes import Classes
-from litheseg.masks.reading import MAX_PIXELS
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.values import Quantity
 
 __all__ = ["FORMATS", "ImportedData", "OtherFormatError", "import_command", "import_dataset", "recognise", "refusal"]

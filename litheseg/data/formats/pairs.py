@@ -31,7 +31,7 @@ from litheseg.data.formats.files import matches, split_of_part
 from litheseg.data.formats.mask_files import drafted_scheme, labelled_by
 from litheseg.data.source import IMAGE_SUFFIXES
 from litheseg.errors import DataError
-from litheseg.masks.reading import open_image
+from litheseg.masks.opening import open_image
 
 __all__ = ["detect", "read"]
 

@@ -29,8 +29,8 @@ import numpy as np
 from litheseg.bundle.exported import Export
 from litheseg.bundle.targets import PrecisionName, RuntimeName
 from litheseg.errors import DataError, did_you_mean
+from litheseg.masks.opening import MAX_PIXELS
 from litheseg.masks.pictures import OverlayStyle
-from litheseg.masks.reading import MAX_PIXELS
 from litheseg.runtime.controller import Decision
 from litheseg.runtime.predictor import Model, Predictor
 from litheseg.runtime.sharing import SharedController

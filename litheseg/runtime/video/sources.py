@@ -28,7 +28,8 @@ import numpy as np
 
 from litheseg.errors import DataError, MissingExtraError
 from litheseg.masks.image_format import ImageFormat
-from litheseg.masks.reading import MAX_PIXELS, read_image
+from litheseg.masks.opening import MAX_PIXELS
+from litheseg.masks.reading import read_image
 from litheseg.runtime.rgb import frame_to_rgb
 
 __all__ = [
