@@ -21,7 +21,8 @@ from litheseg.data.source import FileSource, Sample, Source
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
 from litheseg.masks.image_format import ImageFormatError
-from litheseg.masks.reading import TooManyPixelsError, has_transparency, mask_numbers
+from litheseg.masks.opening import TooManyPixelsError
+from litheseg.masks.reading import has_transparency, mask_numbers
 
 __all__ = ["Exam", "examine", "pixels_by_class", "pixels_by_value", "scheme_of"]
 
