@@ -24,27 +24,23 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from litheseg.budget.candidates import Candidate, Limits, Variant
+from litheseg.budget.found import Found, Point, keeps_class_limit, refusal, too_big
 from litheseg.budget.kit import SCRIPT, Measurements
 from litheseg.budget.measure import Accuracy, Bench
 from litheseg.errors import LithesegError, listed
 from litheseg.progress import work
 from litheseg.runtime.latency import Latency, Scope, needed_repeats
-from litheseg.tables import short_number
 
 __all__ = [
     "FIRST_REPEATS",
     "PROOF_MS",
-    "BudgetError",
-    "Found",
-    "Point",
     "Race",
     "Search",
     "choose_measured",
-    "keeps_class_limit",
 ]
 
 FIRST_REPEATS = 6
@@ -68,52 +64,6 @@ _INT8_TRIALS = 4
 
 C = TypeVar("C", bound=Hashable)
 Costs = Callable[[Iterable[Variant]], Mapping[Variant, Mapping[str, float]]]
-
-
-class BudgetError(LithesegError):
-    """Nothing fits; the message names the nearest candidate."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A candidate and its measurements.
-
-    Attributes:
-        candidate: which.
-        times: its timings.
-        miou: in [0, 1]; None where it was not measured, because its timings ruled it out.
-        costs: params, macs, model_size and memory.
-        worst: name and IoU of the worst class; None where that is not known.
-    """
-
-    candidate: Candidate
-    times: Latency
-    miou: float | None = None
-    costs: Mapping[str, float] = field(default_factory=dict)
-    worst: tuple[str, float] | None = None
-
-    def to_dict(self, percentile: float) -> dict[str, Any]:
-        """Flat, for JSON."""
-        name, iou = self.worst or (None, None)
-        known = {**self.candidate.to_dict(), "miou": self.miou, "worst_class": name, "worst_iou": iou, **self.costs}
-        return {**known, **self.times.to_dict(percentile)}
-
-
-@dataclass(frozen=True)
-class Found:
-    """The choice and the candidates it was made from.
-
-    Attributes:
-        chosen: with its fresh timings only.
-        verified: it and its rivals, with their fresh timings.
-        points: everything that was timed, the most accurate first.
-        notes: what a user should know.
-    """
-
-    chosen: Point
-    verified: tuple[Point, ...]
-    points: tuple[Point, ...]
-    notes: tuple[str, ...]
 
 
 class Race(Generic[C]):
@@ -250,10 +200,10 @@ class Search:
             best = self._try_int8(best)
         self._time_neighbours()
         if best is None:
-            raise _refusal(self._limits, self._points())
+            raise refusal(self._limits, self._points())
         chosen, verified = self._prove(best)
         if self._limits.min_miou is not None and (chosen.miou or 0) < self._limits.min_miou:
-            raise _refusal(self._limits, self._points())
+            raise refusal(self._limits, self._points())
         return Found(chosen, verified, self._points(), (*self._notes, *self._bench.warnings(self.race.samples)))
 
     def _finds_all_classes(self, candidate: Candidate) -> bool:
@@ -273,7 +223,7 @@ class Search:
         self._costs |= self._costs_of(networks - self._costs.keys())
         fitting = [c for c in known if not self._limits.broken_on_paper(self._costs[c.network])]
         if first and not fitting:
-            raise _too_big(self._limits, {network: self._costs[network] for network in networks})
+            raise too_big(self._limits, {network: self._costs[network] for network in networks})
         timed_before = [c for c in fitting if len(self.race.samples.get(c) or self._bench.recall(c))]
         reasons = self._bench.unusable([c for c in fitting if c not in timed_before])
         self._notes |= dict.fromkeys(f"left out: {reason}" for reason in reasons.values())
@@ -351,10 +301,10 @@ class Search:
                 break
             following = self.race.run()
             if following is None:
-                raise _refusal(self._limits, self._points())
+                raise refusal(self._limits, self._points())
             best = following
         else:
-            raise _refusal(self._limits, self._points())
+            raise refusal(self._limits, self._points())
         if holding != first and not self.race.inside(first):
             note = (
                 f"{first.name} was within the budget at first ({promised:.2f} ms) and not when timed again "
@@ -435,71 +385,7 @@ def choose_measured(
         and keeps_class_limit(limits, p.worst)
     ]
     if not fitting or (limits.min_miou is not None and (fitting[0].miou or 0) < limits.min_miou):
-        raise _refusal(limits, points)
+        raise refusal(limits, points)
     place = measured.host.get("device") or measured.host.get("cpu", "another machine")
     note = f"timed by {SCRIPT} on {place}; run it there again to verify"
     return Found(fitting[0], (), tuple(points), (note,))
-
-
-def keeps_class_limit(limits: Limits, worst: tuple[str, float] | None) -> bool:
-    """Whether a worst class is good enough; one that is not known is only where nothing is asked."""
-    if limits.min_class_iou is None:
-        return True
-    return worst is not None and worst[1] >= limits.min_class_iou
-
-
-def _refusal(limits: Limits, points: Sequence[Point]) -> BudgetError:
-    """The error when nothing timed keeps the limits."""
-    name = f"p{limits.percentile:g}"
-    wanted = f"a {name} within {limits.available:.2f} ms"
-    accurate = [point for point in points if keeps_class_limit(limits, point.worst)]
-    if limits.min_class_iou is not None:
-        wanted += f" and an IoU of {100 * limits.min_class_iou:.1f} % in every class"
-        if not accurate:
-            return _class_refusal(limits, points, wanted)
-    if limits.min_miou is not None:
-        wanted += f" and an mIoU of {100 * limits.min_miou:.1f} %"
-        accurate = [point for point in accurate if (point.miou or 0) >= limits.min_miou]
-    if not accurate:
-        best = max(points, key=lambda point: point.miou or 0)
-        return BudgetError(
-            f"nothing has {wanted}: the most accurate is {best.candidate.name} with "
-            f"{100 * (best.miou or 0):.1f} %; lower --min-miou, or train a more accurate model"
-        )
-    nearest = min(accurate, key=lambda point: point.times.percentile(limits.percentile))
-    took = nearest.times.percentile(limits.percentile)
-    accuracy = "" if nearest.miou is None else f", mIoU {100 * nearest.miou:.1f} %"
-    enough = 1.05 * (took + limits.reserve)  # with some room
-    return BudgetError(
-        f"nothing has {wanted}; the nearest is {nearest.candidate.name}: {name} {took:.2f} ms{accuracy} "
-        f"(--budget {enough:.3g}ms would do, or smaller --sizes)"
-    )
-
-
-def _class_refusal(limits: Limits, points: Sequence[Point], wanted: str) -> BudgetError:
-    """The error when the worst class is too bad everywhere; names the best there is, within the budget if any is."""
-    known = [point for point in points if point.worst is not None]
-    if not known:
-        return BudgetError(f"nothing has {wanted}: the IoU of classes is not known; name labelled data with --data")
-    within = [point for point in known if point.times.percentile(limits.percentile) <= limits.available]
-    best = max(within or known, key=lambda point: (point.worst or ("", 0.0))[1])
-    name, iou = best.worst or ("", 0.0)
-    return BudgetError(
-        f"nothing has {wanted}: the best is {best.candidate.name}, whose worst class, {name}, has {100 * iou:.1f} % "
-        f"(mIoU {100 * (best.miou or 0):.1f} %); lower --min-class-iou, raise --budget, or train with more images of it"
-    )
-
-
-def _too_big(limits: Limits, costs: Mapping[Variant, Mapping[str, float]]) -> BudgetError:
-    """The error when no network keeps the counted limits."""
-
-    def excess(network: Variant) -> float:
-        return max(costs[network][name] / getattr(limits, name) for name in limits.broken_on_paper(costs[network]))
-
-    nearest = min(costs, key=excess)
-    broken = limits.broken_on_paper(costs[nearest])
-    has = ", ".join(f"{name.replace('_', '-')} {short_number(costs[nearest][name])}" for name in broken)
-    asked = ", ".join(f"{name.replace('_', '-')} {short_number(getattr(limits, name))}" for name in broken)
-    return BudgetError(
-        f"no width and size keeps within {asked}; the nearest is {nearest.name} with {has}: raise the limit"
-    )

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from litheseg.budget.candidates import scaled
-from litheseg.budget.choose import BudgetError
+from litheseg.budget.found import BudgetError
 from litheseg.building.fingerprint import Fingerprint
 from litheseg.building.folds import FoldPlan, plan_folds
 from litheseg.building.validation import divided, hold_out

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from litheseg.budget import fit as budget
+from litheseg.budget.fit_result import FitResult
 from litheseg.bundle.cross_validation import CrossValidated, cross_validated
 from litheseg.bundle.exported import Export
 from litheseg.bundle.header import BundleHeader
@@ -198,7 +199,7 @@ class TrainedNetwork:
         frontier(path, {self.folder.name: points}, cost_label="MACs of one image", score_label="mIoU (%)")
         return Image.open(path)
 
-    def fit(self, limit: str | float, *, output: str | Path | None = None, **options: Any) -> budget.FitResult:
+    def fit(self, limit: str | float, *, output: str | Path | None = None, **options: Any) -> FitResult:
         """The most accurate network within a budget, exported.
 
         In the run's own folder it replaces one that is there.

@@ -28,7 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litheseg.budget.fit import FIT_FILE, fit
+from litheseg.budget.fit import fit
+from litheseg.budget.fit_result import FIT_FILE
 from litheseg.building.fingerprint import Fingerprint, take_fingerprint
 from litheseg.building.folds import cross_validate, note_scores
 from litheseg.building.plan import Plan, Wishes, make_plan, one_word_each, read_plan

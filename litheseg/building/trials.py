@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from litheseg.budget.candidates import Candidate, Variant
-from litheseg.budget.measure import Bench, Exports, Store
+from litheseg.budget.measure import Bench, Exports
+from litheseg.budget.store import Store
 from litheseg.data.source import Source
 from litheseg.errors import LithesegError
 from litheseg.machine import cores

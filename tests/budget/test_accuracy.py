@@ -10,7 +10,8 @@ from tiny_budget import CLASSES
 
 from litheseg.budget import measure as room
 from litheseg.budget.candidates import Candidate, Variant, default_sizes, paper_costs
-from litheseg.budget.measure import Accuracy, Exports, Store, data_digest
+from litheseg.budget.measure import Accuracy, Exports
+from litheseg.budget.store import Store, data_digest
 from litheseg.cost import count
 from litheseg.cost.widths import with_widths
 from litheseg.data import open_source

@@ -15,7 +15,8 @@ from tiny_budget import CLASSES
 from litheseg.budget import measure as room
 from litheseg.budget.candidates import Candidate, Choices, Variant
 from litheseg.budget.dense_layers import DensePlan, LayerTimes
-from litheseg.budget.measure import Accuracy, Bench, Exports, Store
+from litheseg.budget.measure import Accuracy, Bench, Exports
+from litheseg.budget.store import Store
 from litheseg.bundle.exported import EXPORT_FILE, Artefact, Export, description, load_export
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.onnx import save_onnx

@@ -11,7 +11,7 @@ import tiny_training
 import warm
 
 from litheseg.budget import choose
-from litheseg.budget.measure import store_folder
+from litheseg.budget.store import store_folder
 from litheseg.cli import main
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle
@@ -19,7 +19,7 @@ from litheseg.models.bundle import Bundle, load_bundle
 KILLED = """
 import json, os, signal, sys
 import tiny_budget
-from litheseg.budget import choose, fit, measure
+from litheseg.budget import choose, fit_result, store
 from litheseg.cli import main
 
 def die(*_, **__):
@@ -27,11 +27,11 @@ def die(*_, **__):
 
 def killed(where, words):
     choose.PROOF_MS = 1
-    save = measure.Store.save_samples
+    save = store.Store.save_samples
     if where == "timing":
-        measure.Store.save_samples = lambda self: (save(self), die())
+        store.Store.save_samples = lambda self: (save(self), die())
     else:
-        fit.FitResult.draw = die
+        fit_result.FitResult.draw = die
     main(words)
     os._exit(0)
 

@@ -13,8 +13,10 @@ import pytest
 from litheseg.budget import fit as room
 from litheseg.budget import kit
 from litheseg.budget.candidates import Candidate, Choices, Limits, Variant
-from litheseg.budget.choose import BudgetError, Point, choose_measured
-from litheseg.budget.fit import FitResult, fit, pareto
+from litheseg.budget.choose import choose_measured
+from litheseg.budget.fit import fit
+from litheseg.budget.fit_result import FitResult, pareto
+from litheseg.budget.found import BudgetError, Point
 from litheseg.budget.kit import Measurements, read_measurements
 from litheseg.budget.measure import Accuracy, Exports
 from litheseg.bundle.exported import load_export

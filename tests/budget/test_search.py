@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from litheseg.budget.candidates import Candidate, Choices, Limits, Variant
-from litheseg.budget.choose import BudgetError, Found, Search
+from litheseg.budget.choose import Search
+from litheseg.budget.found import BudgetError, Found
 from litheseg.errors import LithesegError
 from litheseg.runtime.latency import Latency, Scope
 

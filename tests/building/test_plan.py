@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from litheseg.budget.choose import BudgetError
+from litheseg.budget.found import BudgetError
 from litheseg.building.fingerprint import ClassFacts, Fingerprint
 from litheseg.building.plan import Plan, Wishes, make_plan, one_word_each, read_plan
 from litheseg.data.folder import FolderSource
