@@ -17,7 +17,6 @@ Usage:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 from argparse import ArgumentError
@@ -38,25 +37,13 @@ from litheseg.losses.supervised import CrossEntropy, DeepSupervision
 from litheseg.training import assisted  # noqa: F401 - so that its kind of teacher is known
 from litheseg.training.checks import check_together
 from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from litheseg.training.options import check_keys, load_yaml, put, read_options, refuse_old_form
 from litheseg.training.streams import COMPLEMENTARY, LABELLED, MIXED, UNLABELLED
 from litheseg.training.teacher import TEACHERS, TeacherConfig
 
 __all__ = ["Objective", "Recipe", "check_recipe", "load_recipe", "recipe_names", "recipe_to_dict", "recipe_yaml"]
 
-_OLD_SECTIONS = ("loss", "mgd", "teacher")
 _COMPARISONS = {">": "above", ">=": "at least", "<": "below", "<=": "at most"}
-_BOOL = "tag:yaml.org,2002:bool"
-
-
-class _Loader(yaml.SafeLoader):
-    """With the booleans of YAML 1.2, true and false: `on` is the name of a field."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 @dataclass(frozen=True)
@@ -182,18 +169,18 @@ def load_recipe(name: str, overrides: list[str] | None = None, *, init: str | No
         RecipeError: an unknown recipe or key, or a value of the wrong type or range; the message names it.
     """
     try:
-        values = yaml.load(recipe_yaml(name), _Loader) or {}
+        values = load_yaml(recipe_yaml(name)) or {}
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {name} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {name} must be a mapping of sections such as 'model:' and 'trainer:'")
-    _refuse_old_form(f"recipe {name}", values)
-    _check_keys(values, Recipe, name)
+    refuse_old_form(f"recipe {name}", values)
+    check_keys(values, Recipe, name)
     values.setdefault("objectives", recipe_to_dict(Recipe())["objectives"])
     if init is not None:
         values["model"] = _model_of(init, values.get("model", {}).get("args", {}))
-    for path, value in _options(overrides or []):
-        _put(values, path, value)
+    for path, value in read_options(overrides or [], Recipe):
+        put(values, path, value)
     return _parse(values)
 
 
@@ -205,99 +192,6 @@ def _model_of(init: str, args: Mapping[str, Any]) -> dict[str, Any]:
     efficient = header.architecture.get("efficient", {})
     section = {"name": header.architecture["name"], "args": {**own, **heads}, "efficient": efficient}
     return {**section, "divisor": header.divisor, "weights": init}
-
-
-def _refuse_old_form(where: str, values: Mapping[str, Any]) -> None:
-    old = [section for section in _OLD_SECTIONS if section in values]
-    if isinstance(values.get("widths"), dict):
-        old.append("widths")
-    if old:
-        raise RecipeError(
-            f"{where}: '{old[0]}' is of the old form. Now teachers and objectives have names, as in "
-            "teachers: {wider: {kind: next-wider}} and objectives: {kl: {loss: kl, teacher: wider, weight: 3}}, and "
-            "widths is a list; see docs/training.md, or `litheseg recipes slimseg` for an example"
-        )
-
-
-def _check_keys(values: dict[str, Any], kind: Any, where: str) -> None:
-    known = _sections(kind)
-    for key, value in values.items():
-        if key not in known:
-            raise RecipeError(f"{where}: unknown key '{key}'.{did_you_mean(str(key), known)}")
-        if known[key] is not None:
-            if not isinstance(value, dict):
-                raise RecipeError(f"{where}: '{key}' must be a section, not {value!r}")
-            if known[key] is not dict:
-                _check_keys(value, known[key], f"{where}: {key}")
-
-
-def _sections(kind: Any) -> dict[str, Any]:
-    """Field names of a dataclass, and of those that are sections the dataclass, or dict for named entries."""
-    known: dict[str, Any] = {}
-    for item in dataclasses.fields(kind):
-        factory = item.default_factory
-        known[item.name] = factory if dataclasses.is_dataclass(factory) else None
-        if item.name in ("teachers", "objectives"):
-            known[item.name] = dict
-    return known
-
-
-def _options(overrides: list[str]) -> Iterator[tuple[list[str], Any]]:
-    """The path and the value of each ``--a.b=value`` or ``--a.b value``; texts are left to the types of the fields."""
-    words = iter(overrides)
-    for word in words:
-        if not word.startswith("--"):
-            raise RecipeError(f"'{word}' is no option; an option begins with --, such as --trainer.epochs=40")
-        option, equals, text = word[2:].partition("=")
-        path = option.split(".")
-        _check_option(path)
-        if not equals:
-            text = next(words, "--")
-        if text.startswith("--"):
-            raise RecipeError(f"--{option} needs a value, as in --{option}=VALUE")
-        try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
-            value = text
-        yield path, value if value is None or isinstance(value, dict) else text
-
-
-def _check_option(path: list[str]) -> None:
-    """Refuse an option that does not exist, with the nearest that does."""
-    name, kind = f"--{'.'.join(path)}", cast(Any, Recipe)
-    if path[0] in _OLD_SECTIONS or path[:2] == ["widths", "values"]:
-        _refuse_old_form(f"option {name}", {path[0]: {}})
-    for depth, key in enumerate(path):
-        known = _sections(kind)
-        if key not in known:
-            choices = [f"--{'.'.join([*path[:depth], field])}" for field in known]
-            hint = _did_you_mean_one_of_a_section(key) if len(path) == 1 else did_you_mean(name, choices)
-            raise RecipeError(f"unknown option {name}.{hint}")
-        kind = known[key]
-        if kind is None or kind is dict:
-            return
-
-
-def _did_you_mean_one_of_a_section(name: str) -> str:
-    """A hint where the section was left out: ``epochs`` is ``--trainer.epochs``."""
-    options = list(_all_options(Recipe, "--"))
-    same = [option for option in options if option.endswith(f".{name}")]
-    near = same or difflib.get_close_matches(f"--{name}", ["--recipe", "--output", "--resume", *options], n=1)
-    return f" Did you mean {' or '.join(near)}?" if near else " `litheseg train --help` lists all."
-
-
-def _all_options(kind: Any, prefix: str) -> Iterator[str]:
-    for name, nested in _sections(kind).items():
-        yield from _all_options(nested, f"{prefix}{name}.") if nested not in (None, dict) else [f"{prefix}{name}"]
-
-
-def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set the value at a path of nested mappings."""
-    for key in path[:-1]:
-        if not isinstance(values.get(key), dict):
-            values[key] = {}
-        values = values[key]
-    values[path[-1]] = value
 
 
 # --- from plain values to a recipe, and back -------------------------------------------------------------------------
