@@ -39,6 +39,7 @@ def test_modes_differ_by_what_a_turn_begins_with(
 ) -> None:
     waited: list[None] = []
     monkeypatch.setattr(machine, "settle", lambda: waited.append(None))
+    monkeypatch.setattr(machine, "_AGAIN", 0.02)
     monkeypatch.setattr(spinning, "REPEATS", 6)
     monkeypatch.setattr(spinning, "FRAME_RATE", 1000.0)
     engine = Blank()
