@@ -3,7 +3,6 @@
 Usage:
     >>> require_classes("deep.safetensors", bundle.header.classes.names, data.classes.names)
     >>> sees = teacher_input("deep.safetensors", bundle.header, data)
-    >>> outputs = teacher(sees(batch["image"]))
 """
 
 from __future__ import annotations
