@@ -208,6 +208,12 @@ def _split(values: Values) -> tuple[Tensor, ...]:
     return values["x"].chunk(int(values["num_splits"]), axis)  # type: ignore[no-any-return]
 
 
+def _cropped(values: Values) -> Tensor:
+    (top, bottom), (left, right) = (_whole(values, f"crop_{side}", (0, 0)) for side in ("height", "width"))
+    height, width = values["x"].shape[-2:]
+    return torch.as_tensor(values["x"][..., top : height - bottom, left : width - right])
+
+
 def _padded(values: Values) -> Tensor:
     pads = _whole(values, "pad", ())
     order = [pads[index + side] for index in range(len(pads) - 2, -1, -2) for side in (0, 1)]
@@ -245,6 +251,7 @@ _OPERATORS: dict[str, Callable[[Values], Any]] = {
     "concat": lambda values: torch.cat(values["values"], int(values["axis"])),
     "conv": _convolution,
     "conv_transpose": _transposed,
+    "crop": _cropped,
     "exp": _of_one(torch.exp),
     "expand_dims": _expanded,
     "gelu": lambda values: F.gelu(values["x"], approximate="none" if values["mode"] == "EXACT" else "tanh"),
@@ -279,6 +286,7 @@ _OPERATORS: dict[str, Callable[[Values], Any]] = {
     "squeeze": lambda values: values["x"].squeeze(_whole(values, "axes", ())),
     "sub": _of_two(torch.sub),
     "tanh": _of_one(torch.tanh),
+    "thresholded_relu": lambda values: values["x"] * (values["x"] >= values["alpha"]),
     "transpose": lambda values: values["x"].permute(_whole(values, "perm", ())),
     "upsample_bilinear": lambda values: _scaled(values, "bilinear"),
     "upsample_nearest_neighbor": lambda values: _scaled(values, "nearest"),
