@@ -11,7 +11,6 @@ Usage:
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,13 +30,15 @@ from litheseg.budget.kit import read_measurements
 from litheseg.budget.measure import Accuracy, Bench, Exports
 from litheseg.budget.store import Store, store_folder
 from litheseg.bundle.exported import check_choice
-from litheseg.bundle.targets import PRECISIONS, RUNTIMES
+from litheseg.bundle.targets import PRECISIONS, RUNTIMES, TARGETS
+from litheseg.deploy.quantize.quantizer import quantizable
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import Bundle, load_bundle, model_digest
 from litheseg.nn import extract
 from litheseg.progress import say, work
+from litheseg.runtime.engines import available_runtimes
 from litheseg.runtime.latency import street_frames
 from litheseg.values import Bytes, Counts, Duration, Names, Quantity, Size, Sizes, Widths
 
@@ -218,4 +219,5 @@ def _frames(
 
 def _wants_int8(choices: Choices) -> bool:
     wanted = choices.precisions is None or "int8" in choices.precisions
-    return wanted and importlib.util.find_spec("nncf") is not None
+    formats = {TARGETS[name].format for name in choices.runtimes or available_runtimes()}
+    return wanted and any(quantizable(name) for name in formats)

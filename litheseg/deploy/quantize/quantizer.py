@@ -42,7 +42,7 @@ from litheseg.deploy.quantize.report import (
     class_shares,
 )
 from litheseg.deploy.samples import CalibrationImages, Samples
-from litheseg.errors import LithesegError
+from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import file_digest
 from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle
@@ -50,7 +50,7 @@ from litheseg.progress import say, track
 from litheseg.runtime.engines import Engine, open_engine
 from litheseg.runtime.latency import Latency, Scope
 
-__all__ = ["Quantizer", "ToleranceError", "fewest_kept", "output_error"]
+__all__ = ["Quantizer", "ToleranceError", "fewest_kept", "output_error", "quantizable"]
 
 _NETWORKS: dict[str, type[QuantizableNetwork]] = {
     "onnx": OnnxNetwork,
@@ -66,6 +66,17 @@ LayerT = TypeVar("LayerT")
 
 class ToleranceError(LithesegError):
     """A network that loses more in int8 than is allowed."""
+
+
+def quantizable(format: str) -> bool:
+    """Whether networks of a format, a key of `litheseg.bundle.targets.FORMATS`, can become int8 here."""
+    if format not in _NETWORKS:
+        return False
+    try:
+        _NETWORKS[format].require()
+    except MissingExtraError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
