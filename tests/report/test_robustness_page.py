@@ -17,10 +17,10 @@ from tiny_pictures import Pictures
 
 from litheseg.cli import main
 from litheseg.errors import LithesegError
-from litheseg.evaluation.corruptions import CORRUPTIONS
 from litheseg.evaluation.robustness import RobustnessCard, header_robustness, measure_robustness
 from litheseg.masks.pictures import encode_mask
 from litheseg.models.bundle import load_bundle
+from litheseg.report import run_report
 from litheseg.report.robustness import robustness_figures, write_robustness
 from litheseg.report.robustness_plots import corruption_curves, reliability_diagram, risk_coverage
 from litheseg.report.robustness_tables import card_rows, corruption_table, recorded_robustness, robustness_table
@@ -131,12 +131,22 @@ def test_the_command(model: Path, folder: Path, tmp_path: Path, capsys: pytest.C
     assert len(content["networks"][0]["corruptions"]["fog"]["miou"]) == 1
 
 
-def test_a_report_of_models_has_it_on_request(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_report_of_models_has_it_on_request(
+    model: Path, folder: Path, card: RobustnessCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def measured(models: dict[str, Any], source: Any, **how: Any) -> RobustnessCard:
+        asked.update(how, models=[*models], source=source.name)
+        return card
+
+    monkeypatch.setattr(run_report, "measure_robustness", measured)
     page = tmp_path / "compare.html"
     line = ["report", str(model), "--data", str(folder), "--no-latency", "--output", str(page)]
-    assert main([*line, "--robustness", "--images", "1"]) == 0
+    assert main([*line, "--robustness", "--exports", "exports/street", "--images", "1"]) == 0
+    assert (asked["models"], asked["images"], asked["split"]) == (["model", "street"], 1, "val")
     text = page.read_text()
-    assert "1 of 2 images" in text and all(name in text for name in CORRUPTIONS)
+    assert str(card) in text and "impulse-noise" in text and text.count("<img") == 5
 
 
 @pytest.mark.parametrize(
