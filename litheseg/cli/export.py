@@ -1,4 +1,4 @@
-"""Write networks for ONNX Runtime, OpenVINO and torch.export, each compared with PyTorch.
+"""Write networks for ONNX Runtime, OpenVINO, torch.export and other runtimes, each compared with PyTorch.
 
 The input is the raw picture: normalisation is inside, and so are classes, colours and provenance. The logits come at
 the network's own stride, since upsampling them is most of a small network's time; --labels does it inside all the same.
@@ -12,6 +12,7 @@ Examples:
   litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
   litheseg export model.safetensors --output exports/simple --labels --layout nchw
   litheseg export model.safetensors --output exports/dial --share                (all widths, with one file of weights)
+  litheseg export model.safetensors --output exports/phone --format executorch,coreml               (docs/targets/)
   litheseg export model.safetensors --output exports/page --format web               (a page that needs no server)
   litheseg export model.safetensors --output exports/small --format onnx,openvino --precision int8 --data data/camvid
 """
@@ -68,7 +69,7 @@ def export(
     Args:
         model: a model file, such as runs/NAME/model.safetensors.
         output: the folder of the export.
-        format: onnx, openvino, torch, web (ONNX and a page that runs it); several with commas.
+        format: onnx, openvino, torch, litert, executorch, coreml, web (ONNX and a page that runs it); several with commas.
         size: of the input; dynamic: any; training: what the model resizes images to, any if it does not.
         layout: of the input, uint8 RGB.
         labels: give labels at the input's size; slower than logits, but ready to use.
