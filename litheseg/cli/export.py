@@ -69,7 +69,7 @@ def export(
     Args:
         model: a model file, such as runs/NAME/model.safetensors.
         output: the folder of the export.
-        format: onnx, openvino, torch, litert, executorch, coreml, web (ONNX and a page that runs it); several with commas.
+        format: onnx, openvino, torch, litert, executorch, coreml, web (ONNX and a page); several with commas.
         size: of the input; dynamic: any; training: what the model resizes images to, any if it does not.
         layout: of the input, uint8 RGB.
         labels: give labels at the input's size; slower than logits, but ready to use.
