@@ -12,7 +12,7 @@ setup(
         Extension(
             f"litheseg.masks.{name}",
             [f"litheseg/masks/{name}.c"],
-            depends=["litheseg/masks/_buffers.h"],
+            depends=[f"litheseg/masks/{file}" for file in ("_buffers.h", "upsampling.c", "upsampling.h")],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],
             # Products are not fused with sums, so that labels are the same bit by bit on every processor.
             extra_compile_args=[] if os.name == "nt" else ["-O3", "-ffp-contract=off"],

@@ -142,6 +142,6 @@ def _use(export: Export) -> str:
 {imports}
 {reading}
 image = {read}{arranged}
-{call.format(path=artefact.path)}
+{call.format(path=artefact.path, stem=artefact.path.rpartition(".")[0])}
 labels = {result}"""
     return fenced(code, "python")
