@@ -37,7 +37,8 @@ USAGE = (
 network.load_param("{path}")
 network.load_model("{stem}.bin")
 extractor = network.create_extractor()
-extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image[0].transpose(2, 0, 1), np.float32)).clone())
+planes = np.ascontiguousarray(image[0].transpose(2, 0, 1), np.float32)
+extractor.input("in0", ncnn.Mat(planes))
 result = np.array(extractor.extract("out0")[1])[None]""",
 )
 # How pnnx gives a pooled vector its height and width back, for batches; ncnn before 2026 cannot read it, and may crash.
@@ -91,13 +92,14 @@ def _traced(network: Deployed, size: tuple[int, int]) -> Any:
 
 
 def _check_operators(graph: str, traced: Any) -> None:
-    """Refuse operators that pnnx left as PyTorch's, which have a dot in their names; the trace knows whose they are."""
-    for line in graph.splitlines()[2:]:
-        operator, layer = line.split()[:2]
-        if "." in operator:
-            nodes = traced.inlined_graph.findAllNodes(f"aten::{operator.rpartition('.')[2]}")
-            scope = nodes[0].scopeName().rpartition("__module.network.")[2] if nodes else ""
-            raise ModelError(
-                f"ncnn has no operator '{operator}', which layer '{scope or layer}' needs; export to onnx or openvino "
-                "instead, or choose another encoder"
-            )
+    """Refuse what pnnx left as PyTorch's, which has a dot or colon in its name; the trace knows whose it is."""
+    layers = [line.split()[:2] for line in graph.splitlines()[2:]]
+    foreign = [pair for pair in layers if re.search(r"[.:]", pair[0])]
+    for operator, layer in sorted(foreign, key=lambda pair: pair[0].startswith("pnnx."))[:1]:  # those are arguments
+        inlined = traced.inlined_graph  # kept: its nodes go with it
+        nodes = inlined.findAllNodes("aten::" + re.split(r"[.:]+", operator)[-1])
+        scope = nodes[0].scopeName().rpartition("__module.network.")[2] if nodes else ""
+        raise ModelError(
+            f"ncnn has no operator '{operator}', which layer '{scope or layer}' needs; export to onnx or openvino "
+            "instead, or choose another encoder"
+        )

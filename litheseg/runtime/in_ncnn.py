@@ -54,7 +54,8 @@ def _matrix(ncnn: Any, image: np.ndarray) -> Any:
     height, width, channels = image.shape
     if image.dtype == np.uint8 and channels in _PIXELS:
         return ncnn.Mat.from_pixels(image, getattr(ncnn.Mat.PixelType, _PIXELS[channels]), width, height)
-    return ncnn.Mat(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)).clone()
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
+    return ncnn.Mat(planes).clone()  # which does not keep the array, but borrows its memory
 
 
 def _unknown(ncnn: Any, path: Path) -> str:
