@@ -94,7 +94,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_box_without_pytorch_serves_an_export_in_little_memory(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    export_bundle(load_bundle(bundle), tmp_path / "x", check=False)
+    export_bundle(load_bundle(bundle), tmp_path / "x", formats=("onnx",), widths=[1.0], check=False)
     command = ["-c", WITHOUT_PYTORCH, "serve", str(tmp_path / "x"), "--runtime", "onnxruntime"]
     with process(*command) as (running, url), httpx.Client(base_url=url, timeout=20) as client:
         assert client.get("/v1/model").json()["runtime"] == "onnxruntime"
