@@ -1,6 +1,9 @@
-"""What all tests share: turns of timing without the untimed passes that make times of a real machine steady."""
+"""What all tests share: no waiting for what only real machines and power cuts need."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,5 +11,8 @@ from litheseg import machine
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _short_turns() -> None:
-    machine._AGAIN = 0.0
+def _hasty() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "_AGAIN", 0.0)  # untimed passes make times steady
+        patch.setattr(os, "fsync", lambda descriptor: None)  # no test cuts the power
+        yield
