@@ -302,7 +302,7 @@ def test_the_command(bundle: Bundle, labelled: Path, tmp_path: Path, capsys: pyt
         (["--budget", "20"], ["--budget: '20' has no unit", "20ms"]),
         (["--budget", "abc ms"], ["'abc ms' is no time"]),
         (["--budget", "20ms", "--percentile", "100"], ["percentile 100", "95"]),
-        (["--budget", "20ms", "--runtime", "tflite"], ["'tflite'", "openvino"]),
+        (["--budget", "20ms", "--runtime", "tflite"], ["'tflite'", "'litert'"]),
         (["--budget", "20ms", "--fps", "60"], ["--fps 60", "50 images a second"]),
         (["--budget", "20ms", "--threads", "0"], ["'0'", "1,2"]),
         (["--budget", "20ms", "--sizes", "12"], ["'12'", "360x480"]),
