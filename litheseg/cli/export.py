@@ -12,7 +12,7 @@ Examples:
   litheseg export model.safetensors --output exports/any --size dynamic --data photos/     (a folder of images will do)
   litheseg export model.safetensors --output exports/simple --labels --layout nchw
   litheseg export model.safetensors --output exports/dial --share                (all widths, with one file of weights)
-  litheseg export model.safetensors --output exports/phone --format executorch,coreml               (docs/targets/)
+  litheseg export model.safetensors --output exports/phone --format ncnn,executorch                 (docs/targets/)
   litheseg export model.safetensors --output exports/page --format web               (a page that needs no server)
   litheseg export model.safetensors --output exports/small --format onnx,openvino --precision int8 --data data/camvid
 """
@@ -69,7 +69,7 @@ def export(
     Args:
         model: a model file, such as runs/NAME/model.safetensors.
         output: the folder of the export.
-        format: onnx, openvino, torch, litert, executorch, coreml, web (ONNX and a page); several with commas.
+        format: onnx, openvino, ncnn, torch, litert, executorch, coreml, web (ONNX and a page); with commas.
         size: of the input; dynamic: any; training: what the model resizes images to, any if it does not.
         layout: of the input, uint8 RGB.
         labels: give labels at the input's size; slower than logits, but ready to use.
