@@ -72,7 +72,7 @@ def test_any_size(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "onnx,tflite"], "'tflite' is no format; choose from coreml, executorch, litert, ncnn, onnx, openvino, torch, web"),
+        (["--format", "onnx,tflite"], "'tflite' is no format; choose from coreml, executorch, litert, ncnn, onnx"),
         (["--size", "big"], "'big' is no size"),
         (["--widths", ".3"], "no width 0.3; available: 1, 0.5"),
         (["--share", "--format", "torch", "--no-check"], "only fp32 networks in ONNX share weights"),
