@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 from registry import registered
-from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
+from tiny_export import (
+    CLASSES,
+    MEAN,
+    STD,
+    build_tiny,
+    noise,
+    photos,
+    plain_labels,
+    plain_logits,
+    randomise,
+    tiny_bundle,
+)
 from tiny_quantize import SIZE, Fragile, fragile_bundle, fragile_data, picture
 from torch import nn
 
@@ -27,6 +38,9 @@ from litheseg.deploy.network import deployed
 from litheseg.deploy.quantize import Quantizer, calibration_samples
 from litheseg.deploy.quantize.litert_network import LitertNetwork
 from litheseg.errors import BundleError, LithesegError, MissingExtraError, ModelError
+from litheseg.models import build_model
+from litheseg.models.bundle import save_bundle
+from litheseg.nn import slim
 from litheseg.runtime.engines import open_engine
 from litheseg.runtime.predictor import Predictor
 
@@ -169,6 +183,28 @@ def _operations(path: Path) -> list[tuple[str, str, bool]]:
     from litheseg.deploy.quantize.litert_network import _operations
 
     return list(_operations(path.read_bytes()))
+
+
+@pytest.mark.slow
+@converts
+@runs
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("output", ["logits", "labels"])
+def test_the_default_model_with_its_pools(layout: str, output: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = (96, 128)
+    header = BundleHeader({"name": "segmenter", "args": {}}, CLASSES, size=size, mean=MEAN, std=STD)
+    bundle = save_bundle(tmp_path / "model.safetensors", randomise(slim(build_model("segmenter", 3), (1.0,))), header)
+    data, how = photos(tmp_path / "photos"), {"layout": layout, "output_kind": output}
+    export = export_bundle(bundle, tmp_path / "export", formats=("litert",), data=data, **how)  # type: ignore[arg-type]
+    kinds = {kind for _, kind, _ in _operations(export.file(export.artefacts[0]))}
+    assert "AVERAGE_POOL_2D" in kinds and not any(kind.startswith("STABLEHLO") for kind in kinds)
+    image = noise(*size)
+    expected, found = plain_logits(bundle, 1.0, image), open_engine(export)(image)
+    if output == "labels":
+        assert float((found == plain_labels(expected, size)).mean()) > 0.999
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 @converts
