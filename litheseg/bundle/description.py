@@ -54,7 +54,8 @@ _MESSAGES: dict[str, dict[int, str]] = {
     },
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
     "TensorProto": {13: "StringStringEntryProto"},
-    # Of Core ML: its entries of a map are like those of ONNX.
+}
+_COREML_MESSAGES: dict[str, dict[int, str]] = {  # their entries of a map are stored like those of ONNX
     "Model": {2: "ModelDescription"},
     "ModelDescription": {100: "Metadata"},
     "Metadata": {100: "StringStringEntryProto"},
@@ -217,7 +218,7 @@ def _entries(file: BinaryIO, end: int, kind: str, depth: int) -> Iterator[tuple[
     """(kind of message that holds it, key, value) of all entries in the message from here to `end`."""
     if depth > _MAX_DEPTH:
         raise ValueError("messages lie too deep in each other")
-    inside = _MESSAGES[kind]
+    inside = _MESSAGES.get(kind) or _COREML_MESSAGES[kind]
     for number, length in _fields(file, end):
         found = inside.get(number)
         if found == "StringStringEntryProto":
