@@ -41,7 +41,7 @@ _TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{RUNTI
 # Of the file whose SHA-512 is the registry's "integrity".
 _SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 _OLDEST = (1, 19)  # the first with these files
-_OWN_MODULES = ("api.js", "mask_png.js", "resizing.js", "upsampling.js", "worker.js")
+_OWN_MODULES = ("api.js", "isolation.js", "mask_png.js", "resizing.js", "upsampling.js", "worker.js")
 _SERVER_MODULES = ("app.js", "chart.js", "divider.js", "legend.js", "mark.svg", "notice.js", "picture.js", "style.css")
 # What the page may do: load what lies beside it, and compile WebAssembly. `frame-ancestors` only a host can say.
 _POLICY = (
@@ -88,6 +88,8 @@ class WebPage:
         for name in RUNTIME_FILES:
             shutil.copyfile(self.runtime / name, runtime / name)
         (page / "model.json").write_text(json.dumps(_about(self.header), indent=2) + "\n", encoding="utf-8")
+        # Of a service worker only what lies in its own folder or below passes through it.
+        (page / "isolation.js").rename(folder / "isolation.js")
         (folder / "index.html").write_text(_index(), encoding="utf-8")
 
 

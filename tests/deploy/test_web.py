@@ -206,7 +206,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(browser: Any, url: str, before: str = "") -> Iterator[Any]:
+def opened(browser: Any, url: str, before: str = "", isolated: bool = True) -> Iterator[Any]:
     """The page; it must end without errors, and without having asked another host."""
     trouble: list[str] = []
     context = browser.new_context(viewport={"width": 1280, "height": 800})
@@ -218,6 +218,8 @@ def opened(browser: Any, url: str, before: str = "") -> Iterator[Any]:
     if before:
         page.add_init_script(before)
     page.goto(url)
+    if isolated:
+        page.wait_for_function("() => crossOriginIsolated")  # it loads twice, to have threads
     yield page
     context.close()
     assert not trouble
@@ -272,7 +274,7 @@ def test_the_camera_is_segmented(browser: Any, folder: Path) -> None:
 
 
 def test_a_browser_without_vectors_says_so(browser: Any, folder: Path) -> None:
-    with served(folder) as url, opened(browser, url, "WebAssembly.validate = () => false") as page:
+    with served(folder) as url, opened(browser, url, "WebAssembly.validate = () => false", isolated=False) as page:
         page.wait_for_selector("#notice:not([hidden])")
         assert "no WebAssembly with vector instructions (SIMD)" in page.text_content("#notice-text")
         assert "Chrome or Edge 91" in page.text_content("#notice-text")

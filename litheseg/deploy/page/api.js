@@ -9,6 +9,7 @@ export class Refusal extends Error {}
 
 export function setKey() {}
 
+const ISOLATED = "litheseg-isolated"; // what keeps a page that stays without threads from loading again for ever
 const BLANK = [256, 256]; // pixels, where a network takes any size
 
 let model = null;
@@ -46,6 +47,7 @@ async function openModel() {
         "Chrome or Edge 91, Firefox 89, Safari 16.4 or later.",
     );
   }
+  await isolate();
   const [about, { artefacts }] = await Promise.all(["page/model.json", "export.json"].map(fetchJson));
   const networks = artefacts.filter(({ format }) => format === "onnx").sort((a, b) => b.width - a.width);
   const widths = [...new Set(networks.map(({ width }) => width))];
@@ -55,6 +57,21 @@ async function openModel() {
   await ask({ network: networks[0] });
   warmUp([...networks].reverse()).catch(() => {}); // said when it is wanted
   return { ...about, networks, int8, widths: widths.map((width) => ({ width, ...unknown, ...about.scores[width] })) };
+}
+
+/** Loads the page again by way of a worker that sends what threads need; where that is not possible, one computes. */
+async function isolate() {
+  if (globalThis.crossOriginIsolated || !navigator.serviceWorker || sessionStorage.getItem(ISOLATED)) return;
+  try {
+    const there = new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve));
+    await navigator.serviceWorker.register("isolation.js");
+    if (!navigator.serviceWorker.controller) await there;
+  } catch {
+    return; // some browsers refuse it in private windows
+  }
+  sessionStorage.setItem(ISOLATED, "tried");
+  location.reload();
+  await new Promise(() => {}); // until this page is gone
 }
 
 /** Opens all networks and runs each once, the fastest first: code that has run is compiled better by then. */
