@@ -17,7 +17,7 @@ import torch
 from registry import registered
 from tiny_export import build_tiny, noise, plain_logits, tiny_bundle
 
-from litheseg.deploy.network import deployed
+from litheseg.deploy.network import Deployed, deployed
 from litheseg.deploy.operators import OPERATORS
 from litheseg.deploy.torch_export import check_archive, export_program, load_archive, save_archive
 from litheseg.errors import BundleError, LithesegError
@@ -154,6 +154,7 @@ def test_every_listed_operator_exists_and_only_computes() -> None:
 
 class _Strange(torch.nn.Module):
     layout, images = "NHWC", ImageFormat()
+    example = Deployed.example
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return torch.linalg.det(image[0, :3, :3].float().permute(2, 0, 1)).view(1, 3, 1, 1)
