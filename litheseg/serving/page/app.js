@@ -133,7 +133,7 @@ function askSoon(side) {
     cancel(side);
     accept(side, known);
   } else {
-    debounced[side] = setTimeout(() => ask(side), DEBOUNCE);
+    debounced[side] = setTimeout(() => ask(side), state.pending[side] ? DEBOUNCE : 0); // dragged across, widths are left out
   }
 }
 
