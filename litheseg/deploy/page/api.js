@@ -10,6 +10,7 @@ export class Refusal extends Error {}
 export function setKey() {}
 
 const ISOLATED = "litheseg-isolated"; // what keeps a page that stays without threads from loading again for ever
+const WAITING = 500; // milliseconds: a picture that was chosen before the networks were there goes first
 const BLANK = [256, 256]; // pixels, where a network takes any size
 
 let model = null;
@@ -55,7 +56,7 @@ async function openModel() {
   const unknown = { p50_ms: null, clients: null, images_per_second: null }; // what a server would have measured
   start();
   await ask({ network: networks[0] });
-  warmUp([...networks].reverse()).catch(() => {}); // said when it is wanted
+  setTimeout(() => warmUp([...networks].reverse()).catch(() => {}), WAITING); // failures are said when it is wanted
   return { ...about, networks, int8, widths: widths.map((width) => ({ width, ...unknown, ...about.scores[width] })) };
 }
 
