@@ -76,11 +76,12 @@ def slide(page: Page, picture: Path, rounds: int) -> dict[float, list[tuple[floa
     """By width: milliseconds from key to mask, and those of the work that the page shows."""
     found = defaultdict(list)
     for _ in range(rounds):
-        page.set_input_files("#file", picture)  # anew: what the page knows of a picture it does not compute again
-        page.wait_for_timeout(2_000)
         page.focus("#width-left")
         page.keyboard.press("End")
         page.wait_for_timeout(2_000)
+        page.set_input_files("#file", picture)  # anew: what the page knows of a picture it does not compute again
+        page.wait_for_timeout(2_000)
+        page.focus("#width-left")
         for _ in range(3):
             before = (page.text_content("#badge-left") or "").split(" ")[0]
             began = time.perf_counter()
