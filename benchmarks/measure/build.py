@@ -3,15 +3,18 @@
 A part of the labelled images is held out from both. Both train at once, each on its own threads, so that load from
 other programs falls on both alike: the build for so many minutes with everything that it does, FPN for as many minutes
 of training alone, on the images, size and crop of the build's plan, with our trainer. Then both are exported and label
-the held-out images, and are timed in turns, each through its best runtime and precision.
+the held-out images, and are timed in turns, each through its best runtime and precision. With --coco, what both may see
+is written as COCO first, and comes back by `litheseg data import`.
 
     python benchmarks/measure build --data data/camvid --leave-out 0006R0 --minutes 20 --threads 1 --work runs/compare
     python benchmarks/measure build --data data/membrane --every 5 --minutes 20 --threads 1 --work runs/compare-membrane
+    python benchmarks/measure build --data data/camvid --leave-out 0001TP --coco --minutes 20 --work runs/compare-coco
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from records import save
 
@@ -62,12 +66,18 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--leave-out", help="hold out the images of this sequence")
     parser.add_argument("--every", type=int, help="hold out every so many images, beginning with the first")
+    parser.add_argument("--coco", action="store_true", help="by way of COCO's format")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--work", type=Path, required=True, help="of data, runs and exports, which are kept")
     options = parser.parse_args()
     work = options.work
     torch.set_num_threads(options.threads)
     divide(open_source("auto", options.data), work, options.leave_out, options.every)
+    if options.coco and not (work / "coco").exists():
+        (work / "seen").rename(work / "plain")
+        write_coco(FolderSource(work / "plain", val_fraction=0), work / "coco")
+        words = ["data", "import", str(work / "coco"), str(work / "seen"), "--unlabelled-as", "ignore"]
+        subprocess.run([sys.executable, "-m", "litheseg", *words], check=True)
     train_both(work, options.minutes, options.threads)
     test = FolderSource(work / "test", val_fraction=0)
     networks = {"litheseg build": ours(work), "FPN, Lite0 (smp)": peer(work, test)}
@@ -103,6 +113,27 @@ def write(source: Source, samples: Sequence[Sample], folder: Path) -> None:
             path = folder / kind / f"{sample.id}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+
+
+def write_coco(source: FolderSource, folder: Path) -> None:
+    """Images, and one file with run lengths of every class in every image."""
+    from pycocotools.mask import encode
+
+    names = source.classes.names
+    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": index + 1, "name": name} for index, name in enumerate(names)]
+    for number, sample in enumerate(source.samples("train"), 1):
+        mask, file = source.read_mask(sample), f"{sample.id}.png"
+        content["images"].append({"id": number, "file_name": file, "height": mask.shape[0], "width": mask.shape[1]})
+        for index in range(len(names)):
+            if (inside := mask == index).any():
+                runs = encode(np.asfortranarray(inside, np.uint8))
+                shape = {"size": runs["size"], "counts": runs["counts"].decode()}
+                ids = {"id": len(content["annotations"]) + 1, "image_id": number, "category_id": index + 1}
+                content["annotations"].append({**ids, "segmentation": shape, "iscrowd": 0, "area": int(inside.sum())})
+        (folder / "images" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / file).write_bytes(encode_png(source.read_image(sample)))
+    write_text(folder / "annotations" / "instances_train.json", json.dumps(content))
 
 
 def train_both(work: Path, minutes: float, threads: int) -> None:
