@@ -10,16 +10,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from litheseg.errors import RecipeError, did_you_mean
 
-__all__ = ["check_keys", "load_yaml", "put", "read_options", "refuse_old_form"]
+__all__ = ["check_keys", "load_yaml", "put", "read_options"]
 
-_OLD_SECTIONS = ("loss", "mgd", "teacher")
 _BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -37,19 +36,6 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("true|True|TRUE|false|False|FALS
 def load_yaml(text: str) -> Any:
     """The values in a text."""
     return yaml.load(text, _Loader)
-
-
-def refuse_old_form(where: str, values: Mapping[str, Any]) -> None:
-    """Refuse values in the form that recipes had before teachers and objectives had names."""
-    old = [section for section in _OLD_SECTIONS if section in values]
-    if isinstance(values.get("widths"), dict):
-        old.append("widths")
-    if old:
-        raise RecipeError(
-            f"{where}: '{old[0]}' is of the old form. Now teachers and objectives have names, as in "
-            "teachers: {wider: {kind: next-wider}} and objectives: {kl: {loss: kl, teacher: wider, weight: 3}}, and "
-            "widths is a list; see docs/training.md, or `litheseg recipes slimseg` for an example"
-        )
 
 
 def check_keys(values: dict[str, Any], kind: Any, where: str) -> None:
@@ -107,8 +93,6 @@ def read_options(overrides: list[str], kind: Any) -> Iterator[tuple[list[str], A
 def _check_option(path: list[str], kind: Any) -> None:
     """Refuse an option that does not exist, with the nearest that does."""
     name, whole = f"--{'.'.join(path)}", kind
-    if path[0] in _OLD_SECTIONS or path[:2] == ["widths", "values"]:
-        refuse_old_form(f"option {name}", {path[0]: {}})
     for depth, key in enumerate(path):
         known = _sections(kind)
         if key not in known:

@@ -37,7 +37,7 @@ from litheseg.losses.supervised import CrossEntropy, DeepSupervision
 from litheseg.training import assisted  # noqa: F401 - so that its kind of teacher is known
 from litheseg.training.checks import check_together
 from litheseg.training.config import DataConfig, GroupingConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from litheseg.training.options import check_keys, load_yaml, put, read_options, refuse_old_form
+from litheseg.training.options import check_keys, load_yaml, put, read_options
 from litheseg.training.streams import COMPLEMENTARY, LABELLED, MIXED, UNLABELLED
 from litheseg.training.teacher import TEACHERS, TeacherConfig
 
@@ -174,7 +174,6 @@ def load_recipe(name: str, overrides: list[str] | None = None, *, init: str | No
         raise RecipeError(f"recipe {name} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {name} must be a mapping of sections such as 'model:' and 'trainer:'")
-    refuse_old_form(f"recipe {name}", values)
     check_keys(values, Recipe, name)
     values.setdefault("objectives", recipe_to_dict(Recipe())["objectives"])
     if init is not None:
