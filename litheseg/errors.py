@@ -29,6 +29,7 @@ __all__ = [
     "TrainingError",
     "WidthError",
     "did_you_mean",
+    "first_line",
     "listed",
     "printable",
 ]
@@ -112,6 +113,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{near[0]}'?" if near else f" Choose from: {', '.join(known)}."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in a line: the first of its message, or its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:

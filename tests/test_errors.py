@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from litheseg.errors import listed, printable
+from litheseg.errors import first_line, listed, printable
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,8 @@ def test_what_a_terminal_would_obey_becomes_escapes(text: str, shown: str) -> No
 def test_lists_are_bounded() -> None:
     assert listed(["a"]) == "a" and listed(list("abcde")) == "a, b, c, d, e"
     assert listed(list("abcdefg"), 2) == "a, b and 5 more"
+
+
+def test_an_error_without_a_message_is_called_by_its_kind() -> None:
+    assert first_line(ValueError("\n no such layer\nat line 3")) == "no such layer"
+    assert first_line(RuntimeError()) == "RuntimeError"

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from xml.parsers import expat
 
 from litheseg.bundle.targets import TARGETS
-from litheseg.errors import BundleError
+from litheseg.errors import BundleError, first_line
 
 __all__ = [
     "ARCHIVE_ENTRY",
@@ -91,7 +91,7 @@ def read_description(path: Path) -> str:
     try:
         text = reader(path)
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, expat.ExpatError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise BundleError(f"{path} cannot be read ({reason}); it is damaged, or no such file: copy it again") from error
     if text is None:
         raise BundleError(f"{path} was not exported by litheseg: it says nothing of classes; use `litheseg export`")

@@ -16,6 +16,10 @@ Usage:
 from __future__ import annotations
 
 import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +33,7 @@ from litheseg.deploy.onnx import onnx_model
 from litheseg.deploy.torch_export import export_program
 from litheseg.progress import work
 
-__all__ = ["Conversion", "converter", "write_network"]
+__all__ = ["Conversion", "converter", "quiet", "write_network"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,16 @@ def write_network(format: str, conversion: Conversion, path: Path, text: str = "
             f"{path.name}/{file.relative_to(path).as_posix()}" for file in sorted(path.rglob("*")) if file.is_file()
         )
     return path.name, *(path.with_suffix(suffix).name for suffix in target_of(format).beside)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A converter without the remarks of its libraries, none of which a user can do anything about."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

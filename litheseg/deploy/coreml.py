@@ -12,13 +12,10 @@ Usage:
 from __future__ import annotations
 
 import io
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +24,7 @@ from torch import Tensor
 from litheseg.bundle.description import KEY
 from litheseg.bundle.exported import Artefact
 from litheseg.bundle.targets import TARGETS
+from litheseg.deploy.conversion import Conversion, quiet
 from litheseg.deploy.coreml_program import CoreMlProgram
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.torch_export import export_program, layers_named
@@ -34,9 +32,6 @@ from litheseg.errors import LithesegError, ModelError
 from litheseg.masks.image_format import ImageFormat
 from litheseg.progress import work
 from litheseg.runtime.engines import Engine, check_package
-
-if TYPE_CHECKING:
-    from litheseg.deploy.conversion import Conversion
 
 __all__ = ["LIBRARIES", "STAND_IN", "USAGE", "stand_in", "write"]
 
@@ -60,7 +55,7 @@ def write(conversion: Conversion, path: Path, text: str) -> None:
     if (network.layout, network.output) != ("NHWC", "logits"):
         raise ModelError("networks for Core ML take a picture and give logits; leave out --labels and --layout")
     program = export_program(_Planes.of(network), size)
-    with work("converting to Core ML"), _quiet():
+    with work("converting to Core ML"), quiet(), redirect_stderr(io.StringIO()):  # where coremltools draws bars
         model = _converted(program, network.images, size)
         model.user_defined_metadata[KEY] = text
         model.save(str(path))
@@ -74,7 +69,7 @@ def write(conversion: Conversion, path: Path, text: str) -> None:
 def stand_in(path: Path, artefact: Artefact, images: ImageFormat) -> Engine | None:
     """See `litheseg.deploy.conversion`; None where coremltools is missing."""
     try:
-        with _quiet():
+        with quiet(), redirect_stderr(io.StringIO()):
             return _ProgramEngine(CoreMlProgram.read(path), artefact, images)
     except ImportError:
         return None
@@ -146,16 +141,3 @@ def _compared(weights: list[np.ndarray], network: Deployed) -> str:
         raise LithesegError("coremltools wrote other weights than the network's; report it, and export another format")
     merged = f", {own.total() - same} merged with what follows them" if same < own.total() else ""
     return f"{same} of {own.total()} weights bit for bit those of PyTorch{merged}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars, warnings and remarks of coremltools, none of which a user can do anything about."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

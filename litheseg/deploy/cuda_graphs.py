@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from litheseg.errors import first_line
+
 __all__ = ["RecordedPasses", "Recorder"]
 
 _log = logging.getLogger(__name__)
@@ -124,7 +126,7 @@ class RecordedPasses:
             apart, largest = (result - expected).abs().max(), expected.abs().max()
             problem = "" if bool(apart <= _APART * largest) else "what it gives is not what the network gives"
         except RuntimeError as error:  # an operation that waits for the GPU, or no memory left
-            problem = str(error).splitlines()[0]
+            problem = first_line(error)
         if problem:
             _log.warning("images of %s run without a CUDA graph: %s", tuple(images.shape), problem)
             return None

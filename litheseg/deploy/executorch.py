@@ -10,26 +10,20 @@ Usage:
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from litheseg.bundle.description import append_description
+from litheseg.deploy.conversion import Conversion, quiet
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.torch_export import export_program, layer_of, layers_named
-from litheseg.errors import ModelError
+from litheseg.errors import ModelError, first_line
 from litheseg.progress import work
 from litheseg.runtime.engines import check_package
-
-if TYPE_CHECKING:
-    from litheseg.deploy.conversion import Conversion
 
 __all__ = ["LIBRARIES", "USAGE", "write"]
 
@@ -47,7 +41,7 @@ def write(conversion: Conversion, path: Path, text: str) -> None:
     if conversion.size is None:
         raise ModelError("ExecuTorch plans the memory of a network for one size of its input; give it (--size HxW)")
     program = export_program(_FloatsFirst.of(conversion.network), conversion.size)
-    with work("converting to ExecuTorch"), _quiet():
+    with work("converting to ExecuTorch"), quiet():
         graph, content = _lowered(program)
     path.write_bytes(content)
     if text:
@@ -78,7 +72,7 @@ def _lowered(program: ExportedProgram) -> tuple[fx.GraphModule, bytes]:
         manager = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         return manager.exported_program().graph_module, manager.to_executorch().buffer
     except Exception as error:  # its errors have no class in common
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"ExecuTorch cannot hold this network ({reason}{layers_named(program, reason)}); export to onnx or torch "
             "instead"
@@ -101,16 +95,3 @@ def _remark(graph: fx.GraphModule) -> str:
 def _operators(graph: fx.Graph) -> list[fx.Node]:
     """What is computed in it: no calls of what was cut out, no parts of tuples."""
     return [node for node in graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the remarks of the libraries, none of which a user can do anything about."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

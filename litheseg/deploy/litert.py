@@ -15,16 +15,12 @@ Usage:
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litheseg.bundle.description import append_description
+from litheseg.deploy.conversion import Conversion, quiet
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.torch_export import layer_of
-from litheseg.errors import LithesegError, MissingExtraError, ModelError
+from litheseg.errors import LithesegError, MissingExtraError, ModelError, first_line
 from litheseg.progress import work
-
-if TYPE_CHECKING:
-    from litheseg.deploy.conversion import Conversion
 
 __all__ = ["LIBRARIES", "USAGE", "litert_model", "save_litert", "write"]
 
@@ -72,7 +66,7 @@ def litert_model(network: Deployed, size: tuple[int, int] | None) -> bytes:
     litert_torch, example = _converter(), {"image": network.example(size)}
     named = _Named(_Prepared(network)).eval()
     try:
-        with work("converting to LiteRT"), _quiet():
+        with work("converting to LiteRT"), quiet():
             return _renamed(litert_torch.convert(named, sample_kwargs=example).model_content(), network)
     except Exception as error:  # each step of the converter has errors of its own
         reason, remedy = _reason(error), "export to onnx or torch instead"
@@ -93,7 +87,7 @@ def save_litert(content: bytes, path: Path, text: str = "") -> None:
 def _converter() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # looked at once, when it is imported
     try:
-        with _quiet():
+        with quiet():
             import litert_torch
     except ImportError as error:
         raise MissingExtraError("litert-torch", "litert-export", "export to LiteRT") from error
@@ -196,7 +190,7 @@ def _reason(error: BaseException) -> str:
     """What went wrong: in a word of the converter's, with the operator and the layer where it was."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = first_line(error)
     node, frame = None, error.__traceback__
     while frame is not None:
         here = frame.tb_frame.f_locals.get("node")
@@ -204,16 +198,3 @@ def _reason(error: BaseException) -> str:
     if node is None:
         return said
     return f"{said}, operator {node.target} in layer {layer_of(node).removeprefix('deployed.network.')}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter without the remarks of its libraries."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -22,7 +22,7 @@ import torch
 
 from litheseg.bundle.description import append_description
 from litheseg.deploy.network import Deployed
-from litheseg.errors import MissingExtraError, ModelError
+from litheseg.errors import MissingExtraError, ModelError, first_line
 from litheseg.progress import work
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _traced(network: Deployed, size: tuple[int, int]) -> Any:
             warnings.simplefilter("ignore")
             return torch.jit.trace(planes, torch.zeros(1, network.images.channels, *size), check_trace=False)
     except Exception as error:  # as many kinds as there are ways to be untraceable
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"the network cannot be traced for ncnn ({reason}); export to onnx instead") from error
 
 

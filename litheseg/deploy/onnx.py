@@ -20,7 +20,7 @@ import torch
 from torch.export import ExportedProgram
 
 from litheseg.bundle.description import KEY
-from litheseg.errors import MissingExtraError, ModelError
+from litheseg.errors import MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
     from litheseg.deploy.conversion import Conversion
@@ -103,4 +103,4 @@ def _tidy(model: Any) -> None:
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

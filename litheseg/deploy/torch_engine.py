@@ -29,7 +29,7 @@ from litheseg.deploy.conversion import Conversion, write_network
 from litheseg.deploy.cuda_graphs import RecordedPasses
 from litheseg.deploy.network import deployed, fold_batch_norms
 from litheseg.deploy.torch_export import load_archive
-from litheseg.errors import LithesegError
+from litheseg.errors import LithesegError, first_line
 from litheseg.masks.image_format import ImageFormat
 from litheseg.models.base import SegmentationModel
 from litheseg.models.bundle import Bundle, load_bundle
@@ -273,6 +273,6 @@ def _checked_device(device: str) -> torch.device:
         checked = torch.device(device)
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise LithesegError(f"device '{device}' cannot be used here ({reason}); choose 'cpu'") from error
     return checked

@@ -34,7 +34,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from litheseg.bundle.description import ARCHIVE_ENTRY, read_entry
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.operators import OPERATORS
-from litheseg.errors import BundleError, LithesegError, ModelError, listed
+from litheseg.errors import BundleError, LithesegError, ModelError, first_line, listed
 
 if TYPE_CHECKING:
     from litheseg.deploy.conversion import Conversion
@@ -96,7 +96,7 @@ def export_program(network: Deployed, size: tuple[int, int] | None) -> ExportedP
             program = torch.export.export(network, (image,), dynamic_shapes=free)
     except Exception as error:  # as many kinds as there are ways to be untraceable
         remedy = "its architecture does what no exported graph can" if size else "give a fixed size (--size HxW)"
-        raise ModelError(f"the network cannot be exported ({_first_line(error)}); {remedy}") from error
+        raise ModelError(f"the network cannot be exported ({first_line(error)}); {remedy}") from error
     for node in program.graph.nodes:  # they hold paths of this machine
         node.meta.pop("stack_trace", None)
     if size is None:
@@ -156,7 +156,7 @@ def load_archive(path: Path) -> Callable[[Tensor], Tensor]:
             return cast(Callable[[Tensor], Tensor], torch.export.load(path).module(check_guards=False))
     except Exception as error:  # a damaged archive fails in as many ways as it has bytes
         raise BundleError(
-            f"{path} cannot be read by PyTorch {torch.__version__} ({_first_line(error)}); archives last as long as "
+            f"{path} cannot be read by PyTorch {torch.__version__} ({first_line(error)}); archives last as long as "
             "PyTorch's format: export the model anew"
         ) from error
 
@@ -217,7 +217,3 @@ def _foreign(content: Any, key: str = "") -> Iterator[str]:
         listed = not content.startswith(_ATEN) or content.removeprefix(_ATEN) in OPERATORS
         if not _ALLOWED.get(key, _ONE_LINE).fullmatch(content) or (key == "target" and not listed):
             yield content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

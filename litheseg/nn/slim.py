@@ -24,7 +24,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from litheseg.errors import ModelError, WidthError
+from litheseg.errors import ModelError, WidthError, first_line
 from litheseg.nn.attention import Heads, SlimHeads, adopt_attention
 from litheseg.nn.bare import narrow_parameters
 from litheseg.nn.grouping import ChannelShuffle
@@ -271,7 +271,7 @@ def _verify(module: nn.Module, call: Callable[[nn.Module], Iterable[Tensor]]) ->
         try:
             watch.run(lambda: list(call(module)))
         except (IndexError, RuntimeError, ValueError) as error:
-            where, message = watch.where or "(the model itself)", str(error).splitlines()[0]
+            where, message = watch.where or "(the model itself)", first_line(error)
             raise ModelError(
                 f"layer '{where}' cannot be slimmed to width {width:g}: {message}. "
                 "A size is written into its code; derive it from the tensor's shape"

@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from litheseg.errors import DataError, MissingExtraError
+from litheseg.errors import DataError, MissingExtraError, first_line
 from litheseg.runtime.storage import OutputFolder, files_below, is_folder, local_path, read_bytes
 
 __all__ = ["ENDINGS", "Item", "Job", "WorkPlan", "find_items", "make_plan", "read_manifest"]
@@ -272,7 +272,7 @@ def _parquet_table(address: str | Path) -> Any:
         table = file.read(columns=[name for name in _COLUMNS if name in file.schema_arrow.names])
         return table.cast(pyarrow.schema([(name, pyarrow.large_string()) for name in table.column_names]))
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{address} cannot be read as Parquet ({reason}); 'image' and 'output' hold text") from error
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from litheseg.bundle.description import append_description
 from litheseg.deploy.quantize.networks import QuantizableNetwork
 from litheseg.deploy.samples import CalibrationImages
-from litheseg.errors import LithesegError, MissingExtraError
+from litheseg.errors import LithesegError, MissingExtraError, first_line
 from litheseg.progress import work
 
 __all__ = ["LitertNetwork"]
@@ -77,7 +77,7 @@ class LitertNetwork(QuantizableNetwork):
         except LithesegError:  # an image that cannot be read
             raise
         except Exception as error:  # the quantizer has no class for what it cannot do
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             remedy = "export it as fp32"
             raise LithesegError(f"AI Edge Quantizer cannot quantize this network ({reason}); {remedy}") from error
         return LitertNetwork(int8, self.layout, (lambda name: self._int8(ranges, [_only(name)], ())) if probe else None)

@@ -29,7 +29,7 @@ import numpy as np
 import rich
 
 from litheseg.deploy.samples import CalibrationImages
-from litheseg.errors import LithesegError, MissingExtraError
+from litheseg.errors import LithesegError, MissingExtraError, first_line
 from litheseg.progress import work
 
 __all__ = ["PASSING", "NncfNetwork", "QuantizableNetwork"]
@@ -180,7 +180,7 @@ class NncfNetwork(QuantizableNetwork):
         except LithesegError:  # an image that cannot be read
             raise
         except Exception as error:  # NNCF and its runtimes have errors of their own for what they cannot do
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise LithesegError(f"NNCF cannot quantize this network ({reason}); export it as fp32") from error
         return type(self)(model, self.layout)
 
