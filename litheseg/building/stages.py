@@ -32,9 +32,10 @@ from litheseg.budget.fit import fit
 from litheseg.budget.fit_result import FIT_FILE
 from litheseg.building.fingerprint import Fingerprint, take_fingerprint
 from litheseg.building.folds import cross_validate, note_scores
-from litheseg.building.plan import Plan, Wishes, make_plan, one_word_each, read_plan
+from litheseg.building.plan import Plan, make_plan, read_plan
 from litheseg.building.result import BUILD_FILE, BuildResult, read_result
 from litheseg.building.trials import latencies, step_seconds
+from litheseg.building.wishes import Wishes, one_word_each
 from litheseg.bundle.cross_validation import MEANING, cross_validated
 from litheseg.data import open_source
 from litheseg.data.doctor import diagnose
