@@ -26,8 +26,9 @@ from torch import nn
 from litheseg.errors import ModelError, did_you_mean
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.segments import Segment
+from litheseg.nn.sides import CONVOLUTIONS, NORMS, Sides, Trace
 from litheseg.nn.surgery import conv_like, replace_layer
-from litheseg.nn.tracing import CONVOLUTIONS, NORMS, Sides, Trace, trace_model
+from litheseg.nn.tracing import trace_model
 
 __all__ = ["Efficient", "choose_layers", "make_efficient"]
 

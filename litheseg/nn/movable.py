@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from litheseg.nn.grouping import ChannelShuffle, GroupMask
 from litheseg.nn.layers import SlimConvTranspose2d, SlimGroupNorm
 from litheseg.nn.segments import Segment
-from litheseg.nn.tracing import HEADS, Sides, Trace
+from litheseg.nn.sides import HEADS, Sides, Trace
 from litheseg.nn.width import Channels
 
 __all__ = ["Ids", "MovableChannels", "group_mask"]

@@ -21,7 +21,7 @@ from typing import Any
 from litheseg.errors import ModelError
 from litheseg.nn.grouping import ChannelShuffle
 from litheseg.nn.segments import Segment
-from litheseg.nn.tracing import HEADS, Sides, Trace
+from litheseg.nn.sides import HEADS, Sides, Trace
 
 __all__ = ["set_group_rules"]
 

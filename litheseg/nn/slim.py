@@ -38,9 +38,10 @@ from litheseg.nn.layers import (
     SwitchableBatchNorm2d,
 )
 from litheseg.nn.segments import Segment
+from litheseg.nn.sides import Sides, Trace
 from litheseg.nn.slicing import set_group_rules
 from litheseg.nn.surgery import copied, replace_layer
-from litheseg.nn.tracing import Sides, Trace, run_example, trace_channels
+from litheseg.nn.tracing import run_example, trace_channels
 from litheseg.nn.watching import Watch, image_channels
 from litheseg.nn.width import ChannelPart, Channels, WidthDial
 from litheseg.progress import track

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import timm.layers
@@ -29,66 +29,20 @@ from torch.utils._pytree import tree_leaves
 from litheseg.errors import ModelError
 from litheseg.nn.attention import Heads, SlimHeads, adopt_attention
 from litheseg.nn.grouping import ChannelShuffle, GradualConv2d
-from litheseg.nn.layers import (
-    BatchNormThen,
-    SlimConv2d,
-    SlimConvTranspose2d,
-    SlimGroupNorm,
-    SlimLayerNorm,
-    SlimLinear,
-    SwitchableBatchNorm2d,
-)
+from litheseg.nn.layers import BatchNormThen, SlimLinear, SwitchableBatchNorm2d
 from litheseg.nn.segments import Segment, cut, resolve, tie
+from litheseg.nn.sides import CONVOLUTIONS, HEADS, NORMS, Bare, Sides, Trace
 from litheseg.nn.surgery import copied
 from litheseg.nn.watching import Watch, image_channels
 
-__all__ = ["CONVOLUTIONS", "HEADS", "NORMS", "Bare", "Sides", "Trace", "run_example", "trace_channels", "trace_model"]
+__all__ = ["run_example", "trace_channels", "trace_model"]
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, SlimConv2d, SlimConvTranspose2d)
-NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, SwitchableBatchNorm2d, SlimGroupNorm, SlimLayerNorm)
-HEADS = (Heads, SlimHeads)
 _LEAVES = (*CONVOLUTIONS, *NORMS, *HEADS, nn.Linear, SlimLinear, ChannelShuffle)
 # Subclasses whose forward is the plain layer's, at most with a masked weight, or an activation that keeps the channels.
 _KNOWN_FORWARDS = (
     *(BatchNormAct2d, BatchNormThen, GradualConv2d),
     *(timm.layers.GroupNorm, timm.layers.GroupNorm1, timm.layers.Linear),
 )
-
-
-@dataclass
-class Sides:
-    """The channels that go into a layer and those that come out.
-
-    Attributes:
-        module: the layer in the network that was run.
-        inputs: segments of its input.
-        outputs: segments of its output.
-        keeps: whether every channel passes through by itself: norms, depthwise convolutions.
-        channels_first: whether the channels are dimension 1 of its input, rather than the last.
-        per_head: of the heads of attention: segments that have one channel for each head.
-    """
-
-    module: nn.Module
-    inputs: list[Segment]
-    outputs: list[Segment]
-    keeps: bool = False
-    channels_first: bool = True
-    per_head: list[Segment] = field(default_factory=list)
-
-    @property
-    def groups(self) -> int:
-        """Groups of a convolution or a norm, 1 for other layers; of a gradual convolution those that it ends with."""
-        grouping = getattr(self.module, "grouping", None)
-        if grouping is not None:
-            return int(grouping.groups)
-        if isinstance(self.module, nn.GroupNorm):
-            return self.module.num_groups
-        return int(self.module.groups) if isinstance(self.module, (*CONVOLUTIONS, SlimGroupNorm)) else 1
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether there is one group for each channel."""
-        return all(self.groups == sum(segment.size for segment in side) for side in (self.inputs, self.outputs))
 
 
 @dataclass
@@ -101,26 +55,6 @@ class _Tag:
     dim: int
     segments: list[Segment]
     guess: bool = False
-
-
-@dataclass
-class Bare:
-    """A parameter that a module adds, multiplies or concatenates itself: the dimension of its channels, and these."""
-
-    dim: int
-    segments: list[Segment]
-
-
-class Trace(dict[str, Sides]):
-    """The two sides of every layer that ran, by name, in the order in which they first ran.
-
-    Attributes:
-        bare: bare parameters whose channels are those of layers, by the name of their module and their own.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bare: dict[tuple[str, str], Bare] = {}
 
 
 def run_example(module: nn.Module, image: Tensor) -> list[Tensor]:
