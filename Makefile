@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard litheseg/masks/*.c)
 
 install: $(STAMP)  ## create .venv and install litheseg with its development tools
 
-demo: $(STAMP)  ## train, measure and report a small model on procedural scenes
+demo: $(STAMP)  ## a trained network on photographs; a small one trained, measured and reported
 	$(BIN)/litheseg demo
 
 test: lint  ## everything that CI checks: ruff, mypy, pytest (without the slow tests)

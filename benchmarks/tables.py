@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pages.claims import claim_sections
 from pages.costs import cost_sections, promise_sections, robustness_table, tiles_table
 from pages.few_labels import few_labels_sections
 from pages.folds import fold_sections
@@ -33,6 +34,7 @@ from litheseg.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES: dict[str, Callable[[], list[Section]]] = {  # page in docs/results -> its sections
+    "claims": claim_sections,
     "slimmable-widths": lambda: [*slimmable_sections(), *fold_sections("slimseg"), *fold_sections("ablation")],
     "gradual-grouping": lambda: [*grouping_sections(), *fold_sections("grouping"), *latency_sections()],
     "few-labels": lambda: [*few_labels_sections(), *fold_sections("mgd")],

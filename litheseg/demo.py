@@ -1,8 +1,10 @@
-"""Demonstrate litheseg in a few minutes, offline: train one network on procedural streets, run it at five widths.
+"""Demonstrate litheseg in a few minutes, offline: a trained network on photographs, then the training of a small one.
 
-It does what `litheseg train`, `profile` and `report` do, one after the other; the choices are in `recipes/demo.yaml`.
+The first is of the zoo, and is drawn at each of its widths. The second learns procedural streets and runs at five
+widths; that is what `litheseg train`, `profile` and `report` do, one after the other (`recipes/demo.yaml`).
 
 Usage:
+    >>> draw_photographs("runs/demo/photographs.png", demo_photographs())
     >>> result = run_demo("runs/demo")
     >>> [(row.width, row.miou) for row in result.rows]
 """
@@ -10,18 +12,23 @@ Usage:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from litheseg.bundle.zoo import checkout_folder
 from litheseg.errors import TrainingError
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import WidthRow, width_rows
+from litheseg.runtime.predictor import Predictor
 from litheseg.runtime.profiling import profile
+from litheseg.runtime.rgb import to_rgb
 from litheseg.training.recipe import load_recipe
 
-__all__ = ["DemoResult", "run_demo"]
+__all__ = ["ZOO_MODEL", "DemoResult", "demo_photographs", "draw_photographs", "run_demo"]
+
+ZOO_MODEL = "zoo:camvid-lite0"
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,33 @@ class DemoResult:
     report: Path
     rows: tuple[WidthRow, ...]
     reused: bool
+
+
+def demo_photographs() -> list[Path]:
+    """The photographs beside the zoo, free to be shared; none where litheseg was installed without its zoo."""
+    zoo = checkout_folder()
+    return sorted((zoo / "photos").glob("*.jpg")) if zoo else []
+
+
+def draw_photographs(path: str | Path, photographs: Iterable[Path]) -> None:
+    """Draw what the zoo's network sees on photographs, at each of its widths: nothing has to be trained for that.
+
+    Args:
+        path: the figure, .png or .svg.
+        photographs: files, at least one. The network knows streets.
+
+    Raises:
+        LithesegError: no photograph, a file that is none, or no zoo.
+    """
+    from litheseg.report.plots import GalleryRow, gallery
+
+    predictor = Predictor(ZOO_MODEL, threads=1)
+    rows = []
+    for photograph in photographs:
+        image = to_rgb(photograph)
+        predictions = {f"width {width:g}": predictor.predict_rgb(image, width=width) for width in predictor.widths}
+        rows.append(GalleryRow(image, predictions=predictions))
+    gallery(path, rows, predictor.classes)
 
 
 def run_demo(

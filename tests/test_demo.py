@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_training import tiny
 
 from litheseg.cli import main
-from litheseg.demo import run_demo
+from litheseg.demo import demo_photographs, run_demo
 from litheseg.errors import TrainingError
 
 SMALL = [
@@ -23,15 +24,26 @@ SMALL = [
 
 
 def test_demo_trains_reports_and_reuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "demo"
-    assert main(["demo", "--output", str(folder), *SMALL]) == 0
+    folder, photographs = tmp_path / "demo", tmp_path / "photographs"
+    photographs.mkdir()
+    Image.new("RGB", (96, 64), "grey").save(photographs / "fog.png")
+    assert main(["demo", "--output", str(folder), "--photographs", str(photographs), *SMALL]) == 0
     text = capsys.readouterr().out
-    for word in ("mIoU", "boundary IoU", "MACs", "ms", "0.6", "0.25", "report.html"):
+    for word in ("mIoU", "boundary IoU", "MACs", "ms", "0.6", "0.25", "report.html", "demo-photographs.png"):
         assert word in text
+    with Image.open(tmp_path / "demo-photographs.png") as picture:
+        assert picture.width > 5 * 96  # the photograph and four widths
     weights = (folder / "model.safetensors").stat().st_mtime_ns
     assert main(["demo", "--output", str(folder), *SMALL]) == 0
     assert "nothing was trained" in capsys.readouterr().out
     assert (folder / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_the_photographs_of_the_demo_are_in_a_checkout_with_their_licence() -> None:
+    photographs = demo_photographs()
+    assert len(photographs) >= 3
+    licence = (photographs[0].parent / "README.md").read_text()
+    assert all(photograph.name in licence for photograph in photographs)
 
 
 def test_force_begins_anew_but_spares_what_is_no_run(tmp_path: Path) -> None:

@@ -23,7 +23,20 @@ from matplotlib.figure import Figure
 from litheseg.files import atomic_path
 from litheseg.report.plots import FrontierPoint, frontier
 
-__all__ = ["NONE", "Draw", "Section", "Target", "bars", "cell", "curve_plot", "details", "replaced", "source", "table"]
+__all__ = [
+    "NONE",
+    "Draw",
+    "Section",
+    "Target",
+    "bars",
+    "cell",
+    "curve_plot",
+    "details",
+    "intervals",
+    "replaced",
+    "source",
+    "table",
+]
 
 NONE = "–"  # in place of what was not measured
 
@@ -166,5 +179,32 @@ def bars(path: Path, values: Mapping[str, float], label: str, title: str) -> Non
     axes.tick_params(colors=first, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(grey)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=144, facecolor="white", metadata={"Software": None})
+
+
+def intervals(path: Path, values: Mapping[str, tuple[Any, float | None]], label: str) -> None:
+    """Draw differences with their intervals, from top to bottom.
+
+    Args:
+        path: the figure, .png.
+        values: by name; a `pages.folds.Difference`, and what was claimed or None. At least one.
+        label: what they are, with the unit.
+    """
+    color, grey = "#0072B2", "#aaaaaa"
+    figure = Figure(figsize=(12, 0.9 + 0.25 * len(values)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, (found, claimed) in values.items():
+        style = {"fmt": "o", "color": color, "capsize": 3, "markerfacecolor": color if found.half else "white"}
+        axes.errorbar(found.mean, name, xerr=found.half, **style)
+        if claimed is not None:
+            axes.plot(claimed, name, "D", color="#D55E00", markersize=6, zorder=0)
+    axes.axvline(0, color=grey, linewidth=1, linestyle="--", zorder=0)
+    axes.invert_yaxis()
+    axes.margins(y=0.02)
+    axes.set_xlabel(label, loc="right")
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=144, facecolor="white", metadata={"Software": None})

@@ -83,14 +83,14 @@ class GalleryRow:
 
     Attributes:
         image: uint8 H W 3, RGB.
-        target: uint8 H W, train ids, 255 = ignored.
+        target: uint8 H W, train ids, 255 = ignored; None if nobody labelled the image.
         predictions: label (such as ``"width 0.5"``) -> uint8 H W; the same labels in every row.
         band: bool H W, true near label borders; None: the error map does not tell borders apart.
         title: printed at the left of the row, such as the image's id.
     """
 
     image: np.ndarray
-    target: np.ndarray
+    target: np.ndarray | None = None
     predictions: Mapping[str, np.ndarray] = field(default_factory=dict)
     band: np.ndarray | None = None
     title: str = ""
@@ -200,9 +200,11 @@ def learning_curves(path: str | Path, log: str | Path) -> None:
 def gallery(path: str | Path, rows: Sequence[GalleryRow], classes: Classes) -> None:
     """Draw one row per image: image, truth, the prediction of each width, and the error map of the first of them.
 
+    Without labels there are no truth and no errors to draw.
+
     Args:
         path: the figure, .png or .svg.
-        rows: the images; at least one, all with the same labels of predictions.
+        rows: the images; at least one, all with the same labels of predictions, and all with truth or none.
         classes: names and colours.
 
     Raises:
@@ -210,29 +212,43 @@ def gallery(path: str | Path, rows: Sequence[GalleryRow], classes: Classes) -> N
     """
     if not rows:
         raise LithesegError("the gallery has no rows; give at least one image")
-    labels = list(rows[0].predictions)
-    titles = ["image", "truth", *labels, f"errors, {labels[0]}"]
-    height, width = rows[0].target.shape
+    cells = [_gallery_cells(row, classes) for row in rows]
+    titles = list(cells[0])
+    judged = rows[0].target is not None
+    height, width = rows[0].image.shape[:2]
     cell = min(3.2, 14 / len(titles))
-    key = 0.24 * (math.ceil(len(classes.names) / _LEGEND_COLUMNS) + 1) + 0.2
+    key = 0.24 * (math.ceil(len(classes.names) / _LEGEND_COLUMNS) + judged) + 0.2
     size = (cell * len(titles), len(rows) * cell * height / width + key + 0.5)
     below = (0, key / size[1], 1, 1 - key / size[1])
     layout = ConstrainedLayoutEngine(rect=below, w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=size, layout=layout)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for index, row in enumerate(rows):
-        errors = error_map(row.image, row.predictions[labels[0]], row.target, row.band)
-        style = OverlayStyle(_OPACITY, clear=())
-        painted = [overlay(row.image, mask, classes, style) for mask in (row.target, *row.predictions.values())]
-        for axes, pixels in zip(grid[index], [row.image, *painted, errors], strict=True):
-            axes.imshow(pixels, interpolation="antialiased")
+        for axes, title in zip(grid[index], titles, strict=True):
+            axes.imshow(cells[index][title], interpolation="antialiased")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         grid[index][0].set_ylabel(row.title, fontsize=8, color=GREY)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
-    _gallery_legends(figure, classes, key / size[1])
+    _gallery_legends(figure, classes, key / size[1], judged)
     save_figure(figure, path, dpi=110)
+
+
+def _gallery_cells(row: GalleryRow, classes: Classes) -> dict[str, np.ndarray]:
+    """Title of the column -> picture, uint8 H W 3."""
+    style = OverlayStyle(_OPACITY, clear=())
+    painted = {label: overlay(row.image, mask, classes, style) for label, mask in row.predictions.items()}
+    if row.target is None:
+        return {"image": row.image, **painted}
+    first = next(iter(row.predictions))
+    errors = error_map(row.image, row.predictions[first], row.target, row.band)
+    return {
+        "image": row.image,
+        "truth": overlay(row.image, row.target, classes, style),
+        **painted,
+        f"errors, {first}": errors,
+    }
 
 
 def error_map(
@@ -323,14 +339,15 @@ def _curve_panel(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]],
         axes.legend(frameon=False, fontsize=9, title="width", title_fontsize=9, handlelength=3)
 
 
-def _gallery_legends(figure: Figure, classes: Classes, share: float) -> None:
-    """The classes and the error colours below the images, in `share` of the figure's height."""
+def _gallery_legends(figure: Figure, classes: Classes, share: float, judged: bool) -> None:
+    """The classes and, if there are any, the error colours below the images, in `share` of the figure's height."""
     style: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1.2, "borderaxespad": 0.1}
     top: dict[str, Any] = {"loc": "upper center", "ncols": _LEGEND_COLUMNS, "bbox_to_anchor": (0.5, share)}
-    errors = [_patch(name, color) for name, color in ERROR_COLORS.items()]
     names = [_patch(name, color) for name, color in zip(classes.names, classes.colors, strict=True)]
     figure.legend(handles=names, **top, **style)
-    figure.legend(handles=errors, loc="lower center", ncols=len(errors), **style)
+    if judged:
+        errors = [_patch(name, color) for name, color in ERROR_COLORS.items()]
+        figure.legend(handles=errors, loc="lower center", ncols=len(errors), **style)
 
 
 def _patch(name: str, color: tuple[int, int, int]) -> Patch:

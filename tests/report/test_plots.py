@@ -145,6 +145,13 @@ def test_gallery_names_columns_and_colours(tmp_path: Path) -> None:
         assert f"<!-- {word} -->" in text
 
 
+def test_gallery_of_images_without_labels_has_neither_truth_nor_errors(tmp_path: Path) -> None:
+    mask = np.ones((6, 8), dtype=np.uint8)
+    gallery(tmp_path / "g.svg", [row(target=None, predictions={"w 1": mask})], CLASSES)
+    text = (tmp_path / "g.svg").read_text()
+    assert "<!-- w 1 -->" in text and "<!-- truth -->" not in text and "<!-- wrong -->" not in text
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
