@@ -18,7 +18,7 @@ from litheseg.lazy import lazy_names
 if TYPE_CHECKING:
     from litheseg.building.session import build, train
     from litheseg.data import open_source
-    from litheseg.data.doctor import diagnose, diagnose_path
+    from litheseg.data.doctor.diagnosis import diagnose, diagnose_path
     from litheseg.errors import LithesegError
     from litheseg.evaluation import evaluate
     from litheseg.evaluation.bundle import evaluate_bundle

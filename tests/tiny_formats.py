@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from litheseg.data import import_dataset
-from litheseg.data.folder import FolderSource
+from litheseg.data.sources.folder import FolderSource
 
 SIZE = (20, 30)
 

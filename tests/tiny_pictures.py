@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from litheseg.data.source import Sample, Source
+from litheseg.data.sources.base import Sample, Source
 from litheseg.masks.classes import Classes
 
 

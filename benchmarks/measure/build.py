@@ -34,9 +34,9 @@ from litheseg.building.plan import read_plan
 from litheseg.building.result import read_result
 from litheseg.bundle.exported import load_export
 from litheseg.data import open_source
-from litheseg.data.folder import FolderSource
-from litheseg.data.source import Sample, Source
-from litheseg.data.splits import belongs
+from litheseg.data.sources.base import Sample, Source
+from litheseg.data.sources.folder import FolderSource
+from litheseg.data.sources.splits import belongs
 from litheseg.deploy.quantize import calibration_samples
 from litheseg.files import atomic_folder, write_text
 from litheseg.machine import interleave

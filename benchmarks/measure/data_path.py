@@ -21,7 +21,7 @@ from records import save
 from torch import Tensor
 
 from litheseg.data import open_source
-from litheseg.data.datamodule import SegmentationData
+from litheseg.data.loading.datamodule import SegmentationData
 from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.models.ddrnet import DDRNet
 from measure.common import arguments, show

@@ -22,8 +22,8 @@ from rich.progress import track
 from torch import Tensor
 
 from litheseg.data import open_source
-from litheseg.data.datamodule import SegmentationData
-from litheseg.data.source import Sample, Source
+from litheseg.data.loading.datamodule import SegmentationData
+from litheseg.data.sources.base import Sample, Source
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
 from litheseg.models.bundle import load_bundle
 from litheseg.runtime import Predictor

@@ -20,8 +20,8 @@ from records import append, newest, origin
 
 from litheseg.budget.measure import score
 from litheseg.data import open_source
-from litheseg.data.redivided import LeaveOut
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.redivided import LeaveOut
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.pipeline import Pipeline
 from measure.common import show

@@ -35,8 +35,8 @@ from rich.markdown import Markdown
 
 from litheseg.cost import count
 from litheseg.data import open_source
-from litheseg.data.redivided import LeaveOut
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.redivided import LeaveOut
 from litheseg.deploy.quantize import calibration_samples
 from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle, model_digest

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from litheseg.bundle.exported import Artefact, Export, is_export, load_export
-from litheseg.data.transforms import normalise
+from litheseg.data.loading.transforms import normalise
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.parity import Certificate
 from litheseg.deploy.quantize import Quantizer, Tolerance

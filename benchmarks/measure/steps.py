@@ -31,7 +31,7 @@ import yaml
 from records import save
 from torch import Tensor
 
-from litheseg.data.datamodule import SegmentationData
+from litheseg.data.loading.datamodule import SegmentationData
 from litheseg.models import SegmentationModel, build_model
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.models.inference import has_bfloat16

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import records
 from rows import read_protocols
 
-from litheseg.data.splits import partition
+from litheseg.data.sources.splits import partition
 from litheseg.report.plots import FrontierPoint
 from pages.studies import WIDTHS, Scores, Study, read_table, rounded
 from pages.writer import NONE, Draw, Section, Target, bars, cell, curve_plot, source, table

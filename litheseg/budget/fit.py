@@ -43,7 +43,7 @@ from litheseg.runtime.latency import street_frames
 from litheseg.values import Bytes, Counts, Duration, Names, Quantity, Size, Sizes, Widths
 
 if TYPE_CHECKING:
-    from litheseg.data.datamodule import SegmentationData
+    from litheseg.data.loading.datamodule import SegmentationData
 
 __all__ = ["fit"]
 

@@ -29,7 +29,7 @@ from litheseg.bundle.exported import Export, load_export
 from litheseg.bundle.targets import FORMATS, TARGETS
 from litheseg.bundle.verdicts import recorded_iou, worst_class
 from litheseg.cost.widths import with_widths
-from litheseg.data.source import Sample, Source
+from litheseg.data.sources.base import Sample, Source
 from litheseg.deploy.export import CHECK_IMAGES, export_bundle
 from litheseg.deploy.quantize import Quantizer, calibration_samples
 from litheseg.deploy.torch_engine import bundle_engine
@@ -46,7 +46,7 @@ from litheseg.runtime.latency import Latency, Scope
 from litheseg.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from litheseg.data.datamodule import SegmentationData
+    from litheseg.data.loading.datamodule import SegmentationData
 
 __all__ = ["Accuracy", "Bench", "Exports", "score"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from litheseg.bundle.targets import PACKAGES
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
 from litheseg.files import cache_folder, write_text
 from litheseg.machine import host_facts
 from litheseg.models.bundle import Bundle, model_digest

@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import Callback
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from litheseg.data.datamodule import SegmentationData
+from litheseg.data.loading.datamodule import SegmentationData
 from litheseg.errors import RecipeError, TrainingError
 from litheseg.files import atomic_path
 from litheseg.machine import free_memory

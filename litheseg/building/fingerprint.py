@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.data.likeness import Likeness, likeness_of
-from litheseg.data.source import FileSource, Sample, Source
-from litheseg.data.splits import sequence_sizes
+from litheseg.data.sources.base import FileSource, Sample, Source
+from litheseg.data.sources.likeness import Likeness, likeness_of
+from litheseg.data.sources.splits import sequence_sizes
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.masks.pictures import rgb_view

@@ -38,9 +38,9 @@ from litheseg.building.trials import latencies, step_seconds
 from litheseg.building.wishes import Wishes, one_word_each
 from litheseg.bundle.cross_validation import MEANING, cross_validated
 from litheseg.data import open_source
-from litheseg.data.doctor import diagnose
-from litheseg.data.source import FileSource, Source
-from litheseg.data.unlabelled import find_unlabelled
+from litheseg.data.doctor.diagnosis import diagnose
+from litheseg.data.sources.base import FileSource, Source
+from litheseg.data.sources.unlabelled import find_unlabelled
 from litheseg.errors import Interrupted, LithesegError, listed
 from litheseg.files import names_full_disk, write_text
 from litheseg.locks import folder_lock

@@ -22,7 +22,7 @@ import torch
 from litheseg.budget.candidates import Candidate, Variant
 from litheseg.budget.measure import Bench, Exports
 from litheseg.budget.store import Store
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
 from litheseg.errors import LithesegError
 from litheseg.machine import cores
 from litheseg.models.bundle import Bundle, BundleHeader, from_nothing, save_bundle

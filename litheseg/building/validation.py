@@ -2,7 +2,8 @@
 
 Images that are alike must not be on both sides, or scores measure memory: whole sequences are held out, whole groups of
 near duplicates, or the end of a video. That names are numbers proves nothing: whether neighbours are alike is measured
-(`litheseg.data.portraits`). Where they are not, images are held out at random. Of few images fewer are held out.
+(`litheseg.data.sources.portraits`). Where they are not, images are held out at random. Of few images fewer are held
+out.
 
 A class that only held-out images show is never learned, and one that none of them shows is not scored: among a few
 seeds the first is taken that has each class on both sides and, of few images, among what each fold is trained on.
@@ -18,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from litheseg.building.fingerprint import Fingerprint
-from litheseg.data.hold_out import Holding
+from litheseg.data.sources.hold_out import Holding
 
 __all__ = ["FEW", "FOLDS", "divided", "hold_out"]
 

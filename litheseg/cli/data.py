@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import print_json, show
-from litheseg.data import choose_labelled, describe, download, import_dataset, streets
+from litheseg.data import choose_labelled, describe, import_dataset
+from litheseg.data.sources import download, streets
 
 __all__ = ["fetch", "import_", "info", "make", "split"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from litheseg.cli.parsing import command
 from litheseg.cli.printing import console
-from litheseg.data.doctor import diagnose_path
-from litheseg.data.drafting import draft_classes
+from litheseg.data.doctor.diagnosis import diagnose_path
+from litheseg.data.formats.drafting import draft_classes
 from litheseg.errors import DataError
 from litheseg.masks.opening import MAX_PIXELS
 from litheseg.progress import say

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from litheseg.data.download import fetch
-from litheseg.data.folder import FolderSource
 from litheseg.data.formats.importing import (
     FORMATS,
     ImportedData,
@@ -26,11 +24,13 @@ from litheseg.data.formats.importing import (
     recognise,
     refusal,
 )
-from litheseg.data.public import CamVid, Cityscapes, Voc
-from litheseg.data.source import FileSource, Sample, Source, existing_folder
-from litheseg.data.splits import Partition, partition, write_list
-from litheseg.data.streets import Streets, make_streets
-from litheseg.data.unlabelled import Unlabelled, find_unlabelled
+from litheseg.data.sources.base import FileSource, Sample, Source, existing_folder
+from litheseg.data.sources.download import fetch
+from litheseg.data.sources.folder import FolderSource
+from litheseg.data.sources.public import CamVid, Cityscapes, Voc
+from litheseg.data.sources.splits import Partition, partition, write_list
+from litheseg.data.sources.streets import Streets, make_streets
+from litheseg.data.sources.unlabelled import Unlabelled, find_unlabelled
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, Classes
 from litheseg.masks.opening import MAX_PIXELS

@@ -39,7 +39,7 @@ from litheseg.bundle.exported import (
     load_export,
 )
 from litheseg.bundle.targets import FORMATS, target_of
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
 from litheseg.deploy.conversion import Conversion, converter, write_network
 from litheseg.deploy.network import deployed
 from litheseg.deploy.onnx import save_onnx

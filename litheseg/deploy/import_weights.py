@@ -30,7 +30,7 @@ from torch import Tensor
 
 from litheseg import __version__
 from litheseg.cost.widths import width_costs
-from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES
+from litheseg.data.sources.public import CITYSCAPES_CLASSES, VOC_CLASSES
 from litheseg.errors import BundleError, DataError, LithesegError, ModelError, did_you_mean
 from litheseg.masks.classes import CAMVID_CLASSES, UNKNOWN_INDEX, Classes, read_class_file
 from litheseg.masks.image_format import IMAGENET_MEAN, IMAGENET_STD

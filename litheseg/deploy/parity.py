@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litheseg.data.transforms import normalise
+from litheseg.data.loading.transforms import normalise
 from litheseg.deploy.samples import Picture
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.source import Sample, Source, existing_folder, find_images
+from litheseg.data.sources.base import Sample, Source, existing_folder, find_images
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.masks import reading

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from litheseg.bundle.exported import Artefact, Export, check_choice
 from litheseg.bundle.targets import FORMATS, PRECISIONS, RUNTIMES, TARGETS, target_of
-from litheseg.data.transforms import channel_constants, normalise
+from litheseg.data.loading.transforms import channel_constants, normalise
 from litheseg.deploy.conversion import Conversion, write_network
 from litheseg.deploy.cuda_graphs import RecordedPasses
 from litheseg.deploy.network import deployed, fold_batch_norms

@@ -21,8 +21,8 @@ from torch import nn
 from litheseg.bundle.exported import Export
 from litheseg.cost.widths import width_costs
 from litheseg.data import open_source
-from litheseg.data.redivided import redivided
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.redivided import redivided
 from litheseg.errors import DataError
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
@@ -32,7 +32,7 @@ from litheseg.nn import recalibrate
 from litheseg.values import Numbers, Size, Widths
 
 if TYPE_CHECKING:
-    from litheseg.data.datamodule import SegmentationData
+    from litheseg.data.loading.datamodule import SegmentationData
 
 __all__ = ["Evaluation", "calibrate", "evaluate_bundle", "header_metrics", "open_bundle_data"]
 
@@ -146,7 +146,7 @@ def open_bundle_data(
     Raises:
         DataError: data that is missing or has other classes; a bundle that does not say what it was trained on.
     """
-    from litheseg.data.datamodule import SegmentationData  # it brings Lightning, which takes its time
+    from litheseg.data.loading.datamodule import SegmentationData  # it brings Lightning, which takes its time
 
     header, recipe = bundle.header, dict(bundle.header.recipe.get("data", {}))
     if isinstance(data, Source):

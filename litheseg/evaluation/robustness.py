@@ -30,7 +30,7 @@ import torch
 from litheseg.bundle.exported import Export, is_export, load_export
 from litheseg.bundle.names import model_path
 from litheseg.bundle.verdicts import worst_class
-from litheseg.data.source import Sample, Source
+from litheseg.data.sources.base import Sample, Source
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.evaluation.calibration import Confidence

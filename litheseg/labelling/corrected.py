@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from litheseg.bundle.names import is_named
-from litheseg.data.source import existing_folder, find_images
+from litheseg.data.sources.base import existing_folder, find_images
 from litheseg.errors import DataError, did_you_mean
 from litheseg.labelling.cvat import CvatExport
 from litheseg.labelling.label_studio import LabelStudioExport

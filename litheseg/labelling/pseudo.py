@@ -31,7 +31,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from litheseg.data.source import existing_folder, find_images
+from litheseg.data.sources.base import existing_folder, find_images
 from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_path
 from litheseg.labelling.cvat import write_cvat

@@ -22,7 +22,7 @@ import torch
 from litheseg.bundle.names import distinct_names
 from litheseg.bundle.verdicts import outdone, verdicts
 from litheseg.cost.widths import WidthCost, width_costs
-from litheseg.data.source import Sample, Source
+from litheseg.data.sources.base import Sample, Source
 from litheseg.errors import LithesegError
 from litheseg.evaluation.bundle import evaluate_bundle, open_bundle_data
 from litheseg.evaluation.robustness import IMAGES, measure_robustness

@@ -2,7 +2,7 @@
 
 Each picture is a small 3-D world (road, pavement, houses, trees, traffic, people) seen through a pinhole camera under
 random light. The parts: `world` (camera and canvas), `scene` (what stands where), `things` (cars, people, trees, ...),
-`shade` (light and sensor). The data set made of them is `litheseg.data.streets`.
+`shade` (light and sensor). The data set made of them is `litheseg.data.sources.streets`.
 
 Usage:
     >>> image, mask = render_street(np.random.default_rng(0), (180, 240))

@@ -24,10 +24,10 @@ from litheseg.bundle.description import KEY
 from litheseg.bundle.model_file import read_model_file
 from litheseg.bundle.names import is_named
 from litheseg.data import open_source, partition
-from litheseg.data.datamodule import SegmentationData
-from litheseg.data.redivided import redivided
-from litheseg.data.source import Source
-from litheseg.data.unlabelled import find_unlabelled
+from litheseg.data.loading.datamodule import SegmentationData
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.redivided import redivided
+from litheseg.data.sources.unlabelled import find_unlabelled
 from litheseg.errors import DataError, LithesegError, ModelError, RecipeError
 from litheseg.losses import class_weights
 from litheseg.losses.loss import Weighting

@@ -20,8 +20,8 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from litheseg.data.transforms import Augment
-from litheseg.data.views import UnlabelledViews
+from litheseg.data.loading.transforms import Augment
+from litheseg.data.loading.views import UnlabelledViews
 from litheseg.errors import RecipeError
 from litheseg.losses.loss import BelowOne
 from litheseg.masks.image_format import ImageFormat

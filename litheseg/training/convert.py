@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
 from litheseg.errors import LithesegError, ModelError, TrainingError
 from litheseg.evaluation.bundle import header_metrics, open_bundle_data
 from litheseg.evaluation.evaluate import evaluate

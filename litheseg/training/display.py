@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from litheseg.bundle.verdicts import worst_class
-from litheseg.data.datamodule import SegmentationData
+from litheseg.data.loading.datamodule import SegmentationData
 from litheseg.machine import host_facts
 from litheseg.progress import Work, say, work
 from litheseg.tables import short_number

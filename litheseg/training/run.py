@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from litheseg import __version__
-from litheseg.data.datamodule import SegmentationData
+from litheseg.data.loading.datamodule import SegmentationData
 from litheseg.errors import Interrupted, LithesegError, TrainingError, listed
 from litheseg.evaluation.bundle import header_metrics
 from litheseg.evaluation.evaluate import evaluate

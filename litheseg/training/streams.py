@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litheseg.data.views import cut_mix
+from litheseg.data.loading.views import cut_mix
 from litheseg.errors import ModelError
 from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.models import SegmentationModel

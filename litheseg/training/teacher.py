@@ -33,7 +33,7 @@ from litheseg.training.config import TrainerConfig
 from litheseg.training.streams import LABELLED, MIXED, PERTURBED, UNLABELLED, LazyOutputs, Outputs, Step
 
 if TYPE_CHECKING:
-    from litheseg.data.datamodule import SegmentationData  # reading a recipe needs no Lightning
+    from litheseg.data.loading.datamodule import SegmentationData  # reading a recipe needs no Lightning
 
 __all__ = ["TEACHERS", "NetworkTeacher", "Setting", "Teacher", "TeacherConfig", "at_size"]
 

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litheseg.data.transforms import channel_constants
+from litheseg.data.loading.transforms import channel_constants
 from litheseg.errors import RecipeError
 from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import BundleHeader
 
 if TYPE_CHECKING:
-    from litheseg.data.datamodule import SegmentationData  # reading a recipe needs no Lightning
+    from litheseg.data.loading.datamodule import SegmentationData  # reading a recipe needs no Lightning
 
 __all__ = ["TeacherInput", "require_classes", "require_images", "teacher_input"]
 

@@ -20,7 +20,7 @@ from rows import read_protocols
 from scipy import stats
 from tiny_camvid import SEQUENCES, make_camvid
 
-from litheseg.data.transforms import normalise
+from litheseg.data.loading.transforms import normalise
 from litheseg.evaluation.bundle import evaluate_bundle
 from litheseg.losses.supervised import CrossEntropy
 from litheseg.masks.resizing import resize_image

@@ -21,9 +21,9 @@ from litheseg.building.folds import plan_folds
 from litheseg.building.plan import read_plan
 from litheseg.building.result import BuildResult
 from litheseg.building.validation import hold_out
-from litheseg.data.doctor import diagnose
-from litheseg.data.folder import FolderSource
-from litheseg.data.streets import make_streets
+from litheseg.data.doctor.diagnosis import diagnose
+from litheseg.data.sources.folder import FolderSource
+from litheseg.data.sources.streets import make_streets
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import load_bundle
 from litheseg.progress import shown

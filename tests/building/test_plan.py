@@ -14,7 +14,7 @@ from litheseg.budget.found import BudgetError
 from litheseg.building.fingerprint import ClassFacts, Fingerprint
 from litheseg.building.plan import Plan, make_plan, read_plan
 from litheseg.building.wishes import Wishes, one_word_each
-from litheseg.data.folder import FolderSource
+from litheseg.data.sources.folder import FolderSource
 from litheseg.errors import LithesegError
 from litheseg.training.recipe import load_recipe
 

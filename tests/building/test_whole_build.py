@@ -25,7 +25,7 @@ from litheseg.budget.fit import fit
 from litheseg.building import stages, trials
 from litheseg.building.result import BuildResult, read_result
 from litheseg.cli import main
-from litheseg.data.streets import make_streets
+from litheseg.data.sources.streets import make_streets
 from litheseg.errors import LithesegError
 from litheseg.models.bundle import load_bundle, model_digest
 from litheseg.runtime import kit

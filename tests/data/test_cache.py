@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from litheseg.data import Source, open_source
-from litheseg.data.cache import DecodedImages, DecodedSamples
-from litheseg.data.unlabelled import Unlabelled
+from litheseg.data.loading.cache import DecodedImages, DecodedSamples
+from litheseg.data.sources.unlabelled import Unlabelled
 from litheseg.errors import DataError
 
 

@@ -13,10 +13,10 @@ import torch
 import warm
 from torch import Tensor
 
-from litheseg.data import batches as batches_module
-from litheseg.data.datamodule import SegmentationData
-from litheseg.data.source import Sample, Source
-from litheseg.data.transforms import Augment, normalise
+from litheseg.data.loading import batches as batches_module
+from litheseg.data.loading.datamodule import SegmentationData
+from litheseg.data.loading.transforms import Augment, normalise
+from litheseg.data.sources.base import Sample, Source
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes
 

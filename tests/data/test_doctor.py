@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from litheseg.data.doctor import Diagnosis, diagnose, diagnose_path
-from litheseg.data.findings import KNOWN
-from litheseg.data.folder import FolderSource
-from litheseg.data.learnable import STRIDES, filled_cells
-from litheseg.data.streets import Streets
+from litheseg.data.doctor.diagnosis import Diagnosis, diagnose, diagnose_path
+from litheseg.data.doctor.findings import KNOWN
+from litheseg.data.doctor.learnable import STRIDES, filled_cells
+from litheseg.data.sources.folder import FolderSource
+from litheseg.data.sources.streets import Streets
 
 SIZE = (24, 32)
 CLASSES = "classes: [road, car, tree]\n"

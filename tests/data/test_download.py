@@ -14,7 +14,7 @@ from tiny_download_server import file_server
 
 from litheseg import downloads
 from litheseg.data import open_source
-from litheseg.data.download import extract, fetch
+from litheseg.data.sources.download import extract, fetch
 from litheseg.errors import DataError
 
 

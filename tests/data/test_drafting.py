@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from litheseg.cli import main
-from litheseg.data.drafting import draft_classes
-from litheseg.data.folder import FolderSource
+from litheseg.data.formats.drafting import draft_classes
+from litheseg.data.sources.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.masks.classes import read_class_file
 

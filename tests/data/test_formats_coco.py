@@ -13,7 +13,7 @@ from tiny_formats import SIZE, imported, photo, picture
 
 from litheseg.cli import main
 from litheseg.data import open_source
-from litheseg.data.doctor import diagnose_path
+from litheseg.data.doctor.diagnosis import diagnose_path
 from litheseg.errors import DataError
 from litheseg.masks.run_lengths import coco_counts
 

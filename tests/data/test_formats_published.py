@@ -13,7 +13,7 @@ from tiny_formats import SIZE, imported, photo, picture
 from tiny_hub import tiny_hub
 
 from litheseg.data import open_source
-from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES
+from litheseg.data.sources.public import CITYSCAPES_CLASSES, VOC_CLASSES
 from litheseg.errors import DataError, DownloadError, MissingExtraError
 
 HALVES = np.repeat([[1, 2]], 15, axis=1).repeat(20, 0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from litheseg.data import likeness
-from litheseg.data.doctor import diagnose
-from litheseg.data.folder import FolderSource
-from litheseg.data.hold_out import HOLD_OUT, Holding
-from litheseg.data.source import Source
+from litheseg.data.doctor.diagnosis import diagnose
+from litheseg.data.sources import likeness
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.folder import FolderSource
+from litheseg.data.sources.hold_out import HOLD_OUT, Holding
 from litheseg.errors import DataError
 
 NAMES = [f"{sequence}_{number}" for sequence, count in (("a", 9), ("b", 7), ("c", 2)) for number in range(count)]

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from litheseg.data import open_source
-from litheseg.data.redivided import Fold, LeaveOut
-from litheseg.data.source import Source
-from litheseg.data.splits import belongs, sequence_sizes
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.redivided import Fold, LeaveOut
+from litheseg.data.sources.splits import belongs, sequence_sizes
 from litheseg.errors import DataError
 from litheseg.training import load_recipe
 from litheseg.training.build import build_data

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from litheseg.data.datamodule import SegmentationData
-from litheseg.data.source import Sample, Source
-from litheseg.data.transforms import Augment
-from litheseg.data.unlabelled import Unlabelled, find_unlabelled
-from litheseg.data.views import UnlabelledViews, cut_mix
+from litheseg.data.loading.datamodule import SegmentationData
+from litheseg.data.loading.transforms import Augment
+from litheseg.data.loading.views import UnlabelledViews, cut_mix
+from litheseg.data.sources.base import Sample, Source
+from litheseg.data.sources.unlabelled import Unlabelled, find_unlabelled
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes
 from litheseg.masks.image_format import IMAGENET_MEAN, IMAGENET_STD

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from litheseg.data import SOURCES, Classes, Source, open_source
-from litheseg.data.folder import FolderSource
-from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES, CamVid, Cityscapes, Voc
-from litheseg.data.source import Sample, find_images
+from litheseg.data.sources.base import Sample, find_images
+from litheseg.data.sources.folder import FolderSource
+from litheseg.data.sources.public import CITYSCAPES_CLASSES, VOC_CLASSES, CamVid, Cityscapes, Voc
 from litheseg.errors import DataError
 from litheseg.masks.classes import CAMVID_CLASSES
 

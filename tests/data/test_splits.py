@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from litheseg.data.splits import belongs, by_sequence, frame_of, partition, write_list
+from litheseg.data.sources.splits import belongs, by_sequence, frame_of, partition, write_list
 from litheseg.errors import DataError
 
 IDS = [f"frame_{index:04d}" for index in range(367)]
@@ -56,7 +56,7 @@ GOLDEN = ("frame_0071", "frame_0246", "frame_0345")
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_hash_seed_does_not_matter(hash_seed):
     code = (
-        "from litheseg.data.splits import partition;"
+        "from litheseg.data.sources.splits import partition;"
         "print(','.join(partition((f'frame_{i:04d}' for i in range(367)), count=3).labelled))"
     )
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}

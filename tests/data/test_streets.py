@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from litheseg.data.source import Sample
-from litheseg.data.streets import Streets
+from litheseg.data.sources.base import Sample
+from litheseg.data.sources.streets import Streets
 from litheseg.errors import DataError
 from litheseg.streets import render_street
 from litheseg.streets.scene import _leaves
@@ -83,7 +83,7 @@ def test_a_sample_depends_on_seed_split_index_and_size_only():
 
 def test_another_process_makes_the_same_pictures():
     code = (
-        "import hashlib; from litheseg.data.streets import Streets\n"
+        "import hashlib; from litheseg.data.sources.streets import Streets\n"
         f"s = Streets(train=2, val=1, size={SIZE}); x = s.samples('train')[1]\n"
         "print(hashlib.sha256(s.read_image(x).tobytes() + s.read_mask(x).tobytes()).hexdigest())"
     )

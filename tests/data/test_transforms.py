@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from litheseg.data.transforms import Augment, apply_views, normalise
+from litheseg.data.loading.transforms import Augment, apply_views, normalise
 from litheseg.errors import DataError
 from litheseg.masks.image_format import ImageFormat
 

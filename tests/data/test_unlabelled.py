@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_video import frame, write_video
 
 from litheseg.data import Source, find_unlabelled, open_source
-from litheseg.data.cache import DecodedImages
-from litheseg.data.unlabelled import Unlabelled
+from litheseg.data.loading.cache import DecodedImages
+from litheseg.data.sources.unlabelled import Unlabelled
 from litheseg.errors import DataError
 
 

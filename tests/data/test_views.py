@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from litheseg.data.transforms import Augment, apply_views, image_views
-from litheseg.data.views import UnlabelledViews, box_mask, cut_mix, draw_boxes, strong_view
+from litheseg.data.loading.transforms import Augment, apply_views, image_views
+from litheseg.data.loading.views import UnlabelledViews, box_mask, cut_mix, draw_boxes, strong_view
 from litheseg.errors import DataError
 from litheseg.masks.image_format import ImageFormat
 

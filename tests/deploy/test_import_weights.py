@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from litheseg import cli
-from litheseg.data.public import CITYSCAPES_CLASSES, VOC_CLASSES
+from litheseg.data.sources.public import CITYSCAPES_CLASSES, VOC_CLASSES
 from litheseg.deploy.import_weights import import_weights, read_classes, read_normalisation
 from litheseg.errors import BundleError, DataError, LithesegError, ModelError
 from litheseg.masks.classes import Classes

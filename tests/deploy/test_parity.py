@@ -11,7 +11,7 @@ import torch
 from registry import registered
 from tiny_export import build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
 
-from litheseg.data.streets import Streets
+from litheseg.data.sources.streets import Streets
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
 from litheseg.deploy.samples import Picture, open_samples
 from litheseg.errors import DataError, LithesegError

@@ -10,7 +10,7 @@ import pytest
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
 from litheseg import cli
-from litheseg.data.folder import FolderSource
+from litheseg.data.sources.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.labelling import import_labels
 from litheseg.labelling.cvat import write_cvat

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_labelling import CLASSES, files, noise, pixels, save
 
 import litheseg.labelling.tools as tools
-from litheseg.data.folder import FolderSource
+from litheseg.data.sources.folder import FolderSource
 from litheseg.errors import DataError, FolderInUseError, WidthError
 from litheseg.labelling import pseudo_label
 from litheseg.locks import folder_lock

@@ -16,7 +16,7 @@ import pytest
 import tiny_training
 import torch
 
-from litheseg.data.streets import Streets
+from litheseg.data.sources.streets import Streets
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.training import load_recipe, recipe_names, train
 

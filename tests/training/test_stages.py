@@ -14,9 +14,9 @@ import warm
 from PIL import Image
 from tiny_training import act_at, same_weights, tiny_recipe, train_tiny, weights
 
-from litheseg.data.datamodule import SegmentationData
-from litheseg.data.folder import write_folder
-from litheseg.data.streets import Streets
+from litheseg.data.loading.datamodule import SegmentationData
+from litheseg.data.sources.folder import write_folder
+from litheseg.data.sources.streets import Streets
 from litheseg.errors import DataError, LithesegError, RecipeError, TrainingError
 from litheseg.losses import LOSSES
 from litheseg.losses.consistency import PseudoCrossEntropy

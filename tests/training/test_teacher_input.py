@@ -15,9 +15,9 @@ from PIL import Image
 from tiny_training import tiny_recipe, train_tiny
 from torch import Tensor
 
-from litheseg.data.datamodule import SegmentationData
-from litheseg.data.streets import Streets
-from litheseg.data.transforms import Augment
+from litheseg.data.loading.datamodule import SegmentationData
+from litheseg.data.loading.transforms import Augment
+from litheseg.data.sources.streets import Streets
 from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.training.build import build_data, build_task

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from litheseg.data.formats.regions import UNLABELLED, Overlap
-from litheseg.data.source import Sample, Source
+from litheseg.data.sources.base import Sample, Source
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import IGNORE_INDEX, Classes

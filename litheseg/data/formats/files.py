@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from litheseg.data.source import IMAGE_SUFFIXES, MASK_FOLDERS
+from litheseg.data.sources.base import IMAGE_SUFFIXES, MASK_FOLDERS
 from litheseg.errors import DataError
 
 __all__ = [

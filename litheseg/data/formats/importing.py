@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from litheseg.bundle.hub import hub_dataset
-from litheseg.data.download import extract
-from litheseg.data.folder import write_folder
 from litheseg.data.formats import ade20k, coco, cvat, label_studio, labelme, pairs, tables, trees, voc, yolo
 from litheseg.data.formats.collection import (
     Collection,
@@ -31,8 +29,10 @@ from litheseg.data.formats.collection import (
     missing_refusal,
 )
 from litheseg.data.formats.regions import UNLABELLED, Overlap
-from litheseg.data.public import CamVid, Cityscapes, Voc
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.download import extract
+from litheseg.data.sources.folder import write_folder
+from litheseg.data.sources.public import CamVid, Cityscapes, Voc
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks.classes import Classes
 from litheseg.masks.opening import MAX_PIXELS

@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from litheseg.data.drafting import MaskTally, count_values
+from litheseg.data.formats.drafting import MaskTally, count_values
 from litheseg.masks.classes import LabelScheme
 from litheseg.masks.reading import encode, read_image, read_raw_mask
 from litheseg.progress import track

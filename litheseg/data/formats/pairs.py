@@ -29,7 +29,7 @@ from litheseg.data.formats.class_lists import find_class_list
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
 from litheseg.data.formats.files import matches, split_of_part
 from litheseg.data.formats.mask_files import drafted_scheme, labelled_by
-from litheseg.data.source import IMAGE_SUFFIXES
+from litheseg.data.sources.base import IMAGE_SUFFIXES
 from litheseg.errors import DataError
 from litheseg.masks.opening import open_image
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.data.drafting import count_values
 from litheseg.data.formats.class_lists import find_class_list
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
+from litheseg.data.formats.drafting import count_values
 from litheseg.data.formats.files import base_folder, label_files, split_in
 from litheseg.data.formats.mask_files import draft_note, read_labels
 from litheseg.errors import DataError, MissingExtraError, listed

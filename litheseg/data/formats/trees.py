@@ -24,7 +24,7 @@ from litheseg.data.formats.class_lists import find_class_list
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
 from litheseg.data.formats.files import read_json
 from litheseg.data.formats.mask_files import labelled_by
-from litheseg.data.source import find_images
+from litheseg.data.sources.base import find_images
 from litheseg.errors import DataError
 from litheseg.masks.classes import Classes, LabelScheme
 

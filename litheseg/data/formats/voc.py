@@ -2,7 +2,7 @@
 
 CVAT's "Segmentation mask" is one, with a `labelmap.txt`; so are many converted data sets. Lists in
 `ImageSets/Segmentation/` say which images belong to a split, if there are any. Pascal VOC itself is read as it is
-(`litheseg.data.public`).
+(`litheseg.data.sources.public`).
 
 Usage:
     >>> detect(Path("data/job_12"))
@@ -17,9 +17,9 @@ from litheseg.data.formats.class_lists import find_class_list
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
 from litheseg.data.formats.files import ImageFiles, image_id, split_in
 from litheseg.data.formats.mask_files import drafted_scheme, labelled_by
-from litheseg.data.public import Voc
-from litheseg.data.source import find_images
-from litheseg.data.splits import read_list
+from litheseg.data.sources.base import find_images
+from litheseg.data.sources.public import Voc
+from litheseg.data.sources.splits import read_list
 
 __all__ = ["detect", "read"]
 

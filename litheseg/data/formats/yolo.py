@@ -22,7 +22,7 @@ from litheseg.data.formats.collection import Collection, ImportOptions, Tally
 from litheseg.data.formats.files import image_id, label_files
 from litheseg.data.formats.regions import Region, corners, polygon_region, reaches_out
 from litheseg.data.formats.shapes import Drawn, shapes_collection
-from litheseg.data.source import IMAGE_SUFFIXES, find_images
+from litheseg.data.sources.base import IMAGE_SUFFIXES, find_images
 from litheseg.errors import DataError, listed
 from litheseg.progress import track
 

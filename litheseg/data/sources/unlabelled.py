@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.clips import parse_clip, write_frames
-from litheseg.data.source import (
+from litheseg.data.sources.base import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     FileSource,
@@ -31,6 +30,7 @@ from litheseg.data.source import (
     existing_folder,
     find_images,
 )
+from litheseg.data.sources.clips import parse_clip, write_frames
 from litheseg.errors import DataError
 from litheseg.masks import reading
 from litheseg.masks.image_format import ImageFormat

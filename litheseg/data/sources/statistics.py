@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from litheseg.data.source import Source
+from litheseg.data.sources.base import Source
 from litheseg.masks.image_format import ImageFormat
 from litheseg.progress import track
 

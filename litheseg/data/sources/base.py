@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.hold_out import Holding
+from litheseg.data.sources.hold_out import Holding
 from litheseg.errors import DataError, did_you_mean, listed
 from litheseg.masks import reading
 from litheseg.masks.classes import Classes, LabelScheme

@@ -1,7 +1,7 @@
 """How alike the images of a data set are: groups of near duplicates, and sequences that are videos or stacks.
 
 Every image is read once, in parallel threads; the answer is kept in the cache, and holds while the files stay as they
-are. What counts as alike is said in `litheseg.data.portraits`.
+are. What counts as alike is said in `litheseg.data.sources.portraits`.
 
 Usage:
     >>> alike = likeness_of(source.samples("train"), source.read_image)
@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from litheseg.data.portraits import Portrait, clips, near_duplicates
-from litheseg.data.source import Sample
+from litheseg.data.sources.base import Sample
+from litheseg.data.sources.portraits import Portrait, clips, near_duplicates
 from litheseg.errors import DataError, LithesegError
 from litheseg.files import cache_folder, write_text
 from litheseg.machine import cores

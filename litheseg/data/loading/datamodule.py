@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from litheseg.data.batches import (
+from litheseg.data.loading.batches import (
     BatchPlan,
     CalibrationBatches,
     EvalBatches,
@@ -33,12 +33,12 @@ from litheseg.data.batches import (
     make_loader,
     stateless_generator,
 )
-from litheseg.data.cache import DecodedImages, DecodedSamples
-from litheseg.data.source import Sample, Source
-from litheseg.data.statistics import measured_format
-from litheseg.data.transforms import Augment, apply_views, image_views
-from litheseg.data.unlabelled import Unlabelled
-from litheseg.data.views import UnlabelledViews, mixed_views
+from litheseg.data.loading.cache import DecodedImages, DecodedSamples
+from litheseg.data.loading.transforms import Augment, apply_views, image_views
+from litheseg.data.loading.views import UnlabelledViews, mixed_views
+from litheseg.data.sources.base import Sample, Source
+from litheseg.data.sources.statistics import measured_format
+from litheseg.data.sources.unlabelled import Unlabelled
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.image_format import ImageFormat
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from litheseg.data.findings import Finding, make_finding
+from litheseg.data.doctor.findings import Finding, make_finding
 
 __all__ = ["STRIDES", "class_findings", "filled_cells"]
 

@@ -31,8 +31,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from litheseg.data.source import FileSource, Pairing, existing_folder, find_images, join, pair_up
-from litheseg.data.splits import read_list
+from litheseg.data.sources.base import FileSource, Pairing, existing_folder, find_images, join, pair_up
+from litheseg.data.sources.splits import read_list
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CAMVID_CLASSES, Classes, LabelScheme, voc_color
 

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litheseg.data.transforms import channel_constants, colour_matrix, mix_colours
+from litheseg.data.loading.transforms import channel_constants, colour_matrix, mix_colours
 from litheseg.errors import DataError
 from litheseg.masks.image_format import ImageFormat
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.learnable import filled_cells
-from litheseg.data.portraits import Portrait
-from litheseg.data.source import FileSource, Sample, Source
+from litheseg.data.doctor.learnable import filled_cells
+from litheseg.data.sources.base import FileSource, Sample, Source
+from litheseg.data.sources.portraits import Portrait
 from litheseg.errors import DataError
 from litheseg.masks.classes import IGNORE_INDEX, UNKNOWN_INDEX, LabelScheme
 from litheseg.masks.image_format import ImageFormatError

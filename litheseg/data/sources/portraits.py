@@ -1,4 +1,4 @@
-"""Images that are alike: copies, images of one split that return in another, and frames of one sequence in both.
+"""Images that are alike: copies that were changed a little, and frames of one video or stack.
 
 Copies that were changed a little are found by the difference hash: an image is shrunk to 9 x 8 grey pixels and each of
 64 bits says whether a pixel is brighter than its right neighbour (Krawetz, "Kind of Like That", hackerfactor.com,
@@ -10,29 +10,26 @@ numbers must be more alike than others of the sequence, which is so for the fram
 that a camera numbered. Compared are correlations of thumbnails, by the Mann-Whitney test.
 
 Usage:
-    >>> portraits = {"train": [Portrait.of(image, "a.png", "a")], "val": [Portrait.of(image, "b.png", "b")]}
-    >>> [item.code for item in likeness_findings(portraits)]
-    ['leak']
+    >>> portraits = [Portrait.of(image, f"{name}.png", name) for name in ("a", "b")]
+    >>> [[found.id for found in group] for group in near_duplicates(portraits)]
+    [['a', 'b']]
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from litheseg.data.findings import Finding, make_finding
-from litheseg.data.splits import frame_of
-from litheseg.errors import listed
+from litheseg.data.sources.splits import frame_of
 from litheseg.masks.pictures import rgb_view
 
-__all__ = ["Portrait", "clips", "likeness_findings", "near_duplicates"]
+__all__ = ["Portrait", "clips", "frames_by_sequence", "is_clip", "near_duplicates", "near_pairs"]
 
 _THUMB = 32  # edge in pixels of the thumbnail that verifies a match
 _ALIKE_BITS = 8  # of 64; re-encoded copies differ in 0 to 3, CamVid frames a second apart mostly in more than 8
@@ -42,8 +39,6 @@ _CHUNK = 2048  # images that are compared with all others at once
 _FRAMES = 10  # images of a sequence that are enough to judge it
 _MOST_FRAMES = 1000  # that are looked at
 _ORDERED, _SIGMAS = 0.65, 3.0  # how often neighbours are more alike than others, and how far from chance that must be
-
-_Portraits = Mapping[str, Sequence["Portrait"]]
 
 
 @dataclass(frozen=True)
@@ -75,45 +70,7 @@ class Portrait:
         return cls(file, name, digest, (small[:, :-1] > small[:, 1:]).ravel(), thumb)
 
 
-def likeness_findings(portraits: _Portraits) -> Iterator[Finding]:
-    """Copies within a split; images of a split that return, exactly or nearly, in another; sequences in two splits."""
-    for split, found in portraits.items():
-        first = {image.digest: image for image in reversed(found)}
-        copies = [image.file for image in found if first[image.digest] is not image]
-        if copies:
-            yield make_finding("duplicate", f"images of '{split}' that are exact copies of others", copies)
-        if groups := near_duplicates(list(first.values())):
-            shown = " ~ ".join(image.file for image in groups[0][:2])
-            message = f"images of '{split}' that nearly equal another one, in {len(groups)} groups, e.g. {shown}"
-            yield make_finding("near-duplicate", message, [image.file for group in groups for image in group])
-    for one, other in itertools.combinations(sorted(portraits, key=_rank), 2):
-        yield from _leaks(one, portraits[one], other, portraits[other])
-    for split in portraits:
-        if split != "train" and portraits.get("train"):
-            yield from _shared_sequences(portraits["train"], split, portraits[split])
-
-
-def _rank(split: str) -> tuple[int, str]:
-    order = ("train", "val", "test")
-    return order.index(split) if split in order else len(order), split
-
-
-def _leaks(one: str, left: Sequence[Portrait], other: str, right: Sequence[Portrait]) -> Iterator[Finding]:
-    """Images of a split that are in another one, too."""
-    held = {image.digest: image.file for image in right}
-    exact = [image for image in left if image.digest in held]
-    if exact:
-        shown = f"{exact[0].file} = {held[exact[0].digest]}"
-        yield make_finding(
-            "leak", f"images of '{one}' that are in '{other}' too, e.g. {shown}", [image.file for image in exact]
-        )
-    near = [(a.file, b.file) for a, b in _alike(left, right) if a.digest != b.digest]
-    if near:
-        message = f"images of '{one}' that nearly equal one of '{other}', e.g. {near[0][0]} ~ {near[0][1]}"
-        yield make_finding("near-leak", message, list(dict.fromkeys(file for file, _ in near)))
-
-
-def _alike(left: Sequence[Portrait], right: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait]]:
+def near_pairs(left: Sequence[Portrait], right: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait]]:
     """Pairs of near equal difference hashes and thumbnails."""
     thumbs = np.array([image.thumb for image in right])
     for start, differing in _differing_bits(left, right):
@@ -160,31 +117,10 @@ def _verified(thumb: np.ndarray, thumbs: np.ndarray, near: np.ndarray) -> np.nda
 
 def clips(images: Sequence[Portrait]) -> list[str]:
     """Sequences, by names, whose neighbours by number are more alike than others: frames of a video, slices."""
-    return [name for name, frames in _by_sequence(images).items() if _is_sequence(frames)]
+    return [name for name, frames in frames_by_sequence(images).items() if is_clip(frames)]
 
 
-def _shared_sequences(train: Sequence[Portrait], split: str, other: Sequence[Portrait]) -> Iterator[Finding]:
-    """Sequences of which a split has frames, while `train` has others of them."""
-    ours, theirs = _by_sequence(train), _by_sequence(other)
-    shared = [name for name in theirs if name in ours and _is_sequence([*ours[name], *theirs[name]])]
-    if not shared:
-        return
-    count = sum(len(theirs[name]) for name in shared)
-    shown = listed([f"'{name}': {len(theirs[name])} here, {len(ours[name])} in 'train'" for name in shared], 3)
-    message = f"{count} of {len(other)} images of '{split}' are frames of sequences that 'train' has, too ({shown})"
-    if len(theirs) == 1:
-        numbers = [number for number, _ in theirs[shared[0]]]
-        message += f", all of one sequence, frames {min(numbers)} to {max(numbers)}"
-    finding = make_finding("shared-sequence", f"{message}; scores on them are too high", shared)
-    if split == "val" and len(ours) > 1:
-        best = max(shared, key=lambda name: len(ours[name]))
-        sizes = listed([f"{name} ({len(ours[name])})" for name in sorted(ours)], 6)
-        remedy = f"validate on a sequence that is not trained on: --data.leave_out {best}, then each of {sizes} in turn"
-        finding = replace(finding, remedy=remedy)
-    yield finding
-
-
-def _by_sequence(images: Sequence[Portrait]) -> dict[str, list[tuple[int, Portrait]]]:
+def frames_by_sequence(images: Sequence[Portrait]) -> dict[str, list[tuple[int, Portrait]]]:
     """Images with their numbers, by sequence; those without a number are of none."""
     found = defaultdict[str, list[tuple[int, Portrait]]](list)
     for image in images:
@@ -194,7 +130,7 @@ def _by_sequence(images: Sequence[Portrait]) -> dict[str, list[tuple[int, Portra
     return dict(found)
 
 
-def _is_sequence(frames: Sequence[tuple[int, Portrait]]) -> bool:
+def is_clip(frames: Sequence[tuple[int, Portrait]]) -> bool:
     """Whether neighbours by number are more alike than others."""
     if len(frames) < _FRAMES:
         return False

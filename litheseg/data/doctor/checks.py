@@ -14,12 +14,12 @@ from contextlib import suppress
 
 import numpy as np
 
-from litheseg.data.exam import Exam, pixels_by_class, pixels_by_value, scheme_of
-from litheseg.data.findings import Finding, make_finding
-from litheseg.data.learnable import class_findings
-from litheseg.data.portraits import likeness_findings
-from litheseg.data.source import Source
-from litheseg.data.statistics import measured_format
+from litheseg.data.doctor.alike import likeness_findings
+from litheseg.data.doctor.exam import Exam, pixels_by_class, pixels_by_value, scheme_of
+from litheseg.data.doctor.findings import Finding, make_finding
+from litheseg.data.doctor.learnable import class_findings
+from litheseg.data.sources.base import Source
+from litheseg.data.sources.statistics import measured_format
 from litheseg.errors import DataError, listed
 from litheseg.masks.classes import IGNORE_INDEX, LabelScheme
 

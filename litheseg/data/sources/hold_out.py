@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from litheseg.data.splits import by_sequence, ranked
+from litheseg.data.sources.splits import by_sequence, ranked
 from litheseg.errors import DataError
 
 __all__ = ["HOLD_OUT", "Holding"]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.folder import write_folder
-from litheseg.data.source import Sample, Source
+from litheseg.data.sources.base import Sample, Source
+from litheseg.data.sources.folder import write_folder
 from litheseg.errors import DataError, did_you_mean
 from litheseg.masks.classes import CAMVID_CLASSES
 from litheseg.streets import render_street

@@ -26,9 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from litheseg.data.hold_out import HOLD_OUT, Holding
-from litheseg.data.likeness import likeness_of
-from litheseg.data.source import (
+from litheseg.data.sources.base import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     FileSource,
@@ -40,7 +38,9 @@ from litheseg.data.source import (
     is_image,
     pair_up,
 )
-from litheseg.data.splits import read_list
+from litheseg.data.sources.hold_out import HOLD_OUT, Holding
+from litheseg.data.sources.likeness import likeness_of
+from litheseg.data.sources.splits import read_list
 from litheseg.errors import DataError, did_you_mean
 from litheseg.files import atomic_folder
 from litheseg.masks.classes import CLASS_FILES, Classes, ClassFile, LabelScheme, class_file_text, read_class_file

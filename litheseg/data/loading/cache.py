@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litheseg.data.source import Sample, Source
-from litheseg.data.unlabelled import Unlabelled
+from litheseg.data.sources.base import Sample, Source
+from litheseg.data.sources.unlabelled import Unlabelled
 from litheseg.errors import DataError, listed, printable
 from litheseg.machine import cores
 from litheseg.masks.resizing import resize_image, resize_mask

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from litheseg.data.cache import DecodedImages, DecodedSamples, SampleSize
-from litheseg.data.transforms import Augment, apply_views, image_views, normalise
-from litheseg.data.views import UnlabelledViews, draw_boxes
+from litheseg.data.loading.cache import DecodedImages, DecodedSamples, SampleSize
+from litheseg.data.loading.transforms import Augment, apply_views, image_views, normalise
+from litheseg.data.loading.views import UnlabelledViews, draw_boxes
 from litheseg.masks.image_format import ImageFormat
 
 __all__ = [

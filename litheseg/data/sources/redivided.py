@@ -19,8 +19,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from litheseg.data.source import FileSource, Pairing, Source
-from litheseg.data.splits import belongs, sequence_sizes
+from litheseg.data.sources.base import FileSource, Pairing, Source
+from litheseg.data.sources.splits import belongs, sequence_sizes
 from litheseg.errors import DataError, listed
 
 __all__ = ["Fold", "LeaveOut", "Redivided", "redivided"]

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from litheseg.data.public import CamVid
+from litheseg.data.sources.public import CamVid
 from litheseg.downloads import download
 from litheseg.errors import DataError, did_you_mean
 from litheseg.files import make_folder

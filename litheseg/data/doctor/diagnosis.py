@@ -24,10 +24,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from litheseg.data import OtherFormatError, checks, open_source
-from litheseg.data.exam import Exam, examine, pixels_by_class, pixels_by_value, scheme_of
-from litheseg.data.findings import Finding, in_order, make_finding
-from litheseg.data.source import DuplicateStemsError, FileSource, Sample, Source
+from litheseg.data import OtherFormatError, open_source
+from litheseg.data.doctor import checks
+from litheseg.data.doctor.exam import Exam, examine, pixels_by_class, pixels_by_value, scheme_of
+from litheseg.data.doctor.findings import Finding, in_order, make_finding
+from litheseg.data.sources.base import DuplicateStemsError, FileSource, Sample, Source
 from litheseg.errors import DataError, printable
 from litheseg.masks.opening import MAX_PIXELS
 from litheseg.progress import track

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from litheseg.data.folder import FolderSource
+from litheseg.data.sources.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.files import write_text
 from litheseg.masks.classes import CLASS_FILES, IGNORE_INDEX, UNKNOWN_INDEX, Classes, LabelScheme, show_value
@@ -39,7 +39,7 @@ def draft_classes(data: str | Path, *, max_pixels: int = MAX_PIXELS) -> Path:
     255 beside two values or more is ignored, as most tools mean it.
 
     Args:
-        data: a folder in one of the layouts of `litheseg.data.folder`.
+        data: a folder in one of the layouts of `litheseg.data.sources.folder`.
         max_pixels: of a mask, width times height by its header.
 
     Returns:
