@@ -24,7 +24,7 @@ def demo(
     Args:
         *overrides: recipe fields.
         output: the run's folder; the picture of the photographs lies beside it.
-        photographs: a folder of street photographs that the zoo's network labels first; by default those beside the zoo.
+        photographs: a folder of street photographs that the zoo's network labels first; by default those of the zoo.
         force: begin anew instead of reusing a finished run.
     """
     picture = output.with_name(f"{output.name}-photographs.png")
