@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from litheseg.cli.printing import print_next, print_table
-from litheseg.data.source import find_images
+from litheseg.data.sources.base import find_images
 from litheseg.demo import ZOO_MODEL, demo_photographs, draw_photographs, run_demo
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_table
