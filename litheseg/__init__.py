@@ -60,7 +60,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "building.session": ("build", "train"),
         "data": ("open_source",),
-        "data.doctor": ("diagnose", "diagnose_path"),
+        "data.doctor.diagnosis": ("diagnose", "diagnose_path"),
         "models.bundle": ("load_bundle", "save_bundle"),
         "errors": ("LithesegError",),
         "evaluation": ("evaluate",),
