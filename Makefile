@@ -8,6 +8,8 @@ JOBS   ?= 2
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# What one process has compiled, those that it starts need not compile again, wherever Python is told to write nothing.
+COMPILED := PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format slow package site lock clean
@@ -31,7 +33,7 @@ demo: $(STAMP)  ## a trained network on photographs; a small one trained, measur
 	$(BIN)/litheseg demo
 
 test: lint  ## everything that CI checks: ruff, mypy, pytest (without the slow tests)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart 0
+	$(ONE_THREAD) $(COMPILED) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart 0
 
 lint: $(STAMP)  ## ruff and mypy only
 	$(BIN)/ruff check .
@@ -43,7 +45,7 @@ format: $(STAMP)  ## mend formatting and what ruff can mend
 	$(BIN)/ruff format .
 
 slow: $(STAMP)  ## the slow tests
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow
+	$(ONE_THREAD) $(COMPILED) $(BIN)/python -m pytest -q -m slow
 
 package:  ## build wheel and sdist into dist/, check them, and try them in an empty environment
 	PYTHON=$(PYTHON) .ci/package

@@ -1,13 +1,25 @@
-"""What all tests share: no waiting for what only real machines and power cuts need."""
+"""What all tests share: no waiting for what only real machines and power cuts need, nor for the garbage collector."""
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from litheseg import machine
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays, and need not be searched each time that a test times a network or exports one."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

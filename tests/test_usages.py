@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_architecture import MODULES, dotted
+from test_architecture import MODULES, dotted, tree
 from test_docs import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -57,9 +57,9 @@ def called(node: ast.expr, names: dict[str, Any]) -> Any:
 
 def faults(code: str, names: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the calls in a piece of code."""
-    tree = ast.parse(code)
+    parsed = ast.parse(code)
     names = dict(names)
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("litheseg"):
             module = importlib.import_module(str(node.module))
             for alias in node.names:
@@ -74,7 +74,7 @@ def faults(code: str, names: dict[str, Any]) -> Iterator[str]:
                 if alias.name.startswith("litheseg")
             }
     bound = {*STAND_INS, *vars(builtins)}
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             bound.add(node.id)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -83,7 +83,7 @@ def faults(code: str, names: dict[str, Any]) -> Iterator[str]:
             bound.add(node.name)
         elif isinstance(node, ast.arguments):
             bound |= {argument.arg for argument in node.args}
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed):
         if not isinstance(node, ast.Call):
             continue
         text, target = ast.unparse(node), called(node.func, names)
@@ -103,11 +103,13 @@ def faults(code: str, names: dict[str, Any]) -> Iterator[str]:
             yield f"{text}: {error}"
 
 
-@pytest.mark.parametrize("path", OURS, ids=dotted)
-def test_usages_in_docstrings(path: Path, known: dict[str, Any]) -> None:
-    module = importlib.import_module(dotted(path))
-    code = prompts(ast.get_docstring(ast.parse(path.read_text())) or "")
-    assert list(faults(code, {**known, **vars(module)})) == []
+def test_usages_in_docstrings(known: dict[str, Any]) -> None:
+    found = []
+    for path in OURS:
+        names = {**known, **vars(importlib.import_module(dotted(path)))}
+        code = prompts(ast.get_docstring(tree(path)) or "")
+        found += [f"{dotted(path)}: {fault}" for fault in faults(code, names)]
+    assert found == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

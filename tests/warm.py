@@ -10,6 +10,7 @@ Usage:
 from __future__ import annotations
 
 import atexit
+import gc
 import inspect
 import json
 import os
@@ -197,6 +198,9 @@ def _run(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()
     import tiny_training  # noqa: F401 (and with it what takes long)
 
+    gc.freeze()  # children share its memory for as long as nobody writes there
+    gc.enable()
     _serve(socket.socket(fileno=int(sys.argv[1])))
