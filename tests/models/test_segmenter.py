@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -139,14 +138,13 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     """A Hugging Face hub of one file."""
 
     content = b""
-    truncated = False
 
     def do_HEAD(self) -> None:
         self._answer()
 
     def do_GET(self) -> None:
         self._answer()
-        self.wfile.write(self.content[: len(self.content) // 2] if self.truncated else self.content)
+        self.wfile.write(self.content)
 
     def _answer(self) -> None:
         if not self.path.endswith("/model.safetensors"):
@@ -162,48 +160,63 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub() -> Iterator[str]:
+STARTS = """
+import os, sys
+again = ("huggingface_hub", "litheseg", "timm")  # the hub's library reads its settings once, when it is imported
+for name in [name for name in sys.modules if name.partition(".")[0] in again]:
+    del sys.modules[name]
+from litheseg.models.segmenter import segmenter
+for line in sys.stdin:
+    if not os.fork():
+        try:
+            encoder = segmenter(5, encoder="mobilenetv4_conv_small", channels=32).encoder
+            print(float(encoder.conv_stem.weight.sum()), end="", flush=True)
+        except Exception as error:
+            print(error, end="", flush=True)
+        os._exit(0)
+    os.wait()
+    print(flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What new processes say that build a segmenter: before there is a hub, with one, and once it is gone again."""
     torch.manual_seed(5)
-    state = {
-        name: value.contiguous() for name, value in timm.create_model("mobilenetv4_conv_small").state_dict().items()
-    }
-    handler = type("Hub", (_Hub,), {"content": safetensors.torch.save(state)})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def _start(endpoint: str, cache: Path, encoder: str = "mobilenetv4_conv_small") -> subprocess.CompletedProcess[str]:
-    """Build a segmenter in a process of its own: the hub's library reads its settings once, when it is imported."""
-    code = (
-        "import sys\n"
-        "again = ('huggingface_hub', 'litheseg', 'timm')\n"
-        "for name in [name for name in sys.modules if name.partition('.')[0] in again]:\n"
-        "    del sys.modules[name]\n"
-        "from litheseg.models.segmenter import segmenter\n"
-        f"model = segmenter(5, encoder={encoder!r}, channels=32)\n"
-        "print(float(model.encoder.conv_stem.weight.sum()))"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    state = timm.create_model("mobilenetv4_conv_small").state_dict()
+    content = safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+    handler = type("Hub", (_Hub,), {"content": content})
+    environment = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
     environment |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DISABLE_XET": "1"}
-    return warm.run(["-c", code], env=environment)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler, bind_and_activate=False) as server:
+        server.server_bind()
+        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+        with warm.start(["-c", STARTS], env=environment, stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None and process.stdout is not None
+
+            def answer() -> str:
+                print(file=process.stdin, flush=True)
+                return str(process.stdout.readline().strip())
+
+            answers = [answer()]
+            server.server_activate()
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            answers.append(answer())
+            server.shutdown()
+            server.server_close()
+            answers.append(answer())
+            process.stdin.close()
+            assert process.wait() == 0, process.stderr.read()
+    return answers
 
 
-def test_weights_come_from_a_hub_and_then_from_its_cache(hub: str, tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    expected = float(timm.create_model("mobilenetv4_conv_small").conv_stem.weight.sum().detach())
-    first = _start(hub, tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert float(first.stdout) == pytest.approx(expected)
-    offline = _start("http://127.0.0.1:9", tmp_path)  # the discard port: nobody answers
-    assert offline.returncode == 0, offline.stderr
-    assert float(offline.stdout) == pytest.approx(expected)
-
-
-def test_without_a_network_the_three_remedies_are_named(tmp_path: Path) -> None:
-    result = _start("http://127.0.0.1:9", tmp_path)
-    message = result.stderr.strip().splitlines()[-1]
+def test_without_a_network_the_three_remedies_are_named(started: list[str]) -> None:
+    message = started[0]
     assert "no pretrained weights of encoder 'mobilenetv4_conv_small'" in message
     assert "go online" in message and "encoder_weights" in message and "pretrained=none" in message
+
+
+def test_weights_come_from_a_hub_and_then_from_its_cache(started: list[str]) -> None:
+    torch.manual_seed(5)
+    expected = float(timm.create_model("mobilenetv4_conv_small").conv_stem.weight.sum().detach())
+    assert [float(answer) for answer in started[1:]] == pytest.approx([expected, expected])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,13 @@ pytest.importorskip("schemathesis")
 import schemathesis
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 from schemathesis import GenerationMode
 from tiny_server import encoded, picture, service
 
-from litheseg.serving.app import create_app
+from litheseg.serving import app
 
+SERVER = str(Path(app.__file__).parent)
 OPERATIONS = [
     *(("POST", f"/v1/segment/{form}") for form in ("mask", "overlay", "polygons", "rle")),
     *(("GET", path) for path in ("/v1/model", "/v1/status", "/v1/example", "/metrics", "/healthz", "/readyz")),
@@ -27,10 +30,16 @@ for kind in ("image/png", "image/jpeg", "image/webp"):
     schemathesis.openapi.media_type(kind, _IMAGES)
 
 
+@pytest.fixture(autouse=True)
+def _only_constants_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypothesis tries constants of all modules that happen to be there, and reads hundreds of files for them."""
+    monkeypatch.setattr(providers, "is_local_module_file", lambda file: file.startswith(SERVER), raising=False)
+
+
 @pytest.fixture(scope="module")
 def schema() -> Iterator[schemathesis.BaseSchema]:
     made = service(queue=64, allow_hosts=("*",))
-    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(made))
+    yield schemathesis.openapi.from_asgi("/openapi.json", app.create_app(made))
     made.workers.close()
 
 

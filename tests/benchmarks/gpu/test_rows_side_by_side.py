@@ -6,10 +6,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+from gpu import side_by_side
 from gpu.jobs import Job
 from gpu.side_by_side import SideBySide
 
@@ -19,6 +23,32 @@ DEAF = f"import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGIN
 
 def job(name: str, code: str = "", kind: str = "", needs: tuple[Path, ...] = ()) -> Job:
     return Job(name, (sys.executable, "-I", "-S", "-c", code), kind or name, needs)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _looks_often() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(side_by_side, "_POLL", 0.02)
+        yield
+
+
+TOGETHER: dict[str, Callable[[Path], None]] = {}
+
+
+@pytest.fixture(scope="module")
+def together(_looks_often: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+    with ThreadPoolExecutor(len(TOGETHER)) as pool:
+        yield {name: pool.submit(body, tmp_path_factory.mktemp("rows")) for name, body in TOGETHER.items()}
+
+
+def while_others_wait(body: Callable[[Path], None]) -> Callable[[dict[str, Future[None]]], None]:
+    """A test that does little but wait for a time limit, as others do meanwhile: all of them begin with the first."""
+    TOGETHER[body.__name__] = body
+
+    def test(together: dict[str, Future[None]]) -> None:
+        together[body.__name__].result()
+
+    return test
 
 
 def states(jobs: list[Job], folder: Path, *, slots: int = 2, seconds: float = 60.0, **more: Any) -> dict[str, str]:
@@ -69,6 +99,7 @@ def test_where_everything_fails_nothing_more_is_begun(tmp_path: Path) -> None:
     assert sum(state == "not begun" for state in found.values()) >= 5
 
 
+@while_others_wait
 def test_at_the_limit_all_have_ended_and_could_save(tmp_path: Path) -> None:
     saving = (
         f"import signal, sys; signal.signal(signal.SIGINT, lambda *_: (open({str(tmp_path / 'saved')!r}, 'w'),"
@@ -81,6 +112,7 @@ def test_at_the_limit_all_have_ended_and_could_save(tmp_path: Path) -> None:
     assert not alive(int((tmp_path / "logs/deaf.log").read_text().split()[0]))
 
 
+@while_others_wait
 def test_a_row_that_is_being_scored_is_left_alone_while_there_is_time(tmp_path: Path) -> None:
     code = "import time; print('epoch 19/20  x\\nepoch 20/20  x', flush=True); time.sleep(2.2)"
     early = "import time; print('epoch 2/20  x', flush=True); time.sleep(60)"
@@ -88,6 +120,7 @@ def test_a_row_that_is_being_scored_is_left_alone_while_there_is_time(tmp_path: 
     assert found == {"scoring": "done", "early": "stopped"}
 
 
+@while_others_wait
 def test_what_would_not_be_finished_in_time_is_not_begun(tmp_path: Path) -> None:
     long = "import time; time.sleep(3)"
     jobs = [job("first", long, "long"), job("second", long, "long"), job("short")]
@@ -102,6 +135,7 @@ def test_a_row_waits_for_the_row_that_it_needs(tmp_path: Path) -> None:
     assert states(jobs, tmp_path) == {"student": "done", "teacher": "done", "orphan": "waiting"}
 
 
+@while_others_wait
 def test_a_row_without_memory_is_tried_again_beside_fewer(tmp_path: Path) -> None:
     here = str(tmp_path / "busy")
     greedy = f"import os, sys, time; time.sleep(0.4); os.path.exists({here!r}) and sys.exit('out of memory')"
@@ -119,6 +153,7 @@ def test_what_must_be_alone_waits_and_lets_nothing_begin_beside_it(tmp_path: Pat
     assert (tmp_path / "logs/alone.log").read_text() == "1\n"
 
 
+@while_others_wait
 def test_it_can_be_stopped(tmp_path: Path) -> None:
     runner = SideBySide([job("a", FOREVER), job("b", FOREVER)], slots=1, seconds=60, logs=tmp_path, grace=2)
     threading.Timer(0.5, runner.stop).start()

@@ -12,7 +12,7 @@ import pytest
 import rows
 from gpu import jobs as gpu_jobs
 from gpu import pack as gpu_pack
-from gpu import session
+from gpu import session, side_by_side
 from tiny_camvid import make_camvid
 
 WISHES = Path(__file__).parents[3] / "benchmarks/gpu/wishes.yaml"
@@ -52,6 +52,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     runner.write_text(RUNNER)
     monkeypatch.setattr(gpu_jobs, "_RUNNER", runner)
     monkeypatch.setattr(session, "_GRACE", 2.0)
+    monkeypatch.setattr(side_by_side, "_POLL", 0.02)
     camvid = make_camvid(tmp_path / "camvid", frames=1)
 
     def call(*wishes: Any, out: str = "out", minutes: float = 1.0, **more: Any) -> int:
