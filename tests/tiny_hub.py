@@ -16,16 +16,22 @@ TOKEN = "hf_right"
 
 
 class TinyHub(ThreadingHTTPServer):
-    """Repositories by name: each a list of commits, each the files by path. A private one wants `TOKEN`."""
+    """Repositories by name: each a list of commits, each the files by path. A private one wants `TOKEN`.
+
+    With `large`, model files are uploaded apart from the commit (Git LFS), and fetched by way of another address.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Routes)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.store = f"http://localhost:{self.server_port}"  # another host, as the hub's storage is
         self.repositories: dict[str, list[dict[str, bytes]]] = {}
         self.private: set[str] = set()
         self.cut = 0  # bytes at the end that answers lack
+        self.large = False
+        self.objects: dict[str, bytes] = {}  # by SHA-256
         self.paths: list[str] = []
 
 
@@ -44,6 +50,9 @@ class _Routes(BaseHTTPRequestHandler):
                 tree = [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files]
                 return self.say(tree)
             return self.say({"id": listed[1], "sha": commit_of(listed[1], len(commits) - 1), "siblings": []})
+        if self.path.startswith("/objects/"):
+            content = self.server.objects[self.path.rpartition("/")[2]]
+            return self.answer(200, {"ETag": '"of the store"'}, content)
         found = re.fullmatch(r"/(?:datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self.path)
         if found is None:
             return self.answer(404)
@@ -60,7 +69,17 @@ class _Routes(BaseHTTPRequestHandler):
         content = commits[names[revision]].get(path)
         if content is None:
             return self.answer(404, {**commit, "X-Error-Code": "EntryNotFound"})
+        digest = hashlib.sha256(content).hexdigest()
+        if digest in self.server.objects:
+            linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
+            return self.answer(302, {**commit, **linked, "Location": f"{self.server.store}/objects/{digest}"})
         self.answer(200, {**commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, content)
+
+    def do_PUT(self) -> None:
+        self.server.paths.append(self.path)
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.objects[self.path.rpartition("/")[2]] = content
+        self.answer(200)
 
     def do_POST(self) -> None:
         self.server.paths.append(self.path)
@@ -79,20 +98,45 @@ class _Routes(BaseHTTPRequestHandler):
             if "private" in (asked.get("visibility"), *(key for key in asked if asked[key] is True)):
                 self.server.private.add(name)
             return self.say(said)
+        if self.path.endswith(".git/info/lfs/objects/batch"):
+            return self.say(
+                {"transfer": "basic", "objects": [self.place(item) for item in json.loads(body)["objects"]]}
+            )
+        if self.path == "/verify":
+            asked = json.loads(body)
+            content = self.server.objects.get(asked["oid"], b"")
+            whole = hashlib.sha256(content).hexdigest() == asked["oid"] and len(content) == asked["size"]
+            return self.say({}, 200 if whole else 422)
         found = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit)/main", self.path)
         if found is None:
             return self.answer(404)
         commits = self.server.repositories[found[1]]
         if found[2] == "preupload":
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            modes = {
+                path: "lfs" if self.server.large and path.endswith(".safetensors") else "regular" for path in paths
+            }
+            files = [{"path": path, "uploadMode": mode} for path, mode in modes.items()]
             return self.say({"files": [{**file, "shouldIgnore": False, "oid": None} for file in files]})
         lines = [json.loads(line) for line in body.splitlines()]
         added = {
             line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
         }
+        added |= {
+            line["value"]["path"]: self.server.objects[line["value"]["oid"]]
+            for line in lines
+            if line["key"] == "lfsFile"
+        }
         commits.append({**commits[-1], **added})
         oid = commit_of(found[1], len(commits) - 1)
         self.say({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{found[1]}/commit/{oid}"})
+
+    def place(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Where a large file goes; nowhere if it is there."""
+        if item["oid"] in self.server.objects:
+            return item
+        upload, verify = f"{self.server.url}/objects/{item['oid']}", f"{self.server.url}/verify"
+        return {**item, "actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
 
     def token(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"

@@ -66,6 +66,17 @@ def test_what_is_pushed_is_pulled(hub: TinyHub, made: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.strip().endswith("model.safetensors")
 
 
+def test_large_files_go_to_the_large_file_storage(hub: TinyHub, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose storage speaks no HTTP that could stand here
+    hub.large = True
+    content = (made / "model.safetensors").read_bytes()
+    push(made / "model.safetensors", f"hf:{NAME}")
+    assert list(hub.objects.values()) == [content] and "/verify" in hub.paths
+    assert model_path(f"hf:{NAME}").read_bytes() == content
+    push(made / "model.safetensors", f"hf:{NAME}", "--message", "again")
+    assert sum(path.startswith("/objects/") for path in hub.paths) == 2, "one upload, one download"
+
+
 def test_the_card_is_what_the_hub_reads(hub: TinyHub, made: Path) -> None:
     push(made / "model.safetensors", f"hf:{NAME}", "--licence", "Apache-2.0")
     card = ModelCard(hub.repositories[NAME][1]["README.md"].decode(), ignore_metadata_errors=False)
