@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["cores", "free_memory", "host_facts", "interleave", "memory", "milliseconds", "settle"]
+__all__ = ["cores", "free_memory", "host_facts", "interleave", "memory", "milliseconds", "package_version", "settle"]
 
 _BURST, _TURNS = 3, 20  # a turn has so many timed passes at least, a call so many turns at most
 _AGAIN = 0.02  # seconds of passes that are not timed, at the beginning of a turn
@@ -76,7 +76,7 @@ def host_facts(packages: Iterable[str] = ()) -> dict[str, Any]:
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in (*_PACKAGES, *packages) if (found := _version(name))},
+        "versions": {name: found for name in (*_PACKAGES, *packages) if (found := package_version(name))},
     }
 
 
@@ -93,10 +93,11 @@ def _cpu_name() -> str:
     return found or platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version of a package that is imported; "" where nothing says it."""
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # packages that were copied to a box have no metadata
+    except metadata.PackageNotFoundError:  # copied to a box without metadata, or called onnxruntime-gpu
         return str(getattr(sys.modules.get(package), "__version__", ""))
 
 

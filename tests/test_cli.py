@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tiny_training import tiny
 
 from litheseg import __version__, cli
 from litheseg.errors import Interrupted
-from litheseg.models.bundle import load_bundle
+from litheseg.models.bundle import load_bundle, save_bundle
 
 TINY = [f"--model.name={tiny.__name__}", "--widths=[1,.5]", "--model.divisor=2"]
 SHORT = ["--trainer.epochs", "1", "--data.batch_size=2", "--trainer.loggers=[csv]", "--trainer.threads=1"]
@@ -97,13 +98,18 @@ def test_the_commands_that_train_names_work(
 def test_evaluate_calibrates_a_width_in_between_and_can_keep_it(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = tmp_path / "kept.safetensors"
-    assert run("evaluate", bundle, "--widths", "1,.6", "--save", kept, "--json") == 0
+    known, kept = load_bundle(bundle), tmp_path / "kept.safetensors"
+    others = {"robustness": {"fp32": {"miou": 0.25}}, "cross_validated": {"miou": 0.5}}  # by other commands
+    metrics = known.header.metrics | {"1": {**known.header.metrics["1"], **others, "miou": 0.125}}
+    save_bundle(kept, known.model(), replace(known.header, metrics=metrics))
+    assert run("evaluate", kept, "--widths", "1,.6", "--save", kept, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["calibrated"] == [0.6] and set(result["scores"]) == {"1", "0.6"}
     header = load_bundle(kept).header
     assert header.available_widths == (1.0, 0.6, 0.5)
-    assert header.metrics["0.6"]["miou"] == result["scores"]["0.6"]["miou"]  # so that reports show it
+    for width in ("1", "0.6"):
+        assert header.metrics[width]["miou"] == result["scores"][width]["miou"]  # so that reports show it
+    assert {name: header.metrics["1"][name] for name in others} == others, "of the same weights"
     assert header.metrics["0.5"] == load_bundle(bundle).header.metrics["0.5"]
     assert header.metrics["0.5"]["macs"] < header.metrics["0.6"]["macs"] < header.metrics["1"]["macs"]
     assert run("predict", kept, "nothing.png", "--output", tmp_path / "out", "--width", ".6") == 1  # the width exists

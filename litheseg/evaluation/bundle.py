@@ -101,8 +101,10 @@ def evaluate_bundle(
     batches = images.val_dataloader()
     scores = evaluate(model, batches, widths=chosen, band_radius=band_radius, device=device, **views)
     if save is not None:
-        metrics = {**bundle.header.metrics, **header_metrics(model, scores, bundle.header.size)}
-        bundle = save_bundle(save, model, replace(bundle.header, metrics=metrics))
+        header, found = bundle.header, header_metrics(model, scores, bundle.header.size)
+        # What else was found of a width, as under corruptions, stays true: its weights are the same.
+        kept = {width: {**header.metrics.get(width, {}), **entry} for width, entry in found.items()}
+        bundle = save_bundle(save, model, replace(header, metrics={**header.metrics, **kept}))
     return Evaluation(bundle, scores, missing, images.source.name, split)
 
 

@@ -18,14 +18,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from litheseg.bundle.exported import Artefact, Export, load_export
-from litheseg.bundle.targets import TARGETS
+from litheseg.bundle.targets import TARGETS, Target
 from litheseg.errors import DataError, LithesegError, MissingExtraError
 from litheseg.lazy import workstation
 from litheseg.masks.image_format import ImageFormat
@@ -250,7 +250,16 @@ def _explained(runtime: str, subject: Path | np.ndarray) -> Iterator[None]:
     except Exception as error:
         what = subject if isinstance(subject, Path) else f"an image of {subject.shape[0]}x{subject.shape[1]}"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        package = TARGETS[runtime].package
+        package, number = _distribution(TARGETS[runtime])
         old = any(sign in str(error) for sign in _TOO_NEW)
         remedy = f"pip install --upgrade {package}" if old else "try another runtime"
-        raise LithesegError(f"{package} {version(package)} cannot run {what} ({lines[-1]}); {remedy}") from error
+        raise LithesegError(f"{f'{package} {number}'.strip()} cannot run {what} ({lines[-1]}); {remedy}") from error
+
+
+def _distribution(target: Target) -> tuple[str, str]:
+    """What pip calls the package that is here, as onnxruntime-gpu for onnxruntime, and its version; "" if none is said."""
+    with suppress(PackageNotFoundError):
+        return target.package, version(target.package)
+    for name in packages_distributions().get(target.imported, ()):
+        return name, version(name)
+    return target.package, ""  # packages that were copied to a box have no metadata

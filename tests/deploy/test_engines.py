@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +295,25 @@ def test_a_runtime_that_is_too_old_is_to_be_upgraded(export: Export, tmp_path: P
     newer = Export(tmp_path, export.header, (artefact,))
     with pytest.raises(LithesegError, match=r"cannot run .*\.onnx.*pip install --upgrade onnxruntime"):
         open_engine(newer, runtime="onnxruntime")
+
+
+def test_an_error_names_the_package_that_is_installed(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = export.find(runtime="onnxruntime")
+    (tmp_path / artefact.path).write_bytes(b"damaged")
+    facts = tmp_path / "onnxruntime_gpu-9.8.7.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 9.8.7\n")
+    (facts / "top_level.txt").write_text("onnxruntime\n")
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return metadata.version(name)
+
+    monkeypatch.setattr(room, "version", version)
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = Export(tmp_path, export.header, (artefact,))
+    with pytest.raises(LithesegError, match=r"^onnxruntime-gpu 9\.8\.7 cannot run "):
+        open_engine(broken, runtime="onnxruntime")

@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +43,7 @@ from litheseg.deploy.quantize.report import (
 from litheseg.deploy.samples import CalibrationImages, Samples
 from litheseg.errors import LithesegError, MissingExtraError
 from litheseg.files import file_digest
-from litheseg.machine import interleave
+from litheseg.machine import interleave, package_version
 from litheseg.models.bundle import Bundle
 from litheseg.progress import say, track
 from litheseg.runtime.engines import Engine, open_engine
@@ -260,7 +259,7 @@ class _Job:
             ranking=tuple(ranking),
             trials=trials,
             accepted=trials.index(best),
-            versions={name: version(name) for name in self._network.libraries},
+            versions={name: package_version(name) for name in self._network.libraries},
         )
 
 
@@ -330,7 +329,7 @@ def _written(network: QuantizableNetwork, export: Export, artefact: Artefact) ->
     """Write the files beside those of fp32, with the export's description inside."""
     name = f"{artefact.format}-int8-w{artefact.width:g}{network.suffix}"
     int8 = replace(artefact, precision="int8", path=name, files={})
-    versions = {name: version(name) for name in network.libraries}
+    versions = {name: package_version(name) for name in network.libraries}
     text = description(export.header, [int8], {**export.provenance, **versions})
     try:
         with tempfile.TemporaryDirectory(dir=export.folder) as scratch:
