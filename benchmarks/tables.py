@@ -27,6 +27,7 @@ from pages.latency import latency_sections
 from pages.pairs import pairs_sections
 from pages.peers import PICTURE, headline, peers_sections
 from pages.slimmable import slimmable_sections
+from pages.targets import target_sections
 from pages.writer import Draw, Section, replaced, table
 from records import newest, results
 
@@ -41,6 +42,7 @@ PAGES: dict[str, Callable[[], list[Section]]] = {  # page in docs/results -> its
     "encoders-and-decoders": pairs_sections,
     "other-libraries": peers_sections,
     "latency-promises": promise_sections,
+    "targets": target_sections,
     "training-cost": cost_sections,
 }
 

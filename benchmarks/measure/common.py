@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from litheseg.masks.classes import CAMVID_CLASSES
 
-__all__ = ["arguments", "both_clocks", "ddrnet_file", "in_turns", "memory", "show"]
+__all__ = ["arguments", "both_clocks", "ddrnet_file", "in_turns", "memory", "show", "summary"]
 
 Name = TypeVar("Name")
 
@@ -69,6 +70,13 @@ def both_clocks(call: Callable[[], object]) -> tuple[float, float]:
     used, began = time.process_time(), time.perf_counter()
     call()
     return 1e3 * (time.process_time() - used), 1e3 * (time.perf_counter() - began)
+
+
+def summary(passes: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Of passes as `both_clocks` gives them: median CPU time; median and 95th percentile on the wall's clock."""
+    cpu, wall = zip(*passes, strict=True)
+    cuts = quantiles(wall, n=20, method="inclusive")
+    return {"cpu": median(cpu), "p50": cuts[9], "p95": cuts[18]}
 
 
 def memory(process: int | str, name: str) -> float | None:

@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from litheseg.deploy.quantize import calibration_samples
 from litheseg.machine import interleave
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.runtime.pipeline import Pipeline
-from measure.common import both_clocks
+from measure.common import both_clocks, summary
 from measure.contenders import PROTOCOL, SIZE, Contender, contenders, parse
 from measure.runtimes import CHOICES, Choice, Deployed
 
@@ -130,13 +129,6 @@ def pads(image: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 def _next(pipeline: Pipeline, images: Iterator[np.ndarray]) -> np.ndarray:
     return pipeline(next(images))
-
-
-def summary(passes: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Median CPU time; median and 95th percentile on the wall's clock."""
-    cpu, wall = zip(*passes, strict=True)
-    cuts = quantiles(wall, n=20, method="inclusive")
-    return {"cpu": median(cpu), "p50": cuts[9], "p95": cuts[18]}
 
 
 def row(
