@@ -257,7 +257,7 @@ def _explained(runtime: str, subject: Path | np.ndarray) -> Iterator[None]:
 
 
 def _distribution(target: Target) -> tuple[str, str]:
-    """What pip calls the package that is here, as onnxruntime-gpu for onnxruntime, and its version; "" if none is said."""
+    """What pip calls the package that is here, as onnxruntime-gpu for onnxruntime, and its version, "" if unknown."""
     with suppress(PackageNotFoundError):
         return target.package, version(target.package)
     for name in packages_distributions().get(target.imported, ()):

@@ -108,8 +108,8 @@ def test_the_page_sorts_by_time_and_judges_certificates(monkeypatch: pytest.Monk
     assert "| – | – | 1.50 | 5 of 10,000 | 50.00 | – | certificate: operators in PyTorch; runs on Darwin only |" in text
     order = [text.index(name) for name in ("[LiteRT]", "| [ncnn]", "| ONNX Runtime |", "[Core ML]")]
     assert order == sorted(order) and "no certificate in this precision" in text
-    assert "in float, everywhere: **met** (2 targets; 99.9500 % at least)" in text
-    assert "or refused: **met** (1 targets; 0.40 points at most)" in text
+    assert "in float, everywhere: **met** (2 compared; 99.9500 % at least)" in text
+    assert "or refused: **met** (1 compared; 0.40 points at most)" in text
 
 
 def test_what_disagrees_misses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
