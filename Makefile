@@ -24,7 +24,8 @@ $(STAMP): pyproject.toml setup.py $(wildcard litheseg/masks/*.c)
 	@test -x $(BIN)/pip || { $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null && $(PYTHON) -m venv --clear $(VENV); } || \
 		{ echo "'$(PYTHON)' cannot make a virtual environment." >&2; \
 		  echo "On Debian and Ubuntu:  sudo apt install python3-venv   and run make again." >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),-c requirements-dev.lock) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCKED),-c requirements-dev.lock) -e '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # as pip would, on one core and with tests
 	@touch $@
 
 install: $(STAMP)  ## create .venv and install litheseg with its development tools

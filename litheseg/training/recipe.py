@@ -16,6 +16,7 @@ Usage:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import re
@@ -235,14 +236,12 @@ def _entries(
 
 def _checked(path: str, values: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
     """The arguments of dataclasses, each of its type and range, with defaults for those that are missing."""
-    parser = _parser(*kinds)
     known = [item.name for kind in kinds for item in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
             raise RecipeError(f"--{path}.{name}: there is no '{name}' here.{did_you_mean(name, known)}")
     try:
-        instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # the old name goes in jsonargparse 5
-        found = instantiate(parser.parse_object(dict(values)))
+        found = copy.deepcopy(_parsed(_Values(values), *kinds))
     except ArgumentError as error:
         raise RecipeError(_readable(str(error), path)) from error
     return {name: _without_range(getattr(found, name)) for name in known if name in found}
@@ -258,6 +257,23 @@ def _without_range(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return int(value) if isinstance(value, int) else float(value)
     return value
+
+
+class _Values(dict[str, Any]):
+    """Plain values that are equal where they are written alike: 1 is neither 1.0 nor true."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(self))
+
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other)
+
+
+@functools.lru_cache(1000)  # a build asks for the same recipe eight times, and the parser is slow
+def _parsed(values: _Values, *kinds: type) -> Any:
+    parser = _parser(*kinds)
+    instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # the old name goes in jsonargparse 5
+    return instantiate(parser.parse_object(dict(values)))
 
 
 @functools.cache  # reading the docstrings takes a while

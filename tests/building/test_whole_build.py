@@ -22,7 +22,7 @@ from tiny_training import same_weights
 from litheseg import machine
 from litheseg.budget import choose
 from litheseg.budget.fit import fit
-from litheseg.building import stages, trials
+from litheseg.building import effort, stages, trials
 from litheseg.building.result import BuildResult, read_result
 from litheseg.cli import main
 from litheseg.data.sources.streets import make_streets
@@ -135,7 +135,8 @@ def test_the_plan_is_made_where_nothing_is_given(
     build: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine that takes long for a step, so that few are planned, whatever else this one does."""
-    monkeypatch.setattr(stages, "step_seconds", lambda *_: {4: 1.0, 2: 0.3, 1: 0.16})
+    monkeypatch.setattr(effort, "_WANTED", 30)
+    monkeypatch.setattr(stages, "step_seconds", lambda *_: {4: 10.0, 2: 3.0, 1: 1.6})
     left = [
         field for field in FIELDS if not field.startswith(("--data.size", "--data.crop", "--widths", "--trainer.ep"))
     ]

@@ -47,6 +47,17 @@ def test_slimseg_is_what_the_paper_says() -> None:
     }
 
 
+def test_equal_recipes_share_nothing() -> None:
+    one, other = (tiny_recipe("--data.options={train: 8, ids: {1: a}}") for _ in range(2))
+    assert one == other
+    one.data.options["ids"]["1"] = "b"
+    one.model.args["base"] = 1
+    assert other.data.options["ids"] == {1: "a"} and "base" not in other.model.args
+    assert tiny_recipe("--data.options={train: 8, ids: {'1': a}}").data.options["ids"] == {"1": "a"}
+    for value, kind in ((1, int), (1.0, float), (True, bool)):
+        assert type(tiny_recipe(f"--model.args={{base: {str(value).lower()}}}").model.args["base"]) is kind
+
+
 def test_overrides_are_typed() -> None:
     recipe = load_recipe("slimseg", ["--widths=[1,.5]", "--data.size", "[90,120]", "--optimizer.lr=3e-4"])
     assert recipe.widths == (1.0, 0.5)
