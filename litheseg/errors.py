@@ -30,6 +30,7 @@ __all__ = [
     "WidthError",
     "did_you_mean",
     "first_line",
+    "innermost",
     "listed",
     "printable",
 ]
@@ -113,6 +114,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{near[0]}'?" if near else f" Choose from: {', '.join(known)}."
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error that others were raised from, one after the other."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def first_line(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from litheseg.bundle.description import append_description
 from litheseg.deploy.conversion import Conversion, quiet
 from litheseg.deploy.network import Deployed
 from litheseg.deploy.torch_export import layer_of
-from litheseg.errors import LithesegError, MissingExtraError, ModelError, first_line
+from litheseg.errors import LithesegError, MissingExtraError, ModelError, first_line, innermost
 from litheseg.progress import work
 
 __all__ = ["LIBRARIES", "USAGE", "litert_model", "save_litert", "write"]
@@ -188,8 +188,7 @@ def _sorted(values: np.ndarray) -> bytes:
 
 def _reason(error: BaseException) -> str:
     """What went wrong: in a word of the converter's, with the operator and the layer where it was."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = innermost(error)
     said = first_line(error)
     node, frame = None, error.__traceback__
     while frame is not None:

@@ -20,7 +20,7 @@ import torch
 from torch.export import ExportedProgram
 
 from litheseg.bundle.description import KEY
-from litheseg.errors import MissingExtraError, ModelError, first_line
+from litheseg.errors import MissingExtraError, ModelError, first_line, innermost
 
 if TYPE_CHECKING:
     from litheseg.deploy.conversion import Conversion
@@ -58,7 +58,8 @@ def onnx_model(program: ExportedProgram, output: str) -> Any:
             warnings.simplefilter("ignore")
             made = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[output], verbose=False)
     except Exception as error:  # an unknown operator comes wrapped in several layers
-        raise ModelError(f"ONNX cannot hold this network ({_innermost(error)}); export to torch instead") from error
+        reason = first_line(innermost(error))
+        raise ModelError(f"ONNX cannot hold this network ({reason}); export to torch instead") from error
     assert made is not None
     model = made.model_proto
     _tidy(model)
@@ -98,9 +99,3 @@ def _tidy(model: Any) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = re.sub(r"\b\w+\b", lambda match: names.get(match[0], match[0]), dim.dim_param)
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)

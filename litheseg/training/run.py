@@ -39,7 +39,7 @@ from litheseg.errors import Interrupted, LithesegError, TrainingError, listed
 from litheseg.evaluation.bundle import header_metrics
 from litheseg.evaluation.evaluate import evaluate
 from litheseg.evaluation.metrics import Scores
-from litheseg.files import atomic_path
+from litheseg.files import write_text
 from litheseg.locks import folder_lock
 from litheseg.models.bundle import BundleHeader, load_bundle, save_bundle
 from litheseg.nn import available_widths, recalibrate
@@ -242,12 +242,7 @@ def _unusable(folder: Path, error: OSError) -> str:
 def _begin_folder(folder: Path, recipe: Recipe) -> None:
     """Note the recipe, once everything that it names could be built."""
     if is_first_process():
-        with atomic_path(folder / "recipe.yaml") as temporary:
-            temporary.write_text(_recipe_text(recipe), encoding="utf-8")
-
-
-def _recipe_text(recipe: Recipe) -> str:
-    return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False)
+        write_text(folder / "recipe.yaml", yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False))
 
 
 def set_up_torch(config: TrainerConfig) -> None:

@@ -119,7 +119,7 @@ def test_what_is_no_shape_is_counted_and_named(data, tmp_path):
     names, _, notes = imported(data, tmp_path / "out")
     assert names == ("background", "table")
     shown = "\n".join(notes)
-    for part in ("2 polygons without an area", "1 annotations without a shape", "1 annotations of images that are not"):
+    for part in ("2 outlines without an area", "1 annotations without a shape", "1 annotations of images that are not"):
         assert part in shown
     assert "1 classes without a shape left out (cup)" in shown
 

@@ -81,7 +81,7 @@ def test_labelme(tmp_path):
     expected[1:3, 25:28] = 1
     np.testing.assert_array_equal(masks["train/a"], expected)
     shown = "\n".join(notes)
-    assert "1 lines and points left out" in shown and "1 shapes without an area left out" in shown
+    assert "1 lines and points left out" in shown and "1 outlines without an area left out" in shown
     assert "1 images without a .json file left out, e.g. in" in shown and "without.jpg" in shown
 
 

@@ -25,6 +25,7 @@ from litheseg.data.formats.collection import Annotated, Collection, ImportOption
 from litheseg.data.formats.files import (
     ImageFiles,
     base_folder,
+    below,
     image_id,
     label_files,
     largest,
@@ -32,16 +33,8 @@ from litheseg.data.formats.files import (
     sniff,
     split_in,
 )
-from litheseg.data.formats.regions import (
-    UNLABELLED,
-    Overlap,
-    Region,
-    corners,
-    polygon_region,
-    reaches_out,
-    runs_region,
-)
-from litheseg.data.formats.shapes import Drawn, shapes_collection
+from litheseg.data.formats.regions import UNLABELLED, Overlap, Region, runs_region
+from litheseg.data.formats.shapes import Drawn, NamedShape, outlined, shapes_collection
 from litheseg.errors import DataError, listed
 from litheseg.masks.classes import Classes
 from litheseg.masks.reading import mask_numbers, read_raw_mask
@@ -54,12 +47,12 @@ _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 def detect(source: Path) -> str:
     """The first file of objects or stuff."""
-    return next((_below(source, path) for path in _files(source, panoptic=False)), "")
+    return next((below(source, path) for path in _files(source, panoptic=False)), "")
 
 
 def detect_panoptic(source: Path) -> str:
     """The first file of panoptic labels."""
-    return next((_below(source, path) for path in _files(source, panoptic=True)), "")
+    return next((below(source, path) for path in _files(source, panoptic=True)), "")
 
 
 def read(source: Path, options: ImportOptions) -> Collection:
@@ -106,10 +99,6 @@ def _without_keypoints(files: Sequence[Path], tally: Tally) -> list[Path]:
     return others or list(files)
 
 
-def _below(source: Path, path: Path) -> str:
-    return path.relative_to(source).as_posix() if source.is_dir() else path.name
-
-
 def _mask_folder(path: Path) -> Path | None:
     """Where the PNG files of a panoptic JSON file lie: usually a folder of its name beside it."""
     names = (path.stem, path.parent.name, "masks")
@@ -125,15 +114,15 @@ class _Reader:
     options: ImportOptions
     files: ImageFiles
     tally: Tally = field(default_factory=Tally)
-    names: dict[str, int] = field(default_factory=dict)  # class name -> index, of all files
+    names: dict[str, None] = field(default_factory=dict)  # of the classes of all files, in order
     missing: list[str] = field(default_factory=list)
-    found: dict[Path, tuple[dict[str, Any], list[Region]]] = field(default_factory=dict)
-    segments: dict[Path, tuple[dict[str, Any], Path, dict[int, int]]] = field(default_factory=dict)
+    found: dict[Path, tuple[dict[str, Any], list[NamedShape]]] = field(default_factory=dict)
+    segments: dict[Path, tuple[dict[str, Any], Path, dict[int, str]]] = field(default_factory=dict)
 
     def file(self, path: Path) -> None:
         """Read a file of objects or stuff."""
         content, classes = self._opened(path)
-        shapes: dict[Any, list[Region]] = defaultdict(list)
+        shapes: dict[Any, list[NamedShape]] = defaultdict(list)
         sizes = {entry["id"]: entry for entry in content["images"]}
         for place, entry in enumerate(content["annotations"], 1):
             where = f"{path}: annotation {entry.get('id', place) if isinstance(entry, dict) else place}"
@@ -142,14 +131,14 @@ class _Reader:
                 if image is None:
                     self.tally.add("annotations of images that are not listed left out", where)
                     continue
-                label = classes[entry["category_id"]]
-                region = self._region(label, entry.get("segmentation"), image, where)
+                name = classes[entry["category_id"]]
+                region = self._region(entry.get("segmentation"), image, where)
             except KeyError as error:
                 raise DataError(f"{where}: {error} is missing, or a category that is not listed") from error
             except (DataError, *_DAMAGED) as error:
                 raise DataError(f"{where}: {error}; export it again") from error
             if region is not None:
-                shapes[entry["image_id"]].append(region)
+                shapes[entry["image_id"]].append((name, region))
         for entry, image_path in self._images(path, content):
             self.found[image_path] = (entry, shapes[entry["id"]])
 
@@ -181,27 +170,26 @@ class _Reader:
     def collection(self, overlap: Overlap) -> Collection:
         """Of objects and stuff."""
         drawn = [
-            Drawn(*self._named(entry), path, entry["where"], regions, _stated(entry))
-            for path, (entry, regions) in self.found.items()
+            Drawn(*self._named(entry), path, entry["where"], shapes, _stated(entry))
+            for path, (entry, shapes) in self.found.items()
         ]
-        return shapes_collection(drawn, dict.fromkeys(self.names), overlap, self.tally, self.missing)
+        return shapes_collection(drawn, self.names, overlap, self.tally, self.missing)
 
     def panoptic_collection(self) -> Collection:
         """Of panoptic labels."""
-        used = sorted({label for _, _, segments in self.segments.values() for label in segments.values()})
-        rank = {label: place for place, label in enumerate(used)}
+        used = {name for _, _, segments in self.segments.values() for name in segments.values()}
+        classes = Classes.from_names([name for name in self.names if name in used])
         items = []
         for path, (entry, mask, segments) in self.segments.items():
-            own = {number: rank[label] for number, label in segments.items()}
+            own = {number: classes.names.index(name) for number, name in segments.items()}
             items.append(Annotated(*self._named(entry), path, partial(_segments, mask, own), mask))
-        unused = [name for name, index in self.names.items() if index not in rank]
+        unused = [name for name in self.names if name not in used]
         if unused:
             self.tally.add(f"categories without a segment left out ({listed(unused)})", self.source, len(unused))
-        classes = Classes.from_names([name for name, index in self.names.items() if index in rank])
         return Collection(classes, tuple(items), True, tuple(self.missing), self.tally.notes())
 
-    def _opened(self, path: Path) -> tuple[dict[str, Any], dict[Any, int]]:
-        """The content of a file, and classes by category id."""
+    def _opened(self, path: Path) -> tuple[dict[str, Any], dict[Any, str]]:
+        """The content of a file, and the names of classes by category id."""
         content = read_json(path)
         try:
             categories = sorted((entry["id"], str(entry["name"])) for entry in content["categories"])
@@ -209,13 +197,12 @@ class _Reader:
                 raise TypeError("'images' and 'annotations' are no lists")
         except _DAMAGED as error:
             raise DataError(f"{path}: no file as COCO has them ({error!r}); export it again") from error
-        for _, name in categories:
-            self.names.setdefault(name, len(self.names))
-        return content, {number: self.names[name] for number, name in categories}
+        self.names |= dict.fromkeys(name for _, name in categories)
+        return content, dict(categories)
 
     def _images(self, path: Path, content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Path]]:
         """The images of a file that are there."""
-        split = split_in(_below(self.source, path))
+        split = split_in(below(self.source, path))
         for entry in content["images"]:
             try:
                 name = str(entry["file_name"])
@@ -240,19 +227,14 @@ class _Reader:
         """Id and split."""
         return image_id(str(entry["file_name"]), entry["split"]), entry["split"]
 
-    def _region(self, label: int, shape: Any, image: Mapping[str, Any], where: str) -> Region | None:
+    def _region(self, shape: Any, image: Mapping[str, Any], where: str) -> Region | None:
         if isinstance(shape, dict):
-            return runs_region(label, shape["counts"], shape["size"])
+            return runs_region(shape["counts"], shape["size"])
         if not shape:
             self.tally.add("annotations without a shape left out", where)
             return None
-        rings = [corners(ring) for ring in (shape if isinstance(shape[0], (list, tuple)) else [shape])]
-        if not all(rings):
-            self.tally.add("polygons without an area left out", where, sum(not ring for ring in rings))
-        rings = [ring for ring in rings if ring]
-        if (size := _stated(image)) is not None and reaches_out(rings, size):
-            self.tally.add("shapes that reach beyond their image, cut off there", where)
-        return polygon_region(label, rings) if rings else None
+        rings = shape if isinstance(shape[0], (list, tuple)) else [shape]
+        return outlined(rings, where, self.tally, _stated(image))
 
 
 def _stated(entry: Mapping[str, Any]) -> tuple[int, int] | None:

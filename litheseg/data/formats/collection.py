@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from litheseg.data.formats.files import StoredFile, opened
 from litheseg.data.formats.regions import UNLABELLED, Overlap
 from litheseg.data.sources.base import Sample, Source
 from litheseg.errors import DataError, did_you_mean, listed
@@ -28,7 +29,6 @@ from litheseg.masks import reading
 from litheseg.masks.classes import IGNORE_INDEX, Classes
 from litheseg.masks.image_format import ImageFormat
 from litheseg.masks.opening import MAX_PIXELS
-from litheseg.runtime.storage import NamedBytes
 
 __all__ = [
     "Annotated",
@@ -69,7 +69,7 @@ class Annotated:
     Attributes:
         id: unique in its split.
         split: "train", "val" or "test".
-        image: the file, or what makes its content where it lies in another file.
+        image: the file.
         labels: takes the (H, W) of the upright image and gives uint8 H W: classes, `IGNORE_INDEX`, or `UNLABELLED`
             where nobody said anything; at the size that the labels were drawn at.
         where: the labels' file, for messages.
@@ -77,7 +77,7 @@ class Annotated:
 
     id: str
     split: str
-    image: Path | Callable[[], NamedBytes]
+    image: StoredFile
     labels: Callable[[tuple[int, int]], np.ndarray]
     where: Path
 
@@ -169,8 +169,7 @@ class CollectionSource(Source):
         """See `Source.images`: what the first image is that can be read."""
         for item in self._items.values():
             with suppress(DataError):
-                image = item.image if isinstance(item.image, Path) else item.image()
-                return ImageFormat.of(reading.read_image(image, max_pixels=self.max_pixels))
+                return ImageFormat.of(reading.read_image(opened(item.image), max_pixels=self.max_pixels))
         return ImageFormat()
 
     def splits(self) -> tuple[str, ...]:
@@ -189,8 +188,8 @@ class CollectionSource(Source):
 
     def read_image(self, sample: Sample) -> np.ndarray:
         """See `Source.read_image`."""
-        image = self._items[sample.split, sample.id].image
-        pixels = reading.read_image(image if isinstance(image, Path) else image(), max_pixels=self.max_pixels)
+        image = opened(self._items[sample.split, sample.id].image)
+        pixels = reading.read_image(image, max_pixels=self.max_pixels)
         return self.images.check(pixels, sample.image or sample.id, "the first image")
 
     def read_mask(self, sample: Sample) -> np.ndarray:
@@ -201,7 +200,7 @@ class CollectionSource(Source):
     def raw_mask(self, sample: Sample) -> np.ndarray:
         """The labels as they are drawn, `UNLABELLED` where there are none."""
         item = self._items[sample.split, sample.id]
-        image = item.image if isinstance(item.image, Path) else item.image()
+        image = opened(item.image)
         size = reading.upright_size(image, max_pixels=self.max_pixels)
         try:
             labels = item.labels(size)

@@ -17,18 +17,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from litheseg.data.formats.collection import Collection, ImportOptions, Tally
-from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, sniff, split_in
-from litheseg.data.formats.regions import (
-    Region,
-    bitmap_region,
-    corners,
-    ellipse,
-    polygon_region,
-    reaches_out,
-    rectangle,
-    turned,
-)
-from litheseg.data.formats.shapes import Drawn, shapes_collection
+from litheseg.data.formats.files import ImageFiles, base_folder, below, image_id, label_files, sniff, split_in
+from litheseg.data.formats.regions import Region, bitmap_region, ellipse, rectangle, turned
+from litheseg.data.formats.shapes import Drawn, outlined, shapes_collection
 from litheseg.errors import DataError
 from litheseg.masks.classes import Color
 from litheseg.progress import track
@@ -41,7 +32,7 @@ _DAMAGED = (KeyError, TypeError, ValueError, IndexError)
 
 def detect(source: Path) -> str:
     """The first file of this format."""
-    return next((path.relative_to(base_folder(source)).as_posix() for path in _files(source)), "")
+    return next((below(source, path) for path in _files(source)), "")
 
 
 def read(source: Path, options: ImportOptions) -> Collection:
@@ -60,19 +51,20 @@ def read(source: Path, options: ImportOptions) -> Collection:
         for entry in root.iterfind("image"):
             try:
                 size = (int(entry.attrib["height"]), int(entry.attrib["width"]))
-                regions = _regions(entry, size, colors, path, tally)
+                shapes = _shapes(entry, size, path, tally)
             except (DataError, *_DAMAGED) as error:
                 where = f"{path}: image '{entry.get('name')}'"
                 raise DataError(f"{where}: no image as CVAT writes them ({error}); export it again") from error
             name = entry.attrib["name"]
             split = split_in(entry.get("subset") or "") or split_in(name) or split_in(path.name) or "train"
             found = images.find(name, path, split)
-            if not regions:
+            colors |= {label: None for label, _ in shapes if label not in colors}
+            if not shapes:
                 tally.add("images that nobody drew on left out", name)
             elif found is None:
                 missing.append(f"{name} (of {path.name})")
             else:
-                drawn.append(Drawn(image_id(name, split), split, found, path, regions, size))
+                drawn.append(Drawn(image_id(name, split), split, found, path, shapes, size))
     return shapes_collection(drawn, colors, options.overlap or "later", tally, missing)
 
 
@@ -97,30 +89,18 @@ def _color(text: str) -> Color | None:
     return red, green, blue
 
 
-def _regions(
-    entry: ElementTree.Element, size: tuple[int, int], names: dict[str, Color | None], path: Path, tally: Tally
-) -> list[Region]:
+def _shapes(entry: ElementTree.Element, size: tuple[int, int], path: Path, tally: Tally) -> list[tuple[str, Region]]:
     """The shapes of an image, lowest first."""
     shapes = [shape for shape in entry if shape.tag in _SHAPES]
     others = [shape for shape in entry if shape.tag not in (*_SHAPES, "tag")]
     if others:
         tally.add("lines and points left out", path, len(others))
-    regions = []
+    found, where = [], f"{path}: {entry.get('name')}"
     for shape in sorted(shapes, key=lambda shape: int(shape.get("z_order") or 0)):
-        name = shape.attrib["label"]
-        names.setdefault(name, None)
-        label = list(names).index(name)
-        if shape.tag == "mask":
-            regions.append(_mask(label, shape))
-            continue
-        ring = corners(_outline(shape))
-        if not ring:
-            tally.add("shapes without an area left out", f"{path}: {entry.get('name')}")
-            continue
-        if reaches_out([ring], size):
-            tally.add("shapes that reach beyond their image, cut off there", f"{path}: {entry.get('name')}")
-        regions.append(polygon_region(label, [ring]))
-    return regions
+        region = _mask(shape) if shape.tag == "mask" else outlined([_outline(shape)], where, tally, size)
+        if region is not None:
+            found.append((shape.attrib["label"], region))
+    return found
 
 
 def _outline(shape: ElementTree.Element) -> list[tuple[float, float]]:
@@ -135,10 +115,10 @@ def _outline(shape: ElementTree.Element) -> list[tuple[float, float]]:
     return turned(ring, float(value.get("rotation") or 0))
 
 
-def _mask(label: int, shape: ElementTree.Element) -> Region:
+def _mask(shape: ElementTree.Element) -> Region:
     """Run lengths within a box, row by row, beginning with pixels outside."""
     height, width, top, left = (int(float(shape.attrib[key])) for key in ("height", "width", "top", "left"))
     runs = np.array([int(part) for part in shape.attrib["rle"].split(",")], np.int64)
     if runs.min() < 0 or runs.sum() != height * width:
         raise DataError(f"a mask of {runs.sum()} pixels in a box of {height}x{width} (HxW)")
-    return bitmap_region(label, np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width), top, left)
+    return bitmap_region(np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width), top, left)

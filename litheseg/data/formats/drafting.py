@@ -11,14 +11,13 @@ Usage:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from litheseg.data.formats.files import StoredFile, opened
 from litheseg.data.sources.folder import FolderSource
 from litheseg.errors import DataError
 from litheseg.files import write_text
@@ -107,25 +106,21 @@ class MaskTally:
         return LabelScheme.build(Classes.from_names(names), ids=self.values, ignore=self.ignored)
 
 
-def count_values(
-    masks: Iterable[Any], *, read: Callable[[Any], np.ndarray] | None = None, max_pixels: int = MAX_PIXELS
-) -> MaskTally:
+def count_values(masks: Iterable[StoredFile], *, max_pixels: int = MAX_PIXELS) -> MaskTally:
     """Count the values in masks.
 
     Args:
-        masks: the files, or what `read` takes.
-        read: decodes one as `read_raw_mask` does, which is the default.
+        masks: the files.
         max_pixels: of a mask, width times height by its header.
 
     Raises:
         DataError: a mask that cannot be read, more values than classes are possible, or indices beside colours.
     """
-    read = read or partial(read_raw_mask, max_pixels=max_pixels)
     pixels, images = {"index": Counter[int](), "rgb": Counter[int]()}, {"index": Counter[int](), "rgb": Counter[int]()}
     flat = coloured = None  # the first mask of one channel, and of colours
     count = 0
-    for mask in masks:
-        found = _values(read(mask))
+    for mask in map(opened, masks):
+        found = _values(read_raw_mask(mask, max_pixels=max_pixels))
         count += 1
         coloured = coloured or (mask if found.colours else None)
         flat = flat or (None if found.channels else mask)

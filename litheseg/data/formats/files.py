@@ -12,26 +12,33 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from litheseg.data.sources.base import IMAGE_SUFFIXES, MASK_FOLDERS
 from litheseg.errors import DataError
+from litheseg.runtime.storage import NamedBytes
 
 __all__ = [
     "ImageFiles",
+    "StoredFile",
     "base_folder",
+    "below",
     "image_id",
     "label_files",
     "largest",
     "matches",
+    "opened",
     "read_json",
     "sniff",
     "split_in",
     "split_of_part",
 ]
+
+StoredFile = Path | Callable[[], NamedBytes]
+"""A file, or what gives its content where that lies in another file."""
 
 _SPLIT = re.compile(
     r"(?:^|[^a-z])(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev)|(test(?:ing)?))(?=$|[^a-z]|annot|label|mask|image)",
@@ -43,12 +50,22 @@ _DEPTH = 3  # folders below the data set's in which label files are looked for
 _SNIFFED = 1 << 16  # bytes at either end of a file
 
 
+def opened(file: StoredFile) -> Path | NamedBytes:
+    """The file, or its content, to be decoded."""
+    return file if isinstance(file, Path) else file()
+
+
 def base_folder(source: Path) -> Path:
     """The folder below which the images lie: the source, or the folder of a label file."""
     if source.is_dir():
         return source
     folder = source.absolute().parent
     return folder.parent if folder.name.lower() in _LABEL_FOLDERS else folder
+
+
+def below(source: Path, path: Path) -> str:
+    """What a file is called in messages: its path below the source, or its name where it is the source itself."""
+    return path.relative_to(source).as_posix() if source.is_dir() else path.name
 
 
 def label_files(source: Path, ending: str, pattern: str = "") -> list[Path]:

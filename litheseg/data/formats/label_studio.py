@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from litheseg.data.formats.collection import Collection, ImportOptions, Tally
-from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, largest, sniff, split_in
+from litheseg.data.formats.files import ImageFiles, base_folder, below, image_id, label_files, largest, sniff, split_in
 from litheseg.data.formats.regions import Region, Window
 from litheseg.data.formats.shapes import Drawn, shapes_collection
 from litheseg.errors import DataError
@@ -36,7 +36,7 @@ _AGAIN = "export the project as 'JSON'"
 
 def detect(source: Path) -> str:
     """The first file that looks like an export."""
-    return next((path.name for path in _files(source)), "")
+    return next((below(source, path) for path in _files(source)), "")
 
 
 def read(source: Path, options: ImportOptions) -> Collection:
@@ -46,7 +46,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
         DataError: files that are damaged, or regions that make no mask.
     """
     images, tally, missing = ImageFiles(options.images or base_folder(source)), Tally(), list[str]()
-    found = list[tuple[str, Path, Path, list[tuple[str, Region]]]]()
+    drawn, names = list[Drawn](), set[str]()
     for path in track(_files(source, options.labels), "reading labels"):
         for place, task in enumerate(read_tasks(path), 1):
             name = image_name(task, f"{path}: task {place}")
@@ -56,14 +56,11 @@ def read(source: Path, options: ImportOptions) -> Collection:
             elif image is None:
                 missing.append(f"{name} (of {path.name})")
             else:
-                found.append((name, path, image, [_region(region, f"{path}: image '{name}'") for region in regions]))
-    names = sorted({label for *_, regions in found for label, _ in regions})
-    drawn = []
-    for name, path, image, shapes in found:
-        split = split_in(name) or split_in(path.name) or "train"
-        regions_here = [Region(names.index(label), region.area, region.draw) for label, region in shapes]
-        drawn.append(Drawn(image_id(image.name, split), split, image, path, regions_here))
-    return shapes_collection(drawn, dict.fromkeys(names), options.overlap or "later", tally, missing)
+                split = split_in(name) or split_in(path.name) or "train"
+                shapes = [_shape(region, f"{path}: image '{name}'") for region in regions]
+                names |= {label for label, _ in shapes}
+                drawn.append(Drawn(image_id(image.name, split), split, image, path, shapes))
+    return shapes_collection(drawn, dict.fromkeys(sorted(names)), options.overlap or "later", tally, missing)
 
 
 def _files(source: Path, pattern: str = "") -> list[Path]:
@@ -75,8 +72,8 @@ def _files(source: Path, pattern: str = "") -> list[Path]:
     ]
 
 
-def _region(region: Mapping[str, Any], where: str) -> tuple[str, Region]:
-    """A region's label, and its shape with the label 0."""
+def _shape(region: Mapping[str, Any], where: str) -> tuple[str, Region]:
+    """A region's label, and where it is."""
     where = f"{where}, region '{region.get('id', '?')}'"
     stated = (region.get("original_height"), region.get("original_width"))
     if not all(isinstance(edge, int) and edge > 0 for edge in stated):
@@ -90,7 +87,7 @@ def _region(region: Mapping[str, Any], where: str) -> tuple[str, Region]:
             raise DataError(f"{where}: drawn on {shape[0]}x{shape[1]} (HxW), but the image is {size[0]}x{size[1]}")
         return 0, 0, np.unpackbits(packed, count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
-    return label, Region(0, float(mask.sum()), draw)
+    return label, Region(float(mask.sum()), draw)
 
 
 def image_name(task: Mapping[str, Any], where: str) -> str:

@@ -16,7 +16,6 @@ import binascii
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,19 @@ import numpy as np
 from PIL import Image
 
 from litheseg.data.formats.collection import Collection, ImportOptions, Tally
-from litheseg.data.formats.files import ImageFiles, base_folder, image_id, label_files, read_json, sniff, split_in
-from litheseg.data.formats.regions import (
-    Region,
-    bitmap_region,
-    corners,
-    ellipse,
-    polygon_region,
-    reaches_out,
-    rectangle,
+from litheseg.data.formats.files import (
+    ImageFiles,
+    base_folder,
+    below,
+    image_id,
+    label_files,
+    read_json,
+    sniff,
+    split_in,
 )
-from litheseg.data.formats.shapes import Drawn, shapes_collection
+from litheseg.data.formats.regions import bitmap_region, ellipse, rectangle
+from litheseg.data.formats.shapes import Drawn, NamedShape, outlined, shapes_collection
 from litheseg.errors import DataError
-from litheseg.masks.classes import IGNORE_INDEX
 from litheseg.progress import track
 from litheseg.runtime.storage import NamedBytes
 
@@ -46,7 +45,6 @@ __all__ = ["detect", "read"]
 _IGNORE = "__ignore__"
 _LOOKED_AT = 50  # files
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, binascii.Error, OSError)
-_Shape = tuple[str, Region]  # a label, and its shape with the label 0
 
 
 def detect(source: Path) -> str:
@@ -63,7 +61,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
         DataError: files that are damaged, or hold no shape that makes a mask.
     """
     images, tally, missing = ImageFiles(options.images or base_folder(source)), Tally(), list[str]()
-    found: list[tuple[Path, Any, list[_Shape], tuple[int, int]]] = []
+    drawn = list[Drawn]()
     for path in track(label_files(source, ".json", options.labels), "reading labels"):
         if not _is_labelme(path):
             tally.add("other .json files left out", path)
@@ -74,34 +72,20 @@ def read(source: Path, options: ImportOptions) -> Collection:
             shapes = [shape for entry in content["shapes"] if (shape := _shape(entry, size, path, tally)) is not None]
         except (DataError, *_DAMAGED) as error:
             raise DataError(f"{path}: no file as LabelMe writes them ({error}); save it there again") from error
-        name = str(content.get("imagePath") or path.stem)
-        image: Any = images.find(name, path, _split(source, path))
+        name, split = str(content.get("imagePath") or path.stem), split_in(below(source, path)) or "train"
+        image: Any = images.find(name, path, split)
         if image is None and content.get("imageData"):
             image = partial(_embedded, path)
         if image is None:
             missing.append(f"{name} (of {path.name})")
         else:
-            found.append((path, image, shapes, size))
-    names = _names(source, {label for _, _, shapes, _ in found for label, _ in shapes})
-    numbers = {name: place for place, name in enumerate(names)} | {_IGNORE: IGNORE_INDEX}
-    drawn = []
-    for path, image, shapes, size in found:
-        split = _split(source, path)
-        regions = [replace(region, label=numbers[label]) for label, region in shapes]
-        drawn.append(Drawn(image_id(_below(source, path), split), split, image, path, regions, size))
+            drawn.append(Drawn(image_id(below(source, path), split), split, image, path, shapes, size))
     taken = {entry.image for entry in drawn}
     lone = [path for path in images.all() if path not in taken]
     if lone:
         tally.add("images without a .json file left out", lone[0], len(lone))
-    return shapes_collection(drawn, dict.fromkeys(names), options.overlap or "later", tally, missing)
-
-
-def _below(source: Path, path: Path) -> str:
-    return path.relative_to(source).as_posix() if source.is_dir() else path.name
-
-
-def _split(source: Path, path: Path) -> str:
-    return split_in(_below(source, path)) or "train"
+    names = {name for entry in drawn for name, _ in entry.shapes if name is not None}
+    return shapes_collection(drawn, dict.fromkeys(_in_order(source, names)), options.overlap or "later", tally, missing)
 
 
 def _is_labelme(path: Path) -> bool:
@@ -109,9 +93,8 @@ def _is_labelme(path: Path) -> bool:
     return all(f'"{key}"' in text for key in ("shapes", "imagePath", "imageHeight"))
 
 
-def _names(source: Path, labels: set[str]) -> list[str]:
-    """The classes that occur, in the order of `labels.txt`, or else of their names."""
-    used = labels - {_IGNORE}
+def _in_order(source: Path, used: set[str]) -> list[str]:
+    """Classes in the order of `labels.txt`, or else of their names."""
     path = base_folder(source) / "labels.txt"
     lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     order = [name for line in lines if (name := line.strip()) in used]
@@ -126,13 +109,13 @@ def _embedded(path: Path) -> NamedBytes:
         raise DataError(f"{path}: the image in it is damaged ({error!r}); save it in LabelMe again") from error
 
 
-def _shape(entry: Mapping[str, Any], size: tuple[int, int], path: Path, tally: Tally) -> _Shape | None:
-    kind, label = entry.get("shape_type") or "polygon", str(entry["label"])
+def _shape(entry: Mapping[str, Any], size: tuple[int, int], path: Path, tally: Tally) -> NamedShape | None:
+    kind, label = entry.get("shape_type") or "polygon", None if entry["label"] == _IGNORE else str(entry["label"])
     points = [(float(x), float(y)) for x, y in entry["points"]]
     if kind == "mask":
         with Image.open(io.BytesIO(base64.b64decode(entry["mask"]))) as picture:
             inside = np.asarray(picture.convert("L")) > 0
-        return label, bitmap_region(0, inside, top=int(points[0][1]), left=int(points[0][0]))
+        return label, bitmap_region(inside, top=int(points[0][1]), left=int(points[0][0]))
     if kind == "rectangle":
         points = rectangle(*points[0], *points[1])
     elif kind == "circle":
@@ -141,10 +124,5 @@ def _shape(entry: Mapping[str, Any], size: tuple[int, int], path: Path, tally: T
     elif kind != "polygon":
         tally.add("lines and points left out", path)
         return None
-    ring = corners(points)
-    if not ring:
-        tally.add("shapes without an area left out", path)
-        return None
-    if reaches_out([ring], size):
-        tally.add("shapes that reach beyond their image, cut off there", path)
-    return label, polygon_region(0, [ring])
+    region = outlined([points], path, tally, size)
+    return None if region is None else (label, region)

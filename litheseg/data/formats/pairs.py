@@ -25,10 +25,9 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from litheseg.data.formats.class_lists import find_class_list
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
 from litheseg.data.formats.files import matches, split_of_part
-from litheseg.data.formats.mask_files import drafted_scheme, labelled_by
+from litheseg.data.formats.mask_files import labelled_by, scheme_of_masks
 from litheseg.data.sources.base import IMAGE_SUFFIXES
 from litheseg.errors import DataError
 from litheseg.masks.opening import open_image
@@ -106,10 +105,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
     for key in found.image_files.keys() - found.mask_files.keys():
         tally.add("images without a mask left out", found.image_files[key])
     keys = sorted(found.image_files.keys() & found.mask_files.keys())
-    scheme, notes = find_class_list(source), tally.notes()
-    if scheme is None:
-        scheme, note = drafted_scheme([found.mask_files[key] for key in keys], options.max_pixels)
-        notes = (*notes, note)
+    scheme, notes = scheme_of_masks(source, [found.mask_files[key] for key in keys], options.max_pixels)
     items = tuple(
         Annotated(
             _id(folders, stem),
@@ -122,7 +118,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
     )
     lone = tuple(str(found.mask_files[key]) for key in sorted(found.mask_files.keys() - found.image_files.keys()))
     missing = tuple(f"the image of {path}" for path in lone)
-    return Collection(scheme.classes, items, complete=True, missing=missing, notes=notes)
+    return Collection(scheme.classes, items, complete=True, missing=missing, notes=(*tally.notes(), *notes))
 
 
 def _id(folders: Sequence[str], stem: str) -> str:

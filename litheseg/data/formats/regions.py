@@ -5,8 +5,8 @@ inside and outside round (even-odd); what lies outside the image is cut off. Whe
 `OVERLAPS` says which one counts.
 
 Usage:
-    >>> square = polygon_region(1, [[(1, 1), (3, 1), (3, 3), (1, 3)]])
-    >>> paint([square], (4, 4), "later").tolist()[1]
+    >>> square = polygon_region([[(1, 1), (3, 1), (3, 3), (1, 3)]])
+    >>> paint([(1, square)], (4, 4), "later").tolist()[1]
     [254, 1, 1, 254]
 """
 
@@ -57,21 +57,19 @@ class Region:
     """One shape.
 
     Attributes:
-        label: its class; `IGNORE_INDEX` for what is to be ignored.
         area: in pixels, to order shapes by.
         draw: takes the (H, W) of the image, and gives the part of it that holds the shape.
     """
 
-    label: int
     area: float
     draw: Callable[[tuple[int, int]], Window]
 
 
-def paint(regions: Sequence[Region], size: tuple[int, int], overlap: Overlap) -> np.ndarray:
+def paint(regions: Sequence[tuple[int, Region]], size: tuple[int, int], overlap: Overlap) -> np.ndarray:
     """Paint shapes one over the other.
 
     Args:
-        regions: the shapes, in the order of the file.
+        regions: class (`IGNORE_INDEX` for what is to be ignored) and shape, in the order of the file.
         size: (H, W) of the image.
         overlap: which one counts where shapes of different classes overlap.
 
@@ -83,22 +81,21 @@ def paint(regions: Sequence[Region], size: tuple[int, int], overlap: Overlap) ->
     """
     canvas = np.full(size, UNLABELLED, np.uint8)
     if overlap == "smaller":
-        regions = sorted(regions, key=lambda region: -region.area)
-    for region in regions:
+        regions = sorted(regions, key=lambda entry: -entry[1].area)
+    for label, region in regions:
         row, column, inside = region.draw(size)
         part = canvas[row : row + inside.shape[0], column : column + inside.shape[1]]
-        clash = inside & (part != UNLABELLED) & (part != region.label) if overlap == "ignore" else None
-        part[inside] = region.label
+        clash = inside & (part != UNLABELLED) & (part != label) if overlap == "ignore" else None
+        part[inside] = label
         if clash is not None:
             part[clash] = IGNORE_INDEX
     return canvas
 
 
-def polygon_region(label: int, rings: Sequence[Sequence[tuple[float, float]]], *, fractions: bool = False) -> Region:
+def polygon_region(rings: Sequence[Sequence[tuple[float, float]]], *, fractions: bool = False) -> Region:
     """A shape of one or several polygons; a pixel in any of them belongs to it.
 
     Args:
-        label: its class.
         rings: corners (x, y) in pixels, of each polygon.
         fractions: they are in fractions of width and height instead.
     """
@@ -116,14 +113,13 @@ def polygon_region(label: int, rings: Sequence[Sequence[tuple[float, float]]], *
                 inside |= fill([(x - left, y - top) for x, y in ring], *inside.shape)
         return top, left, inside
 
-    return Region(label, sum(_area(ring) for ring in rings), draw)
+    return Region(sum(_area(ring) for ring in rings), draw)
 
 
-def runs_region(label: int, counts: Any, stated: Any) -> Region:
+def runs_region(counts: Any, stated: Any) -> Region:
     """A shape of COCO's run lengths.
 
     Args:
-        label: its class.
         counts: the lengths, column by column beginning with pixels outside; or COCO's string of them.
         stated: the (H, W) that belongs to them.
 
@@ -140,17 +136,17 @@ def runs_region(label: int, counts: Any, stated: Any) -> Region:
             raise DataError(f"run lengths of {height}x{width} (HxW) for an image of {size[0]}x{size[1]}")
         return 0, 0, np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
 
-    return Region(label, float(lengths[1::2].sum()), draw)
+    return Region(float(lengths[1::2].sum()), draw)
 
 
-def bitmap_region(label: int, inside: np.ndarray, top: int = 0, left: int = 0) -> Region:
+def bitmap_region(inside: np.ndarray, top: int = 0, left: int = 0) -> Region:
     """A shape as a picture, bool h w, whose upper left pixel is in row `top` and column `left` of the image."""
 
     def draw(size: tuple[int, int]) -> Window:
         part = inside[max(-top, 0) : max(size[0] - top, 0), max(-left, 0) : max(size[1] - left, 0)]
         return max(top, 0), max(left, 0), part
 
-    return Region(label, float(inside.sum()), draw)
+    return Region(float(inside.sum()), draw)
 
 
 def corners(values: Any) -> list[tuple[float, float]]:

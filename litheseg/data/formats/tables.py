@@ -15,20 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from litheseg.data.formats.class_lists import find_class_list
-from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
-from litheseg.data.formats.drafting import count_values
-from litheseg.data.formats.files import base_folder, label_files, split_in
-from litheseg.data.formats.mask_files import draft_note, read_labels
+from litheseg.data.formats.collection import Annotated, Collection, ImportOptions
+from litheseg.data.formats.files import base_folder, below, label_files, split_in
+from litheseg.data.formats.mask_files import labelled_by, scheme_of_masks
 from litheseg.errors import DataError, MissingExtraError, listed
-from litheseg.masks.classes import LabelScheme
-from litheseg.masks.reading import read_raw_mask
 from litheseg.progress import track
 from litheseg.runtime.storage import NamedBytes
 
@@ -40,7 +36,7 @@ _MASKS = re.compile(r"mask|label|annot|seg|gt|target|truth", re.IGNORECASE)
 
 def detect(source: Path) -> str:
     """The first table that has two columns of pictures."""
-    return next((_below(source, path) for path in _files(source) if _has_columns(path)), "")
+    return next((below(source, path) for path in _files(source) if _has_columns(path)), "")
 
 
 def read(source: Path, options: ImportOptions) -> Collection:
@@ -50,23 +46,19 @@ def read(source: Path, options: ImportOptions) -> Collection:
         MissingExtraError: pyarrow is not installed.
         DataError: tables that cannot be read, or no telling which column holds the masks.
     """
-    tally, cells = Tally(), list[tuple[str, str, Path, _Cell, _Cell]]()
+    cells = list[tuple[str, str, Path, _Cell, _Cell]]()
     for path in track(_files(source, options.labels), "reading tables"):
         image, mask = _columns(path)
-        split = split_in(_below(source, path)) or "train"
+        split = split_in(below(source, path)) or "train"
         names = _names(path, image)
         for row in range(len(names)):
             pair = _Cell(path, image, row), _Cell(path, mask, row)
             cells.append((split, names[row], path, *pair))
     if not cells:
         raise DataError(f"{source}: the tables have no rows; give those of a data set with masks")
-    scheme, notes = find_class_list(base_folder(source)), tally.notes()
-    if scheme is None:
-        steps = track([mask for *_, mask in cells], "reading masks")
-        drafted = count_values(steps, read=lambda mask: read_raw_mask(mask(), max_pixels=options.max_pixels))
-        scheme, notes = drafted.scheme(), (*notes, draft_note(drafted))
+    scheme, notes = scheme_of_masks(base_folder(source), [mask for *_, mask in cells], options.max_pixels)
     items = [
-        Annotated(name, split, image, partial(_labels, scheme, mask, options.max_pixels), path)
+        Annotated(name, split, image, labelled_by(scheme, mask, options.max_pixels), path)
         for (split, _, path, image, mask), name in zip(cells, _ids(cells), strict=True)
     ]
     return Collection(scheme.classes, tuple(items), True, (), notes)
@@ -76,10 +68,6 @@ def _files(source: Path, pattern: str = "") -> list[Path]:
     """Tables; what `datasets` keeps beside them as a cache is none."""
     found = [path for ending in _ENDINGS for path in label_files(source, ending, pattern)]
     return [path for path in found if not path.name.startswith("cache-")]
-
-
-def _below(source: Path, path: Path) -> str:
-    return path.relative_to(source).as_posix() if source.is_dir() else path.name
 
 
 def _has_columns(path: Path) -> bool:
@@ -137,10 +125,6 @@ class _Cell:
         if not isinstance(content, bytes):
             raise DataError(f"{name} holds no picture; remove the row, or save the data set with its images in it")
         return NamedBytes(content, name)
-
-
-def _labels(scheme: LabelScheme, mask: _Cell, max_pixels: int, _size: tuple[int, int]) -> np.ndarray:
-    return read_labels(scheme, mask(), max_pixels)
 
 
 def _names(path: Path, column: str) -> list[str]:

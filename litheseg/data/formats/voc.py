@@ -16,7 +16,7 @@ from pathlib import Path
 from litheseg.data.formats.class_lists import find_class_list
 from litheseg.data.formats.collection import Annotated, Collection, ImportOptions, Tally
 from litheseg.data.formats.files import ImageFiles, image_id, split_in
-from litheseg.data.formats.mask_files import drafted_scheme, labelled_by
+from litheseg.data.formats.mask_files import labelled_by, scheme_of_masks
 from litheseg.data.sources.base import find_images
 from litheseg.data.sources.public import Voc
 from litheseg.data.sources.splits import read_list
@@ -47,10 +47,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
     others = [base / name for name in (_MASKS, "SegmentationObject", "SegmentationClassAug")]
     images = ImageFiles(options.images or base, without=others)
     missing, tally, items = list[str](), Tally(), list[Annotated]()
-    scheme, notes = find_class_list(base), tuple[str, ...]()
-    if scheme is None:
-        scheme, note = drafted_scheme(list(masks.values()), options.max_pixels)
-        notes = (note,)
+    scheme, notes = scheme_of_masks(base, list(masks.values()), options.max_pixels)
     for split, key in _listed(base, list(masks)):
         if key not in masks:
             tally.add("listed images without a mask left out", key)

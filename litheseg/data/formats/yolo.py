@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 
 from litheseg.data.formats.collection import Collection, ImportOptions, Tally
-from litheseg.data.formats.files import image_id, label_files
-from litheseg.data.formats.regions import Region, corners, polygon_region, reaches_out
-from litheseg.data.formats.shapes import Drawn, shapes_collection
+from litheseg.data.formats.files import below, image_id, label_files
+from litheseg.data.formats.regions import corners, reaches_out
+from litheseg.data.formats.shapes import Drawn, NamedShape, outlined, shapes_collection
 from litheseg.data.sources.base import IMAGE_SUFFIXES, find_images
 from litheseg.errors import DataError, listed
 from litheseg.progress import track
@@ -33,7 +33,7 @@ _SPLITS = ("train", "val", "test")
 
 def detect(source: Path) -> str:
     """A YAML file that names classes and images."""
-    return next((_below(source, path) for path, _ in _descriptions(source)), "")
+    return next((below(source, path) for path, _ in _descriptions(source)), "")
 
 
 def read(source: Path, options: ImportOptions) -> Collection:
@@ -63,7 +63,7 @@ def read(source: Path, options: ImportOptions) -> Collection:
             split,
             image,
             labels if labels.exists() else image,
-            _regions(labels, len(names), tally),
+            _shapes(labels, names, tally),
         )
         for (split, image), labels in files
     ]
@@ -78,10 +78,6 @@ def _descriptions(source: Path, pattern: str = "") -> Iterator[tuple[Path, Mappi
             continue
         if isinstance(content, dict) and "names" in content and any(split in content for split in _SPLITS):
             yield path, content
-
-
-def _below(source: Path, path: Path) -> str:
-    return path.relative_to(source).as_posix() if source.is_dir() else path.name
 
 
 def _names(path: Path, content: Mapping[str, Any]) -> list[str]:
@@ -130,11 +126,11 @@ def _under_images(image: Path) -> str:
     return "/".join(parts[len(parts) - parts[::-1].index("images") :]) if "images" in parts[:-1] else image.name
 
 
-def _regions(path: Path, classes: int, tally: Tally) -> list[Region]:
+def _shapes(path: Path, names: Sequence[str], tally: Tally) -> list[NamedShape]:
     """The polygons of an image."""
     if not path.exists():
         return []
-    regions = []
+    shapes: list[NamedShape] = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         fields, where = line.split(), f"{path}, line {number}"
         if not fields:
@@ -147,14 +143,12 @@ def _regions(path: Path, classes: int, tally: Tally) -> list[Region]:
             ring = corners([float(field) for field in fields[1:]])
         except (ValueError, DataError) as error:
             raise DataError(f"{where}: no 'class x1 y1 x2 y2 x3 y3 ...' ({error}); correct it") from error
-        if not 0 <= label < classes:
-            raise DataError(f"{where}: class {label}, but data.yaml names {classes}; add the name or correct the line")
+        if not 0 <= label < len(names):
+            raise DataError(
+                f"{where}: class {label}, but data.yaml names {len(names)}; add the name or correct the line"
+            )
         if reaches_out([ring], (1, 1)):
             raise DataError(f"{where}: corners in pixels; they must be fractions of width and height")
-        if reaches_out([ring], (1, 1), margin=0.01):
-            tally.add("shapes that reach beyond their image, cut off there", where)
-        if ring:
-            regions.append(polygon_region(label, [ring], fractions=True))
-        else:
-            tally.add("polygons without an area left out", where)
-    return regions
+        if (region := outlined([ring], where, tally, fractions=True)) is not None:
+            shapes.append((names[label], region))
+    return shapes

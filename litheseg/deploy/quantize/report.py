@@ -25,7 +25,7 @@ import numpy as np
 from litheseg.deploy.parity import Certificate
 from litheseg.deploy.samples import Samples
 from litheseg.errors import LithesegError
-from litheseg.files import atomic_path
+from litheseg.files import write_text
 from litheseg.masks.classes import IGNORE_INDEX
 
 __all__ = [
@@ -250,8 +250,7 @@ class QuantizationReport:
         Raises:
             LithesegError: it cannot be written.
         """
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     def summary(self) -> str:
         """A few lines for a person."""
