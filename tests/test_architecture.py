@@ -41,6 +41,7 @@ HOUSE = (
     "cost",
     "evaluation",
     "deploy",
+    "deploy.quantize",
     "training",
     "labelling",
     "report",

@@ -11,7 +11,6 @@ Usage:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from litheseg.data.formats.collection import Collection, ImportOptions, Tally
-from litheseg.data.formats.files import ImageFiles, base_folder, below, image_id, label_files, largest, sniff, split_in
+from litheseg.data.formats.files import (
+    ImageFiles,
+    base_folder,
+    below,
+    image_id,
+    label_files,
+    largest,
+    read_json,
+    sniff,
+    split_in,
+)
 from litheseg.data.formats.regions import Region, Window
 from litheseg.data.formats.shapes import Drawn, shapes_collection
 from litheseg.errors import DataError
@@ -112,12 +121,7 @@ def read_tasks(path: Path) -> list[Mapping[str, Any]]:
     Raises:
         DataError: no such file, or one of another format.
     """
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give the file that Label Studio exported") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged or no JSON ({error}); {_AGAIN} again") from error
+    tasks = read_json(path)
     shaped = isinstance(tasks, list) and all(
         isinstance(task, dict)
         and isinstance(task.get("data"), dict)
@@ -126,7 +130,8 @@ def read_tasks(path: Path) -> list[Mapping[str, Any]]:
     )
     if not shaped or not tasks:
         raise DataError(f"{path} is no list of tasks with annotations; {_AGAIN} (not JSON-MIN, COCO, ...)")
-    return tasks
+    found: list[Mapping[str, Any]] = tasks
+    return found
 
 
 def regions_of(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
