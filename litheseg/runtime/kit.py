@@ -125,7 +125,7 @@ def measure_export(
     how: dict[str, Any] = {"threads": threads, "runtimes": runtimes, "repeats": repeats, "fps": fps, "device": device}
     try:
         with work(f"timing networks in turns, {repeats} repeats", still=True) as job:
-            content = measure_kit(kit, opened.folder, told=job.show, **how)
+            content = measure_kit(kit, opened.folder, report=job.show, **how)
     except Unusable as error:
         raise LithesegError(f"{opened.path}: {error}") from error
     write_measurements(Path(output), content)
@@ -176,7 +176,7 @@ def measure_kit(
     warmup: int = 5,
     fps: float | None = None,
     together: int = 24,
-    told: Callable[[int, int], object] | None = None,
+    report: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
     """Time networks alone, in turns.
 
@@ -192,7 +192,7 @@ def measure_kit(
         warmup: untimed passes of each before.
         fps: images a second, as of a camera; None for no pause.
         together: networks in memory that take turns at once.
-        told: called with (networks that are timed, all of them) now and then; None for lines on standard error.
+        report: called with (networks that are timed, all of them) now and then; None for lines on standard error.
 
     Returns:
         The content of measurements.json.
@@ -211,12 +211,12 @@ def measure_kit(
         for count in threads or sorted({1, cores() if device == "cpu" else 1})
     ]
     rows: list[dict[str, Any]] = []
-    told = told or _lines()
+    report = report or _lines()
     for first in range(0, len(jobs), together):
         part = jobs[first : first + together]
 
         def turned(done: int, total: int, first: int = first, count: int = len(part)) -> None:
-            told(first + done * count // max(total, 1), len(jobs))  # 0 where none of them could be opened
+            report(first + done * count // max(total, 1), len(jobs))  # 0 where none of them could be opened
 
         opened = _opened(folder, kit.get("checks", ()), device, part, skipped)
         calls = {index: call for index, (call, _) in opened.items()}
@@ -256,7 +256,7 @@ def _lines() -> Callable[[int, int], None]:
     """A line on standard error at once, and then every ten seconds."""
     begun, last = time.monotonic(), -math.inf
 
-    def told(done: int, total: int) -> None:
+    def line(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _LINE_EVERY:
@@ -264,7 +264,7 @@ def _lines() -> Callable[[int, int], None]:
             left = f", about {(now - begun) / done * (total - done):.0f} s left" if done else ""
             print(f"timing {total} networks in turns, {done} done{left} ...", file=sys.stderr, flush=True)
 
-    return told
+    return line
 
 
 def _chosen(networks: Sequence[dict[str, Any]], only: Sequence[str] | None) -> Sequence[dict[str, Any]]:

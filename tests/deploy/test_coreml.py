@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from registry import registered
-from tiny_export import build_tiny, noise, photos, plain_logits, randomise, tiny_bundle
+from tiny_export import build_tiny, noise, photos, plain_logits, randomise
 from torch import Tensor, nn
 
 from litheseg.bundle.exported import Export, load_export
@@ -66,11 +66,6 @@ class Everything(nn.Module):
 
 
 _registered = registered(tiny=build_tiny)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

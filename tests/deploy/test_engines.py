@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from registry import registered
-from tiny_export import MEAN, STD, build_tiny, noise, plain_logits, tiny_bundle
+from tiny_export import MEAN, STD, build_tiny, noise, plain_logits
 
 import litheseg.deploy.conversion as conversion
 import litheseg.deploy.torch_engine as torch_engines
@@ -37,11 +37,6 @@ pytest.importorskip("openvino")
 RUNTIMES = ("torch", "onnxruntime", "openvino")  # those of networks of any size; others have tests of their own
 
 _registered = registered(tiny=build_tiny)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

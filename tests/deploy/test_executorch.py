@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from registry import registered
-from tiny_export import build_tiny, noise, photos, plain_logits, tiny_bundle
+from tiny_export import build_tiny, noise, photos, plain_logits
 from torch import Tensor, nn
 
 from litheseg.bundle.exported import Export, load_export
@@ -36,11 +36,6 @@ class Strange(nn.Module):
 
 
 _registered = registered(tiny=build_tiny)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from registry import registered
-from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_logits, tiny_bundle
+from tiny_export import CLASSES, build_tiny, noise, photos, plain_labels, plain_logits
 from torch import Tensor
 
 import litheseg.deploy.conversion as conversion
@@ -40,11 +40,6 @@ FORMATS = ("onnx", "openvino", "torch")
 
 
 _registered = registered(tiny=build_tiny)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

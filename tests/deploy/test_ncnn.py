@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from registry import registered
-from tiny_export import CLASSES, TinyNet, build_tiny, noise, photos, plain_labels, plain_logits, randomise, tiny_bundle
+from tiny_export import CLASSES, TinyNet, build_tiny, noise, photos, plain_labels, plain_logits, randomise
 from torch import Tensor, nn
 
 import litheseg.runtime.engines as room
@@ -38,11 +38,6 @@ pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")
 
 _registered = registered(tiny=build_tiny)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

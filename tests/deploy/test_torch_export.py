@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from registry import registered
-from tiny_export import build_tiny, noise, plain_logits, tiny_bundle
+from tiny_export import build_tiny, noise, plain_logits
 
 from litheseg.deploy.network import Deployed, deployed
 from litheseg.deploy.operators import OPERATORS
@@ -25,11 +25,6 @@ from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle
 
 _registered = registered(tiny=build_tiny)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
