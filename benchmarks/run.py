@@ -86,9 +86,9 @@ def last_cross_entropy(curves: Path) -> dict[str, float]:
 
 
 def published_val(recipe: Recipe, bundle: Bundle) -> dict[str, float]:
-    """Mean IoU by width on the val split that the data set itself has; empty where it has none."""
+    """Mean IoU by width on the val split that was published with the data set; empty where there is none."""
     source = open_source(recipe.data.source, recipe.data.root, **recipe.data.options)
-    if "val" not in source.splits():
+    if "val" not in source.splits() or source.holds_out:
         return {}
     scores = evaluate_bundle(bundle, source, device="cpu" if on_cpu(recipe.trainer) else "cuda").scores
     return {f"{width:g}": found.miou for width, found in scores.items()}
@@ -123,10 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help="slimseg, ablation, grouping, mgd, pairs or peers")
     parser.add_argument("--protocol", default="camvid-half", help="one of protocols.yaml")
-    parser.add_argument("--data", required=True, help="the CamVid folder")
+    parser.add_argument("--data", required=True, help="the folder of CamVid, or of the membranes")
     parser.add_argument("--model", "--student", help="one of the table's models or students; by default its first")
     parser.add_argument("--labelled", nargs="+", help="shares of the training images, of the mgd table: 1/16 ... all")
-    parser.add_argument("--folds", nargs="+", help="sequences to leave out, of a protocol with folds; all by default")
+    parser.add_argument("--folds", nargs="+", help="what to leave out, of a protocol with folds; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--minutes", type=float, default=600, help="time budget; an unfinished row is resumed next time"

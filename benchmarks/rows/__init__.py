@@ -44,8 +44,8 @@ class Protocol:
 
     Attributes:
         arguments: overrides of the recipe.
-        folds: sequences of the training images; a row is trained once without each, and scored on it. Empty for one
-            training, scored on the published val.
+        folds: sequences of the training images, or parts of them ("2/5"); a row is trained once without each, and
+            scored on it. Empty for one training, scored on the published val.
     """
 
     arguments: tuple[str, ...]
@@ -72,7 +72,7 @@ class Row:
         overrides: what the row changes; {ID} stands for the model that another row trains.
         network: in a table of students, what the model is there: a student, or the pair that a teacher is of.
         labelled: in such a table, the share of the training images that are.
-        fold: the sequence that is left out and scored, where the protocol has such.
+        fold: the sequence or part that is left out and scored, where the protocol has such.
         tiny: whether it is a rehearsal, of a few steps on tiny images.
         keys: of the rows that `overrides` may name, by id.
     """
@@ -94,10 +94,10 @@ class Row:
     @property
     def key(self) -> str:
         """What makes the row unique, usable as a folder name."""
-        share = f"-{self.labelled.replace('/', 'of')}" if self.labelled else ""
+        share = f"-{self.labelled}" if self.labelled else ""
         fold = f"-{self.fold}" if self.fold else ""
         name = (self.network or self.model).replace("*", "star")
-        return f"{self.protocol}-{name}{share}-{self.id}{fold}-seed{self.seed}"
+        return f"{self.protocol}-{name}{share}-{self.id}{fold}-seed{self.seed}".replace("/", "of")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -108,7 +108,8 @@ class Row:
     def arguments(self, data: str, work: Path) -> list[str]:
         """The overrides of protocol and row, in this order."""
         protocol = read_protocols()[self.protocol].arguments
-        fold = [f"--data.leave_out={self.fold}"] if self.fold else []
+        field = "fold" if "/" in (self.fold or "") else "leave_out"
+        fold = [f"--data.{field}={self.fold}"] if self.fold else []
         own = [*fold, f"--model.name={self.model}", f"--data.root={data}", f"--trainer.seed={self.seed}"]
         bundles = {other: work / key / "model.safetensors" for other, key in self.keys.items()}
         overrides = [_filled(part, bundles) for part in self.overrides]

@@ -27,6 +27,7 @@ from litheseg.masks.resizing import resize_image
 from litheseg.models.bundle import load_bundle
 from litheseg.training.recipe import load_recipe, recipe_to_dict
 
+PARTS = ("1/5", "2/5", "3/5", "4/5", "5/5")
 FOLDED = [name for name, protocol in read_protocols().items() if protocol.folds]
 
 
@@ -37,11 +38,13 @@ FOLDED = [name for name, protocol in read_protocols().items() if protocol.folds]
 def test_every_row_and_fold_is_a_valid_recipe(protocol: str) -> None:
     table = "mgd" if "few" in protocol else "slimseg"
     rows = run.read_rows(table, protocol, None, [0, 1])
-    assert len({row.key for row in rows}) == len(rows) and {row.fold for row in rows} == set(SEQUENCES)
-    assert all(f"--data.leave_out={row.fold}" in row.arguments("somewhere", Path("runs")) for row in rows)
+    assert len({row.key for row in rows}) == len(rows) and not any("/" in row.key for row in rows)
+    assert {row.fold for row in rows} == set(PARTS if protocol == "membrane" else SEQUENCES)
+    field = "fold" if protocol == "membrane" else "leave_out"
+    assert all(f"--data.{field}={row.fold}" in row.arguments("somewhere", Path("runs")) for row in rows)
     for row in rows[:: 1 if table == "slimseg" else 7][:10]:  # each takes a tenth of a second
         data = load_recipe(row.recipe, row.arguments("somewhere", Path("runs"))).data
-        assert data.leave_out == row.fold and data.steps > 0
+        assert getattr(data, field) == row.fold and data.steps > 0
 
 
 def test_the_ablation_changes_one_thing_at_a_time_and_then_all() -> None:
@@ -123,6 +126,26 @@ def test_a_row_is_trained_and_scored_on_both_vals(tmp_path: Path, monkeypatch: p
     assert scores["published_val"] == pytest.approx(by_hand(bundle, camvid / "val"))
     # The bundle's own data is the left-out sequence, whatever the data set's val is.
     assert evaluate_bundle(bundle).scores[0.25].miou == pytest.approx(scores["miou"])
+
+
+def test_a_row_of_the_membranes_has_a_part_of_the_images_as_fold_and_no_published_val(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, results, random = tmp_path / "membrane", tmp_path / "rows.jsonl", np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (data / name).mkdir(parents=True)
+    for index in range(10):
+        Image.fromarray(random.integers(0, 256, (64, 64), np.uint8)).save(data / f"images/{index}.png")
+        Image.fromarray(np.where(random.random((64, 64)) < 0.5, 0, 255).astype(np.uint8)).save(
+            data / f"masks/{index}.png"
+        )
+    words = ["run.py", "slimseg", "--protocol", "membrane", "--data", str(data), "--work", str(tmp_path / "work")]
+    words += ["--model", "ddrnet", "--results", str(results), "--only", "a-independent-0.25", "--tiny"]
+    monkeypatch.setattr(sys, "argv", [*words, "--folds", "2/5"])
+    run.main()
+    [row] = [json.loads(line) for line in results.read_text().splitlines()]
+    assert row["key"] == "membrane-ddrnet-a-independent-0.25-2of5-seed0" and row["fold"] == "2/5"
+    assert row["metrics"]["0.25"]["boundary_iou"] >= 0 and "published_val" not in row["metrics"]["0.25"]
 
 
 def by_hand(bundle: Any, folder: Path) -> float:
@@ -235,7 +258,7 @@ def test_the_section_says_what_published_val_is(tmp_path: Path, monkeypatch: pyt
     del written[-1]["fold"]  # of a protocol without folds
     (tmp_path / "slimseg.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
     [section] = map(str, fold_pages.fold_sections("slimseg"))
-    assert section.startswith("## Left-out sequences: slimseg, `ddrnet`, protocol `camvid-seq`")
+    assert section.startswith("## By fold: slimseg, `ddrnet`, protocol `camvid-seq`")
     for part in ("for comparison with other tables only", "95 % intervals", "Every width", "n is the number of pairs"):
         assert part in section
     assert band == "(e) + boundary band"
