@@ -10,16 +10,28 @@ Usage:
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from numbers import Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Table", "escaped", "fenced", "html_table", "markdown_table", "short_number", "terminal_table"]
+__all__ = [
+    "Table",
+    "escaped",
+    "fenced",
+    "filled_table",
+    "html_table",
+    "markdown_table",
+    "percent",
+    "short_number",
+    "terminal_table",
+]
 
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 # What changes how a line looks: anywhere (an underscore inside a word does not), or where it begins.
@@ -47,6 +59,24 @@ def terminal_table(table: Table, title: str | None = None, left: Sequence[str] =
     for row in table.rows:
         result.add_row(*row)
     return result
+
+
+def filled_table(first: str, names: Iterable[str], columns: Mapping[str, Sequence[str]]) -> Table:
+    """A table with a row for each name, without the columns in which no cell says anything.
+
+    Args:
+        first: the head of the names.
+        names: of the rows.
+        columns: by head, a cell for each name; "–" says nothing.
+    """
+    kept = {head: cells for head, cells in columns.items() if any(cell != "–" for cell in cells)}
+    return Table((first, *kept), tuple(zip(names, *kept.values(), strict=True)))
+
+
+def percent(share: object, digits: int = 1) -> str:
+    """A share in percent, such as "54.2"; "–" for what is no finite number."""
+    known = float(share) if isinstance(share, Real) else math.nan
+    return f"{100 * known:.{digits}f}" if math.isfinite(known) else "–"
 
 
 def escaped(text: str) -> str:

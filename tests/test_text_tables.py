@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from litheseg.tables import escaped, fenced, markdown_table
+from litheseg.tables import Table, escaped, fenced, filled_table, markdown_table, percent
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -56,3 +56,10 @@ def test_lines_become_one_and_code_is_never_ended() -> None:
     assert escaped("a\n\n# b") == "a # b"
     assert fenced("x\n`````\ny") == "``````\nx\n`````\ny\n``````"
     assert markdown_table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    columns = {"IoU (%)": [percent(0.5), percent(None)], "ECE (%)": [percent(float("nan")), percent("?")]}
+    assert filled_table("class", ["road", "car"], columns) == Table(
+        ("class", "IoU (%)"), (("road", "50.0"), ("car", "–"))
+    )

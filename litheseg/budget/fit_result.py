@@ -24,7 +24,7 @@ from litheseg.files import write_text
 from litheseg.models.bundle import BundleHeader, save_bundle
 from litheseg.report.card import show_worst
 from litheseg.report.plots import FrontierPoint, frontier
-from litheseg.tables import Table
+from litheseg.tables import Table, percent
 
 __all__ = ["FIT_FILE", "FitResult", "pareto"]
 
@@ -93,7 +93,7 @@ class FitResult:
         threads = f"{promise['threads']} thread{'s' * (promise['threads'] > 1)}"
         return (
             f"width {promise['width']:g} at {_by(promise['size'])}, {promise['precision']} in {promise['runtime']}, "
-            f"{threads}: mIoU {_percent(promise['miou'])} %{worst}, {scope}, {name} {promise['milliseconds']:.2f} ms"
+            f"{threads}: mIoU {percent(promise['miou'])} %{worst}, {scope}, {name} {promise['milliseconds']:.2f} ms"
             f"{bound} ({promise['repeats']} images timed)"
         )
 
@@ -211,7 +211,7 @@ class FitResult:
             network.precision,
             point.candidate.runtime,
             str(point.candidate.threads),
-            _percent(point.miou),
+            percent(point.miou),
             show_worst(point.worst),
             f"{point.times.percentile(50):.2f}",
             f"{point.times.percentile(percentile):.2f}",
@@ -245,7 +245,3 @@ def pareto(points: Sequence[Point], percentile: float) -> list[Point]:
 
 def _by(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

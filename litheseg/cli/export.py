@@ -35,7 +35,7 @@ from litheseg.deploy.quantize import CALIBRATION_IMAGES, Quantizer, Tolerance, c
 from litheseg.deploy.web import WEB
 from litheseg.models.bundle import Bundle, load_bundle
 from litheseg.report.card import show_worst
-from litheseg.tables import Table
+from litheseg.tables import Table, percent
 from litheseg.values import Written, parse_size
 
 __all__ = ["export"]
@@ -153,7 +153,7 @@ def _table(export: Export, certificates: Mapping[str, Mapping[str, Any]]) -> Tab
 def _comparison(found: Mapping[str, Any] | None) -> tuple[str, ...]:
     if found is None or "differing" not in found:
         return ("–",) * 5
-    scores = ("–" if found[name] is None else f"{100 * found[name]:.2f}" for name in ("miou", "reference_miou"))
+    scores = (percent(found[name], 2) for name in ("miou", "reference_miou"))
     pixels = f"{found['differing']:,} of {found['pixels']:,}"
     iou = found.get("iou")
     worst = show_worst(worst_class(found["classes"], iou)) if iou else "–"

@@ -15,7 +15,7 @@ from litheseg.bundle.exported import LAYOUTS, Artefact, Export
 from litheseg.bundle.verdicts import worst_class
 from litheseg.deploy.conversion import converter
 from litheseg.deploy.parity import Certificate
-from litheseg.tables import escaped, fenced, markdown_table
+from litheseg.tables import escaped, fenced, markdown_table, percent
 
 __all__ = ["export_readme"]
 
@@ -117,8 +117,9 @@ def _certificate_row(artefact: Artefact, certificates: Mapping[str, Certificate]
     return (
         f"`{artefact.path}`",
         f"{found.differing:,} of {found.pixels:,}",
-        *("–" if score is None else f"{100 * score:.2f}" for score in (found.miou, found.reference_miou)),
-        "–" if worst is None else f"{escaped(worst[0])} ({100 * worst[1]:.2f})",
+        percent(found.miou, 2),
+        percent(found.reference_miou, 2),
+        "–" if worst is None else f"{escaped(worst[0])} ({percent(worst[1], 2)})",
         "–" if moved is None else f"{escaped(moved[0])} ({100 * moved[1]:+.4f})",
         f"{escaped(found.worst_image)} ({100 * found.worst_agreement:.3f} % alike)",
         "–" if difference is None else f"{difference:.1e} of {found.largest_logit:.0f}",

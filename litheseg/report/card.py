@@ -23,7 +23,7 @@ from litheseg.bundle.verdicts import recorded_iou, verdicts, worst_class
 from litheseg.report.robustness_tables import recorded_robustness, robustness_blocks
 from litheseg.runtime.latency import Scope
 from litheseg.runtime.profiling import Profile
-from litheseg.tables import Table, escaped, fenced, markdown_table
+from litheseg.tables import Table, escaped, fenced, filled_table, markdown_table, percent
 
 if TYPE_CHECKING:
     from litheseg.cost.widths import WidthCost
@@ -116,18 +116,16 @@ def _costs(cost: Profile | WidthCost) -> dict[str, float | None]:
 def width_table(rows: Sequence[WidthRow]) -> Table:
     """The rows as text; columns without values are left out."""
     columns = [
-        ("mIoU (%)", [_show(row.miou, 100, 1) for row in rows]),
+        ("mIoU (%)", [percent(row.miou) for row in rows]),
         ("worst class (%)", [show_worst(row.worst) for row in rows]),
-        ("from labels alone (%)", [_show(row.labels_alone, 100, 1) for row in rows]),
+        ("from labels alone (%)", [percent(row.labels_alone) for row in rows]),
         ("cross-validated (%)", [_show_checked(row.checked) for row in rows]),
-        ("boundary IoU (%)", [_show(row.boundary_iou, 100, 1) for row in rows]),
+        ("boundary IoU (%)", [percent(row.boundary_iou) for row in rows]),
         _scaled("parameters", [row.params for row in rows], "M", "k"),
         _scaled("MACs", [row.macs for row in rows], "G", "M"),
         ("p50 end to end (ms)", [_show(row.p50_ms, 1, 1) for row in rows]),
     ]
-    kept = [(name, cells) for name, cells in columns if any(cell != "–" for cell in cells)]
-    body = tuple((f"{row.width:g}", *(cells[index] for _, cells in kept)) for index, row in enumerate(rows))
-    return Table(("width", *(name for name, _ in kept)), body)
+    return filled_table("width", [f"{row.width:g}" for row in rows], dict(columns))
 
 
 def card_sections(
@@ -273,12 +271,12 @@ def _scaled(name: str, values: Sequence[float | None], large: str, small: str) -
 
 def show_worst(worst: tuple[str, float] | None) -> str:
     """Name and IoU in percent, for a table."""
-    return "–" if worst is None else f"{worst[0]} {100 * worst[1]:.1f}"
+    return "–" if worst is None else f"{worst[0]} {percent(worst[1])}"
 
 
 def _show_checked(checked: CrossValidated | None) -> str:
     """The mean, and the worst class."""
-    return "–" if checked is None else f"{100 * checked.miou:.1f} ({show_worst(checked.worst_class)})"
+    return "–" if checked is None else f"{percent(checked.miou)} ({show_worst(checked.worst_class)})"
 
 
 def _finite(value: Any) -> float | None:

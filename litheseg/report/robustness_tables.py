@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from litheseg.bundle.header import BundleHeader
-from litheseg.tables import Table
+from litheseg.tables import Table, filled_table, percent
 
 if TYPE_CHECKING:
     from litheseg.evaluation.robustness import RobustnessCard
@@ -84,18 +84,17 @@ def _is_whole(row: Mapping[str, Any]) -> bool:
 def robustness_table(rows: Rows) -> Table:
     """One row a network, in percent; columns without values are left out."""
     columns = {
-        "mIoU (%)": [_percent(row.get("clean_miou")) for row in rows.values()],
+        "mIoU (%)": [percent(row.get("clean_miou")) for row in rows.values()],
         "worst class (%)": [_worst(row.get("clean_worst")) for row in rows.values()],
-        "corrupted mIoU (%)": [_percent(row.get("miou")) for row in rows.values()],
+        "corrupted mIoU (%)": [percent(row.get("miou")) for row in rows.values()],
         "corrupted worst (%)": [_worst(row.get("worst")) for row in rows.values()],
-        "ECE (%)": [_percent(measured_part(row, "confidence", "ece")) for row in rows.values()],
-        "corrupted ECE (%)": [_percent(measured_part(row, "shifted", "ece")) for row in rows.values()],
-        "errors found (%)": [_percent(measured_part(row, "confidence", "caught_10")) for row in rows.values()],
-        "corrupted errors found (%)": [_percent(measured_part(row, "shifted", "caught_10")) for row in rows.values()],
-        "AURC (%)": [_percent(measured_part(row, "confidence", "aurc"), 2) for row in rows.values()],
+        "ECE (%)": [percent(measured_part(row, "confidence", "ece")) for row in rows.values()],
+        "corrupted ECE (%)": [percent(measured_part(row, "shifted", "ece")) for row in rows.values()],
+        "errors found (%)": [percent(measured_part(row, "confidence", "caught_10")) for row in rows.values()],
+        "corrupted errors found (%)": [percent(measured_part(row, "shifted", "caught_10")) for row in rows.values()],
+        "AURC (%)": [percent(measured_part(row, "confidence", "aurc"), 2) for row in rows.values()],
     }
-    kept = {name: cells for name, cells in columns.items() if any(cell != "–" for cell in cells)}
-    return Table(("network", *kept), tuple((name, *cells) for name, *cells in zip(rows, *kept.values(), strict=True)))
+    return filled_table("network", rows, columns)
 
 
 def corruption_table(rows: Rows) -> Table:
@@ -104,7 +103,7 @@ def corruption_table(rows: Rows) -> Table:
     body = []
     for name in names:
         entries = [(row.get("corruptions") or {}).get(name, {}) for row in rows.values()]
-        cells = (f"{_percent(_mean(entry.get('miou')))} ({_worst(entry.get('worst'))})" for entry in entries)
+        cells = (f"{percent(_mean(entry.get('miou')))} ({_worst(entry.get('worst'))})" for entry in entries)
         body.append((name, *cells))
     return Table(("mIoU and worst class (%)", *rows), tuple(body))
 
@@ -140,10 +139,5 @@ def _mean(values: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _percent(value: Any, digits: int = 1) -> str:
-    known = isinstance(value, (int, float)) and math.isfinite(value)
-    return f"{100 * value:.{digits}f}" if known else "–"
-
-
 def _worst(worst: Any) -> str:
-    return f"{worst[0]} {_percent(worst[1])}" if isinstance(worst, (list, tuple)) and len(worst) == 2 else "–"
+    return f"{worst[0]} {percent(worst[1])}" if isinstance(worst, (list, tuple)) and len(worst) == 2 else "–"

@@ -7,7 +7,6 @@ Usage:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from litheseg.bundle.verdicts import worst_class
@@ -15,7 +14,7 @@ from litheseg.cost.counting import LayerCost
 from litheseg.cost.side_by_side import LayerPair, Pair
 from litheseg.evaluation.metrics import Scores
 from litheseg.report.card import show_worst
-from litheseg.tables import Table
+from litheseg.tables import Table, percent
 
 __all__ = ["class_table", "dense_table", "kept_table", "layer_pairs_table", "layers_table", "scores_table"]
 
@@ -35,9 +34,9 @@ def scores_table(scores: Mapping[float, Scores], classes: Sequence[str]) -> Tabl
     rows = (
         (
             f"{width:g}",
-            _percent(row.miou),
+            percent(row.miou),
             show_worst(worst_class(classes, row.iou)),
-            *(_percent(getattr(row, name)) for name in names),
+            *(percent(getattr(row, name)) for name in names),
         )
         for width, row in scores.items()
     )
@@ -47,7 +46,7 @@ def scores_table(scores: Mapping[float, Scores], classes: Sequence[str]) -> Tabl
 def class_table(scores: Mapping[float, Scores], classes: Sequence[str]) -> Table:
     """IoU in percent, one row a class and one column a width; a class that the labels lack has a dash."""
     head = ("IoU (%)", *(f"{width:g}" for width in scores))
-    rows = [(name, *(_percent(row.iou[index]) for row in scores.values())) for index, name in enumerate(classes)]
+    rows = [(name, *(percent(row.iou[index]) for row in scores.values())) for index, name in enumerate(classes)]
     return Table(head, tuple(rows))
 
 
@@ -62,7 +61,7 @@ def layers_table(layers: Sequence[LayerCost]) -> Table:
 
 def kept_table(kept: Mapping[str, float]) -> Table:
     """One row a layer: the share of the squared weights that is inside its groups."""
-    return Table(("layer", "kept (%)"), tuple((name, _percent(share)) for name, share in kept.items()))
+    return Table(("layer", "kept (%)"), tuple((name, percent(share)) for name, share in kept.items()))
 
 
 def dense_table(pairs: Sequence[Pair]) -> Table:
@@ -87,7 +86,3 @@ def layer_pairs_table(pairs: Sequence[LayerPair]) -> Table:
         rows.append((layer.name, layer.type, "x".join(map(str, layer.output)), *params, *macs, ratio))
     head = ("layer", "kind", "output", "params dense", "grouped", "MACs (M) dense", "grouped", "dense / grouped")
     return Table(head, tuple(rows))
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
