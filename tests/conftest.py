@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
+from contextlib import suppress
+from functools import cache
 
 import pytest
 
@@ -27,4 +30,14 @@ def _hasty() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "_AGAIN", 0.0)  # untimed passes make times steady
         patch.setattr(os, "fsync", lambda descriptor: None)  # no test cuts the power
+        if "onnxscript" in sys.modules:
+            _read_operators_once(patch)
         yield
+
+
+def _read_operators_once(patch: pytest.MonkeyPatch) -> None:
+    """PyTorch's exporter reads the sources of all that ONNX can do anew for each network, for a second."""
+    with suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
