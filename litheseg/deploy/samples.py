@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from litheseg.data.sources.base import Sample, Source, existing_folder, find_images
+from litheseg.data.sources.base import Sample, Source, existing_folder, find_images, spread
 from litheseg.errors import DataError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.masks import reading
@@ -91,10 +91,7 @@ class Samples:
 
     def thinned(self, count: int) -> Samples:
         """At most `count` of them, evenly spread."""
-        if count >= len(self):
-            return self
-        positions = np.linspace(0, len(self) - 1, count).round().astype(int)
-        return replace(self, samples=[self.samples[position] for position in positions])
+        return self if count >= len(self) else replace(self, samples=spread(self.samples, count))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ import torch
 from litheseg.bundle.exported import Export, is_export, load_export
 from litheseg.bundle.names import model_path
 from litheseg.bundle.verdicts import worst_class
-from litheseg.data.sources.base import Sample, Source
+from litheseg.data.sources.base import Sample, Source, spread
 from litheseg.errors import DataError, LithesegError
 from litheseg.evaluation.bundle import open_bundle_data
 from litheseg.evaluation.calibration import Confidence
@@ -227,7 +227,7 @@ def measure_robustness(
     how: dict[str, Any] = {"runtime": runtime, "threads": threads, "device": device}
     tallies = [tally for name, model in opened.items() for tally in _tallies(name, model, widths, precisions, how)]
     every = [sample for sample in found.samples(split) if sample.labelled]
-    chosen = _spread(every, images or len(every))
+    chosen = spread(every, images or len(every))
     if not chosen:
         raise DataError(f"split '{split}' of {found.name} holds no labelled images; name another split or folder")
     _measure(tallies, found, chosen, kinds, levels)
@@ -333,12 +333,6 @@ def _opened(model: Bundle | Export | str | Path) -> Bundle | Export:
         return model
     path = model_path(model)
     return load_export(path) if is_export(path) else load_bundle(path)
-
-
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most so many, evenly spread."""
-    positions = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
-    return [samples[position] for position in positions]
 
 
 def _number(value: float) -> float | None:

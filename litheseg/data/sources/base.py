@@ -41,6 +41,7 @@ __all__ = [
     "is_image",
     "join",
     "pair_up",
+    "spread",
 ]
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -86,6 +87,12 @@ class Sample:
     def labelled(self) -> bool:
         """Whether it has a mask; a sample whose source makes images itself does."""
         return self.mask is not None or self.image is None
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most so many samples, evenly spread from the first to the last."""
+    positions = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    return [samples[position] for position in positions]
 
 
 @dataclass(frozen=True)
