@@ -139,7 +139,8 @@ def in_process(pictures: Sequence[np.ndarray], options: argparse.Namespace) -> I
                 labels = list(map(pipeline, pictures))
             except LithesegError as error:
                 own = folder.exists() and precision != "int8"  # of the runtime; else of the export
-                yield Entry({**row, "missing": str(error) if own else problem or str(error)})
+                said = (own and str(error)) or problem or str(error)
+                yield Entry({**row, "missing": said.replace(str(options.exports), options.exports.name)})
                 continue
             following = partial(next, map(pipeline, itertools.cycle(pictures)))
             yield Entry(row, labels, partial(both_clocks, following))

@@ -103,7 +103,7 @@ def _note(row: Row) -> str:
     if "megabytes" in row and not found:
         notes.append("no certificate in this precision")
     if row.get("kept"):
-        notes.append(f"{row['kept']} layers in floating point")
+        notes.append(f"{row['kept']} layer{'s' * (row['kept'] > 1)} in floating point")
     if "missing" in row:
         notes.append(row["missing"].replace("|", "\\|"))
     return "; ".join(notes)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +50,7 @@ from litheseg.deploy.web import WEB, WebPage
 from litheseg.errors import Interrupted, LithesegError, ModelError
 from litheseg.files import atomic_folder, write_text
 from litheseg.locks import folder_lock
+from litheseg.machine import package_version
 from litheseg.masks.upsampling import upsample_labels
 from litheseg.models.bundle import Bundle, model_digest
 from litheseg.progress import track
@@ -188,7 +188,7 @@ class _Job:
     def provenance(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"litheseg": __version__, "model": model_digest(self.bundle)}
         libraries = ("torch", *(library for name in self.formats for library in converter(name).LIBRARIES))
-        facts |= {library: version(library) for library in dict.fromkeys(libraries)}
+        facts |= {library: package_version(library) for library in dict.fromkeys(libraries)}
         path = self.bundle.path
         if path is not None and path.is_file():
             facts |= {"bundle": path.name, "bundle_sha256": file_digest(path)}
