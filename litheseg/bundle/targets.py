@@ -85,7 +85,7 @@ _ALL = (
     Target("onnxruntime", "onnx", ".onnx", "onnxruntime", None, ("fp32", "int8")),
     Target("openvino", "openvino", ".xml", "openvino", "openvino", ("fp32", "bf16", "int8"), (".bin",), ("onnx",)),
     Target("ncnn", "ncnn", ".param", "ncnn", "ncnn", ("fp32", "fp16"), (".bin",), oldest="1.0.20250916", quick=False),
-    Target("executorch", "executorch", ".pte", "executorch", "executorch", oldest="1.5", quick=False),
+    Target("executorch", "executorch", ".pte", "executorch", "executorch", ("fp32", "int8"), oldest="1.5", quick=False),
     Target("coreml", "coreml", ".mlpackage", "coremltools", "coreml", oldest="9.0", system="Darwin"),
     Target(
         *("litert", "litert", ".tflite", "ai-edge-litert", "litert", ("fp32", "int8")),

@@ -25,7 +25,7 @@ from litheseg.errors import ModelError, first_line
 from litheseg.progress import work
 from litheseg.runtime.engines import check_package
 
-__all__ = ["LIBRARIES", "USAGE", "write"]
+__all__ = ["LIBRARIES", "USAGE", "FloatsFirst", "lowered", "write"]
 
 LIBRARIES = ("executorch",)
 USAGE = (
@@ -40,20 +40,21 @@ def write(conversion: Conversion, path: Path, text: str) -> None:
     check_package("executorch", "export to ExecuTorch")
     if conversion.size is None:
         raise ModelError("ExecuTorch plans the memory of a network for one size of its input; give it (--size HxW)")
-    program = export_program(_FloatsFirst.of(conversion.network), conversion.size)
+    program = export_program(FloatsFirst.of(conversion.network), conversion.size)
     with work("converting to ExecuTorch"), quiet():
-        graph, content = _lowered(program)
+        graph, content = lowered(program)
     path.write_bytes(content)
     if text:
         append_description(path, text)
     conversion.remarks["executorch"] = _remark(graph)
 
 
-class _FloatsFirst(Deployed):
+class FloatsFirst(Deployed):
     """Makes floats of the raw image before its axes are moved."""
 
     @classmethod
-    def of(cls, network: Deployed) -> _FloatsFirst:
+    def of(cls, network: Deployed) -> FloatsFirst:
+        """The same network."""
         made = cls(network.network, network.images, layout=network.layout, output=network.output)
         return made.eval().requires_grad_(False)
 
@@ -63,8 +64,12 @@ class _FloatsFirst(Deployed):
         return floats.permute(0, 3, 1, 2).contiguous() if self.layout == "NHWC" else floats
 
 
-def _lowered(program: ExportedProgram) -> tuple[fx.GraphModule, bytes]:
-    """The graph, with what XNNPACK takes cut out of it, and the file."""
+def lowered(program: ExportedProgram) -> tuple[fx.GraphModule, bytes]:
+    """The graph, with what XNNPACK takes cut out of it, and the content of a file.
+
+    Raises:
+        ModelError: an operator that ExecuTorch lacks.
+    """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 

@@ -12,12 +12,14 @@ import pytest
 import torch
 from registry import registered
 from tiny_export import build_tiny, noise, photos, plain_logits
+from tiny_quantize import Fragile, fragile_bundle, fragile_data, picture
 from torch import Tensor, nn
 
 from litheseg.bundle.exported import Export, load_export
 from litheseg.deploy.conversion import Conversion, write_network
 from litheseg.deploy.export import export_bundle
 from litheseg.deploy.network import Deployed
+from litheseg.deploy.quantize import Quantizer, calibration_samples
 from litheseg.errors import LithesegError, ModelError
 from litheseg.masks.image_format import ImageFormat
 from litheseg.models.bundle import Bundle
@@ -35,7 +37,7 @@ class Strange(nn.Module):
         return torch.erfinv(image)
 
 
-_registered = registered(tiny=build_tiny)
+_registered = registered(tiny=build_tiny, fragile=lambda num_classes, *, outliers, **_: Fragile(num_classes, outliers))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,23 @@ def test_an_operator_that_it_lacks_is_named_with_the_layer(tmp_path: Path) -> No
             Conversion(Deployed(nn.Sequential(OrderedDict(wrong=Strange())), ImageFormat()), SIZE),
             tmp_path / "x",
         )
+
+
+def test_int8_keeps_what_it_breaks_in_floating_point(tmp_path: Path) -> None:
+    """The layer with outliers is found among all in PyTorch, the result is judged in ExecuTorch."""
+    bundle, data = fragile_bundle(tmp_path, outliers=[2]), fragile_data(tmp_path / "data")
+    calibration, check = calibration_samples(bundle, data)
+    quantizer = Quantizer(bundle, calibration, check, threads=1, formats=("executorch",))
+    export = export_bundle(bundle, tmp_path / "export", formats=("executorch",), data=data, check=False)
+    _, report = quantizer.quantize(export, export.find(precision="fp32"))
+    assert [(len(trial.kept), trial.holds) for trial in report.trials] == [(0, False), (1, True)]
+    assert report.kept[0].name == "layers.2" and len(report.ranking) == 5
+    found = report.result.certificate
+    assert found.runtime == "executorch" and found.miou is not None and found.miou > 0.99
+    image, labels = picture(7)
+    int8 = open_engine(tmp_path / "export" / "executorch-int8-w1.pte", precision="int8", threads=1)
+    assert int8(image).dtype == np.float32 and np.array_equal(int8(image).argmax(0), labels)
+    assert report.result.size_bytes < report.fp32_bytes
 
 
 def test_a_gpu_is_refused(export: Export) -> None:

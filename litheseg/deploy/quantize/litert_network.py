@@ -62,7 +62,7 @@ class LitertNetwork(QuantizableNetwork):
             raise MissingExtraError("ai-edge-quantizer", "litert-export", "int8 in LiteRT")
 
     @classmethod
-    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
+    def read(cls, path: Path, layout: str, source: object = None) -> QuantizableNetwork:
         """See `QuantizableNetwork.read`."""
         cls.require()
         return cls(path.read_bytes(), layout)

@@ -5,7 +5,8 @@ their own (its preset "mixed"). Weights use half the range of int8 (`OverflowFix
 pairs of products in 16 bits, which saturates at the full range, and one file would give one result on one machine and a
 far worse one on the next.
 
-What differs between formats is in `onnx_network` and `openvino_network`; `litert_network` has another quantizer.
+What differs between formats is in `onnx_network` and `openvino_network`; `litert_network` and `executorch_network`
+have other quantizers.
 
 Usage:
     >>> network = OnnxNetwork.read(Path("street.onnx"), "NHWC")
@@ -19,7 +20,7 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import rich
 
+from litheseg.deploy.conversion import Conversion
 from litheseg.deploy.samples import CalibrationImages
 from litheseg.errors import LithesegError, MissingExtraError, first_line
 from litheseg.progress import work
@@ -55,6 +57,8 @@ class QuantizableNetwork(ABC):
     """The packages that quantize, write and run it."""
     corrects_biases: bool
     """Whether there are two ways, with the biases corrected and without."""
+    simulated: Callable[[np.ndarray], np.ndarray] | None = None
+    """What it gives for an image h w C, without its runtime; where files take too long to write for each layer."""
 
     def __init__(self, model: Any, layout: str) -> None:
         self.model, self.layout = model, layout
@@ -88,8 +92,13 @@ class QuantizableNetwork(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
+    def read(cls, path: Path, layout: str, source: Callable[[], Conversion] | None = None) -> QuantizableNetwork:
         """Read a network file.
+
+        Args:
+            path: the file.
+            layout: of its input.
+            source: makes what the file was made of, for formats that cannot be read back.
 
         Raises:
             MissingExtraError: its library is not installed.

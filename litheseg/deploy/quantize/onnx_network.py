@@ -27,7 +27,7 @@ class OnnxNetwork(NncfNetwork):
     suffix, libraries = ".onnx", ("nncf", "onnx", "onnxruntime")
 
     @classmethod
-    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
+    def read(cls, path: Path, layout: str, source: object = None) -> QuantizableNetwork:
         """See `QuantizableNetwork.read`."""
         try:
             import onnx

@@ -25,7 +25,7 @@ class OpenVinoNetwork(NncfNetwork):
     suffix, libraries = ".xml", ("nncf", "openvino")
 
     @classmethod
-    def read(cls, path: Path, layout: str) -> QuantizableNetwork:
+    def read(cls, path: Path, layout: str, source: object = None) -> QuantizableNetwork:
         """See `QuantizableNetwork.read`."""
         openvino = require_openvino("int8 in OpenVINO")
         from openvino.passes import ConstantFolding, Manager

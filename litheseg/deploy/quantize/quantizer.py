@@ -1,9 +1,9 @@
 """From an exported fp32 network to an int8 network: calibrate, check, keep in floating point what int8 breaks.
 
-A library quantizes after training (`networks`, `litert_network`); here the result is compared with fp32 in the runtime
-that the file is for. Where it is worse than the tolerance, it is tried without NNCF's bias correction, which evens out
-errors over a layer but can shift a class; then the most sensitive layers go back to floating point, as few as will do
-and at most half of them: beyond that, int8 is no longer faster.
+A library quantizes after training (`networks`, `litert_network`, `executorch_network`); here the result is compared
+with fp32 in the runtime that the file is for. Where it is worse than the tolerance, it is tried without NNCF's bias
+correction, which evens out errors over a layer but can shift a class; then the most sensitive layers go back to
+floating point, as few as will do and at most half of them: beyond that, int8 is no longer faster.
 
 Usage:
     >>> calibration, check = calibration_samples(bundle, "data/camvid")
@@ -27,7 +27,10 @@ import numpy as np
 
 from litheseg.bundle.exported import Artefact, Export, description
 from litheseg.bundle.targets import target_of
+from litheseg.deploy.conversion import Conversion
+from litheseg.deploy.network import deployed
 from litheseg.deploy.parity import Certificate, certify, pytorch_reference
+from litheseg.deploy.quantize.executorch_network import ExecutorchNetwork
 from litheseg.deploy.quantize.litert_network import LitertNetwork
 from litheseg.deploy.quantize.networks import QuantizableNetwork
 from litheseg.deploy.quantize.onnx_network import OnnxNetwork
@@ -55,6 +58,7 @@ _NETWORKS: dict[str, type[QuantizableNetwork]] = {
     "onnx": OnnxNetwork,
     "openvino": OpenVinoNetwork,
     "litert": LitertNetwork,
+    "executorch": ExecutorchNetwork,
 }
 _FORMATS = " or ".join(_NETWORKS)
 _PROBE_IMAGES = 8  # that layers are ranked on
@@ -165,7 +169,7 @@ class _Job:
         self._quantizer, self._export, self._artefact, self._scratch = quantizer, export, artefact, scratch
         self._size = artefact.size or (export.header.size if export.header.resizes else None)
         self._images = CalibrationImages(quantizer.calibration, self._size)
-        self._network = _NETWORKS[artefact.format].read(export.file(artefact), artefact.layout)
+        self._network = _NETWORKS[artefact.format].read(export.file(artefact), artefact.layout, self._source)
         self._fp32 = self._open(artefact, export.path)
         self._made: list[tuple[QuantizationTrial, QuantizableNetwork]] = []
         self._name = f"int8 {artefact.format}, width {artefact.width:g}"
@@ -218,8 +222,9 @@ class _Job:
     def _ranked(self) -> list[Sensitivity]:
         """All layers, the most sensitive first: the error at the network's end when one alone is quantized.
 
-        Measured in the runtime that the file is for, so that what its kernels do wrong (saturation, say) is seen too,
-        and on a few calibration images: those that decide whether the result is accepted have no part in it.
+        Measured in the runtime that the file is for, so that what its kernels do wrong (saturation, say) is seen too;
+        in PyTorch where that would take minutes (`QuantizableNetwork.simulated`). And on a few calibration images:
+        those that decide whether the result is accepted have no part in it.
         """
         few = CalibrationImages(self._quantizer.calibration.thinned(_PROBE_IMAGES), self._size)
         probe = self._network.quantized(few, corrected=False, probe=True)
@@ -227,10 +232,17 @@ class _Job:
         expected = [self._fp32(image) for image in images]
         layers, ranked = probe.layers(), list[Sensitivity]()
         for name, kind in track(layers, f"{self._name}: what int8 does to each of the layers"):
-            engine, _ = self._run(probe.only(name))
-            error = output_error((truth, engine(image)) for truth, image in zip(expected, images, strict=True))
+            alone = probe.only(name)
+            run = alone.simulated or self._run(alone)[0]
+            error = output_error((truth, run(image)) for truth, image in zip(expected, images, strict=True))
             ranked.append(Sensitivity(name, kind, error))
         return sorted(ranked, key=lambda layer: -layer.error)  # stable: equal ones stay in running order
+
+    def _source(self) -> Conversion:
+        """What the fp32 file was made of."""
+        made = self._artefact
+        network = deployed(self._quantizer.bundle, made.width, layout=made.layout, output=made.output)
+        return Conversion(network, made.size)
 
     def _run(self, network: QuantizableNetwork) -> tuple[Engine, int]:
         """An engine of a network and the bytes of its files; it goes through files, as the result will."""
