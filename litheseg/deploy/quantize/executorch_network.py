@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from litheseg.bundle.description import append_description
 from litheseg.deploy.conversion import Conversion, quiet
@@ -115,7 +116,7 @@ class ExecutorchNetwork(QuantizableNetwork):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         quantizer = XNNPACKQuantizer().set_global(_configuration(len(images)))
-        quantizer.set_filter_function(lambda node: layer_of(node) != _INPUT and chosen(layer_of(node)))
+        quantizer.set_filter_function(lambda node: _takes_part(node, chosen))
         try:
             with quiet():
                 prepared = prepare_pt2e(copy.deepcopy(self.model), quantizer)
@@ -131,6 +132,15 @@ class ExecutorchNetwork(QuantizableNetwork):
             raise LithesegError(
                 f"torchao cannot quantize this network ({first_line(error)}); export it as fp32"
             ) from error
+
+
+def _takes_part(node: fx.Node, chosen: Callable[[str], bool]) -> bool:
+    """Whether an operator is of a chosen layer; a ReLU goes with the layer before it, weights with any."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import is_relu_node
+
+    if is_relu_node(node):
+        node = node.all_input_nodes[0]
+    return node.op != "call_function" or (layer_of(node) != _INPUT and chosen(layer_of(node)))
 
 
 def _configuration(images: int) -> Any:
