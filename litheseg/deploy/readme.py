@@ -142,6 +142,7 @@ def _use(export: Export) -> str:
     code = f"""import numpy as np
 {imports}
 {reading}
+
 image = {read}{arranged}
 {call.format(path=artefact.path, stem=artefact.path.rpartition(".")[0])}
 labels = {result}"""

@@ -11,6 +11,7 @@ Usage:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ def _loading(header: BundleHeader, file: str) -> Section:
     width = min(header.widths)
     code = f"""from litheseg.runtime import Predictor
 
-predict = Predictor({file!r}, width={width:g})
+predict = Predictor({json.dumps(file)}, width={width:g})
 mask = predict("image.jpg")  # uint8, the image's own height and width"""
     return Section("How to use it", (Code(code, "python"),))
 
