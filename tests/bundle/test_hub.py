@@ -86,7 +86,7 @@ def test_the_card_is_what_the_hub_reads(hub: TinyHub, made: Path) -> None:
     scores = {result.metric_name: result.metric_value for result in facts.eval_results}
     assert scores == {"mIoU, width 1": 0.75, "mIoU, width 0.5": 0.5}
     assert facts.eval_results[0].task_type == "image-segmentation"
-    assert f"Predictor('hf:{NAME}', width=0.5)" in card.text
+    assert f'Predictor("hf:{NAME}", width=0.5)' in card.text
 
 
 def test_an_export_too(hub: TinyHub, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_card_says_what_data_limits_provenance_and_how_to_load() -> None:
         "licence of the data: research only",
     ):
         assert text in card
-    assert "Predictor('runs/lithe.safetensors', width=0.5)" in card
+    assert 'Predictor("runs/lithe.safetensors", width=0.5)' in card
     assert "No accuracy was measured at width 0.75." in card
     assert "seed: 7" in card and "versions: torch 2.11" in card
     assert "| 0.5 | 61.2 | – | 1.50 | 1.20 | 12.3 |" in card
