@@ -46,6 +46,13 @@ def test_the_photographs_of_the_demo_are_in_a_checkout_with_their_licence() -> N
     assert all(photograph.name in licence for photograph in photographs)
 
 
+def test_a_folder_without_photographs_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--photographs", str(tmp_path / "none"), *SMALL]) == 2
+    assert "none holds no image" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_force_begins_anew_but_spares_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("my only copy")
     with pytest.raises(TrainingError, match="left alone"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from litheseg.cli.printing import print_next, print_table
 from litheseg.data.sources.base import find_images
 from litheseg.demo import ZOO_MODEL, demo_photographs, draw_photographs, run_demo
+from litheseg.errors import DataError
 from litheseg.models.bundle import load_bundle
 from litheseg.report.card import width_table
 
@@ -29,7 +30,9 @@ def demo(
     """
     picture = output.with_name(f"{output.name}-photographs.png")
     shown = demo_photographs() if photographs is None else list(find_images(photographs).values())
-    if shown and (force or not picture.exists()):
+    if photographs is not None and not shown:
+        raise DataError(f"{photographs} holds no image; give a folder of photographs of streets")
+    if shown and (force or photographs is not None or not picture.exists()):
         draw_photographs(picture, shown)
         print(f"{ZOO_MODEL}, a trained network, on photographs, at each of its widths: {picture}\n")
     result = run_demo(output, overrides, force=force)
