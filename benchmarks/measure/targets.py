@@ -41,6 +41,7 @@ from litheseg.bundle.exported import EXPORT_FILE, load_export
 from litheseg.bundle.header import BundleHeader
 from litheseg.bundle.targets import STORED_PRECISIONS, TARGETS, Target
 from litheseg.data import open_source
+from litheseg.data.sources.base import spread
 from litheseg.deploy.export import CERTIFICATE_FILE
 from litheseg.deploy.parity import Certificate, Reference, pytorch_reference
 from litheseg.deploy.web import WebPage
@@ -90,8 +91,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(THREADS)
     bundle, source = load_bundle(options.model), open_source("auto", options.data)
-    samples = source.samples("val")
-    pictures = [source.read_image(sample) for sample in samples[:: max(1, len(samples) // PICTURES)][:PICTURES]]
+    pictures = [source.read_image(sample) for sample in spread(source.samples("val"), PICTURES)]
     expected = list(map(partial(pytorch_labels, pytorch_reference(bundle, options.width)), pictures))
     with ExitStack() as stack:
         entries = [*in_process(pictures, options), *in_browser(bundle.header, pictures, options, stack)]

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from records import newest, results
-from rows import read_protocols
 
 from pages.folds import Difference, difference
-from pages.studies import Study
-from pages.writer import NONE, Section, details, intervals, table
+from pages.studies import read_studies
+from pages.writer import NONE, Section, intervals, source, table
 
 __all__ = ["Answer", "claim_sections", "verdict"]
 
@@ -39,18 +37,15 @@ class Answer:
 
     Attributes:
         claim: its entry in claims.yaml.
-        study: the rows of one protocol and network.
+        where: network and protocol.
+        records: the rows on both sides.
         found: the difference.
     """
 
     claim: Mapping[str, Any]
-    study: Study
+    where: str
+    records: Sequence[Mapping[str, Any]]
     found: Difference
-
-    @property
-    def where(self) -> str:
-        """Protocol and network."""
-        return ", ".join(filter(None, [self.study.network or self.claim.get("model", ""), self.study.protocol]))
 
     @property
     def verdict(self) -> str:
@@ -68,13 +63,14 @@ def verdict(found: Difference, least: float) -> str:
 
 
 def claim_sections() -> list[Section]:
-    """The table, its picture, and the commands that repeat it."""
+    """The table, its picture, and the rows behind it."""
     claims: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
     answers = {claim["claim"]: answers_to(claim) for claim in claims}
     lines = [line for claim in claims for line in _lines(claim, answers[claim["claim"]])]
     found = [answer for own in answers.values() for answer in own]
     head = ["paper", "claim", "paper's number", "trained here", "ours", "pairs", "verdict"]
-    blocks = [_HOW, table(head, lines, left=(0, 1, 2, 3, 6)), _repeat(found)]
+    records = {record["key"]: record for answer in found for record in answer.records}
+    blocks = [_HOW, table(head, lines, left=(0, 1, 2, 3, 6)), source(records.values())]
     bars = {f"{answer.claim['claim']} ({answer.where})": (answer.found, answer.claim.get("least")) for answer in found}
     draw = partial(
         intervals, values=bars, label="mIoU points with 95 % interval (hollow: one pair); diamonds: the paper's number"
@@ -85,29 +81,25 @@ def claim_sections() -> list[Section]:
 
 def answers_to(claim: Mapping[str, Any]) -> list[Answer]:
     """Of every protocol and network that has both rows; over the widths that both have."""
+    studies = {
+        (study.protocol, study.network): study
+        for study in read_studies(claim["table"])
+        if study.labelled == claim.get("labelled")
+    }
     answers = []
-    for study in _studies(claim):
-        own = study.where(model=claim["model"]) if "model" in claim else study
-        other = study.where(model=claim["over_model"]) if "over_model" in claim else own
+    for (protocol, network), own in studies.items():
+        other = studies.get((protocol, claim.get("over_model", network)))
+        if other is None or network != claim.get("model", network):
+            continue
         sides = (own, claim["label"]), (other, claim["over"])
-        widths = [width for width in study.widths if all(part.scores(label, width) for part, label in sides)]
+        widths = [width for width in own.widths if all(part.scores(label, width) for part, label in sides)]
         if not widths:
             continue
         first, second = (part.scores(label, None, widths=widths) for part, label in sides)
         if found := difference([first[pair] - second[pair] for pair in first if pair in second]):
-            answers.append(Answer(claim, study, found))
+            records = [record for part, label in sides for record in part.of(label)]
+            answers.append(Answer(claim, f"{network}, {protocol}", records, found))
     return answers
-
-
-def _studies(claim: Mapping[str, Any]) -> list[Study]:
-    """Rows that can answer a claim, by protocol and network; all networks together where the claim names them."""
-    protocols = read_protocols()
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for record in newest(results(claim["table"])):
-        if record.get("labelled") == claim.get("labelled"):
-            network = "" if "model" in claim else record.get("network") or record["model"]
-            groups.setdefault((record["protocol"], network), []).append(record)
-    return [Study(protocol, network, rows, protocols[protocol].folds) for (protocol, network), rows in groups.items()]
 
 
 def _lines(claim: Mapping[str, Any], answers: Sequence[Answer]) -> list[list[str]]:
@@ -115,14 +107,3 @@ def _lines(claim: Mapping[str, Any], answers: Sequence[Answer]) -> list[list[str
     if not answers:
         return [[*first, NONE, NONE, NONE, "open"]]
     return [[*first, a.where, str(a.found), str(a.found.pairs), f"**{a.verdict}**"] for a in answers]
-
-
-def _repeat(answers: Sequence[Answer]) -> str:
-    """The rows behind the answers, folded away."""
-    lines = [
-        f"- {row['key']}, on {row['hardware']}: `{row['command']}`"
-        for answer in answers
-        for label in (answer.claim["label"], answer.claim["over"])
-        for row in answer.study.of(label)
-    ]
-    return details("Rows, hardware and commands", "\n".join(dict.fromkeys(lines)))

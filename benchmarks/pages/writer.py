@@ -17,10 +17,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from litheseg.files import atomic_path
+from litheseg.report.canvas import GREY, add_axes, line_color, save_figure
 from litheseg.report.plots import FrontierPoint, frontier
 
 __all__ = [
@@ -164,23 +163,16 @@ def bars(path: Path, values: Mapping[str, float], label: str, title: str) -> Non
         label: what they are, with the unit.
         title: above the figure.
     """
-    color, first, grey = "#0072B2", "#555555", "#aaaaaa"
     figure = Figure(figsize=(7, 0.9 + 0.32 * len(values)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    colors = [first, *[color] * (len(values) - 1)]
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")  # longer than the axes are wide
+    axes = add_axes(figure, "", label, "")
+    colors = [GREY, *[line_color(0)] * (len(values) - 1)]
     drawn = axes.barh(list(values), list(values.values()), color=colors, height=0.65)
-    axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=9, color=first)
-    axes.axvline(next(iter(values.values())), color=grey, linewidth=1, linestyle="--", zorder=0)
+    axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=9, color=GREY)
+    axes.axvline(next(iter(values.values())), color=GREY, linewidth=1, linestyle="--", zorder=0)
     axes.invert_yaxis()
     axes.margins(x=0.08)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    axes.set_xlabel(label, color=first)
-    axes.tick_params(colors=first, labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_color(grey)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=144, facecolor="white", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def intervals(path: Path, values: Mapping[str, tuple[Any, float | None]], label: str) -> None:
@@ -191,20 +183,15 @@ def intervals(path: Path, values: Mapping[str, tuple[Any, float | None]], label:
         values: by name; a `pages.folds.Difference`, and what was claimed or None. At least one.
         label: what they are, with the unit.
     """
-    color, grey = "#0072B2", "#aaaaaa"
     figure = Figure(figsize=(12, 0.9 + 0.25 * len(values)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = add_axes(figure, "", "", "")
+    axes.set_xlabel(label, color=GREY, loc="right")  # longer than the axes are wide
     for name, (found, claimed) in values.items():
-        style = {"fmt": "o", "color": color, "capsize": 3, "markerfacecolor": color if found.half else "white"}
-        axes.errorbar(found.mean, name, xerr=found.half, **style)
+        own = {"color": line_color(0), "markerfacecolor": line_color(0) if found.half else "white"}
+        axes.errorbar(found.mean, name, xerr=found.half, fmt="o", capsize=3, **own)
         if claimed is not None:
-            axes.plot(claimed, name, "D", color="#D55E00", markersize=6, zorder=0)
-    axes.axvline(0, color=grey, linewidth=1, linestyle="--", zorder=0)
+            axes.plot(claimed, name, "D", color=line_color(1), markersize=6, zorder=1)
+    axes.axvline(0, color=GREY, linewidth=1, linestyle="--", zorder=0)
     axes.invert_yaxis()
     axes.margins(y=0.02)
-    axes.set_xlabel(label, loc="right")
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=144, facecolor="white", metadata={"Software": None})
+    save_figure(figure, path)
